@@ -56,7 +56,7 @@ class ModelConfig:
     tied: bool = False  # output head shares the embedding's weights
     qk_norm: bool = True
     residual: bool = True
-    zero_init_outputs: bool = True  # residual branches and the head start at zero
+    zero_init_outputs: bool = False  # residual branches and the head start at zero
     dropout: float = 0.0
     parametrization: str = "sp"
     base_width: int = 64  # where every parametrization agrees with `sp`
@@ -288,9 +288,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         _require(isinstance(value, dict), path, value, "must be a table")
         return from_dict(typing.cast(type, hint), value, path)
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        _require(math.isfinite(value), path, value, "must be finite")
-        _require(hint is float or bool(value == int(value)), path, value, "must be a whole number")
-        return hint(value)
+        number = float(value)
+        _require(math.isfinite(number), path, value, "must be finite")
+        _require(hint is float or number.is_integer(), path, value, "must be a whole number")
+        return number if hint is float else int(typing.cast(int, value))
     ok = isinstance(value, hint) and isinstance(value, bool) == (hint is bool)
     _require(ok, path, value, f"must be {hint.__name__}")
     return value

@@ -1,0 +1,70 @@
+"""What a plan will take on this device, from a measurement of a few seconds.
+
+The time of a step is close to a + b x FLOPs: a is what does not shrink with the model. Two shapes of the plan, the
+cheapest and the dearest, give a and b.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from scaling.config import RunConfig
+from scaling.flops import flops_per_token
+from scaling.parallel import choose
+from scaling.plan import Plan, trunk_steps
+from scaling.train import Schedule, program
+from scaling.trunk import LoopConfig
+
+_CHUNKS = 4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a run's step, and of getting ready to train it."""
+
+    step: float
+    start: float
+
+
+def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
+    """Measured seconds of a step and of compilation, on random tokens: (step, start)."""
+    strategy = choose(loop.strategy, run.optim.batch_size)
+    compiled = program(run, strategy, None)
+    S = loop.chunk_steps
+    shape = (S, run.optim.batch_size, run.model.context + 1)
+    batches = np.random.default_rng(0).integers(0, run.model.vocab, shape, dtype=np.int32)
+    rates = Schedule(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
+    state, times = compiled.init(0), []
+    for _ in range(_CHUNKS + 1):
+        start = time.perf_counter()
+        state, metrics = compiled.chunk(state, strategy.shard_batches(batches), rates, np.int32(S), np.uint32(0))
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    step = float(np.median(times[1:]))
+    return step / S, times[0] - step
+
+
+def calibration_runs(plan: Plan) -> list[RunConfig]:
+    """The cheapest and the dearest step of a plan."""
+    ordered = sorted(plan.runs, key=_step_flops)
+    return [ordered[0]] if _step_flops(ordered[0]) == _step_flops(ordered[-1]) else [ordered[0], ordered[-1]]
+
+
+def estimate(plan: Plan, timings: Sequence[Timing], workers: int) -> float:
+    """Seconds that a plan takes on `workers` equal workers, each trunk on one, the dearest first."""
+    points = [_step_flops(run) for run in calibration_runs(plan)]
+    busy = [0.0] * workers
+    start = float(np.mean([t.start for t in timings]))
+    for trunk in plan.trunks():
+        step = float(np.interp(_step_flops(trunk[0]), points, [t.step for t in timings]))
+        busy[int(np.argmin(busy))] += start + step * trunk_steps(trunk)
+    return max(busy)
+
+
+def _step_flops(run: RunConfig) -> float:
+    return run.batch_tokens * flops_per_token(run.model)

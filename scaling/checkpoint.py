@@ -1,0 +1,56 @@
+"""Save and restore training states with Orbax: atomic, numbered by step, a bounded number kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+Tree = Any
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one directory. Steps in `protected` outlive the two latest."""
+
+    def __init__(self, directory: Path, protected: Iterable[int] = ()) -> None:
+        keep = frozenset(protected)
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy(
+            [
+                ocp.checkpoint_managers.LatestN(2),
+                ocp.checkpoint_managers.CustomSteps(sorted(keep)),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, step: int, tree: Tree) -> None:
+        """Write `tree` under `step`, whole or not at all; a step that is there already is left as it is."""
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(_by_path(tree)), force=True)
+
+    def restore_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
+        """The latest state at or before a step; None when there is none. An unreadable one is passed over."""
+        abstract = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in _by_path(like).items()}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if step > at_most:
+                continue
+            try:
+                leaves = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                return step, jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in abstract])
+            except (ValueError, OSError, KeyError) as error:
+                log.warning("checkpoint %d cannot be read (%s): an earlier one is used", step, error)
+        return None
+
+    def close(self) -> None:
+        """Wait for whatever is under way."""
+        self._manager.close()
+
+
+def _by_path(tree: Tree) -> dict[str, Any]:
+    """Leaves by their path: names on disk, and no demand on the tree's own node types."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,415 @@
+"""The `scaling` command: plan, sweep, runs, fit, plot, predict, report.
+
+The only file that imports both packages, and lazily: a verb that fits never loads Flax, one that trains never
+loads the fitting code. Exit status: 0 done; 1 the data cannot carry the answer; 2 wrong usage or configuration;
+3 some runs failed, the others are kept; 130 interrupted, call again to resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from scaling.config import ConfigError, read_toml
+from scaling.plan import Plan, PlanConfig, make_plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis import Fit, Runs
+
+Positional = tyro.conf.Positional
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_table(table: pd.DataFrame, as_json: bool) -> None:
+    if as_json:
+        print(table.to_json(orient="records", indent=1, double_precision=15))
+    else:
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
+
+
+def preset_path(name: str) -> Path:
+    """A preset of `experiments/presets` by name, or a path to a .toml file."""
+    if name.endswith(".toml"):
+        return Path(name)
+    folder = Path(str(importlib.resources.files("experiments"))) / "presets"
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+        raise ConfigError(f"preset {name!r}: no such preset; known: {known}; or give a path ending in .toml")
+    return path
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Print the runs of a plan, what they cost and how long they will take here, and train nothing.
+
+    Example: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
+    """
+
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
+    preset: str | None = None
+    """Start from experiments/presets/NAME.toml, or from a path ending in .toml; other flags override it."""
+    out: Path = Path("runs/sweep")
+    """Where the runs are or will be: what is finished there is not counted again."""
+    timing: bool = True
+    """Measure this machine for some seconds to tell how long the plan takes."""
+    workers: int | None = None
+    """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    save: Path | None = None
+    """Write the plan as JSON."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        plan = make_plan(self.config)
+        if self.save is not None:
+            plan.to_json(self.save)
+        show_plan(plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json)
+        return 0
+
+
+def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False) -> None:
+    """Print a plan's table of runs, its refused rungs, its price and its estimated time."""
+    from scaling.sweep import estimate_seconds, prepare, unfinished
+
+    facts = prepare(plan)
+    table = plan.table(facts["train_tokens"])
+    seconds = estimate_seconds(plan, out, workers) if timing else None
+    if as_json:
+        refused = [{"width": run.model.width, "budget": run.budget, "reason": why} for run, why in plan.refused]
+        runs = json.loads(table.to_json(orient="records", double_precision=15))
+        _print_json({"runs": runs, "refused": refused, "flops": plan.flops, "seconds": seconds})
+        return
+    shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
+    _print_table(shown, as_json=False)
+    for run, reason in plan.refused:
+        print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
+    repeated = int((table["repeated_tokens"] > 0).sum())
+    if repeated:
+        print(f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}")
+    alone = table["flops"].sum()
+    share = f"{plan.flops / alone:.0%} of training each alone"
+    print(f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})")
+    if seconds is not None:
+        left = len(unfinished(plan, out))
+        print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
+
+
+@dataclass(frozen=True)
+class SweepArgs:
+    """Train what is missing of a plan. Interrupt it at will; the same command resumes.
+
+    Example: scaling sweep --preset quickstart --out runs/mine
+    """
+
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
+    preset: str | None = None
+    """Start from experiments/presets/NAME.toml, or from a path ending in .toml; other flags override it."""
+    plan: Path | None = None
+    """Train a plan saved by `scaling plan --save` instead of one from flags."""
+    out: Path = Path("runs/sweep")
+    workers: int | None = None
+    """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    json: bool = False
+    """Print the run table as JSON."""
+
+    def __call__(self) -> int:
+        from scaling.sweep import sweep
+
+        plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
+        table = sweep(plan, self.out, workers=self.workers)
+        _print_table(table if self.json else _main_columns(table), self.json)
+        return 0
+
+
+def _main_columns(table: pd.DataFrame) -> pd.DataFrame:
+    names = [
+        "run_id",
+        "status",
+        "budget",
+        "width",
+        "depth",
+        "n_matmul",
+        "tokens",
+        "flops",
+        "loss",
+        "loss_se",
+        "bits_per_byte",
+    ]
+    return table[names].assign(run_id=table["run_id"].str[:8])
+
+
+@dataclass(frozen=True)
+class RunsArgs:
+    """Print the run table of a sweep's folder.
+
+    Example: scaling runs runs/mine --all
+    """
+
+    out: Positional[Path]
+    all: bool = False
+    """All columns."""
+    export: bool = False
+    """Also write runs.parquet and runs.csv into the folder."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        from scaling import store
+
+        table = store.run_table(self.out)
+        if table.empty:
+            raise ConfigError(f"{self.out}: no finished run below this folder; train some with `scaling sweep --out`")
+        if self.export:
+            store.export(table, self.out)
+        _print_table(table if self.all or self.json else _main_columns(table), self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which runs, and which of their columns. Left out, the project's own columns are used."""
+
+    N: str | None = None
+    D: str | None = None
+    C: str | None = None
+    loss: str | None = None
+    trunk: str | None = None
+    budget: str | None = None
+
+    def read(self, path: Path) -> Runs:
+        """The accepted runs of a sweep's folder, a .csv, a .parquet or a .jsonl."""
+        from analysis import load_runs
+        from scaling import store
+
+        source = store.run_table(path) if path.is_dir() else path
+        if path.is_dir() and len(source) == 0:
+            raise ConfigError(f"{path}: no finished run below this folder; train some with `scaling sweep --out`")
+        return load_runs(source, **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class FitArgs:
+    """Fit a scaling law and print its parameters with 90 % intervals.
+
+    Example: scaling fit runs.csv --columns.N params --columns.D tokens --columns.loss val_loss --save fit.json
+    """
+
+    runs: Positional[Path]
+    """A sweep's folder, or a .csv, .parquet or .jsonl file."""
+    columns: Table = field(default_factory=Table)
+    law: str = "chinchilla"
+    """chinchilla; power_law_N, power_law_D, power_law_C; the last three also with _pure (no constant)."""
+    objective: Literal["huber", "least_squares", "lad"] = "huber"
+    delta: float = 1e-3
+    """Of Huber's loss on log residuals."""
+    holdout: Literal["none", "largest_budget", "largest_N", "largest_C"] = "none"
+    """Keep these runs out of the fit and predict them."""
+    draws: int = 1000
+    """Bootstrap replicates."""
+    seed: int = 0
+    save: Path | None = None
+    """Write the fit here as JSON, and its bootstrap draws beside it, for `scaling predict`."""
+    json: bool = False
+
+    def study(self) -> Any:
+        """Everything the verbs `fit`, `plot` and `report` need."""
+        from analysis.study import study
+
+        return study(
+            self.columns.read(self.runs),
+            law=self.law,
+            holdout=self.holdout,
+            objective=self.objective,
+            delta=self.delta,
+            draws=self.draws,
+            seed=self.seed,
+        )
+
+    def __call__(self) -> int:
+        result = self.study()
+        if self.save is not None:
+            result.fit.to_json(self.save)
+            result.boot.to_json(_draws_path(self.save))
+        if self.json:
+            _print_json(result.summary())
+        else:
+            from analysis.study import describe
+
+            print(describe(result))
+        return 0
+
+
+def _draws_path(fit: Path) -> Path:
+    return fit.with_suffix(".draws.json")
+
+
+@dataclass(frozen=True)
+class PlotArgs(FitArgs):
+    """Fit, and write the figures: frontier, IsoFLOP curves, L(N, D) with residuals, extrapolation.
+
+    Example: scaling plot runs/mine --holdout largest_budget --figures figures --format pdf
+    """
+
+    figures: Path = Path("figures")
+    format: Literal["png", "svg", "pdf"] = "png"
+
+    def __call__(self) -> int:
+        from analysis.study import write_figures
+
+        for path in write_figures(self.study(), self.figures, self.format).values():
+            print(path)
+        return 0
+
+
+@dataclass(frozen=True)
+class ReportArgs(FitArgs):
+    """Fit, and write one self-contained HTML page with figures, tables, fit and provenance, and summary.json.
+
+    Example: scaling report runs/mine --holdout largest_budget --out report
+    """
+
+    out: Path = Path("report")
+
+    def __call__(self) -> int:
+        from analysis.study import write_study
+
+        paths = write_study(self.study(), self.out, title=f"Scaling law of {self.runs.name}")
+        if self.json:
+            _print_json({name: str(path) for name, path in paths.items()})
+        else:
+            print(paths["report"])
+        return 0
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """Predict the loss of a run, or the compute-optimal run of a budget, from a saved fit.
+
+    Example: scaling predict fit.json --N 1e9 --D 2e10        scaling predict fit.json --C 1e21
+    """
+
+    fit: Positional[Path]
+    """Written by `scaling fit --save`."""
+    N: float | None = None
+    D: float | None = None
+    C: float | None = None
+    json: bool = False
+
+    def __call__(self) -> int:
+        from analysis import Bootstrap, Fit
+
+        fit = Fit.from_json(self.fit)
+        draws = _draws_path(self.fit)
+        boot = Bootstrap.from_json(draws) if draws.exists() else None
+        answer = (
+            self._optimum(fit, boot) if self.C is not None and "C" not in fit.law.variables else self._loss(fit, boot)
+        )
+        if self.json:
+            _print_json(answer)
+        else:
+            for name, value in answer.items():
+                print(f"{name:>14}  {_format(value)}")
+        return 0
+
+    def _loss(self, fit: Fit, boot: Any) -> dict[str, Any]:
+        point = {name: getattr(self, name) for name in fit.law.variables}
+        missing = [f"--{name}" for name, value in point.items() if value is None]
+        if missing:
+            raise ConfigError(f"law {fit.law.name!r} needs {' and '.join(missing)}, or --C for the compute-optimal run")
+        answer: dict[str, Any] = {**point, "loss": float(fit.predict(**point))}
+        if boot is not None:
+            answer["law_90"] = list(boot.predict_interval(**point, level=0.90))
+            answer["new_run_90"] = list(boot.predict_interval(**point, level=0.90, new_run=True))
+        return answer
+
+    def _optimum(self, fit: Fit, boot: Any) -> dict[str, Any]:
+        from analysis import allocate
+
+        assert self.C is not None
+        return allocate(fit, C=self.C, boot=boot).to_dict()
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_format(v) for v in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+VERBS: dict[str, type] = {
+    "plan": PlanArgs,
+    "sweep": SweepArgs,
+    "runs": RunsArgs,
+    "fit": FitArgs,
+    "plot": PlotArgs,
+    "predict": PredictArgs,
+    "report": ReportArgs,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "usage: scaling VERB [--help] ...\n\n" + "\n".join(lines) + "\n"
+
+
+def parse(argv: Sequence[str]) -> Callable[[], int]:
+    """The verb that a command line asks for, with its arguments.
+
+    Raises:
+        SystemExit: wrong usage (2) or `--help` (0).
+        ConfigError: an unknown preset, or one with an unknown key.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        raise SystemExit(0 if argv else 2)
+    if argv[0] not in VERBS:
+        print(f"unknown verb {argv[0]!r}\n\n{_usage()}", end="", file=sys.stderr)
+        raise SystemExit(2)
+    verb, rest = VERBS[argv[0]], list(argv[1:])
+    options: dict[str, Any] = {}
+    if argv[0] in ("plan", "sweep"):
+        options["default"] = verb(config=_template(rest))
+    return tyro.cli(verb, args=rest, prog=f"scaling {argv[0]}", **options)
+
+
+def _template(args: list[str]) -> PlanConfig:
+    """The preset named in the arguments; without one the quickstart's."""
+    name = "quickstart"
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            name = args[i + 1]
+        elif arg.startswith("--preset="):
+            name = arg.removeprefix("--preset=")
+    return read_toml(preset_path(name), PlanConfig)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status."""
+    from scaling.data import DataError
+    from scaling.store import StoreError
+
+    try:
+        return parse(sys.argv[1:] if argv is None else argv)()
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except (ConfigError, DataError, StoreError, FileNotFoundError) as error:
+        print(f"scaling: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"scaling: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        print(f"scaling: {error}", file=sys.stderr)
+        return 3

@@ -1,0 +1,143 @@
+"""Where trunks are trained: this process, or one single-threaded worker process per core.
+
+Both take jobs (lists of runs that share a trunk), call back with events, and return the failures. A worker that
+dies is replaced and its job taken up again from its checkpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from scaling.config import RunConfig, to_dict
+from scaling.trunk import LoopConfig, train_trunk
+
+Report = Callable[[dict[str, Any]], None]
+_ATTEMPTS = 3
+_LINE_LIMIT = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A trunk that could not be trained, and why."""
+
+    runs: list[RunConfig]
+    reason: str
+
+
+def run_here(trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, report: Report) -> list[Failure]:
+    """Train trunk after trunk in this process, over all of its devices."""
+    failures = []
+    for trunk in trunks:
+        try:
+            train_trunk(trunk, out, loop, report)
+        except (ValueError, RuntimeError, OSError) as error:
+            failures.append(Failure(trunk, f"{type(error).__name__}: {error}"))
+    return failures
+
+
+def run_workers(
+    trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, report: Report, workers: int
+) -> list[Failure]:
+    """Train the trunks on `workers` processes, each pinned to one core; an interrupt ends them all."""
+    jobs = [{"job": "train", "runs": [to_dict(r) for r in t], "out": str(out), "loop": _plain(loop)} for t in trunks]
+    results = asyncio.run(_serve(jobs, out, report, workers))
+    return [Failure(trunks[i], result["error"]) for i, result in sorted(results.items()) if "error" in result]
+
+
+def time_in_worker(runs: Sequence[RunConfig], out: Path, loop: LoopConfig) -> list[tuple[float, float]]:
+    """`calibration.seconds_per_step` of each run, measured as a worker would train it."""
+    job = {"job": "time", "runs": [to_dict(r) for r in runs], "loop": _plain(loop)}
+    result = asyncio.run(_serve([job], out, lambda event: None, 1))[0]
+    if "error" in result:
+        raise RuntimeError(f"the timing of this machine failed: {result['error']}")
+    return [(step, start) for step, start in result["seconds"]]
+
+
+def _plain(loop: LoopConfig) -> dict[str, Any]:
+    return dataclasses.asdict(loop)
+
+
+async def _serve(jobs: list[dict[str, Any]], out: Path, report: Report, workers: int) -> dict[int, dict[str, Any]]:
+    """The last event of each job, by its number."""
+    queue = deque((i, job, 1) for i, job in enumerate(jobs))
+    results: dict[int, dict[str, Any]] = {}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    count = min(workers, len(jobs))
+    slots = [
+        _slot(queue, results, out, report, slot, cores[slot % len(cores)] if cores else None) for slot in range(count)
+    ]
+    await asyncio.gather(*slots)
+    return results
+
+
+async def _slot(
+    queue: deque[tuple[int, dict[str, Any], int]],
+    results: dict[int, dict[str, Any]],
+    out: Path,
+    report: Report,
+    slot: int,
+    core: int | None,
+) -> None:
+    """One worker at a time on one core, until the queue is empty."""
+    process = None
+    try:
+        while queue:
+            number, job, attempt = queue.popleft()
+            if process is None:
+                process = await _start(out / "logs" / f"worker-{slot}.log", core)
+            last = await _run_job(process, job, report)
+            if last is None:
+                await process.wait()
+                code, process = process.returncode, None
+                if attempt < _ATTEMPTS:
+                    report({"event": "restarted", "exit": code})
+                    queue.appendleft((number, job, attempt + 1))
+                    continue
+                last = {"error": f"the worker died {attempt} times (exit status {code}); see {out / 'logs'}"}
+            results[number] = last
+    finally:
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+async def _run_job(process: asyncio.subprocess.Process, job: dict[str, Any], report: Report) -> dict[str, Any] | None:
+    """Send a job, pass its events on, and return the last one; None when the worker died."""
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(ConnectionError):
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        await process.stdin.drain()
+    while line := await process.stdout.readline():
+        event = json.loads(line)
+        if event["event"] in ("done", "failed"):
+            return event
+        report(event)
+    return None
+
+
+async def _start(log: Path, core: int | None) -> asyncio.subprocess.Process:
+    """A worker with one computing thread on one core."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    environment = os.environ | threads | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    command = [sys.executable, "-m", "scaling.worker", *([] if core is None else [str(core)])]
+    with open(log, "ab") as errors:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            limit=_LINE_LIMIT,
+        )

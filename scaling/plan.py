@@ -1,0 +1,252 @@
+"""Plans: budgets -> the runs that make a law, with their price before anything is trained.
+
+An IsoFLOP plan trains several sizes at each compute budget (Hoffmann et al. 2022, approach 2). The sizes come
+from one ladder shared by all budgets, so that a size's token budgets are cooldowns off one trunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scaling import store
+from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig, from_dict, to_dict
+from scaling.flops import count, flops_per_token
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """What to plan: compute budgets with sizes around each one's centre, or a rectangle of widths and tokens.
+
+    `widths` is the ladder of sizes; the depth of each follows from `aspect`: a number is width / depth, None keeps
+    `model.depth`. The learning rate of a size is `optim.lr` x (width / model.base_width)^-`lr_width_exponent`.
+    """
+
+    name: str = "sweep"
+    budgets: tuple[float, ...] = ()  # FLOPs; an IsoFLOP plan
+    sizes_per_budget: int = 5
+    tokens_per_parameter: float = 20.0  # centre of each budget's sizes, tokens over n_matmul
+    widths: tuple[int, ...] = (
+        24,
+        32,
+        40,
+        48,
+        56,
+        64,
+        80,
+        96,
+        112,
+        128,
+        160,
+        192,
+        224,
+        256,
+        320,
+        384,
+        448,
+        512,
+    )
+    aspect: float | None = None
+    tokens: tuple[int, ...] = ()  # a rectangular plan: every width at every one of these
+    seeds: tuple[int, ...] = (0,)
+    min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/recipe.md)
+    min_tokens_per_parameter: float = 4.0
+    lr_width_exponent: float = 0.0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval_tokens: int = RunConfig.eval_tokens
+
+    def __post_init__(self) -> None:
+        if bool(self.budgets) == bool(self.tokens):
+            raise ConfigError(f"budgets = {self.budgets}, tokens = {self.tokens}: give one of the two")
+        for name in ("budgets", "tokens", "widths", "seeds"):
+            values = getattr(self, name)
+            if name != "seeds" and any(v <= 0 for v in values):
+                raise ConfigError(f"{name} = {values}: must be positive")
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{name} = {values}: must not repeat")
+            if name in ("widths", "seeds") and not values:
+                raise ConfigError(f"{name} = {values}: must hold at least one")
+        if self.sizes_per_budget < 1:
+            raise ConfigError(f"sizes_per_budget = {self.sizes_per_budget}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs to train, and the rungs that were refused with the reason."""
+
+    name: str
+    runs: tuple[RunConfig, ...]
+    refused: tuple[tuple[RunConfig, str], ...] = ()
+
+    def __iter__(self) -> Iterator[RunConfig]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def trunks(self) -> list[list[RunConfig]]:
+        """The runs by the trunk they share, the most expensive trunk first."""
+        groups: dict[str, list[RunConfig]] = {}
+        for run in sorted(self.runs, key=lambda run: run.tokens):
+            groups.setdefault(run.trunk_id, []).append(run)
+        return sorted(groups.values(), key=trunk_flops, reverse=True)
+
+    def table(self, train_tokens: int | None = None) -> pd.DataFrame:
+        """One row per run: N under every convention, D, C, steps, and with `train_tokens`, the length of the
+        training stream, how many of its tokens are repeats."""
+        rows = []
+        for run in self.runs:
+            row = store.describe(run)
+            keep = (
+                "run_id",
+                "trunk_id",
+                "budget",
+                "width",
+                "depth",
+                "n_total",
+                "n_matmul",
+                "tokens",
+                "flops",
+            )
+            extra: dict[str, Any] = {
+                "steps": run.steps,
+                "tokens_per_parameter": row["tokens"] / row["n_matmul"],
+            }
+            if train_tokens is not None:
+                extra["repeated_tokens"] = max(0, row["tokens"] - train_tokens)
+            rows.append({name: row[name] for name in keep} | extra)
+        return pd.DataFrame(rows)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that the plan costs, shared trunks counted once."""
+        return sum(trunk_flops(trunk) for trunk in self.trunks())
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the plan; `from_json` reads it back."""
+        refused = [{"run": to_dict(run), "reason": reason} for run, reason in self.refused]
+        content = {"name": self.name, "runs": [to_dict(run) for run in self.runs], "refused": refused}
+        store.write_atomically(Path(path), json.dumps(content, indent=1))
+
+    @staticmethod
+    def from_json(path: str | Path) -> Plan:
+        """Read a plan.
+
+        Raises:
+            ConfigError: no such file, no JSON, or an unknown key.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            refused = ((from_dict(RunConfig, rung["run"]), rung["reason"]) for rung in content.get("refused", ()))
+            runs = (from_dict(RunConfig, run) for run in content["runs"])
+            return Plan(content["name"], tuple(runs), tuple(refused))
+        except FileNotFoundError:
+            raise ConfigError(f"plan {str(path)!r}: no such file") from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"plan {str(path)!r}: not a plan ({error})") from None
+
+
+def trunk_steps(runs: Sequence[RunConfig]) -> int:
+    """Optimiser steps to train all runs of one trunk: the longest trunk once, and each cooldown."""
+    return max(run.branch_step for run in runs) + sum(run.steps - run.branch_step for run in runs)
+
+
+def trunk_flops(runs: Sequence[RunConfig]) -> float:
+    """FLOPs to train all runs of one trunk."""
+    return trunk_steps(runs) * runs[0].batch_tokens * flops_per_token(runs[0].model)
+
+
+def isoflop_plan(
+    budgets: Sequence[float], sizes_per_budget: int = 5, data: str | DataConfig = "code", **options: Any
+) -> Plan:
+    """IsoFLOP grid over compute budgets in FLOPs, on a data source; `options` are fields of `PlanConfig`."""
+    data = DataConfig(data) if isinstance(data, str) else data
+    return make_plan(PlanConfig(budgets=tuple(budgets), sizes_per_budget=sizes_per_budget, data=data, **options))
+
+
+def grid_plan(widths: Sequence[int], tokens: Sequence[int], data: str | DataConfig = "code", **options: Any) -> Plan:
+    """Rectangular grid of widths x token budgets, on a data source; `options` are fields of `PlanConfig`."""
+    data = DataConfig(data) if isinstance(data, str) else data
+    return make_plan(PlanConfig(widths=tuple(widths), tokens=tuple(tokens), data=data, **options))
+
+
+def make_plan(config: PlanConfig) -> Plan:
+    """The runs of a plan, those too short for a law to hold refused.
+
+    Raises:
+        ConfigError: nothing is left, or a size's shape is invalid.
+    """
+    ladder = [_size(config, width) for width in sorted(config.widths)]
+    slices = _isoflop_slices(config, ladder) if config.budgets else _grid_slices(config, ladder)
+    runs: list[RunConfig] = []
+    refused: list[tuple[RunConfig, str]] = []
+    for candidates, wanted in slices:
+        accepted = []
+        for rank, run in enumerate(candidates):
+            reason = _too_short(config, run)
+            if reason and rank < wanted:
+                refused.append((run, reason))
+            elif not reason:
+                accepted.append(run)
+            if len(accepted) == wanted:
+                break
+        ordered = sorted(accepted, key=lambda run: (count(run.model).n_matmul, run.tokens))
+        runs += [dataclasses.replace(run, seed=seed) for run in ordered for seed in config.seeds]
+    if not runs:
+        raise ConfigError(f"plan {config.name!r}: every rung is refused; the first: {refused[0][1]}")
+    return Plan(config.name, tuple(runs), tuple(refused))
+
+
+def _size(config: PlanConfig, width: int) -> ModelConfig:
+    model = config.model
+    depth = model.depth if config.aspect is None else max(1, round(width / config.aspect))
+    return dataclasses.replace(model, width=width, depth=depth)
+
+
+def _run(config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None) -> RunConfig:
+    lr = config.optim.lr * (model.width / model.base_width) ** -config.lr_width_exponent
+    optim = dataclasses.replace(config.optim, lr=lr)
+    tokens = max(tokens, optim.batch_size * model.context)
+    return RunConfig(model, config.data, optim, tokens, config.seeds[0], config.eval_tokens, budget)
+
+
+Slice = tuple[list[RunConfig], int]  # candidates, best first, and how many of them are wanted
+
+
+def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[Slice]:
+    """Per budget the sizes of the ladder, nearest to the centre in log tokens per parameter first."""
+    for budget in sorted(config.budgets):
+        tokens = {model: max(1, round(budget / flops_per_token(model))) for model in ladder}
+
+        def distance(model: ModelConfig, tokens: dict[ModelConfig, int] = tokens) -> float:
+            return abs(math.log(tokens[model] / count(model).n_matmul / config.tokens_per_parameter))
+
+        nearest = sorted(ladder, key=distance)
+        yield [_run(config, model, tokens[model], budget) for model in nearest], config.sizes_per_budget
+
+
+def _grid_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[Slice]:
+    for model in ladder:
+        yield [_run(config, model, int(tokens), None) for tokens in sorted(config.tokens)], len(config.tokens)
+
+
+def _too_short(config: PlanConfig, run: RunConfig) -> str:
+    if run.steps < config.min_steps:
+        return f"width {run.model.width}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
+    ratio = run.tokens / count(run.model).n_matmul
+    if ratio < config.min_tokens_per_parameter:
+        limit = config.min_tokens_per_parameter
+        return f"width {run.model.width}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"
+    warmup = run.optim.warmup_tokens
+    if run.branch_step * run.batch_tokens < warmup:
+        return f"width {run.model.width}: warm-up of {warmup:,} tokens does not end before the cooldown begins"
+    return ""

@@ -1,0 +1,73 @@
+"""What a person sees of a running sweep: one bar in FLOPs with its ETA, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from scaling.plan import Plan
+
+
+class Progress:
+    """Takes the events of a sweep."""
+
+    def __init__(self, plan: Plan, bar: Bar | None, quiet: bool) -> None:
+        self.total, self.runs = plan.flops, len(plan)
+        self.bar, self.quiet = bar, quiet
+        self.flops, self.finished, self.start = 0.0, 0, time.monotonic()
+        self.task = None if bar is None else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if event["event"] == "progress":
+            self.flops += event["flops"]
+            if self.bar is not None and self.task is not None:
+                self.bar.update(self.task, advance=event["flops"])
+        elif event["event"] == "finished":
+            self.finished += 1
+            self._line(_describe(event))
+        elif event["event"] == "restarted":
+            self._line(f"a worker ended with exit status {event['exit']}; its runs resume from their checkpoints")
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(text, highlight=False)
+        elif not self.quiet:
+            share = self.flops / self.total
+            elapsed = time.monotonic() - self.start
+            left = elapsed * (1 - share) / share if share > 0 else float("nan")
+            print(
+                f"[{self.finished}/{self.runs}  {share:4.0%}  {left:4.0f} s left]  {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _describe(row: dict[str, Any]) -> str:
+    outcome = "diverged" if row["diverged"] else f"loss {row['loss']:.4f}"
+    shape = f"width {row['width']:>4}  depth {row['depth']:>2}"
+    return f"{row['run_id'][:8]}  {shape}  {row['tokens']:>11,} tokens  {row['flops']:.2e} FLOPs  {outcome}"
+
+
+@contextmanager
+def progress(plan: Plan, *, quiet: bool) -> Iterator[Progress]:
+    """The display of a sweep, on standard error."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Progress(plan, None, quiet)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} % of FLOPs"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        yield Progress(plan, bar, quiet)

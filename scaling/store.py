@@ -1,0 +1,207 @@
+"""Run directories and the run table.
+
+`OUT/<run id>/` holds `config.json`, `metrics.jsonl` (append-only), `checkpoints/` and last, written atomically,
+`result.json`: a run is finished if and only if that file is there. `OUT/trunk-<trunk id>/` holds what runs on one
+trunk share. Nothing is parsed from logs or names. The columns are documented in `analysis/runs.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scaling.config import ConfigError, RunConfig, from_dict, to_dict
+
+COLUMNS = (
+    *("run_id", "trunk_id", "sweep", "seed", "status", "budget"),
+    *("width", "depth", "n_heads", "d_ff", "vocab", "context", "parametrization"),
+    *("n_total", "n_non_embedding", "n_matmul", "tokens", "unique_tokens", "epochs"),
+    *("flops", "flops_6nd", "flops_spent"),
+    *("optimizer", "lr", "batch_tokens", "warmup_tokens", "schedule", "cooldown_fraction", "weight_decay"),
+    *("source", "tokenizer", "loss", "loss_se", "bits_per_byte", "diverged", "undercooled"),
+    *("device", "wall_seconds", "versions", "commit"),
+)
+
+
+class StoreError(RuntimeError):
+    """A run directory that cannot be read; the message names the file and the remedy."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all, durable once this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with open(aside, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def run_dir(out: Path, run: RunConfig) -> Path:
+    """The folder of a run."""
+    return out / run.run_id
+
+
+def trunk_dir(out: Path, run: RunConfig) -> Path:
+    """The folder of what all runs on this run's trunk share."""
+    return out / f"trunk-{run.trunk_id}"
+
+
+def is_finished(out: Path, run: RunConfig) -> bool:
+    """Whether the run has its result."""
+    return (run_dir(out, run) / "result.json").exists()
+
+
+def open_run(out: Path, run: RunConfig) -> Path:
+    """Make the run's folder with its configuration; an existing one must hold the same configuration."""
+    folder = run_dir(out, run)
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            there = from_dict(RunConfig, json.loads(path.read_text()))
+        except (ValueError, ConfigError) as error:
+            remedy = "remove the folder and the next sweep trains the run again"
+            raise StoreError(f"{path}: cannot be read ({error}); {remedy}") from None
+        if there.run_id != run.run_id:
+            raise StoreError(f"{path}: holds run {there.run_id}, not {run.run_id}; move the folder away")
+    else:
+        write_atomically(path, json.dumps(to_dict(run), indent=1))
+    return folder
+
+
+def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> None:
+    """End a run: its one row of the run table. NaN is stored as null, so that the file is JSON."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in outcome.items()}
+    write_atomically(run_dir(out, run) / "result.json", json.dumps(plain, indent=1, allow_nan=False))
+
+
+def append_metrics(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Append lines to a `metrics.jsonl`. After a resume steps may repeat: the last line of a step holds.
+
+    A line that was torn when its writer was killed is ended first, so that it swallows no other.
+    """
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read(1) != b"\n"
+        else:
+            torn = False
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        file.write(("\n" + text if torn else text).encode())
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """The metrics of a run or trunk, one row per logged step, a torn line skipped."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return pd.DataFrame([rows[step] for step in sorted(rows)])
+
+
+def read_results(out: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all finished runs below `out`.
+
+    Raises:
+        StoreError: a result that is no JSON object or lacks columns; names the file and the remedy.
+    """
+    for path in sorted(out.glob("*/result.json")):
+        remedy = f"remove {path.parent} and the next sweep trains the run again"
+        try:
+            row = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read ({error}); {remedy}") from None
+        missing = (
+            [name for name in COLUMNS if name != "flops_spent" and name not in row]
+            if isinstance(row, dict)
+            else COLUMNS
+        )
+        if missing:
+            raise StoreError(f"{path}: lacks {', '.join(missing[:4])}; {remedy}")
+        yield row
+
+
+def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.DataFrame:
+    """One row per finished run below `out`, of all or of the given runs, sorted by shape and tokens.
+
+    `flops_spent` is what a run added to the compute of its trunk: where runs share a trunk, the sum over rows is
+    the compute really spent.
+
+    Raises:
+        StoreError: see `read_results`.
+    """
+    rows = [{**row, "flops_spent": row["flops"]} for row in read_results(Path(out))]
+    table: Any = pd.DataFrame(rows, columns=list(COLUMNS))
+    if runs is not None:
+        table = table.loc[table["run_id"].isin([run.run_id for run in runs])].copy()
+    for name in ("budget", "loss", "loss_se", "bits_per_byte"):
+        table[name] = table[name].astype(float)
+    table = table.sort_values(by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True)
+    shared = table["trunk_id"].duplicated(keep=False)
+    table.loc[shared, "flops_spent"] = _marginal_flops(table.loc[shared])
+    return table
+
+
+def _marginal_flops(table: Any) -> Any:
+    """Cooldown plus the piece of trunk since the branch step before, in steps as `RunConfig.branch_step`."""
+    steps: pd.Series = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
+    cooldown = (table.loc[:, "cooldown_fraction"] * steps).round()
+    branch = steps - cooldown.where(table.loc[:, "schedule"].str.startswith("wsd"), 0.0)
+    before = branch.sort_values(kind="stable").groupby(table.loc[:, "trunk_id"]).shift(fill_value=0.0)
+    return table.loc[:, "flops"] / steps * (steps - before)
+
+
+def export(table: pd.DataFrame, out: str | Path) -> tuple[Path, Path]:
+    """Write the run table as `runs.parquet` and `runs.csv`, each whole or not at all."""
+    out = Path(out)
+    paths = out / "runs.parquet", out / "runs.csv"
+    aside = out / f".runs.{uuid.uuid4().hex}"
+    table.to_parquet(aside, index=False)
+    os.replace(aside, paths[0])
+    write_atomically(paths[1], table.to_csv(index=False))
+    return paths
+
+
+def describe(run: RunConfig) -> dict[str, Any]:
+    """The columns of a run that its configuration decides."""
+    from scaling.flops import count, flops_per_token
+    from scaling.optimizer import undercooled
+
+    model, optim, tokens = run.model, run.optim, run.steps * run.batch_tokens
+    counts = count(model)
+    return {
+        "run_id": run.run_id,
+        "trunk_id": run.trunk_id,
+        "seed": run.seed,
+        "budget": run.budget,
+        **{name: getattr(model, name) for name in ("width", "depth", "n_heads", "d_ff", "vocab", "context")},
+        "parametrization": model.parametrization,
+        **dataclasses.asdict(counts),
+        "tokens": tokens,
+        "flops": tokens * flops_per_token(model),
+        "flops_6nd": 6.0 * counts.n_matmul * tokens,
+        **{name: getattr(optim, name) for name in ("optimizer", "lr", "warmup_tokens", "schedule")},
+        "batch_tokens": run.batch_tokens,
+        "cooldown_fraction": optim.cooldown_fraction,
+        "weight_decay": optim.weight_decay,
+        "source": run.data.source,
+        "tokenizer": run.data.tokenizer,
+        "undercooled": undercooled(run),
+    }

@@ -1,0 +1,238 @@
+"""The training loop: one trunk, many cooldowns.
+
+All runs that differ only in their token budget share a constant-rate trunk. Each leaves it at its branch step,
+cools down in its own directory, is evaluated on the held-out slice and recorded. Everything is a function of the
+configuration and the step, so a run that was killed resumes from its last checkpoint to the same losses.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from scaling import data, provenance, store
+from scaling.checkpoint import Checkpoints
+from scaling.config import ConfigError, RunConfig
+from scaling.flops import flops_per_token
+from scaling.optimizer import schedule
+from scaling.parallel import StrategyName, choose
+from scaling.train import Evaluation, Schedule, TrainState, program
+
+Report = Callable[[dict[str, Any]], None]
+Stage = Literal["trunk", "run"]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run is executed; nothing here changes its outcome."""
+
+    chunk_steps: int = 16  # optimiser steps per dispatch
+    checkpoint_seconds: float = 30.0
+    strategy: StrategyName = "auto"
+    sweep: str = ""  # label of the run table
+
+    def __post_init__(self) -> None:
+        if self.chunk_steps < 1:
+            raise ConfigError(f"loop.chunk_steps = {self.chunk_steps}: must be at least 1")
+
+
+class Diverged(Exception):
+    """The training loss is not finite at `step`."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"loss not finite at step {step}")
+        self.step = step
+
+
+def train_trunk(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report) -> None:
+    """Train all unfinished runs of one trunk, in the order in which they leave it.
+
+    `report` receives `{"event": "progress", "flops": ...}` after each chunk and `{"event": "finished", ...}` with
+    the row of each run.
+
+    Raises:
+        ConfigError: the runs do not share a trunk, or the data do not fit the model.
+    """
+    if len({run.trunk_id for run in runs}) != 1:
+        raise ConfigError("runs: must all share one trunk_id; group them first")
+    pending = [run for run in runs if not store.is_finished(out, run)]
+    pending.sort(key=lambda run: (run.branch_step, run.steps))  # the trunk only ever moves on
+    if pending:
+        trainer = Trainer(pending, out, loop, report)
+        for run in pending:
+            trainer.finish(run)
+
+
+class Trainer:
+    """Trains the runs of one trunk in order of their branch step."""
+
+    def __init__(self, runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report) -> None:
+        run = runs[0]
+        self.out, self.loop, self.report = out, loop, report
+        self.dataset = data.load(run.data)
+        check_fits(run, self.dataset)
+        self.windows = data.Windows(self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed)
+        self.heldout = data.heldout_windows(self.dataset.heldout, run.model.context, run.eval_tokens)
+        strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+        self.program = program(run, strategy, self.dataset.loss_range)
+        self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
+        self.trunk: Position | None = None
+        self.trunk_diverged: Diverged | None = None
+        self.branches = [r.branch_step for r in runs]
+
+    def finish(self, run: RunConfig) -> None:
+        """Train a run to its end and record it, as diverged if its loss is no longer finite."""
+        store.open_run(self.out, run)
+        start = time.monotonic()
+        try:
+            position = self._cool_down(run)
+            evaluation = self.program.evaluate(position.state, self.heldout)
+            if not np.isfinite(evaluation.loss):
+                raise Diverged(run.steps)
+            seconds = position.seconds
+        except Diverged as diverged:
+            evaluation, seconds = Evaluation(float("nan"), float("nan"), 0), time.monotonic() - start
+            self.report({"event": "diverged", "run_id": run.run_id, "step": diverged.step})
+        row = self._row(run, evaluation, seconds)
+        store.write_result(self.out, run, row)
+        self.report({"event": "finished", **row})
+
+    def _cool_down(self, run: RunConfig) -> Position:
+        folder = store.run_dir(self.out, run)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        try:
+            position = self._restore(checkpoints, run.steps)
+            if position is None or position.step < run.branch_step:
+                trunk = self._advance_trunk(run)
+                position = Position(trunk.step, self._copy(trunk.state), trunk.seconds)
+            return self._advance(position, run, "run", run.steps, folder, checkpoints)
+        finally:
+            checkpoints.close()
+
+    def _advance_trunk(self, run: RunConfig) -> Position:
+        """The trunk at the run's branch step."""
+        if self.trunk_diverged is not None:
+            raise self.trunk_diverged
+        folder = store.trunk_dir(self.out, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints = Checkpoints(folder / "checkpoints", protected=self.branches)
+        try:
+            at = self.trunk or self._restore(checkpoints, run.branch_step)
+            at = at or Position(0, self.program.init(run.seed), 0.0)
+            fresh = at.step < run.branch_step
+            self.trunk = self._advance(at, run, "trunk", run.branch_step, folder, checkpoints)
+            if fresh:
+                self._save(checkpoints, self.trunk)
+        except Diverged as diverged:
+            self.trunk_diverged = diverged
+            raise
+        finally:
+            checkpoints.close()
+        return self.trunk
+
+    def _advance(
+        self, at: Position, run: RunConfig, stage: Stage, stop: int, folder: Path, checkpoints: Checkpoints
+    ) -> Position:
+        """Train to step `stop`. A chunk's metrics are read after the next one is dispatched."""
+        started, saved = time.monotonic() - at.seconds, time.monotonic()
+        state, step, unread = at.state, at.step, None
+        log = folder / "metrics.jsonl"
+        while step < stop:
+            n = min(self.loop.chunk_steps, stop - step)
+            state, metrics = self._dispatch(state, run, stage, step, n)
+            self._read(unread, run, log)
+            step, unread = step + n, (step + n, n, metrics)
+            if time.monotonic() - saved > self.loop.checkpoint_seconds and step < stop:
+                self._read(unread, run, log)
+                unread = None
+                self._save(checkpoints, Position(step, state, time.monotonic() - started))
+                saved = time.monotonic()
+        self._read(unread, run, log)
+        return Position(step, state, time.monotonic() - started)
+
+    def _dispatch(self, state: TrainState, run: RunConfig, stage: Stage, step: int, n: int) -> tuple[TrainState, Any]:
+        S = self.loop.chunk_steps
+        factor = schedule(run, np.arange(step, step + S), stage)
+        rates = Schedule(*(np.asarray(factor * peak, np.float32) for peak in (run.optim.lr, run.optim.weight_decay)))
+        batches = self.program.strategy.shard_batches(self.windows.batches(step, S))
+        return self.program.chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
+
+    def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
+        """Wait for a chunk, record it, and stop where its loss is not finite."""
+        if unread is None:
+            return
+        step, n, metrics = unread
+        metrics = {
+            name: np.asarray(values, np.float64)[:n] for name, values in self.program.strategy.gather(metrics).items()
+        }
+        finite = np.isfinite(metrics["loss"])
+        if not finite.all():
+            raise Diverged(step - n + int(np.argmin(finite)))
+        means = {name: float(values.mean()) for name, values in metrics.items()}
+        store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
+        self.report({"event": "progress", "flops": n * self.flops_per_step})
+
+    def _save(self, checkpoints: Checkpoints, at: Position) -> None:
+        state = self.program.strategy.gather(at.state)
+        checkpoints.save(at.step, {"state": state, "seconds": np.float64(at.seconds)})
+
+    def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
+        like = {
+            "state": jax.eval_shape(lambda: self.program.recipe.init(0)),
+            "seconds": np.float64(0.0),
+        }
+        found = checkpoints.restore_latest(like, at_most)
+        if found is None:
+            return None
+        step, tree = found
+        return Position(step, self.program.strategy.replicate(tree["state"]), float(tree["seconds"]))
+
+    def _copy(self, state: TrainState) -> TrainState:
+        """A state that may be donated while the trunk's own lives on."""
+        return self.program.strategy.replicate(self.program.strategy.gather(state))
+
+    def _row(self, run: RunConfig, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
+        tokens = run.steps * run.batch_tokens
+        diverged = not np.isfinite(evaluation.loss)
+        return {
+            **store.describe(run),
+            "sweep": self.loop.sweep,
+            "status": "diverged" if diverged else "finished",
+            "unique_tokens": min(tokens, self.windows.tokens_per_epoch),
+            "epochs": max(1.0, self.windows.epochs(tokens)),  # tokens / unique_tokens
+            "loss": evaluation.loss,
+            "loss_se": evaluation.loss_se,
+            "bits_per_byte": evaluation.loss / math.log(2.0) / self.dataset.bytes_per_token,
+            "diverged": diverged,
+            "wall_seconds": seconds,
+            **provenance.columns(),
+        }
+
+
+@dataclass
+class Position:
+    """A state, its step, and the seconds of training that led to it."""
+
+    step: int
+    state: TrainState
+    seconds: float
+
+
+def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
+    """Whether a model can be trained on a data set.
+
+    Raises:
+        ConfigError: the vocabulary is too small.
+        DataError: windows would cut documents of fixed length.
+    """
+    dataset.check_context(run.model.context)
+    if run.model.vocab < dataset.vocab:
+        remedy = f"source {run.data.source!r} has {dataset.vocab} token ids: raise it to at least that"
+        raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
