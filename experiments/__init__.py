@@ -1,0 +1,1 @@
+"""Scripts that a person runs; each is a reading of the library."""
