@@ -29,6 +29,8 @@ class Quickstart:
     out: Path = Path("runs/quickstart")
     preset: str = "quickstart"
     workers: int | None = None
+    delta: float = 1e-2
+    """Of Huber's loss: twice the scatter between seeds (docs/recipe.md); 1e-3 would all but ignore half the runs."""
     draws: int = 1000
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     if unfinished(plan, args.out).runs:
         show_plan(plan, args.out, timing=True, workers=args.workers)
     runs = sweep(plan, args.out, workers=args.workers)
-    result = study(runs, holdout="largest_budget", draws=args.draws)
+    result = study(runs, holdout="largest_budget", delta=args.delta, draws=args.draws)
     print(describe(result), end="\n\n")
     print("compute-optimal model and data, with 90 % intervals")
     print(optimum(result).to_string(index=False, float_format=lambda x: f"{x:.4g}"), end="\n\n")
