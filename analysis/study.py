@@ -1,0 +1,238 @@
+"""From a run table to an answer: fit, intervals, approach 2, held-out predictions, figures, report, summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.allocate import counted_flops_per_token, optimum_table
+from analysis.approaches import IsoFlop, isoflop
+from analysis.fit import Fit
+from analysis.fit import fit as fit_law
+from analysis.runs import Runs, load_runs
+from analysis.uncertainty import Bootstrap
+
+Frame = Any  # a DataFrame, whose columns type checkers cannot follow
+Holdout = Literal["none", "largest_budget", "largest_N", "largest_C"]
+LEVEL = 0.90
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All that was learned from one run table.
+
+    Attributes:
+        runs: every accepted run. fit, boot: of the runs that were not held out.
+        isoflop: approach 2 on the same runs; None where the table has no budgets to speak of.
+        holdout: one entry per held-out run, see `predict_runs`.
+        notes: why a part is missing.
+    """
+
+    runs: Runs
+    fit: Fit
+    boot: Bootstrap
+    isoflop: IsoFlop | None
+    holdout: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for scripts: law, params, intervals, a, hold-out errors."""
+        params = {name: float(value) for name, value in self.fit.params.items()}
+        result: dict[str, Any] = {
+            "n_runs": len(self.runs),
+            "n_fitted": len(self.fit.residuals),
+            "law": self.fit.law.name,
+            "columns": self.runs.columns,
+            "params": params,
+            "params_interval_90": {name: list(self.boot.interval(name, LEVEL)) for name in params},
+            "objective": self.fit.objective,
+            "certified": self.fit.certificate.ok,
+        }
+        for name in self.fit.derived():
+            result[name] = self.fit.derived()[name]
+            result[f"{name}_interval_90"] = list(self.boot.interval(name, LEVEL))
+        errors = relative_errors(self.holdout)
+        result["holdout"] = list(self.holdout)
+        result["holdout_mean_abs_rel_error"] = float(errors.mean()) if len(errors) else None
+        result["holdout_max_abs_rel_error"] = float(errors.max()) if len(errors) else None
+        result["notes"] = list(self.notes)
+        return result
+
+
+def study(
+    runs: Runs | pd.DataFrame,
+    *,
+    law: str = "chinchilla",
+    holdout: Holdout = "none",
+    objective: str = "huber",
+    delta: float = 1e-3,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Study:
+    """Fit a law, hold runs out, bootstrap, and predict what was held out.
+
+    Raises:
+        NotIdentifiedError: the runs cannot identify the law.
+        ValueError: no run is left, or nothing can be held out.
+    """
+    runs = runs if isinstance(runs, Runs) else load_runs(runs)
+    held = held_out(runs, holdout)
+    fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
+    fit = fit_law(fitted, law=law, objective=objective, delta=delta)
+    boot = fit.bootstrap(draws, seed=seed)
+    curves, notes = _isoflop(fitted)
+    predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
+    return Study(runs, fit, boot, curves, predictions, notes)
+
+
+def held_out(runs: Runs, rule: Holdout) -> np.ndarray:
+    """[n] mask of the accepted runs that a rule keeps out of the fit.
+
+    Raises:
+        ValueError: the rule needs budgets and the table has none, or it would hold out every run.
+    """
+    if rule == "none":
+        return np.zeros(len(runs), dtype=bool)
+    column = {"largest_budget": "budget", "largest_N": "N", "largest_C": "C"}[rule]
+    table: Frame = runs.table
+    if column not in table or table[column].isna().all():
+        raise ValueError(f"holdout = {rule!r}: the table has no {column}; name its column, or hold out 'largest_C'")
+    values = table[column].to_numpy(float)
+    held = values == np.nanmax(values)
+    if held.all():
+        raise ValueError(f"holdout = {rule!r}: all {len(runs)} runs have the same {column}; nothing would be fitted")
+    return held
+
+
+def predict_runs(fit: Fit, boot: Bootstrap, table: Frame) -> tuple[dict[str, Any], ...]:
+    """Predicted beside measured loss of runs, with the 90 % interval of one new run at each point."""
+    rows = []
+    for number, row in enumerate(table.to_dict("records")):
+        point = {name: float(row[name]) for name in fit.law.variables}
+        lower, upper = boot.predict_interval(**point, level=LEVEL, new_run=True)
+        rows.append(
+            {
+                "run_id": str(row.get("run_id", row.get("source_row", number))),
+                **{name: float(row[name]) for name in ("N", "D", "C")},
+                "predicted": float(fit.predict(**point)),
+                "lower_90": lower,
+                "upper_90": upper,
+                "measured": float(row["loss"]),
+            }
+        )
+    return tuple(rows)
+
+
+def optimum(study: Study) -> pd.DataFrame:
+    """Compute-optimal N and D with intervals at each budget of the table and at ten times the largest."""
+    table: Frame = study.runs.table
+    column = table["budget" if "budget" in table and table["budget"].notna().any() else "C"].dropna()
+    budgets = sorted(column.unique()) if column.nunique() <= 12 else list(np.geomspace(column.min(), column.max(), 5))
+    return optimum_table(study.fit, [*budgets, 10 * budgets[-1]], study.boot, counted_flops_per_token(study.fit))
+
+
+def relative_errors(holdout: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """|predicted - measured| / measured of each held-out run."""
+    return np.array([abs(row["predicted"] - row["measured"]) / row["measured"] for row in holdout])
+
+
+def _isoflop(runs: Runs) -> tuple[IsoFlop | None, tuple[str, ...]]:
+    try:
+        return isoflop(runs), ()
+    except ValueError as error:
+        return None, (f"approach 2: {error}",)
+
+
+def write_study(
+    study: Study,
+    out: str | Path,
+    *,
+    plan: pd.DataFrame | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    title: str = "Scaling law",
+) -> dict[str, Path]:
+    """Write `report.html`, `summary.json`, `fit.json`, `bootstrap.json` and `figures/` below `out`.
+
+    extra: entries added to the summary.
+    """
+    from analysis.report import write_report
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {"fit": out / "fit.json", "bootstrap": out / "bootstrap.json", "summary": out / "summary.json"}
+    study.fit.to_json(paths["fit"])
+    study.boot.to_json(paths["bootstrap"])
+    paths["summary"].write_text(json.dumps({**(extra or {}), **study.summary()}, indent=1) + "\n")
+    paths |= write_figures(study, out / "figures")
+    paths["report"] = write_report(
+        out / "report.html",
+        runs=study.runs,
+        fit=study.fit,
+        boot=study.boot,
+        isoflop=study.isoflop,
+        holdout=list(study.holdout) or None,
+        plan=plan,
+        provenance=dict(provenance or {}),
+        title=title,
+    )
+    return paths
+
+
+def write_figures(study: Study, out: str | Path, suffix: str = "png") -> dict[str, Path]:
+    """Write every figure that the study has data for; returns their paths by name."""
+    from analysis import plots
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "frontier": plots.plot_frontier(study.runs, study.fit),
+        "fit": plots.plot_fit(study.runs, study.fit, study.boot),
+    }
+    if study.isoflop is not None:
+        figures["isoflop"] = plots.plot_isoflop(study.runs, study.isoflop)
+    if study.holdout:
+        figures["extrapolation"] = plots.plot_extrapolation(study.fit, study.boot, list(study.holdout))
+    paths = {name: out / f"{name}.{suffix}" for name in figures}
+    for name, figure in figures.items():
+        plots.save_figure(figure, paths[name])
+    return paths
+
+
+def describe(study: Study) -> str:
+    """The answer in words and small tables, for a terminal."""
+    summary = study.summary()
+    lines = [
+        str(study.runs),
+        "",
+        str(study.fit),
+        "",
+        f"90 % intervals ({len(study.boot)} bootstrap draws by {study.boot.unit})",
+    ]
+    for name in (*summary["params"], *study.fit.derived()):
+        value = summary["params"].get(name, summary.get(name))
+        low, high = study.boot.interval(name, LEVEL)
+        lines.append(f"  {name:>6} = {value:<12.6g} [{low:.6g}, {high:.6g}]")
+    if study.isoflop is not None:
+        lines += ["", str(study.isoflop)]
+    if study.holdout:
+        lines += ["", *_describe_holdout(study.holdout)]
+    return "\n".join([*lines, *(f"note: {note}" for note in study.notes)])
+
+
+def _describe_holdout(holdout: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["held out        N           D           C    predicted   90 % of a new run    measured    error"]
+    for row in holdout:
+        interval = f"[{row['lower_90']:.4f}, {row['upper_90']:.4f}]"
+        error = row["predicted"] / row["measured"] - 1
+        shape = f"{row['run_id'][:8]:<8} {row['N']:>10.4g}  {row['D']:>10.4g}  {row['C']:>10.4g}"
+        lines.append(f"{shape}  {row['predicted']:>10.4f}  {interval:>18}  {row['measured']:>10.4f}  {error:>+7.2%}")
+    errors = relative_errors(holdout)
+    lines.append(f"mean absolute relative error {errors.mean():.2%}, largest {errors.max():.2%}")
+    return lines
