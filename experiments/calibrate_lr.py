@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,7 +67,7 @@ def main() -> None:
     cells = {key: best_rate(cell) for key, cell in runs.groupby(["width", "tokens"])}
     table = losses.join(pd.DataFrame(cells.values(), index=losses.index))
     print(table.to_string(float_format=lambda x: f"{x:.4g}"))
-    tuned = table[~table["untuned"].astype(bool)].xs(max(args.tokens), level="tokens")
+    tuned: Any = table[~table["untuned"].astype(bool)].xs(max(args.tokens), level="tokens")
     base = PlanConfig(tokens=(1,)).model.base_width
     widths = tuned.index.to_numpy(float)
     if len(set(widths)) > 1:

@@ -33,9 +33,14 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain JSON data, floats to the last digit."""
+    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
+
+
 def _print_table(table: pd.DataFrame, as_json: bool) -> None:
     if as_json:
-        print(table.to_json(orient="records", indent=1, double_precision=15))
+        _print_json(_records(table))
     else:
         print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
 
@@ -89,14 +94,13 @@ def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_js
     seconds = estimate_seconds(plan, out, workers) if timing else None
     if as_json:
         refused = [{"width": run.model.width, "budget": run.budget, "reason": why} for run, why in plan.refused]
-        runs = json.loads(table.to_json(orient="records", double_precision=15))
-        _print_json({"runs": runs, "refused": refused, "flops": plan.flops, "seconds": seconds})
+        _print_json({"runs": _records(table), "refused": refused, "flops": plan.flops, "seconds": seconds})
         return
     shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
     _print_table(shown, as_json=False)
     for run, reason in plan.refused:
         print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
-    repeated = int((table["repeated_tokens"] > 0).sum())
+    repeated = sum(row["repeated_tokens"] > 0 for row in _records(table))
     if repeated:
         print(f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}")
     alone = table["flops"].sum()
@@ -168,13 +172,25 @@ class RunsArgs:
     def __call__(self) -> int:
         from scaling import store
 
-        table = store.run_table(self.out)
-        if table.empty:
-            raise ConfigError(f"{self.out}: no finished run below this folder; train some with `scaling sweep --out`")
+        table = _finished(self.out)
         if self.export:
             store.export(table, self.out)
         _print_table(table if self.all or self.json else _main_columns(table), self.json)
         return 0
+
+
+def _finished(out: Path) -> pd.DataFrame:
+    """The run table of a sweep's folder.
+
+    Raises:
+        ConfigError: no run has finished there.
+    """
+    from scaling.store import run_table
+
+    table = run_table(out)
+    if table.empty:
+        raise ConfigError(f"{out}: no finished run below this folder; train some with `scaling sweep --out`")
+    return table
 
 
 @dataclass(frozen=True)
@@ -191,12 +207,8 @@ class Table:
     def read(self, path: Path) -> Runs:
         """The accepted runs of a sweep's folder, a .csv, a .parquet or a .jsonl."""
         from analysis import load_runs
-        from scaling import store
 
-        source = store.run_table(path) if path.is_dir() else path
-        if path.is_dir() and len(source) == 0:
-            raise ConfigError(f"{path}: no finished run below this folder; train some with `scaling sweep --out`")
-        return load_runs(source, **dataclasses.asdict(self))
+        return load_runs(_finished(path) if path.is_dir() else path, **dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -338,7 +350,7 @@ class PredictArgs:
         from analysis import allocate
 
         assert self.C is not None
-        return allocate(fit, C=self.C, boot=boot).to_dict()
+        return dataclasses.asdict(allocate(fit, C=self.C, boot=boot))
 
 
 def _format(value: Any) -> str:

@@ -1,0 +1,74 @@
+"""What all tests share: strict JAX, a cache of their own, shapes so small that compiling is most of the time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, from_dict
+
+TINY_SOURCE = "markov:states=16,branching=2,tokens=40000"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def strict_jax() -> None:
+    """No silent broadcasting between arrays of different rank; in subprocesses neither (see `caches`)."""
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Data and compiled programs of subprocesses go to the session's own folders, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCALING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+        patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compile() -> Iterator[None]:
+    """Half the time to compile, for laws that hold however XLA optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+MakeModel = Callable[..., ModelConfig]
+MakeRun = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """A model of 1,500 parameters, with changes."""
+
+    def make(**changes: Any) -> ModelConfig:
+        shape = {"width": 8, "depth": 1, "n_heads": 2, "ff_ratio": 2.0, "vocab": 16, "context": 16}
+        base = ModelConfig(**shape, zero_init_outputs=True)
+        return dataclasses.replace(base, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_run(make_model: MakeModel) -> MakeRun:
+    """A run of 20 steps of 64 tokens, with changes by dotted path, e.g. `**{"optim.lr": 1e-2}`."""
+
+    def make(**changes: Any) -> RunConfig:
+        optim = OptimConfig(lr=1e-2, batch_size=4, warmup_tokens=128, cooldown_fraction=0.3)
+        base = RunConfig(make_model(), DataConfig(TINY_SOURCE), optim, tokens=1280, eval_tokens=2048)
+        values = dataclasses.asdict(base)
+        for path, value in changes.items():
+            *tables, name = path.split(".")
+            table = values
+            for part in tables:
+                table = table[part]
+            table[name] = value
+        return from_dict(RunConfig, values)
+
+    return make
