@@ -61,7 +61,7 @@ class Study:
         result["holdout"] = list(self.holdout)
         result["holdout_mean_abs_rel_error"] = float(errors.mean()) if len(errors) else None
         result["holdout_max_abs_rel_error"] = float(errors.max()) if len(errors) else None
-        result["notes"] = list(self.notes)
+        result["notes"] = [*self.boot.notes, *self.notes]
         return result
 
 
@@ -223,7 +223,7 @@ def describe(study: Study) -> str:
         lines += ["", str(study.isoflop)]
     if study.holdout:
         lines += ["", *_describe_holdout(study.holdout)]
-    return "\n".join([*lines, *(f"note: {note}" for note in study.notes)])
+    return "\n".join([*lines, *(f"note: {note}" for note in (*study.boot.notes, *study.notes))])
 
 
 def _describe_holdout(holdout: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -67,13 +67,14 @@ def main() -> None:
     cells = {key: best_rate(cell) for key, cell in runs.groupby(["width", "tokens"])}
     table = losses.join(pd.DataFrame(cells.values(), index=losses.index))
     print(table.to_string(float_format=lambda x: f"{x:.4g}"))
-    tuned: Any = table[~table["untuned"].astype(bool)].xs(max(args.tokens), level="tokens")
+    longest = int(runs["tokens"].to_numpy().max())
+    tuned: Any = table[~table["untuned"].astype(bool)].xs(longest, level="tokens")
     base = PlanConfig(tokens=(1,)).model.base_width
     widths = tuned.index.to_numpy(float)
     if len(set(widths)) > 1:
         slope, level = np.polyfit(np.log(widths / base), np.log(tuned["best_lr"].to_numpy(float)), 1)
         rule = f"lr = {np.exp(level):.2g} x (width / {base})^{slope:+.2f}"
-        print(f"\n{rule} over the {len(tuned)} tuned cells of {max(args.tokens):,} tokens")
+        print(f"\n{rule} over the {len(tuned)} tuned cells of {longest:,} tokens")
     spread = losses.div(losses.min(axis=1), axis=0) - 1
     print("\nloss above the best of its cell, by rate:")
     print((100 * spread).to_string(float_format=lambda x: f"{x:.1f} %"))

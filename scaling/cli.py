@@ -347,10 +347,13 @@ class PredictArgs:
         return answer
 
     def _optimum(self, fit: Fit, boot: Any) -> dict[str, Any]:
-        from analysis import allocate
+        from analysis.allocate import allocate, counted_flops_per_token
 
         assert self.C is not None
-        return dataclasses.asdict(allocate(fit, C=self.C, boot=boot))
+        best = dataclasses.asdict(allocate(fit, C=self.C, boot=boot, flops_per_token=counted_flops_per_token(fit)))
+        intervals = best.pop("intervals")
+        del best["level"]
+        return best | {f"{name}_90": list(ends) for name, ends in intervals.items()}
 
 
 def _format(value: Any) -> str:

@@ -67,11 +67,13 @@ def test_the_partition_into_chunks_does_not_matter_to_the_last_bit(compiled: Pro
     assert int(jax.device_get(whole.step)) == 16
 
 
-def test_training_lowers_the_loss_below_that_of_the_uniform_prediction(compiled: Program) -> None:
+def test_training_lowers_the_loss_from_that_of_the_uniform_prediction(compiled: Program) -> None:
     rates = Schedule(np.full(S, 0.03, np.float32), np.zeros(S, np.float32))
     same = np.repeat(random_windows(1, B), S, axis=0)
     _, metrics = compiled.chunk(compiled.init(0), same, rates, np.int32(S), np.uint32(0))
-    assert np.asarray(metrics["loss"])[-1] < 2.0 < math.log(V) < np.asarray(metrics["loss"])[0]
+    losses = np.asarray(metrics["loss"])
+    assert np.isclose(losses[0], math.log(V), atol=1e-5)  # the outputs start at zero here
+    assert losses[-1] < 2.0
 
 
 def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
