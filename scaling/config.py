@@ -129,7 +129,7 @@ class OptimConfig:
     """The recipe. Rates are peak rates; weight decay is independent of the rate (Loshchilov & Hutter 2019)."""
 
     optimizer: Optimizer = "adamw"
-    lr: float = 4e-3
+    lr: float = 5e-3  # at model.base_width, see docs/recipe.md
     batch_size: int = 4  # sequences per step, over all devices
     accumulate: int = 1  # micro-batches a step is split into
     schedule: Schedule = "wsd_linear"

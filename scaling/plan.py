@@ -58,7 +58,7 @@ class PlanConfig:
     seeds: tuple[int, ...] = (0,)
     min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/recipe.md)
     min_tokens_per_parameter: float = 4.0
-    lr_width_exponent: float = 0.0
+    lr_width_exponent: float = 0.7  # docs/recipe.md
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
