@@ -17,8 +17,9 @@ import tyro
 
 from analysis.study import describe, optimum, study, write_study
 from scaling import PlanConfig, make_plan, sweep
-from scaling.cli import preset_path, show_plan
+from scaling.cli import preset_path
 from scaling.config import read_toml
+from scaling.printing import show_plan
 from scaling.sweep import unfinished
 
 

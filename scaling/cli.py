@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import tyro
 
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
+from scaling.printing import format_value, main_columns, print_json, print_table, show_plan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,22 +28,6 @@ if TYPE_CHECKING:
     from analysis import Fit, Runs
 
 Positional = tyro.conf.Positional
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as plain JSON data, floats to the last digit."""
-    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
-
-
-def _print_table(table: pd.DataFrame, as_json: bool) -> None:
-    if as_json:
-        _print_json(_records(table))
-    else:
-        print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
 
 
 def preset_path(name: str) -> Path:
@@ -86,32 +70,6 @@ class PlanArgs:
         return 0
 
 
-def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False) -> None:
-    """Print a plan's table of runs, its refused rungs, its price and its estimated time."""
-    from scaling.sweep import estimate_seconds, prepare, unfinished
-
-    facts = prepare(plan)
-    table = plan.table(facts["train_tokens"])
-    seconds = estimate_seconds(plan, out, workers) if timing else None
-    if as_json:
-        refused = [{"width": run.model.width, "budget": run.budget, "reason": why} for run, why in plan.refused]
-        _print_json({"runs": _records(table), "refused": refused, "flops": plan.flops, "seconds": seconds})
-        return
-    shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
-    _print_table(shown, as_json=False)
-    for run, reason in plan.refused:
-        print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
-    repeated = sum(row["repeated_tokens"] > 0 for row in _records(table))
-    if repeated:
-        print(f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}")
-    alone = table["flops"].sum()
-    share = f"{plan.flops / alone:.0%} of training each alone"
-    print(f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})")
-    if seconds is not None:
-        left = len(unfinished(plan, out))
-        print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
-
-
 @dataclass(frozen=True)
 class SweepArgs:
     """Train what is missing of a plan. Interrupt it at will; the same command resumes.
@@ -135,25 +93,8 @@ class SweepArgs:
 
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         table = sweep(plan, self.out, workers=self.workers)
-        _print_table(table if self.json else _main_columns(table), self.json)
+        print_table(table if self.json else main_columns(table), self.json)
         return 0
-
-
-def _main_columns(table: pd.DataFrame) -> pd.DataFrame:
-    names = [
-        "run_id",
-        "status",
-        "budget",
-        "width",
-        "depth",
-        "n_matmul",
-        "tokens",
-        "flops",
-        "loss",
-        "loss_se",
-        "bits_per_byte",
-    ]
-    return table[names].assign(run_id=table["run_id"].str[:8])
 
 
 @dataclass(frozen=True)
@@ -176,7 +117,7 @@ class RunsArgs:
         table = _finished(self.out)
         if self.export:
             store.export(table, self.out)
-        _print_table(table if self.all or self.json else _main_columns(table), self.json)
+        print_table(table if self.all or self.json else main_columns(table), self.json)
         return 0
 
 
@@ -256,7 +197,7 @@ class FitArgs:
             result.fit.to_json(self.save)
             result.boot.to_json(_draws_path(self.save))
         if self.json:
-            _print_json(result.summary())
+            print_json(result.summary())
         else:
             from analysis.study import describe
 
@@ -300,7 +241,7 @@ class ReportArgs(FitArgs):
 
         paths = write_study(self.study(), self.out, title=f"Scaling law of {self.runs.name}")
         if self.json:
-            _print_json({name: str(path) for name, path in paths.items()})
+            print_json({name: str(path) for name, path in paths.items()})
         else:
             print(paths["report"])
         return 0
@@ -330,10 +271,10 @@ class PredictArgs:
             self._optimum(fit, boot) if self.C is not None and "C" not in fit.law.variables else self._loss(fit, boot)
         )
         if self.json:
-            _print_json(answer)
+            print_json(answer)
         else:
             for name, value in answer.items():
-                print(f"{name:>14}  {_format(value)}")
+                print(f"{name:>14}  {format_value(value)}")
         return 0
 
     def _loss(self, fit: Fit, boot: Any) -> dict[str, Any]:
@@ -355,12 +296,6 @@ class PredictArgs:
         intervals = best.pop("intervals")
         del best["level"]
         return best | {f"{name}_90": list(ends) for name, ends in intervals.items()}
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_format(v) for v in value) + "]"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 VERBS: dict[str, type] = {

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.config import (
@@ -46,6 +46,7 @@ def construct(cls: type[T], **values: Any) -> T:
     return config
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     width=st.sampled_from([24, 64, 96]),
     lr=st.floats(1e-6, 1.0),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling import parametrization as table
@@ -66,6 +66,7 @@ def test_inverse_square_root_halves_in_four_times_the_steps() -> None:
     assert values[9] == 1.0 and np.isclose(values[39], 0.5)
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(SCHEDULES),
     steps=st.integers(1, 300),

@@ -1,0 +1,81 @@
+"""What the command line prints: tables, plans and answers, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on standard output."""
+    print(json.dumps(value, indent=1))
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain JSON data, floats to the last digit."""
+    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
+
+
+def print_table(table: pd.DataFrame, as_json: bool) -> None:
+    """One row per line, or JSON records."""
+    if as_json:
+        print_json(records(table))
+    else:
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
+
+
+def main_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a run table that fit on a screen."""
+    names = [
+        "run_id",
+        "status",
+        "budget",
+        "width",
+        "depth",
+        "n_matmul",
+        "tokens",
+        "flops",
+        "loss",
+        "loss_se",
+        "bits_per_byte",
+    ]
+    return table[names].assign(run_id=table["run_id"].str[:8])
+
+
+def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False) -> None:
+    """Print a plan's table of runs, its refused rungs, its price and its estimated time."""
+    from scaling.sweep import estimate_seconds, prepare, unfinished
+
+    facts = prepare(plan)
+    table = plan.table(facts["train_tokens"])
+    seconds = estimate_seconds(plan, out, workers) if timing else None
+    if as_json:
+        refused = [{"width": run.model.width, "budget": run.budget, "reason": why} for run, why in plan.refused]
+        print_json({"runs": records(table), "refused": refused, "flops": plan.flops, "seconds": seconds})
+        return
+    shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
+    print_table(shown, as_json=False)
+    for run, reason in plan.refused:
+        print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
+    repeated = sum(row["repeated_tokens"] > 0 for row in records(table))
+    if repeated:
+        print(f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}")
+    alone = table["flops"].sum()
+    share = f"{plan.flops / alone:.0%} of training each alone"
+    print(f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})")
+    if seconds is not None:
+        left = len(unfinished(plan, out))
+        print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
+
+
+def format_value(value: Any) -> str:
+    """A number to six digits, a list of them, or text."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(format_value(v) for v in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
