@@ -20,7 +20,7 @@ COLUMNS: dict[str, str] = {
     "run_id": "hash of the run's configuration; one row each",
     "trunk_id": "rows that share a constant-rate trunk share this id: they are not independent",
     "sweep": "name of the sweep",
-    "seed": "random seed of initialisation and data order",
+    "seed": "random seed of initialisation and dropout",
     "status": "finished | diverged | failed",
     "budget": "nominal IsoFLOP budget, FLOPs; NaN when the run belongs to none",
     # shape

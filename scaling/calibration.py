@@ -33,7 +33,7 @@ class Timing:
 
 def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
     """Measured seconds of a step and of compilation, on random tokens: (step, start)."""
-    strategy = choose(loop.strategy, run.optim.batch_size)
+    strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
     compiled = program(run, strategy, None)
     S = loop.chunk_steps
     shape = (S, run.optim.batch_size, run.model.context + 1)

@@ -39,7 +39,7 @@ def run_here(trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, rep
     for trunk in trunks:
         try:
             train_trunk(trunk, out, loop, report)
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # whatever it is, the other trunks go on and the sweep ends with its name
             failures.append(Failure(trunk, f"{type(error).__name__}: {error}"))
     return failures
 
@@ -72,10 +72,12 @@ async def _serve(jobs: list[dict[str, Any]], out: Path, report: Report, workers:
     results: dict[int, dict[str, Any]] = {}
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = min(workers, len(jobs))
-    slots = [
-        _slot(queue, results, out, report, slot, cores[slot % len(cores)] if cores else None) for slot in range(count)
-    ]
-    await asyncio.gather(*slots)
+    async with (
+        asyncio.TaskGroup() as slots
+    ):  # an interrupt ends every slot, and each its worker, before it is passed on
+        for slot in range(count):
+            core = cores[slot % len(cores)] if cores else None
+            slots.create_task(_slot(queue, results, out, report, slot, core))
     return results
 
 

@@ -28,7 +28,7 @@ def main() -> None:
             runs = [from_dict(RunConfig, run) for run in job["runs"]]
             result = _serve(job, runs, events)
             _send(events, {"event": "done", **result})
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # whatever it is, the worker lives on and the sweep ends with its name
             _send(events, {"event": "failed", "error": f"{type(error).__name__}: {error}"})
 
 

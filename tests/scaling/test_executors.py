@@ -93,7 +93,6 @@ def test_a_job_that_kills_its_worker_every_time_is_given_up(
     assert len(started) == 4
 
 
-@pytest.mark.skip(reason="asyncio.gather gives up the second worker's cleanup: needs asyncio.TaskGroup in _serve")
 def test_an_interrupt_leaves_no_process_behind(started: list[Any], make_run: MakeRun, tmp_path: Path) -> None:
     seen = []
 

@@ -1,0 +1,46 @@
+"""What a sweep shows without a terminal: one plain line per run, and nothing when asked to be quiet."""
+
+from __future__ import annotations
+
+import pytest
+
+from scaling import Plan
+from scaling.progress import progress
+
+
+def events(plan: Plan) -> list[dict]:
+    shape = {"width": 8, "depth": 1, "tokens": 1280, "flops": plan.flops}
+    return [
+        {"event": "progress", "flops": plan.flops / 2},
+        {"event": "finished", "run_id": "a" * 16, "loss": 2.5, "diverged": False, **shape},
+        {"event": "restarted", "exit": -9},
+        {"event": "progress", "flops": plan.flops / 2},
+        {"event": "finished", "run_id": "b" * 16, "loss": None, "diverged": True, **shape},
+    ]
+
+
+@pytest.fixture
+def plan(make_run) -> Plan:
+    return Plan("two", (make_run(), make_run(seed=1)))
+
+
+def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
+    with progress(plan, quiet=False) as shown:
+        for event in events(plan):
+            shown.report(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("[1/2   50%")
+    assert "aaaaaaaa" in lines[0]
+    assert "loss 2.5000" in lines[0]
+    assert "exit status -9" in lines[1]
+    assert lines[2].startswith("[2/2  100%")
+    assert "diverged" in lines[2]
+
+
+def test_quiet_is_quiet(plan, capsys):
+    with progress(plan, quiet=True) as shown:
+        for event in events(plan):
+            shown.report(event)
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
