@@ -103,6 +103,7 @@ def train_step(
     loss, count, grads = summed_gradient(recipe, state.params, windows, key)
     if axis is not None:
         loss, count, grads = jax.lax.psum((loss, count, grads), axis)
+    count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, rate=rate, decay=decay)
     params = optax.apply_updates(state.params, updates)
