@@ -4,16 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint lock bench docs clean
+.PHONY: quickstart test lint lock bench docs clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart --out runs/quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 3600
 
 lint: $(READY)
 	$(BIN)/ruff check .
