@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit
-from analysis.laws import Law
+from analysis.law import Law
 from analysis.uncertainty import Bootstrap, quantiles
 
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.stats
 
-from analysis.laws import Binding
+from analysis import noise
+from analysis.law import Binding, NotIdentifiedError
 
 if TYPE_CHECKING:
     from analysis.solver import Solution, Solver
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 GRADIENT_OK = 1e-6  # scaled projected gradient below which a solution counts as converged
 COLLINEAR = 0.02  # rms of ln D about its line in ln N below which the two are one variable
 RANK = 1e-7  # singular values of the scaled Jacobian below this share of the largest are zero
+RIDGE_LEVEL = 0.95  # a parameter that its profile cannot keep off the end of its range at this level is on a ridge
+RIDGE_POINTS = 24
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Certificate:
         at_bound: parameters on a bound of their range (a coefficient at 0, an exponent at an end).
         weak: parameters whose standard error exceeds their value.
         degrees_of_freedom: rows minus free parameters.
+        ridges: parameter -> (low, high), the values that fit as well at 95 % (profile likelihood), for parameters
+        that the runs do not keep off the end of their range: a point estimate of them means nothing.
     """
 
     ok: bool
@@ -43,6 +49,7 @@ class Certificate:
     at_bound: tuple[str, ...]
     weak: tuple[str, ...]
     degrees_of_freedom: int
+    ridges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def design_problem(binding: Binding, data: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], str] | None:
@@ -65,7 +72,7 @@ def design_problem(binding: Binding, data: Mapping[str, np.ndarray]) -> tuple[tu
                 free,
                 f"every run has {v} = {np.exp(column[0]):g}: law {law.name!r} needs runs at several {v}",
             )
-    exponents = [name for name, _, _ in binding.nonlinear]
+    exponents = [entry.name for entry in binding.nonlinear]
     if len(law.variables) == 2 and len(exponents) >= 2:
         first, second = (points - points.mean(axis=0)).T
         slope = float(first @ second / (first @ first))
@@ -82,24 +89,40 @@ def design_problem(binding: Binding, data: Mapping[str, np.ndarray]) -> tuple[tu
     return None
 
 
+def refuse_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> None:
+    """
+    Raises:
+        NotIdentifiedError: any parameter is in the null space of the Jacobian.
+    """
+    if lost:
+        raise NotIdentifiedError(
+            f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on these {runs} runs (the Jacobian "
+            f"has lost rank there); train runs that vary {' and '.join(binding.law.variables)} more widely, or hold "
+            f"one of them fixed with fixed={{{lost[0]!r}: ...}}"
+        )
+
+
 def certify(
     solver: Solver, solution: Solution, params: Mapping[str, float], r: np.ndarray, trunk: np.ndarray | None
 ) -> tuple[Certificate, np.ndarray]:
-    """(certificate, [P, P] covariance of the free parameters) of a solution with log residuals r [n]."""
+    """(certificate, [P, P] covariance of the free parameters) of a solution with scaled residuals r [n]."""
     z = solution.z[0]
     J = solver.jacobian(z)
     low, high = solver.bounds
     bound = (z <= low) | (z >= high)
     seen = ~bound
     seen[: len(solver.binding.linear)] = True  # a coefficient at 0 may be there because another stands in for it
-    lost, condition = _rank(J[:, seen])
+    precision = np.array([solver.data.prior.get(name, (0.0, 0.0))[1] for name in solver.binding.free])
+    lost, condition = _rank(np.concatenate([J, np.diag(np.sqrt(precision))[precision > 0]])[:, seen])
     names = np.array(solver.binding.free)
     slopes = _slopes(solver, z)
-    covariance = slopes @ _sandwich(J, bound, r, solver.data.delta, trunk) @ slopes.T
+    covariance = slopes @ _sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
     weak = np.sqrt(np.diag(covariance)) > np.abs([params[name] for name in names])
     gradient, agree = float(solution.gradient[0]), int(solution.agree[0])
+    found_again = agree > 1 or not solver.binding.nonlinear  # without exponents the problem is convex
+    ridges = _ridges(solver, solution, r, bound | (precision > 0)) if not lost.any() and len(r) > len(names) else {}
     certificate = Certificate(
-        ok=bool(gradient <= GRADIENT_OK and agree > 1 and not lost.any() and not bound.any()),
+        ok=bool(gradient <= GRADIENT_OK and found_again and not lost.any() and not bound.any() and not ridges),
         gradient=gradient,
         starts=int(solution.starts[0]),
         agree=agree,
@@ -108,8 +131,36 @@ def certify(
         at_bound=tuple(names[bound].tolist()),
         weak=tuple(names[weak].tolist()),
         degrees_of_freedom=len(r) - len(names),
+        ridges=ridges,
     )
     return certificate, covariance
+
+
+def threshold(solver: Solver, r: np.ndarray, level: float) -> float:
+    """How far the objective may rise above its minimum along a profile: variance * F(1, dof) quantile / 2."""
+    p = len(solver.binding.free)
+    spread = noise.variance(r, solver.data.delta, p, solver.data.weight)
+    return 0.5 * spread * float(scipy.stats.f.ppf(level, 1, max(len(r) - p, 1)))
+
+
+def _ridges(solver: Solver, solution: Solution, r: np.ndarray, skip: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Nonlinear parameters that may sit at the end of their range, and the values that fit as well."""
+    solver, z = solver.searched(solution.z[0])
+    k, found = len(solver.binding.linear), {}
+    low, high = solver.bounds
+    for i, entry in enumerate(solver.binding.nonlinear, start=k):
+        if skip[i]:
+            continue
+        here, *ends = solver.profile_fits(i, np.array([z[i], low[i], high[i]]), z).objective
+        limit = here + threshold(solver, solver.residuals(z), RIDGE_LEVEL)
+        if min(ends) > limit:
+            continue
+        values = np.unique(np.append(np.linspace(low[i], high[i], RIDGE_POINTS), z[i]))
+        fits = solver.profile_fits(i, values, z)
+        as_good = fits.z[fits.objective <= max(limit, fits.objective.min())]
+        ends = solver.params(as_good[[np.argmin(as_good[:, i]), np.argmax(as_good[:, i])]])[entry.name]
+        found[entry.name] = (float(ends[0]), float(ends[1]))
+    return found
 
 
 def _rank(J: np.ndarray) -> tuple[np.ndarray, float]:
@@ -131,20 +182,22 @@ def _slopes(solver: Solver, z: np.ndarray) -> np.ndarray:
     return ((moved[:p] - moved[p:]) / (2 * step)[:, None]).T
 
 
-def _sandwich(J: np.ndarray, bound: np.ndarray, r: np.ndarray, delta: float, trunk: np.ndarray | None) -> np.ndarray:
+def _sandwich(
+    J: np.ndarray, bound: np.ndarray, r: np.ndarray, solver: Solver, precision: np.ndarray, trunk: np.ndarray | None
+) -> np.ndarray:
     """[P, P] covariance of z: bread-meat-bread of an M-estimator (Huber 1981, 7.6).
 
-    The bread needs the density of residuals within delta; where delta is too narrow to count it, a wider
-    window is used (Powell 1991). Rows of one trunk are summed before squaring. Coordinates on a bound
-    get 0.
+    Rows of one trunk are summed before squaring. Coordinates on a bound get 0.
     """
     n, p = J.shape
-    spread = 1.4826 * float(np.median(np.abs(r)))
-    window = max(delta, 1.06 * spread * n**-0.2)
-    inside = (np.abs(r) <= window) * (min(1.0, delta / window) if np.isfinite(delta) else 1.0)
+    data = solver.data
+    weight = np.ones(n) if data.weight is None else data.weight
+    side = weight * 2 * np.where(r < 0, data.quantile, 1 - data.quantile)
     free = J[:, ~bound]
-    bread = np.linalg.pinv((free.T * inside) @ free, rcond=1e-14)
-    scores = free * np.clip(r, -delta, delta)[:, None]
+    bread = np.linalg.pinv(
+        (free.T * (side * noise.inside(r, data.delta))) @ free + np.diag(precision[~bound]), rcond=1e-14
+    )
+    scores = free * (side * np.clip(r, -data.delta, data.delta))[:, None]
     if trunk is not None and len(set(trunk)) > p:
         labels = np.unique(trunk.astype(str), return_inverse=True)[1]
         scores = np.stack([np.bincount(labels, column) for column in scores.T], axis=1)

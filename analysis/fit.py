@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.certify import Certificate, certify, design_problem
-from analysis.laws import Binding, Law, NotIdentifiedError, bind, get_law
+from analysis import noise as noise_models
+from analysis.certify import Certificate, certify, design_problem, refuse_unidentified
+from analysis.law import Binding, Law, NotIdentifiedError, bind
+from analysis.laws import get_law
 from analysis.runs import Runs, load_runs
 
 if TYPE_CHECKING:
+    from analysis.profile import Profile
     from analysis.solver import Solver
     from analysis.uncertainty import Bootstrap
 
 OBJECTIVES = ("huber", "least_squares", "lad")
+RESIDUALS = ("log", "raw")
 LAD_DELTA = 1e-6  # least absolute deviations are fitted as Huber with this threshold
 
 
@@ -28,14 +32,19 @@ class Protocol:
     """How the fit was made: enough to make it again.
 
     Attributes:
-        objective: "huber", "least_squares" or "lad", a sum over rows of log prediction - log loss.
-        delta: Huber's threshold on that residual; None for the two others.
+        objective: "huber", "least_squares" or "lad", a sum over rows of a function of the residual.
+        delta: Huber's threshold on the residual; None for the two others.
         columns: canonical name -> source column or formula.
         n_rows: rows fitted.
         excluded: (row of the source, reason).
         unit: what is resampled: "trunk" or "row".
         fixed, tied: parameters not free, and their values or leaders.
         notes: remarks on the rows.
+        residual: "log": log prediction - log loss; "raw": prediction - loss.
+        quantile: 0.5 for the middle of the runs; 0.1, say, for a lower envelope.
+        noise: "constant", "loss_se" or "growing"; growth: the power of the loss that "growing" found.
+        prior: parameter -> (mean, standard deviation).
+        weighted: whether the rows carry weights.
     """
 
     objective: str
@@ -48,6 +57,17 @@ class Protocol:
     fixed: dict[str, float]
     tied: dict[str, str]
     notes: tuple[str, ...] = ()
+    residual: str = "log"
+    quantile: float = 0.5
+    noise: str = "constant"
+    growth: float = 0.0
+    prior: dict[str, tuple[float, float]] = field(default_factory=dict)
+    weighted: bool = False
+
+    @property
+    def threshold(self) -> float:
+        """Huber's threshold as the solver takes it: inf for least squares."""
+        return {"least_squares": float("inf"), "lad": LAD_DELTA}.get(self.objective, self.delta or 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +78,9 @@ class Fit:
         params: every parameter of the law at full precision, fixed and tied ones included.
         free: names of the free parameters, the order of `covariance`.
         covariance: [P, P] robust (sandwich) covariance of the free parameters.
-        objective: sum over rows of rho(log prediction - log loss).
-        residuals: [n] log prediction - log loss.
-        data: the fitted columns, [n] each: the law's variables, loss, and trunk where known.
+        objective: sum over rows of weight * rho(residual); without the prior's part.
+        residuals: [n] log prediction - log loss (or prediction - loss), over the noise's scale.
+        data: the fitted columns, [n] each: the law's variables and target, weight, loss_se and trunk where known.
     """
 
     law: Law
@@ -73,13 +93,13 @@ class Fit:
     residuals: np.ndarray
     data: dict[str, np.ndarray]
 
-    def predict(self, N: Any = None, D: Any = None, C: Any = None) -> Any:
-        """Loss in nats per token; arguments broadcast, and a scalar query gives a float.
+    def predict(self, **x: Any) -> Any:
+        """The law's target, loss in nats per token, at N=, D=, ...; arguments broadcast, a scalar query gives a float.
 
         Raises:
             ValueError: a variable of the law is missing or not positive.
         """
-        out = self.law.predict(self.params, N=N, D=D, C=C)
+        out = self.law.predict(self.params, **x)
         return float(out) if out.ndim == 0 else out
 
     @property
@@ -91,19 +111,37 @@ class Fit:
         """The law's derived quantities, such as a = beta / (alpha + beta)."""
         return {name: float(function(self.params)) for name, function in self.law.derived}
 
-    def bootstrap(self, n: int = 1000, seed: int = 0, unit: str | None = None) -> Bootstrap:
+    def bootstrap(self, n: int = 1000, seed: int = 0, unit: str | None = None, method: str = "resample") -> Bootstrap:
         """Refit n resampled tables, each with a global search; see `analysis.uncertainty.bootstrap`."""
         from analysis.uncertainty import bootstrap
 
-        return bootstrap(self, n, seed, unit)
+        return bootstrap(self, n, seed, unit, method)
+
+    def profile(self, name: str, level: float = 0.90) -> Profile:
+        """The objective along one parameter, all others refitted; see `analysis.profile.profile`."""
+        from analysis.profile import profile
+
+        return profile(self, name, level)
+
+    @property
+    def binding(self) -> Binding:
+        """The law with what is fixed and tied."""
+        return bind(self.law, self.protocol.fixed, self.protocol.tied)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """[n] relative scale of the noise of each row."""
+        return _scale(self.protocol, self.law, self.data)
 
     def solver(self) -> Solver:
         """The solver of this fit's own law, rows and objective."""
-        return _solver(
-            bind(self.law, self.protocol.fixed, self.protocol.tied),
-            self.data,
-            self.protocol.fixed,
-            _delta(self.protocol.objective, self.protocol.delta),
+        return _solver(self.binding, self.protocol, self.data, self.scale, self._prior_scale())
+
+    def _prior_scale(self) -> float:
+        if not self.protocol.prior:
+            return 0.0
+        return noise_models.variance(
+            self.residuals, self.protocol.threshold, len(self.free), self.data.get("weight")
         )
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -139,6 +177,8 @@ class Fit:
         protocol, certificate = raw["protocol"], raw["certificate"]
         protocol["excluded"] = tuple((int(row), str(why)) for row, why in protocol["excluded"])
         protocol["notes"] = tuple(protocol["notes"])
+        protocol["prior"] = {k: (float(a), float(b)) for k, (a, b) in protocol.get("prior", {}).items()}
+        certificate["ridges"] = {k: (float(a), float(b)) for k, (a, b) in certificate.get("ridges", {}).items()}
         for name in ("not_identified", "at_bound", "weak"):
             certificate[name] = tuple(certificate[name])
         p = len(raw["free"])
@@ -157,10 +197,11 @@ class Fit:
     def __str__(self) -> str:
         c, p = self.certificate, self.protocol
         how = p.objective + (f"(delta={p.delta:g})" if p.delta is not None else "")
+        how += f" of {p.residual} loss" + "".join(f", {part}" for part in self._protocol_parts())
         lines = [
-            f"{self.law.name}: loss = {self.law.formula}",
-            f"  {p.n_rows} rows, {how} of log loss, objective {self.objective:.9g}; "
-            + ", ".join(f"{name}={p.columns[name]}" for name in self.law.variables),
+            f"{self.law.name}: {self.law.target} = {self.law.formula}",
+            f"  {p.n_rows} rows, {how}, objective {self.objective:.9g}; "
+            + ", ".join(f"{name}={p.columns.get(name, name)}" for name in self.law.variables),
         ]
         errors = self.standard_errors
         for name, value in self.params.items():
@@ -178,7 +219,17 @@ class Fit:
             ("standard error above the value", c.weak),
         ):
             lines += [f"  {title}: {', '.join(names)}"] if names else []
+        for name, (low, high) in c.ridges.items():
+            lines.append(f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %); the value above means little")
         return "\n".join(lines + [f"  note: {note}" for note in p.notes])
+
+    def _protocol_parts(self) -> list[str]:
+        p = self.protocol
+        parts = [f"quantile {p.quantile:g}"] if p.quantile != 0.5 else []
+        if p.noise != "constant":
+            parts.append(f"noise {p.noise}" + (f" (loss^{p.growth:.2f})" if p.noise == "growing" else ""))
+        parts += [f"prior {name} = {mean:g} ± {sd:g}" for name, (mean, sd) in p.prior.items()]
+        return parts + (["weighted rows"] if p.weighted else [])
 
 
 def fit(
@@ -187,29 +238,36 @@ def fit(
     objective: str = "huber",
     delta: float = 1e-3,
     *,
+    residual: str = "log",
+    quantile: float = 0.5,
+    noise: str = "constant",
+    prior: Mapping[str, tuple[float, float]] | None = None,
     fixed: Mapping[str, float] | None = None,
     tied: Mapping[str, str] | None = None,
     allow_unidentified: bool = False,
 ) -> Fit:
-    """Fit a law to the log loss of the runs, searching the whole range of its exponents.
+    """Fit a law to the runs, searching the whole range of its exponents.
 
     Args:
         runs: a run table; a DataFrame is read by `load_runs` with its default columns.
         law: a law or its name.
         objective: "huber", "least_squares" (half the sum of squares) or "lad" (sum of absolute residuals).
-        delta: Huber's threshold on the log-loss residual.
+        delta: Huber's threshold on the residual.
+        residual: "log" of the loss, or "raw".
+        quantile: 0.5; smaller for a lower envelope, of runs that are not all tuned: runs above the law then count
+            quantile / (1 - quantile) times those below it.
+        noise: "constant"; "loss_se": in proportion to each row's standard error; "growing": a power of the loss, fitted
+            to the residuals. Scales have geometric mean 1, so that delta keeps its meaning.
+        prior: parameter -> (mean, standard deviation), for E and the parameters inside the terms (exponents).
         fixed: parameter -> value held fixed. tied: parameter -> the one whose value it takes.
         allow_unidentified: return the fit, with `certificate.ok` false, instead of refusing it.
 
     Raises:
         NotIdentifiedError: the runs do not determine the parameters.
-        ValueError: unknown law, objective, parameter, or a variable of the law that the runs lack.
+        ValueError: unknown law, objective, option or parameter, or a variable of the law that the runs lack.
     """
     law, runs = get_law(law), runs if isinstance(runs, Runs) else load_runs(runs)
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective {objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
-    if not delta > 0:
-        raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
+    _check_options(objective, delta, residual, quantile, noise)
     binding = bind(law, fixed, tied)
     data = _data(runs, law)
     protocol = Protocol(
@@ -223,33 +281,63 @@ def fit(
         {k: float(v) for k, v in (fixed or {}).items()},
         dict(tied or {}),
         runs.notes,
+        residual,
+        float(quantile),
+        noise,
+        prior={k: (float(mean), float(sd)) for k, (mean, sd) in _check_prior(prior or {}, binding).items()},
+        weighted="weight" in data,
     )
     problem = design_problem(binding, data)
-    if problem and not allow_unidentified:
+    if problem and not allow_unidentified and not protocol.prior:
         raise NotIdentifiedError(problem[1])
     result = _solve(law, binding, protocol, data)
     lost = result.certificate.not_identified
-    if problem:
+    if problem and not protocol.prior:
         lost = tuple(dict.fromkeys((*problem[0], *lost)))
         result = replace(result, certificate=replace(result.certificate, ok=False, not_identified=lost))
-    if lost and not allow_unidentified:
-        raise NotIdentifiedError(
-            f"law {law.name!r}: {', '.join(lost)} cannot be told apart on these {len(runs)} runs (the Jacobian "
-            f"has lost rank there); train runs that vary {' and '.join(law.variables)} more widely, or hold "
-            f"one of them fixed with fixed={{{lost[0]!r}: ...}}"
-        )
+    if not allow_unidentified:
+        refuse_unidentified(lost, binding, len(runs))
     return result
 
 
+def _check_options(objective: str, delta: float, residual: str, quantile: float, noise: str) -> None:
+    for name, value, known in (
+        ("objective", objective, OBJECTIVES),
+        ("residual", residual, RESIDUALS),
+        ("noise", noise, noise_models.NOISES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
+    if not delta > 0:
+        raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile is {quantile!r}; it must lie between 0 and 1 (0.5 for the middle)")
+
+
+def _check_prior(prior: Mapping[str, tuple[float, float]], binding: Binding) -> Mapping[str, tuple[float, float]]:
+    known = {entry.name for entry in binding.nonlinear} | ({"E"} & set(binding.linear))
+    for name, (mean, sd) in prior.items():
+        if name not in known:
+            raise ValueError(f"prior[{name!r}]: only {', '.join(sorted(known))} can have a prior here")
+        if not (np.isfinite(mean) and np.isfinite(sd) and sd > 0):
+            raise ValueError(f"prior[{name!r}] is {(mean, sd)!r}; give a finite mean and a positive standard deviation")
+    return prior
+
+
 def _data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
-    for v in law.variables:
+    for v in (*law.variables, law.target):
         if v not in runs.table.columns:
             raise ValueError(
-                f"law {law.name!r} is a function of {v}, which {runs.source} lacks; "
-                f"name its column when loading: load_runs(..., {v}='...')"
+                f"law {law.name!r} is a function of {', '.join(law.variables)} for {law.target}, and {runs.source} "
+                f"lacks {v}; name its column when loading: load_runs(..., {v}='...')"
             )
-    known = [v for v in ("N", "D", "C", "loss") if v in runs.table.columns]
-    data = {name: runs.table[name].to_numpy(float) for name in known}
+    known = ("N", "D", "C", "loss", "weight", "loss_se", *law.variables, law.target)
+    data = {name: runs.table[name].to_numpy(float) for name in dict.fromkeys(known) if name in runs.table.columns}
+    for v in (*law.variables, law.target):
+        bad = np.flatnonzero(~(np.isfinite(data[v]) & (data[v] > 0)))
+        if len(bad):
+            rows = runs.table["source_row"].to_numpy()[bad[:5]].tolist()
+            raise ValueError(f"{v} is not a positive number in {len(bad)} rows of {runs.source}, such as {rows}")
     if "trunk" in runs.table.columns:
         data["trunk"] = trunk_names(runs.table.loc[:, "trunk"])
     return data
@@ -261,23 +349,72 @@ def trunk_names(trunk: pd.Series) -> np.ndarray:
     return np.where(trunk.isna().to_numpy(bool), own, trunk.astype(str).to_numpy(str)).astype(object)
 
 
-def _delta(objective: str, delta: float | None) -> float:
-    return {"least_squares": float("inf"), "lad": LAD_DELTA}.get(objective, delta or 1e-3)
+def _scale(protocol: Protocol, law: Law, data: Mapping[str, np.ndarray]) -> np.ndarray:
+    if protocol.noise == "loss_se":
+        return noise_models.given_scale(data, law.target, protocol.residual == "log")
+    if protocol.noise == "growing":
+        return noise_models.grown_scale(data[law.target], protocol.growth)
+    return np.ones(len(data[law.target]))
 
 
-def _solver(binding: Binding, data: Mapping[str, np.ndarray], fixed: Mapping[str, float], delta: float) -> Solver:
-    from analysis.solver import Data, Solver  # JAX is imported when a fit is made, not with the package
+def _solver(
+    binding: Binding, protocol: Protocol, data: Mapping[str, np.ndarray], scale: np.ndarray, prior_scale: float
+) -> Solver:
+    """prior_scale: variance of the noise, against which the prior's variance counts; 0 for no prior."""
+    from analysis.newton import Data  # JAX is imported when a fit is made, not with the package
+    from analysis.solver import Solver
 
     x = {v: data[v] for v in binding.law.variables}
-    return Solver(binding, Data(x, data["loss"], fixed, delta))
+    uneven = scale if np.ptp(scale) > 0 else None
+    log = protocol.residual == "log"
+    base = Data(
+        x, data[binding.law.target], protocol.fixed, protocol.threshold, log, protocol.quantile, uneven, data.get("weight")
+    )
+    if prior_scale:
+        base = replace(base, prior=_prior(binding, base, protocol.prior, prior_scale))
+    return Solver(binding, base)
+
+
+def _prior(binding: Binding, data: Any, prior: Mapping[str, tuple[float, float]], variance: float) -> dict[str, Any]:
+    """Mean and precision in z: logarithms of the parameters that move so, by the delta method."""
+    found = {name: (mean, variance / sd**2) for name, (mean, sd) in prior.items()}
+    for entry in binding.nonlinear:
+        if entry.log and entry.name in prior:
+            mean, sd = prior[entry.name]
+            found[entry.name] = (float(np.log(mean / data.unit(entry))), variance * (mean / sd) ** 2)
+    return found
 
 
 def _solve(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]) -> Fit:
-    solver = _solver(binding, data, protocol.fixed, _delta(protocol.objective, protocol.delta))
+    first = protocol.noise == "growing" or protocol.prior
+    plain = replace(protocol, noise="constant", prior={}) if first else protocol
+    result = _solve_once(law, binding, plain, data, 0.0)
+    if protocol.noise == "growing":
+        growth = noise_models.growth(result.residuals, data[law.target])
+        protocol = replace(protocol, growth=growth)
+        result = _solve_once(law, binding, replace(protocol, prior={}), data, 0.0)
+    if protocol.prior:
+        result = _solve_once(law, binding, protocol, data, replace(result, protocol=protocol)._prior_scale())
+    return result
+
+
+def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray], variance: float) -> Fit:
+    scale = _scale(protocol, law, data)
+    solver = _solver(binding, protocol, data, scale, variance)
     solution = solver.global_fit()
-    z = solution.z[0]
-    params = {name: float(value[0]) for name, value in solver.params(z[None]).items()}
-    residuals = np.log(law.predict(params, **{v: data[v] for v in law.variables})) - np.log(data["loss"])
+    params = {name: float(value[0]) for name, value in solver.params(solution.z[:1]).items()}
+    predicted = law.predict(params, **{v: data[v] for v in law.variables})
+    off = np.log(predicted) - np.log(data[law.target]) if protocol.residual == "log" else predicted - data[law.target]
+    residuals = off / scale
     certificate, covariance = certify(solver, solution, params, residuals, data.get("trunk"))
-    value = float(np.abs(residuals).sum()) if protocol.objective == "lad" else float(solution.objective[0])
+    value = _value(protocol, residuals, data.get("weight"))
     return Fit(law, protocol, params, binding.free, covariance, value, certificate, residuals, data)
+
+
+def _value(protocol: Protocol, residuals: np.ndarray, weight: np.ndarray | None) -> float:
+    """The objective: a sum over rows of weight * side * rho(residual)."""
+    size, delta = np.abs(residuals), protocol.threshold
+    inner = np.minimum(size, delta)
+    rho = size if protocol.objective == "lad" else inner * (size - 0.5 * inner)
+    side = 2 * np.where(residuals < 0, protocol.quantile, 1 - protocol.quantile)
+    return float(np.sum((1.0 if weight is None else weight) * side * rho))

@@ -1,168 +1,30 @@
-"""Scaling laws as data: loss = sum of non-negative coefficients times terms of N, D, C.
-
-Every law here is linear in its coefficients (E, A, B, ...) once its exponents are given; the solver uses
-that. A new law is one function and one `register(Law(...))`:
+"""The scaling laws, by name. A new one is one function and one `register(Law(...))`:
 
     def _terms(p, x):                     # one value per coefficient, in the order of `linear`
         return 1.0, power(x["N"], -p["alpha"])
 
     register(Law("mine", "E + A N^-alpha", ("N",), ("E", "A"), (("alpha", 0.02, 3.0),), _terms))
 
-`terms` sees NumPy or JAX arrays and must use only operators and functions that work on both; `power` is one.
+`terms` sees NumPy or JAX arrays and must use only operators and functions that work on both: `power` is one,
+`namespace(x).exp(x)` another. Parameters with units say so (`Nonlinear(..., unit=(("D", 1.0),))`); nobody supplies
+a starting point. A parameter without a range, a loss that falls with a negative coefficient, or a sum under a power are
+written as in the laws below.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from analysis.law import Law, Link, Nonlinear, NotIdentifiedError, namespace, power
 
-Terms = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, ...]]
-Derived = Callable[[Mapping[str, Any]], Any]
+__all__ = ["EXPONENT", "LAWS", "Law", "NotIdentifiedError", "broken_power_law", "get_law", "monomial", "power_law"]
 
-
-def power(x: Any, exponent: Any) -> Any:
-    """x ** exponent for positive x. As exp(exponent * ln x) it is five times faster where many exponents meet one x."""
-    namespace = getattr(x, "__array_namespace__", None)  # absent from Python and NumPy scalars
-    xp = namespace() if namespace else np
-    return xp.exp(exponent * xp.log(x))
-
-
-class NotIdentifiedError(ValueError):
-    """The runs do not determine the law's parameters; the message names them and says what would."""
-
-
-@dataclass(frozen=True)
-class Law:
-    """loss(x) = sum_k linear_k * terms_k(nonlinear, x), with linear_k >= 0.
-
-    Attributes:
-        name: how `fit(law=...)` finds it.
-        formula: for people.
-        variables: which of "N", "D", "C" it reads.
-        linear: names of the non-negative coefficients, one per term.
-        nonlinear: (name, lowest, highest) of each exponent; the solver searches the whole range and stays
-        in it.
-        terms: (exponents, variables) -> one array or float per coefficient.
-        derived: (name, function of all parameters) of quantities worth an interval, such as a =
-        beta/(alpha+beta).
-    """
-
-    name: str
-    formula: str
-    variables: tuple[str, ...]
-    linear: tuple[str, ...]
-    nonlinear: tuple[tuple[str, float, float], ...]
-    terms: Terms
-    derived: tuple[tuple[str, Derived], ...] = ()
-
-    @property
-    def params(self) -> tuple[str, ...]:
-        """All parameter names: coefficients, then exponents."""
-        return self.linear + tuple(name for name, _, _ in self.nonlinear)
-
-    def predict(self, params: Mapping[str, Any], **x: Any) -> np.ndarray:
-        """Loss in nats per token at N, D, C (those the law reads); parameters and variables broadcast.
-
-        Raises:
-            ValueError: a variable is missing or not positive.
-        """
-        for v in self.variables:
-            if x.get(v) is None:
-                raise ValueError(f"law {self.name!r} needs {v}=; it is a function of {', '.join(self.variables)}")
-            if not np.all(np.asarray(x[v], dtype=float) > 0):
-                raise ValueError(f"{v} must be positive, got {x[v]!r}")
-        values = {v: np.asarray(x[v], dtype=float) for v in self.variables}
-        terms = self.terms(params, values)
-        total = sum(np.asarray(params[name]) * term for name, term in zip(self.linear, terms, strict=True))
-        return np.asarray(total, dtype=float)
-
-
-@dataclass(frozen=True)
-class Binding:
-    """A law with some parameters held fixed or tied; hashable, so that the solver compiles once per binding.
-
-    Attributes:
-        fixed: names of the fixed parameters (their values travel separately).
-        tied: (follower, leader): the follower always has the leader's value.
-    """
-
-    law: Law
-    fixed: tuple[str, ...] = ()
-    tied: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def linear(self) -> tuple[str, ...]:
-        """Free coefficients."""
-        return tuple(name for name in self.law.linear if self._is_free(name))
-
-    @property
-    def nonlinear(self) -> tuple[tuple[str, float, float], ...]:
-        """Free exponents with their ranges."""
-        return tuple(entry for entry in self.law.nonlinear if self._is_free(entry[0]))
-
-    @property
-    def free(self) -> tuple[str, ...]:
-        """Names of the free parameters: coefficients, then exponents."""
-        return self.linear + tuple(name for name, _, _ in self.nonlinear)
-
-    def _is_free(self, name: str) -> bool:
-        return name not in self.fixed and name not in dict(self.tied)
-
-    def complete(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters that follow from the free and fixed ones in `known`."""
-        leaders = dict(self.tied)
-        named = {name: leaders.get(name, name) for name in self.law.params}
-        return {name: known[leader] for name, leader in named.items() if leader in known}
-
-    def columns(
-        self, theta: Mapping[str, Any], fixed: Mapping[str, Any], x: Mapping[str, Any]
-    ) -> tuple[list[Any], Any]:
-        """(one column per free coefficient, the part of the loss that fixed coefficients give)."""
-        exponents = self.complete({**fixed, **theta})
-        leaders = dict(self.tied)
-        columns: dict[str, Any] = dict.fromkeys(self.linear, 0.0)
-        offset: Any = 0.0
-        for name, term in zip(self.law.linear, self.law.terms(exponents, x), strict=True):
-            owner = leaders.get(name, name)
-            if owner in columns:
-                columns[owner] = columns[owner] + term
-            else:
-                offset = offset + fixed[owner] * term
-        return [columns[name] for name in self.linear], offset
-
-
-def bind(law: Law, fixed: Mapping[str, float] | None = None, tied: Mapping[str, str] | None = None) -> Binding:
-    """Check `fixed` and `tied` against the law.
-
-    Raises:
-        ValueError: unknown name, a parameter that is both fixed and tied, a chain of ties, a coefficient
-            tied to an exponent, a negative fixed coefficient, or nothing left free.
-    """
-    fixed, tied = dict(fixed or {}), dict(tied or {})
-    exponents = {name for name, _, _ in law.nonlinear}
-    for name in (*fixed, *tied, *tied.values()):
-        if name not in law.params:
-            raise ValueError(f"law {law.name!r} has no parameter {name!r}; it has {', '.join(law.params)}")
-    for name, value in fixed.items():
-        if not np.isfinite(value) or value < 0:
-            raise ValueError(f"fixed[{name!r}] is {value!r}; it must be finite and not negative")
-    for follower, leader in tied.items():
-        if follower in fixed or leader in tied:
-            raise ValueError(
-                f"tied[{follower!r}] = {leader!r}: {follower!r} is fixed as well, or {leader!r} is tied "
-                "itself; tie each parameter once, to a free or fixed one"
-            )
-        if (follower in exponents) != (leader in exponents):
-            raise ValueError(f"tied[{follower!r}] = {leader!r} ties a coefficient to an exponent")
-    binding = Binding(law, tuple(sorted(fixed)), tuple(sorted(tied.items())))
-    if not binding.free:
-        raise ValueError(f"every parameter of law {law.name!r} is fixed; leave at least one free")
-    return binding
-
+P, X = Mapping[str, Any], Mapping[str, Any]
+# Exponents outside this range have not been met in language modelling; a fit that ends on a bound says so.
+EXPONENT = (0.01, 4.0)
+SIGNED = (-2.0, 2.0)
 
 LAWS: dict[str, Law] = {}
 
@@ -194,39 +56,257 @@ def get_law(law: str | Law) -> Law:
     return LAWS[law]
 
 
-def _power_law(variable: str, constant: bool) -> Law:
-    def terms(p: Mapping[str, Any], x: Mapping[str, Any]) -> tuple[Any, ...]:
+def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law:
+    """E + A / x^alpha, or without E, in any one variable: M2 and M1 of Alabdulmohsin et al. 2022 (arXiv:2209.06640)."""
+
+    def terms(p: P, x: X) -> tuple[Any, ...]:
         term = power(x[variable], -p["alpha"])
         return (1.0, term) if constant else (term,)
 
     name = f"power_law_{variable}" + ("" if constant else "_pure")
     formula = ("E + " if constant else "") + f"A / {variable}^alpha"
-    return Law(name, formula, (variable,), ("E", "A") if constant else ("A",), (("alpha", *EXPONENT),), terms)
+    linear = ("E", "A") if constant else ("A",)
+    return Law(name, formula, (variable,), linear, (("alpha", *EXPONENT),), terms, target=target)
 
 
-def _chinchilla_terms(p: Mapping[str, Any], x: Mapping[str, Any]) -> tuple[Any, ...]:
+def shifted_power_law(variable: str) -> Law:
+    """A (1/x + gamma)^alpha: M3 of Alabdulmohsin et al. 2022, a power law that saturates at x = 1/gamma."""
+
+    def terms(p: P, x: X) -> tuple[Any, ...]:
+        return (power(1.0 / x[variable] + p["gamma"], p["alpha"]),)
+
+    shift = Nonlinear("gamma", 1e-9, 1e3, log=True, unit=((variable, -1.0),))
+    formula, source = f"A (1/{variable} + gamma)^alpha", "arXiv:2209.06640, M3"
+    return Law(
+        f"m3_{variable}", formula, (variable,), ("A",), (("alpha", *EXPONENT), shift), terms, target="loss", source=source
+    )
+
+
+def _sigmoid_forward(p: P, s: Any) -> Any:
+    """y with (y - E) / (L0 - y)^kappa = s: Newton in u, y = E + (L0 - E) sigmoid(u), where the log is monotone."""
+    xp = namespace(s)
+    span, kappa = p["L0"] - p["E"], p["kappa"]
+    wanted = xp.log(s) - (1 - kappa) * xp.log(span)
+    u = wanted / xp.maximum(1.0, kappa)
+    for _ in range(12):
+        below, above = xp.logaddexp(0.0, -u), xp.logaddexp(0.0, u)  # -log sigmoid(u), -log sigmoid(-u)
+        u = u - (kappa * above - below - wanted) / (xp.exp(-above) + kappa * xp.exp(-below))
+    return p["E"] + span * xp.exp(-xp.logaddexp(0.0, -u))
+
+
+def _sigmoid_inverse(p: P, loss: Any) -> Any:
+    xp = namespace(loss)
+    span = p["L0"] - p["E"]
+    y = xp.clip(loss, p["E"] + 1e-6 * span, p["L0"] - 1e-6 * span)
+    return (y - p["E"]) * power(p["L0"] - y, -p["kappa"])
+
+
+def sigmoid_power_law(variable: str) -> Law:
+    """(L - E) / (L0 - L)^kappa = A / x^alpha: M4 of Alabdulmohsin et al. 2022; L0 is the loss before learning."""
+
+    def terms(p: P, x: X) -> tuple[Any, ...]:
+        return (power(x[variable], -p["alpha"]),)
+
+    others = (
+        ("alpha", *EXPONENT),
+        ("kappa", 0.01, 4.0),
+        Nonlinear("E", 1e-3, 1.0, log=True, unit=(("loss", 1.0),)),
+        Nonlinear("L0", 1.0, 30.0, log=True, unit=(("loss", 1.0),)),
+    )
+    formula = f"(L - E) / (L0 - L)^kappa = A / {variable}^alpha"
+    link = Link(_sigmoid_forward, _sigmoid_inverse)
+    return Law(
+        f"m4_{variable}", formula, (variable,), ("A",), others, terms, link=link, source="arXiv:2209.06640, M4"
+    )
+
+
+def broken_power_law(variable: str) -> Law:
+    """E + A x^-c0 (1 + (x/d)^(1/f))^(-c1 f): one smooth break (Caballero et al. 2023, arXiv:2210.14891, equation 1)."""
+
+    def terms(p: P, x: X) -> tuple[Any, ...]:
+        xp = namespace(x[variable])
+        ln_x = xp.log(x[variable])
+        bend = xp.logaddexp(0.0, (ln_x - xp.log(p["d"])) / p["f"])
+        return 1.0, xp.exp(-p["c0"] * ln_x - p["c1"] * p["f"] * bend)
+
+    others = (
+        ("c0", -1.0, 4.0),
+        ("c1", -4.0, 8.0),
+        Nonlinear("d", 1e-2, 1e2, log=True, unit=((variable, 1.0),)),
+        Nonlinear("f", 0.01, 4.0, log=True),
+    )
+    formula = f"E + A {variable}^-c0 (1 + ({variable}/d)^(1/f))^(-c1 f)"
+    return Law(f"broken_{variable}", formula, (variable,), ("E", "A"), others, terms, source="arXiv:2210.14891, eq. 1")
+
+
+def monomial(target: str, variables: tuple[str, ...], name: str, source: str = "") -> Law:
+    """target = A * product of variable^exponent, exponents of either sign, named p_<variable>.
+
+    The form of the laws of the best learning rate and batch size in N and D, and of the effective data transferred.
+    """
+
+    def terms(p: P, x: X) -> tuple[Any, ...]:
+        out: Any = 1.0
+        for v in variables:
+            out = out * power(x[v], p[f"p_{v}"])
+        return (out,)
+
+    formula = f"{target} = A " + " ".join(f"{v}^p_{v}" for v in variables)
+    others = tuple((f"p_{v}", *SIGNED) for v in variables)
+    return Law(name, formula, variables, ("A",), others, terms, target=target, source=source)
+
+
+def _chinchilla_terms(p: P, x: X) -> tuple[Any, ...]:
     return 1.0, power(x["N"], -p["alpha"]), power(x["D"], -p["beta"])
 
 
-# Exponents outside this range have not been met in language modelling; a fit that ends on a bound says so.
-EXPONENT = (0.01, 4.0)
+def _kaplan_terms(p: P, x: X) -> tuple[Any, ...]:
+    return power(x["N"], -p["alpha_N"] / p["alpha_D"]), 1.0 / x["D"]
 
-for _variable in ("N", "D", "C"):
-    register(_power_law(_variable, constant=True))
-    register(_power_law(_variable, constant=False))
 
-# Hoffmann et al. 2022 (arXiv:2203.15556), equation 2; a and b: equation 4.
+def _kaplan_steps_terms(p: P, x: X) -> tuple[Any, ...]:
+    return power(x["N"], -p["alpha_N"]), power(x["S"], -p["alpha_S"])
+
+
+def _gadre_terms(p: P, x: X) -> tuple[Any, ...]:
+    """C = 6 N D, M = D / N: (a M^eta + b M^-eta) C^-eta = a (6 N^2)^-eta + b (6 D^2)^-eta."""
+    return 1.0, power(6.0 * x["N"] * x["N"], -p["eta"]), power(6.0 * x["D"] * x["D"], -p["eta"])
+
+
+def _effective(unique: Any, used: Any, half: Any) -> Any:
+    """unique (1 + R (1 - exp(-r/R))) for r = used/unique - 1 repeats, decaying at R (Muennighoff et al. 2023, eq. 5)."""
+    xp = namespace(used)
+    repeats = xp.maximum(used / unique - 1.0, 0.0)
+    return unique * (1.0 - half * xp.expm1(-repeats / half))
+
+
+def _data_constrained_terms(p: P, x: X) -> tuple[Any, ...]:
+    xp = namespace(x["N"])
+    best = xp.minimum(x["N"], p["ratio"] * x["U"])  # the compute-optimal N for U unique tokens
+    N = _effective(best, x["N"], p["R_N"])
+    D = _effective(xp.minimum(x["U"], x["D"]), x["D"], p["R_D"])
+    return 1.0, power(N, -p["alpha"]), power(D, -p["beta"])
+
+
+def _precision_terms(p: P, x: X) -> tuple[Any, ...]:
+    xp = namespace(x["bits"])
+    effective = x["N"] * -xp.expm1(-x["bits"] / p["gamma"])
+    return 1.0, power(effective, -p["alpha"]), power(x["D"], -p["beta"])
+
+
+def _downstream_terms(p: P, x: X) -> tuple[Any, ...]:
+    xp = namespace(x["loss"])
+    return 1.0, -xp.exp(-p["gamma"] * x["loss"])
+
+
+_AB = (
+    ("a", lambda p: p["beta"] / (p["alpha"] + p["beta"])),
+    ("b", lambda p: p["alpha"] / (p["alpha"] + p["beta"])),
+)
+_EXPONENTS = (("alpha", *EXPONENT), ("beta", *EXPONENT))
+_EAB = ("E", "A", "B")
+
+# a and b, the exponents of N*(C) and D*(C): equation 4 of the same paper.
 CHINCHILLA = register(
     Law(
         "chinchilla",
         "E + A / N^alpha + B / D^beta",
         ("N", "D"),
-        ("E", "A", "B"),
-        (("alpha", *EXPONENT), ("beta", *EXPONENT)),
+        _EAB,
+        _EXPONENTS,
         _chinchilla_terms,
-        (
-            ("a", lambda p: p["beta"] / (p["alpha"] + p["beta"])),
-            ("b", lambda p: p["alpha"] / (p["alpha"] + p["beta"])),
-        ),
+        _AB,
+        source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2",
     )
 )
+
+for _variable in ("N", "D", "C"):
+    register(power_law(_variable))
+    register(power_law(_variable, constant=False))
+    register(shifted_power_law(_variable))
+    register(sigmoid_power_law(_variable))
+    register(broken_power_law(_variable))
+
+register(
+    Law(
+        "kaplan",
+        "(A / N^(alpha_N/alpha_D) + B / D)^alpha_D",
+        ("N", "D"),
+        ("A", "B"),
+        (("alpha_N", *EXPONENT), ("alpha_D", 0.02, 2.0)),
+        _kaplan_terms,
+        (
+            ("N_c", lambda p: p["A"] ** (p["alpha_D"] / p["alpha_N"])),
+            ("D_c", lambda p: p["B"]),
+        ),
+        Link(lambda p, s: power(s, p["alpha_D"]), lambda p, loss: power(loss, 1.0 / p["alpha_D"])),
+        source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.5; A = N_c^(alpha_N/alpha_D), B = D_c",
+    )
+)
+register(
+    Law(
+        "kaplan_steps",
+        "A / N^alpha_N + B / S^alpha_S",
+        ("N", "S"),
+        ("A", "B"),
+        (("alpha_N", *EXPONENT), ("alpha_S", *EXPONENT)),
+        _kaplan_steps_terms,
+        source="Kaplan et al. 2020, arXiv:2001.08361, eq. 1.6, S in steps at the critical batch size",
+    )
+)
+register(
+    Law(
+        "gadre",
+        "E + (A M^eta + B M^-eta) C^-eta, M = D/N, C = 6 N D",
+        ("N", "D"),
+        _EAB,
+        (("eta", 0.005, 2.0),),
+        _gadre_terms,
+        source="Gadre et al. 2024, arXiv:2403.08540, eq. 4",
+    )
+)
+register(
+    Law(
+        "data_constrained",
+        "E + A / N'^alpha + B / D'^beta, D' = U (1 + R_D (1 - exp(-(D/U - 1)/R_D))), N' alike from ratio * U",
+        ("N", "D", "U"),
+        _EAB,
+        (
+            *_EXPONENTS,
+            Nonlinear("R_D", 0.1, 1e5, log=True),
+            Nonlinear("R_N", 0.1, 1e5, log=True),
+            Nonlinear("ratio", 1e-2, 1e2, log=True, unit=(("N", 1.0), ("D", -1.0))),
+        ),
+        _data_constrained_terms,
+        source="Muennighoff et al. 2023, arXiv:2305.16264, eq. 5-7; ratio: compute-optimal N per unique token",
+    )
+)
+register(
+    Law(
+        "precision",
+        "E + A / N'^alpha + B / D^beta, N' = N (1 - exp(-bits/gamma))",
+        ("N", "D", "bits"),
+        _EAB,
+        (*_EXPONENTS, Nonlinear("gamma", 0.05, 50.0, log=True)),
+        _precision_terms,
+        _AB,
+        source="Kumar et al. 2024, arXiv:2411.04330, eq. 3, weights trained at `bits`",
+    )
+)
+register(
+    Law(
+        "downstream",
+        "error = epsilon - k exp(-gamma loss)",
+        ("loss",),
+        ("epsilon", "k"),
+        (("gamma", 0.02, 20.0),),
+        _downstream_terms,
+        target="error",
+        source="Gadre et al. 2024, arXiv:2403.08540, eq. 5",
+    )
+)
+register(
+    monomial("D_T", ("D_F", "N"), "transfer", "Hernandez et al. 2021, arXiv:2102.01293: effective data transferred")
+)
+register(monomial("lr", ("N", "D"), "learning_rate", "best learning rate at (N, D)"))
+register(monomial("batch_tokens", ("D",), "batch_size", "best batch, in tokens, at D tokens"))

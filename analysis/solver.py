@@ -1,62 +1,38 @@
-"""Robust fits of laws to log loss: global search over the exponents, then Newton, for many starts at once.
+"""Robust fits of laws: global search over the exponents, then Newton, for many starts and replicates at once.
 
-One lane is one (bootstrap replicate, start). Lanes share compiled float64 programs of one fixed shape; a
-lane that has converged leaves and the next one takes its place, so that nobody waits for the slowest.
+One lane is one (bootstrap replicate, start). Lanes share compiled float64 programs of one fixed shape; a lane that has
+converged, or has run into a better lane of its own replicate, leaves and the next one takes its place, so that nobody
+waits for the slowest.
 
-Coordinates: z = (c, theta). c_k = coefficient times its term at the geometric-mean run, in nats per token,
-so that every c is of the order of the loss and rescaling N or D changes A or B alone; theta = the exponents.
+The global search is variable projection (Golub & Pereyra 1973): for each point of a grid over the exponents the best
+coefficients are a small non-negative least-squares problem, solved in closed form over its active sets. The local
+search is Newton on the objective of `analysis.newton`, damped by the Gauss-Newton matrix of the iteratively reweighted
+least squares (Huber 1981, 7.8), in the box c >= 0, theta in its range.
 
-The global search is variable projection (Golub & Pereyra 1973): for each exponent on a grid the best
-coefficients are a small non-negative least-squares problem, solved in closed form over its active sets. The
-local search is Newton on the sum of rho(log prediction - log loss), damped by the Gauss-Newton matrix of
-the iteratively reweighted least squares (Huber 1981, 7.8), in the box c >= 0, theta in its range.
-
-Shapes: n rows, P parameters, K coefficients, Q exponents, R replicates, G grid points, S starts, L lanes.
+Shapes: n rows, P parameters, K coefficients, Q others, R replicates, G grid points, S starts, L lanes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import scipy.spatial
 import scipy.stats
 
-from analysis.laws import Binding
+from analysis import newton
+from analysis.law import Binding
+from analysis.newton import STEPS_PER_DISPATCH, Data, Lane, float64
 
-STEPS_PER_DISPATCH = 6
 MAX_STEPS = 240
+PATIENCE = 60  # steps after which a lane above another's minimum is lost
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
-_TINY = 1e-300
-
-
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Float64 on the CPU inside the block; the caller's precision and default device stay as they are."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        yield
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a law is fitted to. x: variables [n] each; loss [n]; delta: Huber's threshold, inf for least squares."""
-
-    x: Mapping[str, np.ndarray]
-    loss: np.ndarray
-    fixed: Mapping[str, float]
-    delta: float
-
-    @property
-    def reference(self) -> dict[str, float]:
-        """The geometric-mean run."""
-        return {name: float(np.exp(np.mean(np.log(values)))) for name, values in self.x.items()}
+SEARCH_ROWS = 4096  # larger tables are searched globally on so many of their rows, then fitted on all
+SAME = 1e-3  # lanes of one replicate closer than this, relatively, are in one basin
 
 
 class Solution(NamedTuple):
@@ -69,202 +45,42 @@ class Solution(NamedTuple):
     agree: np.ndarray
 
 
-class _Lane(NamedTuple):
-    z: Any  # [P]
-    damping: Any
-    objective: Any
-    gradient: Any
-
-
-def huber(r: Any, delta: Any) -> Any:
-    """r^2/2 up to delta, delta (|r| - delta/2) beyond (Huber 1964)."""
-    size = jnp.abs(r)
-    inner = jnp.minimum(size, delta)
-    return inner * (size - 0.5 * inner)
-
-
-def normalised_terms(binding: Binding, theta: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
-    """([K, n] terms over their value at the reference run, [n] loss given by fixed coefficients)."""
-    exponents = {name: theta[i] for i, (name, _, _) in enumerate(binding.nonlinear)}
-    columns, offset = binding.columns(exponents, arrays["fixed"], arrays["x"])
-    at_reference, _ = binding.columns(exponents, arrays["fixed"], arrays["reference"])
-    n = arrays["loss"].shape[-1]
-    scaled = [jnp.broadcast_to(jnp.asarray(c) / r, (n,)) for c, r in zip(columns, at_reference, strict=True)]
-    return jnp.stack(scaled) if scaled else jnp.zeros((0, n)), jnp.broadcast_to(jnp.asarray(offset, float), (n,))
-
-
-def log_prediction(binding: Binding, z: Any, arrays: Mapping[str, Any]) -> Any:
-    """[n] log of the predicted loss."""
-    k = len(binding.linear)
-    terms, offset = normalised_terms(binding, z[k:], arrays)
-    return jnp.log(jnp.maximum(z[:k] @ terms + offset, _TINY))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jacobian(binding: Binding, z: Any, arrays: Any) -> Any:
-    """[n, P]"""
-    return jax.jacfwd(lambda z: log_prediction(binding, z, arrays))(z)
-
-
-def _cholesky_solve(A: Any, b: Any) -> Any:
-    """x with A x = b for a small symmetric A, unrolled so that vmap makes it elementwise; NaN unless A > 0."""
-    p = A.shape[0]
-    low: dict[tuple[int, int], Any] = {}
-    for i, j in itertools.combinations_with_replacement(range(p), 2):
-        rest = A[i, j] - sum(low[i, k] * low[j, k] for k in range(i))
-        low[j, i] = jnp.sqrt(rest) if i == j else rest / low[i, i]
-    y: list[Any] = []
-    for i in range(p):
-        y.append((b[i] - sum(low[i, k] * y[k] for k in range(i))) / low[i, i])
-    x: dict[int, Any] = {}
-    for i in reversed(range(p)):
-        x[i] = (y[i] - sum(low[k, i] * x[k] for k in range(i + 1, p))) / low[i, i]
-    return jnp.stack([x[i] for i in range(p)])
-
-
-def _nnls(gram: Any, rhs: Any) -> Any:
-    """argmin_{c >= 0} c.gram.c/2 - rhs.c over all active sets; gram [K, K]."""
-    k = gram.shape[0]
-    best, best_value = jnp.zeros(k), jnp.asarray(0.0)
-    for mask in itertools.product((0.0, 1.0), repeat=k):
-        if not any(mask):
-            continue
-        m = jnp.array(mask)
-        c = _cholesky_solve(gram * jnp.outer(m, m) + jnp.diag(1 - m), rhs * m)
-        value = -0.5 * jnp.dot(rhs, c)
-        better = jnp.all(c >= 0) & (value < best_value)  # NaN compares false
-        best, best_value = jnp.where(better, c, best), jnp.where(better, value, best_value)
-    return best
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _screen(binding: Binding, grid: Any, arrays: Any, counts: Any, log_loss: Any) -> tuple[Any, Any]:
-    """Objective [B, G] and coefficients [B, G, K] at each grid point [G, Q], for B replicates [B, n]."""
-    terms, offset = jax.vmap(lambda theta: normalised_terms(binding, theta, arrays))(grid)  # [G, K, n], [G, n]
-    weight = 1 / arrays["loss"] ** 2  # relative residuals stand in for log residuals
-    gram = jnp.einsum("gkn,gln,bn->bgkl", terms, terms, counts * weight[None, :])
-
-    def one(gram_r: Any, counts_r: Any, log_loss_r: Any) -> tuple[Any, Any]:
-        target = jnp.exp(log_loss_r)[None, :] - offset
-        rhs = jnp.einsum("gkn,gn->gk", terms, target * (counts_r * weight)[None, :])
-        c = jax.vmap(_nnls)(gram_r, rhs)
-        prediction = jnp.maximum(jnp.einsum("gk,gkn->gn", c, terms) + offset, _TINY)
-        return huber(jnp.log(prediction) - log_loss_r[None, :], arrays["delta"]) @ counts_r, c
-
-    return jax.lax.map(lambda args: one(*args), (gram, counts, log_loss))
-
-
-def _derivatives(binding: Binding, z: Any, arrays: Any, counts: Any, log_loss: Any) -> tuple[Any, ...]:
-    """Objective, its gradient [P], Hessian and reweighted Gauss-Newton matrix [P, P], and gross gradient [P].
-
-    The gross gradient sums the rows' contributions without their signs: gradient / gross says how exactly
-    they cancel, whatever the units of loss, parameters and objective.
-    """
-
-    k, delta = len(binding.linear), arrays["delta"]
-    weights = jnp.append(z[:k], 1.0)
-
-    def terms(theta: Any) -> Any:  # [K + 1, n]: the loss that fixed coefficients give comes last
-        free, offset = normalised_terms(binding, theta, arrays)
-        return jnp.concatenate([free, offset[None, :]])
-
-    def along(function: Any, q: int) -> Any:  # derivative by the q-th exponent
-        direction = jnp.zeros(len(z) - k).at[q].set(1.0)
-        return lambda theta: jax.jvp(function, (theta,), (direction,))[1]
-
-    theta, exponents = z[k:], range(len(z) - k)
-    T = terms(theta)
-    inverse = 1 / jnp.maximum(weights @ T, _TINY)
-    r = -jnp.log(inverse) - log_loss
-    psi = jnp.clip(r, -delta, delta)
-    pull = counts * psi
-    slopes = [along(terms, q)(theta) for q in exponents]  # [K + 1, n] each
-    J = jnp.stack([*(T[i] * inverse for i in range(k)), *((weights @ slope) * inverse for slope in slopes)])
-    cross = jnp.stack([slope[:k] @ (pull * inverse) for slope in slopes]) if slopes else jnp.zeros((0, k))
-    bend = [[weights @ (along(along(terms, q), p)(theta) @ (pull * inverse)) for p in exponents] for q in exponents]
-    corner = jnp.stack([jnp.stack(row) for row in bend]) if bend else jnp.zeros((0, 0))
-    curvature = jnp.block([[jnp.zeros((k, k)), cross.T], [cross, corner]])
-    inside = counts * (jnp.abs(r) <= delta)
-    irls = counts * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), _TINY))
-    floor = jnp.minimum(1e-9, 1e-3 * delta)  # below it a residual is rounding
-    gross = jnp.abs(J) @ (counts * jnp.maximum(jnp.abs(psi), floor))
-    hessian = (J * (inside - pull)[None, :]) @ J.T + curvature
-    return jnp.dot(counts, huber(r, delta)), J @ pull, hessian, (J * irls[None, :]) @ J.T, gross
-
-
-def _step(binding: Binding, lane: _Lane, arrays: Any, counts: Any, log_loss: Any) -> _Lane:
-    """One damped, projected Newton step, kept if the objective does not grow."""
-    low, high = arrays["low"], arrays["high"]
-    before, gradient, hessian, metric, gross = _derivatives(binding, lane.z, arrays, counts, log_loss)
-    free = _free(lane.z, gradient, low, high)
-    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diag(metric), _TINY + 1e-14 * jnp.max(jnp.diag(metric))))
-    damped = (hessian + lane.damping * metric) * jnp.outer(scale, scale) + 1e-13 * jnp.eye(len(scale))
-    system = jnp.where(jnp.outer(free, free), damped, jnp.eye(len(scale)))
-    step = scale * jax.scipy.linalg.cho_solve(
-        jax.scipy.linalg.cho_factor(system), jnp.where(free, -gradient * scale, 0.0)
-    )
-    z = jnp.clip(lane.z + step, low, high)
-    after = jnp.dot(counts, huber(log_prediction(binding, z, arrays) - log_loss, arrays["delta"]))
-    # Near the optimum the decrease drowns in rounding while the gradient can still shrink.
-    better = after <= before * (1 + 4e-16)
-    damping = jnp.where(better, jnp.maximum(lane.damping * 0.2, 1e-12), lane.damping * 5)
-    # gradient is the one at the z before the step: a lane reported as converged has not got worse since.
-    return _Lane(jnp.where(better, z, lane.z), damping, jnp.where(better, after, before), _size(gradient, gross, free))
-
-
-def _free(z: Any, gradient: Any, low: Any, high: Any) -> Any:
-    """[P] false where z sits on a bound and the objective falls beyond it."""
-    return ~(((z <= low) & (gradient > 0)) | ((z >= high) & (gradient < 0)))
-
-
-def _size(gradient: Any, gross: Any, free: Any) -> Any:
-    """Scaled projected gradient: 0 at an optimum, at most 1."""
-    return jnp.max(jnp.where(free, jnp.abs(gradient) / jnp.maximum(gross, _TINY), 0.0))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _advance(binding: Binding, lanes: _Lane, arrays: Any, counts: Any, log_loss: Any) -> _Lane:
-    """A few Newton steps of every lane; counts and log_loss [L, n]."""
-
-    def body(_: Any, lanes: _Lane) -> _Lane:
-        return jax.vmap(lambda lane, c, y: _step(binding, lane, arrays, c, y))(lanes, counts, log_loss)
-
-    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, lanes)
-
-
-def device_arrays(binding: Binding, data: Data, rows: np.ndarray) -> dict[str, Any]:
-    """The given rows as arrays that the compiled programs take. Call inside `float64()`."""
-    k = len(binding.linear)
-    ranges = binding.nonlinear
-    return {
-        "x": {name: jnp.asarray(v[rows], float) for name, v in data.x.items()},
-        "loss": jnp.asarray(data.loss[rows], float),
-        "fixed": {name: jnp.asarray(v, float) for name, v in data.fixed.items()},
-        "reference": {name: jnp.asarray(v, float) for name, v in data.reference.items()},
-        "delta": jnp.asarray(data.delta, float),
-        "low": jnp.array([0.0] * k + [low for _, low, _ in ranges]),
-        "high": jnp.array([jnp.inf] * k + [high for _, _, high in ranges]),
-    }
-
-
 def exponent_grid(binding: Binding) -> np.ndarray:
-    """[G, Q] points that cover the ranges of the free exponents, logarithmically."""
-    q = len(binding.nonlinear)
-    low, high = (np.array([entry[i] for entry in binding.nonlinear]).reshape(1, q) for i in (1, 2))
+    """[G, Q] points in z that cover the ranges of the free nonlinear parameters; positive ranges logarithmically."""
+    ranges = binding.nonlinear
+    unit = _unit_grid(len(ranges))
+    columns = []
+    for entry, u in zip(ranges, unit.T, strict=True):
+        if entry.low > 0:
+            value = np.log(entry.low) + np.log(entry.high / entry.low) * u
+            columns.append(value if entry.log else np.exp(value))
+        else:
+            columns.append(entry.low + (entry.high - entry.low) * u)
+    return np.stack(columns, axis=1) if columns else unit
+
+
+def _unit_grid(q: int) -> np.ndarray:
+    """[G, q] points in the unit cube."""
     if q <= 2:
         axis = np.linspace(0.02, 0.98, {0: 1, 1: 48, 2: 16}[q])
-        unit = np.array(list(itertools.product(axis, repeat=q)), float).reshape(len(axis) ** q, q)
-    else:
-        unit = scipy.stats.qmc.Halton(q, scramble=False).random(512)[1:]
-    return low * (high / low) ** unit
+        return np.array(list(itertools.product(axis, repeat=q)), float).reshape(len(axis) ** q, q)
+    return scipy.stats.qmc.Halton(q, scramble=False).random(512 if q == 3 else 2048)[1:]
 
 
-def _local_minima(grid: np.ndarray, objective: np.ndarray, most: int) -> np.ndarray:
+@functools.cache
+def _neighbours(q: int) -> np.ndarray:
+    """[G, m] indices of the grid points around each, itself included."""
+    unit = _unit_grid(q)
+    if q == 0:
+        return np.zeros((1, 1), int)
+    return scipy.spatial.cKDTree(unit).query(unit, k=min(len(unit), 3 ** min(q, 3)))[1].reshape(len(unit), -1)
+
+
+def _local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
     """[R, most] indices of the lowest grid points that no neighbour undercuts; -1 where there are fewer."""
-    log_grid = np.log(grid)
-    distance = np.linalg.norm(log_grid[:, None, :] - log_grid[None, :, :], axis=-1)
-    neighbours = np.argsort(distance, axis=1, kind="stable")[:, : min(len(grid), 3 ** grid.shape[1])]
-    lowest = objective[:, neighbours].min(axis=-1)
+    lowest = objective.copy()
+    for column in _neighbours(q).T:
+        np.minimum(lowest, objective[:, column], out=lowest)
     candidate = np.where(objective <= lowest, objective, np.inf)
     order = np.argsort(candidate, axis=1, kind="stable")[:, :most]
     return np.where(np.isfinite(np.take_along_axis(candidate, order, axis=1)), order, -1)
@@ -289,105 +105,254 @@ class Solver:
         self.grid = exponent_grid(binding)
         self._n = len(data.loss)
         self._rows = np.minimum(np.arange(_padded(self._n)), self._n - 1)  # rows beyond n repeat the last, weight 0
-        self._log_loss = np.log(data.loss)[self._rows]
         with float64():
-            self._arrays = device_arrays(binding, data, self._rows)
+            self._arrays = newton.device_arrays(binding, data, self._rows)
+
+    @functools.cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest z, [P] each."""
+        k = len(self.binding.linear)
+        ends = [(np.log(e.low), np.log(e.high)) if e.log else (e.low, e.high) for e in self.binding.nonlinear]
+        return np.array([0.0] * k + [a for a, _ in ends]), np.array([np.inf] * k + [b for _, b in ends])
 
     def global_fit(self) -> Solution:
         """The fit from starts all over the exponents' ranges, and how many of the starts reach it."""
-        counts, log_loss = self._weights(np.ones((1, self._n)))
-        objective, coefficients = self._screen(counts, log_loss)
-        spread = int(np.clip(2**20 // self._n, 8, 56))  # fewer starts where each is dear
-        every = np.arange(0, len(self.grid), -(-len(self.grid) // spread))
-        best = _local_minima(self.grid, objective, 8)[0]
+        if self._n > SEARCH_ROWS:
+            return self._large_fit()
+        weight, observed = self._weights(np.ones((1, self._n)))
+        objective, coefficients = self._screen(weight, observed)
+        every = np.arange(0, len(self.grid), -(-len(self.grid) // 56))
+        best = _local_minima(self.grid.shape[1], objective, 8)[0]
         chosen = np.unique(np.concatenate([every, best[best >= 0]]))
         starts = np.concatenate([coefficients[0, chosen], self.grid[chosen]], axis=1)
-        return self._refine(starts, np.zeros(len(starts), int), counts, log_loss)
+        return self._polish(starts, weight, observed)
 
-    def replicate_fits(self, counts: np.ndarray, warm: np.ndarray) -> Solution:
-        """One fit per row of counts [R, n], row weights: from the lowest minima of its own grid and from `warm` [P]."""
-        replicates = len(counts)
-        counts, log_loss = self._weights(counts)
-        objective, coefficients = self._screen(counts, log_loss)
-        best = _local_minima(self.grid, objective, 3)
-        replicate, column = np.nonzero(best >= 0)
-        chosen = best[replicate, column]
-        cold = np.concatenate([coefficients[replicate, chosen], self.grid[chosen]], axis=1)
-        starts = np.concatenate([np.repeat(warm[None, :], replicates, axis=0), cold])
-        return self._refine(starts, np.concatenate([np.arange(replicates), replicate]), counts, log_loss)
+    def _large_fit(self) -> Solution:
+        """Search on a sample of the rows, then polish on all of them."""
+        found = self._sample.global_fit()
+        weight, observed = self._weights(np.ones((1, self._n)))
+        polished = self._polish(self._same_point(self._sample, found.z[0], self)[None], weight, observed)
+        return polished._replace(starts=found.starts, agree=found.agree)
 
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest z, [P] each."""
-        return np.asarray(self._arrays["low"]), np.asarray(self._arrays["high"])
+    @functools.cached_property
+    def _sample(self) -> Solver:
+        """The same problem on an even sample of the rows in the order of their values."""
+        order = np.lexsort((self.data.loss, *self.data.x.values()))
+        rows = order[np.linspace(0, self._n - 1, SEARCH_ROWS).astype(int)]
+        return Solver(self.binding, self.data.take(rows))
+
+    @staticmethod
+    def _same_point(source: Solver, z: np.ndarray, target: Solver) -> np.ndarray:
+        """z of one solver in the coordinates of another: their reference runs differ."""
+        return target.coordinates({name: float(v[0]) for name, v in source.params(z[None]).items()})
+
+    def searched(self, z: np.ndarray) -> tuple[Solver, np.ndarray]:
+        """The solver on which global questions about the fit z [P] are asked, and z there: itself, or its sample."""
+        if self._n <= SEARCH_ROWS:
+            return self, z
+        some = self._sample
+        start = self._same_point(self, z, some)
+        return some, some.replicate_fits(np.ones((1, some._n)), start).z[0]
+
+    def residuals(self, z: np.ndarray) -> np.ndarray:
+        """[n] scaled residuals at z [P]."""
+        with float64():
+            value = np.asarray(newton.response(self.binding, np.asarray(z), self._arrays))[: self._n]
+        target = np.log(self.data.loss) if self.data.log else self.data.loss
+        return (value - target) / (1.0 if self.data.scale is None else self.data.scale)
+
+    def replicate_fits(self, counts: np.ndarray, warm: np.ndarray, loss: np.ndarray | None = None) -> Solution:
+        """One fit per row of counts [R, n], multiples of the row weights, to `loss` [R, n] where it is not the runs' own.
+
+        Starts: the lowest minima of each replicate's own grid, and `warm` [P].
+        """
+        weight, observed = self._weights(counts, loss)
+        objective, coefficients = self._screen(weight, observed)
+        lanes = _Lanes(self.bounds, len(counts))
+        lanes.add(np.repeat(warm[None, :], len(counts), axis=0), np.arange(len(counts)))
+        self._run(lanes, weight, observed)
+        lowest = _local_minima(self.grid.shape[1], objective, 3)
+        lowest = np.where(self._beside(lowest, lanes.solution().z), -1, lowest)
+        replicate, column = np.nonzero(lowest >= 0)
+        chosen = lowest[replicate, column]
+        lanes.add(np.concatenate([coefficients[replicate, chosen], self.grid[chosen]], axis=1), replicate)
+        self._run(lanes, weight, observed)
+        return lanes.solution()
+
+    def _beside(self, points: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """[R, m] whether a grid point (index, or -1) neighbours the solution z [R, P]: it is then in its basin."""
+        place, theta = self._place(self.grid), self._place(z[:, len(self.binding.linear) :])
+        nearest = scipy.spatial.cKDTree(place).query(theta)[1] if place.shape[1] else np.zeros(len(z), int)
+        return (_neighbours(place.shape[1])[nearest][:, None, :] == points[:, :, None]).any(axis=2)
+
+    def _place(self, theta: np.ndarray) -> np.ndarray:
+        """[.., Q] the exponents where the grid is even: logarithms of the positive ones."""
+        positive = [e.low > 0 and not e.log for e in self.binding.nonlinear]
+        return np.where(positive, np.log(np.where(positive, theta, 1.0)), theta)
+
+    def profile_fits(self, index: int, values: np.ndarray, warm: np.ndarray) -> Solution:
+        """The best fit with coordinate `index` of z held at each of the values [V]."""
+        v, k = len(values), len(self.binding.linear)
+        weight, observed = self._weights(np.ones((1, self._n)))
+        objective, coefficients = self._screen(weight, observed)
+        starts = [np.repeat(warm[None, :], v, axis=0)]  # then the lowest points of the grid, beside the value
+        near = np.repeat(objective, v, axis=0)
+        if index >= k:
+            distance = np.abs(self.grid[:, index - k][None, :] - values[:, None])
+            near = np.where(distance <= np.quantile(distance, 0.1, axis=1, keepdims=True), near, np.inf)
+        for column in np.argsort(near, axis=1, kind="stable")[:, :4].T:
+            starts.append(np.concatenate([coefficients[0, column], self.grid[column]], axis=1))
+        z = np.concatenate(starts)
+        z[:, index] = np.tile(values, len(starts))
+        low, high = (np.repeat(end[None, :], len(z), axis=0) for end in self.bounds)
+        low[:, index] = high[:, index] = z[:, index]
+        lanes = _Lanes((low, high), v)
+        lanes.add(z, np.tile(np.arange(v), len(starts)))
+        self._run(lanes, np.repeat(weight, v, axis=0), np.repeat(observed, v, axis=0))
+        return lanes.solution()
 
     def params(self, z: np.ndarray) -> dict[str, np.ndarray]:
         """Every parameter of the law, in its own units, [R] each, from z [R, P]."""
         known = {name: np.full(len(z), value) for name, value in self.data.fixed.items()}
         known |= {name: z[:, i] for i, name in enumerate(self.binding.free)}
+        for entry in self.binding.nonlinear:
+            if entry.log:
+                known[entry.name] = self.data.unit(entry) * np.exp(known[entry.name])
         for name, at_reference in zip(self.binding.linear, self._reference_terms(known), strict=True):
-            known[name] = known[name] / at_reference
+            known[name] = known[name] / np.abs(at_reference)
         return {name: np.array(value) for name, value in self.binding.complete(known).items()}
 
     def coordinates(self, params: Mapping[str, float]) -> np.ndarray:
         """[P] z of the given parameters: the inverse of `params`."""
-        scale = [*self._reference_terms(params), *(1.0 for _ in self.binding.nonlinear)]
-        return np.array([params[name] * s for name, s in zip(self.binding.free, scale, strict=True)], float)
+        linear = [params[n] * abs(s) for n, s in zip(self.binding.linear, self._reference_terms(params), strict=True)]
+        others = [
+            np.log(params[e.name] / self.data.unit(e)) if e.log else params[e.name] for e in self.binding.nonlinear
+        ]
+        return np.array([*linear, *others], float)
 
     def _reference_terms(self, known: Mapping[str, Any]) -> list[Any]:
         """Per free coefficient, its term at the geometric-mean run."""
-        theta = {name: known[name] for name, _, _ in self.binding.nonlinear}
+        theta = {entry.name: known[entry.name] for entry in self.binding.nonlinear}
         return self.binding.columns(theta, self.data.fixed, self.data.reference)[0]
 
     def jacobian(self, z: np.ndarray) -> np.ndarray:
-        """[n, P] derivative of the log prediction by z [P]."""
+        """[n, P] derivative of g(prediction), over the noise's scale, by z [P]."""
         with float64():
-            return np.asarray(_jacobian(self.binding, z, self._arrays))[: self._n]
+            slopes = np.asarray(newton.jacobian(self.binding, z, self._arrays))[: self._n]
+        return slopes if self.data.scale is None else slopes / self.data.scale[:, None]
 
-    def _weights(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and log losses of the padded rows, [R, padded n] each."""
-        counts = np.where(np.arange(len(self._rows)) < self._n, counts[:, self._rows], 0.0)
-        return counts, np.broadcast_to(self._log_loss, counts.shape)
+    def _weights(self, counts: np.ndarray, loss: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and g(loss) of the padded rows, [R, padded n] each."""
+        if self.data.weight is not None:
+            counts = counts * self.data.weight[None, :]
+        weight = np.where(np.arange(len(self._rows)) < self._n, counts[:, self._rows], 0.0)
+        values = (self.data.loss[None, :] if loss is None else loss)[:, self._rows]
+        return weight, np.broadcast_to(np.log(values) if self.data.log else values, weight.shape)
 
-    def _screen(self, counts: np.ndarray, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _screen(self, weight: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Objective [R, G] and coefficients [R, G, K]."""
-        k, n = len(self.binding.linear), counts.shape[1]
+        k, n = len(self.binding.linear), weight.shape[1]
         block = int(np.clip(2**22 // (max(k, 1) ** 2 * n), 1, len(self.grid)))
-        objective = np.empty((len(counts), len(self.grid)))
-        coefficients = np.empty((len(counts), len(self.grid), k))
+        objective = np.empty((len(weight), len(self.grid)))
+        coefficients = np.empty((len(weight), len(self.grid), k))
         with float64():
             for g in _blocks(len(self.grid), block):
-                for r in _blocks(len(counts), 8 if n < 4096 else 1):
-                    f, c = _screen(self.binding, self.grid[g], self._arrays, counts[r], log_loss[r])
+                for r in _blocks(len(weight), 8 if n <= 512 else 1):
+                    f, c = newton.screen(self.binding, self.grid[g], self._arrays, weight[r], observed[r])
                     objective[np.ix_(r, g)], coefficients[np.ix_(r, g)] = f, c
         return np.where(np.isfinite(objective), objective, np.inf), coefficients
 
-    def _refine(self, starts: np.ndarray, owner: np.ndarray, counts: np.ndarray, log_loss: np.ndarray) -> Solution:
-        """Newton from every start [T, P], whose replicate is owner [T]; the best start of each replicate."""
-        total, width = len(starts), _lane_count(counts.shape[1])
-        z = np.clip(starts, *self.bounds)
-        damping, steps = np.ones(total), np.zeros(total, int)
-        objective, gradient = np.full(total, np.inf), np.full(total, np.inf)
-        active, waiting = np.arange(0), np.arange(total)
+    def _polish(self, starts: np.ndarray, weight: np.ndarray, observed: np.ndarray) -> Solution:
+        """The best of the starts [S, P] for one replicate, every one followed to its own end."""
+        lanes = _Lanes(self.bounds, 1, merge=False)
+        lanes.add(starts, np.zeros(len(starts), int))
+        self._run(lanes, weight, observed)
+        return lanes.solution()
+
+    def _run(self, lanes: _Lanes, weight: np.ndarray, observed: np.ndarray) -> None:
+        """Newton on all lanes that wait, in dispatches of one width."""
+        width = _lane_count(weight.shape[1])
         with float64():
-            while len(active) or len(waiting):
-                room = width - len(active)
-                active, waiting = np.concatenate([active, waiting[:room]]), waiting[room:]
-                lanes = np.resize(active, width)  # a last, partly filled dispatch repeats lanes
-                state = _Lane(z[lanes], damping[lanes], objective[lanes], gradient[lanes])
-                out = _advance(self.binding, state, self._arrays, counts[owner[lanes]], log_loss[owner[lanes]])
-                z[lanes], damping[lanes], objective[lanes], gradient[lanes] = (np.asarray(a) for a in out)
-                steps[active] += STEPS_PER_DISPATCH
-                going = (gradient[active] > TOLERANCE) & (damping[active] < 1e10) & (steps[active] < MAX_STEPS)
-                active = active[going]
-        objective = np.where(np.isfinite(objective), objective, np.inf)
-        order = np.lexsort((gradient, objective, owner))
-        replicates, first = np.unique(owner[order], return_index=True)
-        winner = order[first]
-        close = objective <= objective[winner][owner] * (1 + AGREE) + 1e-25
-        starts_of = np.bincount(owner, minlength=len(replicates))
-        agree = np.bincount(owner, weights=close, minlength=len(replicates)).astype(int)
-        return Solution(z[winner], objective[winner], gradient[winner], starts_of, agree)
+            while len(active := lanes.next(width)):
+                some = np.resize(active, width)  # a last, partly filled dispatch repeats lanes
+                mine = lanes.owner[some]
+                state, bounds = lanes.state(some)
+                lanes.update(
+                    some, newton.advance(self.binding, state, bounds, self._arrays, weight[mine], observed[mine])
+                )
+
+
+class _Lanes:
+    """Starts of R replicates: waiting, under way, done.
+
+    bounds: of all lanes, [P] each, or of each lane of the first `add`, [S, P] each. merge: a lane that has run into a
+    lower one of its replicate leaves.
+    """
+
+    def __init__(self, bounds: tuple[np.ndarray, np.ndarray], replicates: int, merge: bool = True) -> None:
+        self.bounds, self.merge = bounds, merge
+        p = bounds[0].shape[-1]
+        self.z, self.low, self.high = np.empty((0, p)), np.empty((0, p)), np.empty((0, p))
+        self.owner, self.steps = np.empty(0, int), np.empty(0, int)
+        self.damping, self.objective, self.gradient = np.empty(0), np.empty(0), np.empty(0)
+        self.active, self.waiting = np.empty(0, int), np.empty(0, int)
+        self.best = np.full(replicates, -1)  # lane of lowest objective of each replicate, so far
+
+    def add(self, starts: np.ndarray, owner: np.ndarray) -> None:
+        """More starts [S, P] of replicates owner [S]."""
+        new = len(starts)
+        low, high = (np.broadcast_to(end, starts.shape) for end in self.bounds)
+        self.waiting = np.concatenate([self.waiting, len(self.z) + np.arange(new)])
+        self.z = np.concatenate([self.z, np.clip(starts, low, high)])
+        self.low, self.high = np.concatenate([self.low, low]), np.concatenate([self.high, high])
+        self.owner, self.steps = np.concatenate([self.owner, owner]), np.append(self.steps, np.zeros(new, int))
+        self.damping = np.append(self.damping, np.ones(new))
+        self.objective, self.gradient = (np.append(a, np.full(new, np.inf)) for a in (self.objective, self.gradient))
+
+    def next(self, width: int) -> np.ndarray:
+        """Indices of the lanes under way, topped up from those waiting."""
+        room = width - len(self.active)
+        self.active, self.waiting = np.concatenate([self.active, self.waiting[:room]]), self.waiting[room:]
+        return self.active
+
+    def state(self, lanes: np.ndarray) -> tuple[Lane, tuple[np.ndarray, np.ndarray]]:
+        """Lanes as the compiled program takes them, and their bounds."""
+        state = Lane(self.z[lanes], self.damping[lanes], self.objective[lanes], self.gradient[lanes])
+        return state, (self.low[lanes], self.high[lanes])
+
+    def update(self, lanes: np.ndarray, out: Lane) -> None:
+        """What the program made of the lanes; those that are done leave."""
+        self.z[lanes], self.damping[lanes], self.objective[lanes], self.gradient[lanes] = (np.asarray(a) for a in out)
+        active = self.active
+        self.steps[active] += STEPS_PER_DISPATCH
+        converged = self.gradient[active] <= TOLERANCE
+        going = ~converged & (self.damping[active] < 1e10) & (self.steps[active] < MAX_STEPS)
+        self._rank(active)
+        self.active = active[going & ~self._beaten(active)]
+
+    def _rank(self, active: np.ndarray) -> None:
+        """Keep `best`: of the lanes that have moved, the lowest of each replicate may take the place."""
+        for lane in active[np.argsort(-self.objective[active], kind="stable")]:
+            rival = self.best[self.owner[lane]]
+            if rival < 0 or not self.objective[rival] <= self.objective[lane]:
+                self.best[self.owner[lane]] = lane
+
+    def _beaten(self, active: np.ndarray) -> np.ndarray:
+        """[active] true where another lane of the replicate is lower, and either at the same place or done long since."""
+        best = self.best[self.owner[active]]
+        gap = np.abs(self.z[active] - self.z[best]) / (np.abs(self.z[best]) + 0.05)
+        late = (self.steps[active] >= PATIENCE) & (self.gradient[best] <= TOLERANCE)
+        late &= self.objective[active] > self.objective[best] * (1 + 1e-6)
+        return (best != active) & (late | (self.merge & (gap.max(axis=1) < SAME)))
+
+    def solution(self) -> Solution:
+        """The best lane of each replicate."""
+        winner = self.best
+        objective = np.where(np.isfinite(self.objective), self.objective, np.inf)
+        close = objective <= objective[winner][self.owner] * (1 + AGREE) + 1e-25
+        starts = np.bincount(self.owner, minlength=len(winner))
+        agree = np.bincount(self.owner, weights=close, minlength=len(winner)).astype(int)
+        return Solution(self.z[winner], objective[winner], self.gradient[winner], starts, agree)
 
 
 def _blocks(total: int, size: int) -> list[np.ndarray]:

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.laws import Law, get_law
+from analysis.law import Law
+from analysis.laws import get_law
 
 if TYPE_CHECKING:
     from analysis.fit import Fit
 
 FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
 CONVERGED = 1e-6  # scaled projected gradient of a replicate that has reached its optimum
-MAX_DRAW_CELLS = 2**21  # replicates x rows held at once
+MAX_DRAW_CELLS = 2**20  # replicates x rows held at once
+METHODS = ("resample", "residual", "parametric")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,9 @@ class Bootstrap:
         unconverged: replicates whose Newton search stopped before its tolerance; their draws are kept.
         scatter: standard deviation of a run's log loss about the law, corrected for the parameters fitted.
         degrees_of_freedom: rows minus free parameters of the fit.
-        method: "resample": units drawn with replacement.
+        method: "resample": units drawn with replacement; "residual" or "parametric": rows kept, noise drawn anew.
+        log: the scatter is of the log loss, else of the loss. growth: (power, centre): scatter grows as
+            (loss / centre)^power.
     """
 
     law: Law
@@ -42,6 +46,8 @@ class Bootstrap:
     degrees_of_freedom: int
     notes: tuple[str, ...] = ()
     method: str = "resample"
+    log: bool = True
+    growth: tuple[float, float] = (0.0, 1.0)
 
     def __len__(self) -> int:
         return len(next(iter(self.draws.values())))
@@ -64,29 +70,30 @@ class Bootstrap:
         low, high = quantiles(self.values(name), level)
         return float(low), float(high)
 
-    def predictions(self, N: Any = None, D: Any = None, C: Any = None) -> np.ndarray:
-        """[R, ...] loss of the law in every replicate at the (broadcast) points."""
-        x = {k: np.asarray(v, float) for k, v in (("N", N), ("D", D), ("C", C)) if v is not None}
-        shape = np.broadcast_shapes(*(v.shape for v in x.values()))
-        points = {k: np.broadcast_to(v, shape) for k, v in x.items()}
+    def predictions(self, **x: Any) -> np.ndarray:
+        """[R, ...] loss of the law in every replicate at the (broadcast) points N=, D=, ..."""
+        known = {k: np.asarray(v, float) for k, v in x.items() if v is not None}
+        shape = np.broadcast_shapes(*(v.shape for v in known.values()))
+        points = {k: np.broadcast_to(v, shape) for k, v in known.items()}
         draws = {k: v.reshape(-1, *(1,) * len(shape)) for k, v in self.draws.items()}
         return self.law.predict(draws, **{k: v[None] for k, v in points.items()})
 
-    def predict_interval(
-        self, N: Any = None, D: Any = None, C: Any = None, level: float = 0.90, new_run: bool = False
-    ) -> tuple[Any, Any]:
-        """(low, high) loss at N, D, C: of the law, or with `new_run` of one more run measured there.
+    def predict_interval(self, *, level: float = 0.90, new_run: bool = False, **x: Any) -> tuple[Any, Any]:
+        """(low, high) loss at N=, D=, ...: of the law, or with `new_run` of one more run measured there.
 
         A new run scatters about the law as the fitted runs do: Student's t with the fit's degrees of
         freedom times `scatter` is added to each draw's log loss, so that few runs give wide intervals.
         """
-        draws = self.predictions(N, D, C)
+        draws = self.predictions(**x)
         if new_run:
             if self.degrees_of_freedom < 1:
                 raise ValueError("the fit has no degree of freedom left: the scatter of a new run is unknown")
             rng = np.random.default_rng([self.seed, 1])
             noise = self.scatter * rng.standard_t(self.degrees_of_freedom, size=len(self))
-            draws = draws * np.exp(noise.reshape(-1, *(1,) * (draws.ndim - 1)))
+            noise = noise.reshape(-1, *(1,) * (draws.ndim - 1))
+            exponent, centre = self.growth
+            noise = noise * (np.abs(draws) / centre) ** exponent if exponent else noise
+            draws = draws * np.exp(noise) if self.log else draws + noise
         low, high = quantiles(draws, level)
         return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
 
@@ -103,6 +110,8 @@ class Bootstrap:
             "degrees_of_freedom": self.degrees_of_freedom,
             "notes": list(self.notes),
             "method": self.method,
+            "log": self.log,
+            "growth": list(self.growth),
         }
         text = json.dumps(fields)
         if path is not None:
@@ -117,6 +126,7 @@ class Bootstrap:
         raw["law"] = law or get_law(raw["law"])
         raw["draws"] = {k: np.array(v, float) for k, v in raw["draws"].items()}
         raw["notes"] = tuple(raw["notes"])
+        raw["growth"] = tuple(raw.get("growth", (0.0, 1.0)))
         return cls(**raw)
 
 
@@ -132,40 +142,71 @@ def quantiles(draws: np.ndarray, level: float) -> tuple[Any, Any]:
     return low, high
 
 
-def bootstrap(fit: Fit, n: int = 1000, seed: int = 0, unit: str | None = None) -> Bootstrap:
-    """Refit n resampled tables (Efron 1979), each with its own global search over the exponents.
+def bootstrap(
+    fit: Fit, n: int = 1000, seed: int = 0, unit: str | None = None, method: str = "resample"
+) -> Bootstrap:
+    """Refit n tables, each with its own global search over the exponents.
 
-    Trunks (or rows) are drawn with replacement. With fewer than 8 trunks the intervals of the exponents are
-    wide,
-    because resampled tables miss sizes, and those of the law itself a little narrow: a note says so.
+    "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8 trunks the intervals of the
+    exponents are wide, because resampled tables miss sizes, and those of the law itself a little narrow: a note says
+    so. "residual" keeps every run and gives it the law's loss with a residual drawn from all rows; "parametric"
+    with Gaussian noise of their scatter. Both take the law's form and the rows' independence for granted; residuals are
+    enlarged by sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
 
     Args:
         unit: "trunk" (rows of one trunk stay together) or "row"; the fit's own unit when left out.
 
     Raises:
-        ValueError: bad n or unit, trunks asked of a fit without them, or a single trunk.
+        ValueError: bad n, unit or method, trunks asked of a fit without them, a single trunk, or redrawn noise for
+            rows that share trunks.
     """
     if n < 1:
         raise ValueError(f"n is {n!r}; ask for at least one replicate (1000 give a steady 90 % interval)")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
     unit = unit or fit.protocol.unit
     labels = _units(fit, unit)
     units = int(labels.max()) + 1
+    if method != "resample" and unit == "trunk":
+        raise ValueError(f"method={method!r} draws every row's noise by itself: give unit='row' if rows are independent")
     if units < 2:
         raise ValueError(f"all runs share one {unit}: nothing to resample; give unit='row', or runs of several trunks")
     notes = [f"only {units} {unit}s: intervals of the parameters are rough"] if units < FEW_UNITS else []
+    dof = len(fit.residuals) - len(fit.free)
+    scatter = float(np.sqrt(np.sum(fit.residuals**2) / max(dof, 1)))
     solver = fit.solver()
     warm = solver.coordinates(fit.params)
     rng = np.random.default_rng(seed)
     z, unconverged = [], 0
     block = max(1, MAX_DRAW_CELLS // len(labels))
     for start in range(0, n, block):
-        solution = solver.replicate_fits(unit_counts(rng, min(block, n - start), units)[:, labels], warm)
+        size = min(block, n - start)
+        if method == "resample":
+            solution = solver.replicate_fits(unit_counts(rng, size, units)[:, labels], warm)
+        else:
+            loss = _redrawn(fit, rng, size, method, scatter)
+            solution = solver.replicate_fits(np.ones((size, len(labels))), warm, loss)
         z.append(solution.z)
         unconverged += int(np.sum(~(solution.gradient <= CONVERGED)))
-    dof = len(fit.residuals) - len(fit.free)
-    scatter = float(np.sqrt(np.sum(fit.residuals**2) / max(dof, 1)))
     draws = solver.params(np.concatenate(z))
-    return Bootstrap(fit.law, draws, unit, units, seed, unconverged, scatter, dof, tuple(notes))
+    log, target = fit.protocol.residual == "log", fit.data[fit.law.target]
+    growth = (fit.protocol.growth, float(np.exp(np.mean(np.log(target))))) if fit.protocol.growth else (0.0, 1.0)
+    return Bootstrap(
+        fit.law, draws, unit, units, seed, unconverged, scatter, dof, tuple(notes), method, log, growth
+    )
+
+
+def _redrawn(fit: Fit, rng: np.random.Generator, size: int, method: str, scatter: float) -> np.ndarray:
+    """[size, n] losses of the law with new noise."""
+    n = len(fit.residuals)
+    law = fit.predict(**{v: fit.data[v] for v in fit.law.variables})
+    if method == "parametric":
+        noise = scatter * rng.standard_normal((size, n))
+    else:
+        centred = fit.residuals - fit.residuals.mean()
+        noise = -rng.choice(centred, size=(size, n)) * np.sqrt(n / max(n - len(fit.free), 1))
+    noise = noise * fit.scale[None, :]
+    return law[None, :] * np.exp(noise) if fit.protocol.residual == "log" else law[None, :] + noise
 
 
 def _units(fit: Fit, unit: str) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.laws import LAWS, Law, bind, get_law, power, register
+from analysis.law import Law, bind, power
+from analysis.laws import LAWS, get_law, register
 
 
 def test_every_law_falls_in_each_of_its_variables() -> None:

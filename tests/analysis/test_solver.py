@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from analysis.laws import LAWS, bind
-from analysis.solver import Data, Solver, _nnls, exponent_grid, float64, huber
+from analysis.law import bind
+from analysis.laws import LAWS
+from analysis.newton import Data, float64, huber, nnls
+from analysis.solver import Solver, exponent_grid
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_small_nonnegative_least_squares_agrees_with_scipy() -> None:
     for _ in range(20):
         a, b = rng.standard_normal((8, 3)), rng.standard_normal(8)
         with float64():
-            found = np.asarray(_nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
+            found = np.asarray(nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
         np.testing.assert_allclose(found, scipy.optimize.nnls(a, b)[0], atol=1e-10)
 
 
