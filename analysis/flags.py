@@ -18,7 +18,7 @@ FORMULAS = {"C": "6*N*D", "D": "C/(6*N)", "N": "C/(6*D)"}
 ONE_RATIO = 0.02  # rms spread of ln(D/N) below which the runs have one ratio
 UNEVEN = 3.0  # ratio of two shares of a run above which they count as different recipes
 MATERIAL_WARMUP = 0.01  # share of a run's tokens below which its warm-up does not matter
-CHECKPOINTS = 5  # D values of one model above which its rows are probably checkpoints
+CHECKPOINTS = 7  # D values of one model above which its rows are probably checkpoints; IsoFLOP grids have up to 7
 _STATES = ("crashed", "failed", "killed", "running", "pending", "preempted", "preempting")  # W&B's, not finished
 _MIXED = {
     "schedule": "learning-rate schedules",
@@ -88,6 +88,8 @@ def _small(table: pd.DataFrame, columns: Mapping[str, str], units: Mapping[str, 
 def _six_nd(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
     if any(columns.get(name, formula) == formula for name, formula in FORMULAS.items()):
         return ""
+    if (columns["C"], columns["N"]) == ("flops", "n_matmul"):  # the project's own, counted exactly
+        return ""
     C, N, D = (table[name].to_numpy(float) for name in ("C", "N", "D"))
     off = np.log(C) - np.log(6.0) - np.log(N) - np.log(D)
     wrong = np.abs(off) > np.log(2.0)
@@ -97,7 +99,7 @@ def _six_nd(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
     span = f"{low:.3g}" if np.isclose(low, high, rtol=1e-2) else f"{low:.3g} to {high:.3g}"
     return (
         f"C ({columns['C']}) is {span} times 6*N*D in {rows_text(table, wrong)}: it may be rounded, in another unit, "
-        "or counted otherwise (attention, output head); leave C out to use 6*N*D"
+        "or counted otherwise (attention, output head); drop that column to use 6*N*D"
     )
 
 
@@ -181,7 +183,7 @@ def _one_ratio(table: pd.DataFrame) -> str:
 
 
 def _checkpoints(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    if "trunk" in table.columns or not {"N", "D"} <= set(table.columns):
+    if {"trunk", "budget"} & set(columns) or not {"N", "D"} <= set(columns):  # with a budget each, rows are runs
         return ""
     key = pd.DataFrame({"N": np.round(np.log(table["N"].to_numpy(float)), 6)}, index=table.index)
     runs = [c for c in ("run_id", "run", "run_name", "name", "Name", "ID", "seed") if c in table.columns]

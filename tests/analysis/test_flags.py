@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,14 +93,16 @@ def test_one_ratio_of_tokens_to_parameters_is_named() -> None:
     assert _note(load_runs(_table(D=20 * SIZES).iloc[:2]), "D/N") == ""
 
 
-def test_rows_that_may_be_checkpoints_want_a_trunk() -> None:
-    D = np.tile(np.linspace(1e8, 1e9, 6), 2)
-    table = pd.DataFrame({"N": np.repeat([1e6, 8e6], 6), "D": D, "loss": np.linspace(3, 2, 12), "who": ["x"] * 12})
+def test_rows_that_may_be_checkpoints_want_a_trunk(data_dir: Path) -> None:
+    D = np.tile(np.linspace(1e8, 1e9, 8), 2)
+    table = pd.DataFrame({"N": np.repeat([1e6, 8e6], 8), "D": D, "loss": np.linspace(3, 2, 16), "who": ["x"] * 16})
     note = _note(load_runs(table), "checkpoints")
-    assert note.startswith("up to 6 values of D for one N without a trunk column (rows 0, 1, 2, 3, 4, 5, 6, 7 and 4")
+    assert note.startswith("up to 8 values of D for one N without a trunk column (rows 0, 1, 2, 3, 4, 5, 6, 7 and 8")
     assert load_runs(table, trunk="who").notes == ()
-    assert load_runs(table.assign(name=[f"run{i}" for i in range(12)])).notes == ()  # each a run of its own
-    assert load_runs(table.drop(index=[0, 6])).notes == ()  # five values: a grid
+    assert load_runs(table.assign(budget=6 * table["N"] * D)).notes == ()
+    assert load_runs(table.assign(name=[f"run{i}" for i in range(16)])).notes == ()  # each a run of its own
+    assert load_runs(table.drop(index=[0, 8])).notes == ()  # seven values: a grid
+    assert load_runs(data_dir / "epoch_chinchilla.csv", N="Model Size", C="Training FLOP").notes == ()
 
 
 def test_compute_that_is_not_6ND_is_named() -> None:
@@ -107,6 +111,8 @@ def test_compute_that_is_not_6ND_is_named() -> None:
     assert wrong.startswith("C (C) is 0.4 to 2.5 times 6*N*D in rows 2, 3:")
     assert "C (C) is 1e-15 times 6*N*D in rows 0, 1, 2, 3" in _note(load_runs(_table(C=exact / 1e15)), "6*N*D")
     assert load_runs(_table(C=exact / 1e15), units={"C": "petaflops"}).notes == ()
+    own = _table(C=3 * exact).rename(columns={"N": "n_matmul", "D": "tokens", "C": "flops"})
+    assert load_runs(own).notes == ()  # counted exactly, attention included
 
 
 def test_runs_that_the_tracker_calls_crashed_are_named() -> None:
