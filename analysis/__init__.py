@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
     from analysis.approaches import IsoFlop, compare_approaches, isoflop
     from analysis.fit import Certificate, Fit, Protocol, fit
+    from analysis.imports import from_mlflow, from_tensorboard, from_wandb
     from analysis.laws import LAWS, Law, NotIdentifiedError, register
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
     from analysis.report import write_report
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "runs": ("COLUMNS", "Runs", "load_runs"),
+    "imports": ("from_mlflow", "from_tensorboard", "from_wandb"),
     "laws": ("LAWS", "Law", "NotIdentifiedError", "register"),
     "fit": ("Certificate", "Fit", "Protocol", "fit"),
     "uncertainty": ("Bootstrap",),
@@ -52,6 +54,9 @@ __all__ = [
     "allocate",
     "compare_approaches",
     "fit",
+    "from_mlflow",
+    "from_tensorboard",
+    "from_wandb",
     "isoflop",
     "load_runs",
     "optimum_table",

@@ -6,14 +6,17 @@ This file is the only definition of the columns. A table has one row per (run, t
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from analysis.flags import FORMULAS, flags, truth
+from analysis.readers import Source, numbers, read_table
+from analysis.units import checked_units, convert
 
 COLUMNS: dict[str, str] = {
     # identity
@@ -76,6 +79,7 @@ CANONICAL: dict[str, str] = {
     "seed": "random seed",
     "budget": "nominal IsoFLOP budget, FLOPs",
     "loss_se": "standard error of the loss, nats per token",
+    "weight": "weight of the row in the objective; only when asked for by name",
 }
 
 # Source columns tried, in this order, when the caller names none.
@@ -89,8 +93,8 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
     "budget": ("budget",),
     "loss_se": ("loss_se",),
 }
-_POSITIVE = ("N", "D", "C", "loss")
-_READERS = (".csv", ".parquet", ".jsonl", ".ndjson")
+_IDS = ("run_id", "trunk_id", "trunk")  # read from a .csv as text
+_JUDGED = ("source_row", "row", "reason", "status", "diverged", "undercooled")  # no variable can have these names
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +106,12 @@ class Runs:
             columns, and `source_row`, the 0-based position in the source.
         rejected: refused rows with `row` (0-based position in the source) and `reason`, then the source's
         columns.
-        columns: canonical name -> source column, or the formula it was computed by, such as "6*N*D".
+        columns: canonical name (N, D, C, loss, ... and further variables of a law) -> source column with its unit
+        where one was given, as "params [millions]", or the formula it was computed by, such as "6*N*D".
         source: path or "DataFrame".
-        notes: remarks on accepted rows that a reader should know.
+        notes: remarks on accepted rows that a reader should know; they name rows by `source_row`.
+        units: canonical name -> unit of the source column, where one was given. The canonical columns of
+        `table` are converted to parameters, tokens, FLOPs and nats per token; the source's own are as they were.
     """
 
     table: pd.DataFrame
@@ -112,6 +119,7 @@ class Runs:
     columns: dict[str, str]
     source: str
     notes: tuple[str, ...] = ()
+    units: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -159,107 +167,96 @@ def load_runs(
     seed: str | None = None,
     budget: str | None = None,
     loss_se: str | None = None,
+    weight: str | None = None,
+    units: Mapping[str, str] | None = None,
+    **others: str | None,
 ) -> Runs:
     """Read a run table and refuse, with a reason each, the rows that no law can be fitted to.
 
     Each keyword names the source column that holds a canonical quantity. Those left out are looked for under
-    the project's own names (N: n_matmul, D: tokens, C: flops, trunk: trunk_id, ...). When two of N, D, C are
-    known the third is computed from C = 6*N*D and `columns` says so.
+    the project's own names (N: n_matmul, D: tokens, C: flops, trunk: trunk_id, ...), but never weight or a
+    further variable. When two of N, D, C are known the third is computed from C = 6*N*D and `columns` says so.
+    A canonical column hides a source column of its name.
 
-    A row is refused when N, D, C or loss is missing, not a number, infinite or not positive; when loss_se is
-    given and not positive; when `status` is there and is not "finished"; when `diverged` is true; when a line
-    of JSONL cannot be read (a torn last line, say). Rows marked `undercooled` are kept and noted.
+    A row is refused when N, D, C, loss, weight or a further variable is missing, not a number, infinite or not
+    positive; when loss_se is given and not positive; when `status` is there and is not "finished"; when
+    `diverged` is true; when a line of JSONL cannot be read (a torn last line, say). What is odd about the rows
+    that are kept (undercooled, duplicates, mixed recipes, one D/N, ...) is said in `notes`.
 
     Args:
         source: path to .csv, .parquet or .jsonl, or a DataFrame.
+        loss: any positive response, such as a downstream error, not only a loss.
+        weight: column of the rows' weights.
+        units: canonical name -> unit of its column: ones, thousands, millions, billions or trillions (N, D and
+            further variables); flops, teraflops, petaflops, exaflops, zettaflops or petaflop_days (C, budget);
+            nats, bits or perplexity, per token (loss; loss_se follows it). Never guessed.
+        others: further variables of a law, as U="unique_tokens" or bits="precision".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable file, missing column, or no row left.
+        ValueError: unreadable file, missing column, unknown unit, unfit variable name, or no row left.
     """
-    frame, label, unread = _read(source)
-    if not frame.columns.is_unique:
-        raise ValueError(
-            f"{label} has two columns of one name: {sorted(set(frame.columns[frame.columns.duplicated()]))}"
-        )
-    asked = dict(N=N, D=D, C=C, loss=loss, trunk=trunk, seed=seed, budget=budget, loss_se=loss_se)
-    columns = _resolve(asked, [str(c) for c in frame.columns], label)
-    if frame.empty:
-        raise ValueError(f"{label} has no row" + _first_reasons(unread) + "; a run table needs at least one")
-    values = {name: _numbers(frame.loc[:, c]) for name, c in columns.items() if name not in ("trunk", "seed")}
-    columns = columns | _derive(values)
-    reasons = _row_reasons(frame, values, columns)
+    named = {name: column for name, column in others.items() if column is not None}
+    _check_names(named)
+    read = read_table(source, (*_IDS, *([trunk] if trunk else [])))
+    asked = dict(N=N, D=D, C=C, loss=loss, trunk=trunk, seed=seed, budget=budget, loss_se=loss_se, weight=weight)
+    columns = _resolve(asked | named, list(read.frame.columns), read.label)
+    units = checked_units(units or {}, columns)
+    if read.frame.empty:
+        raise ValueError(f"{read.label} has no row" + _first_reasons(read.unread) + "; a run table needs at least one")
+    return _judge(read, columns, units)
+
+
+def _judge(read: Source, columns: dict[str, str], units: dict[str, str]) -> Runs:
+    """The rows that can be used and those that cannot.
+
+    Raises:
+        ValueError: no row can be used.
+    """
+    frame = read.frame
+    given = {name: numbers(frame.loc[:, c]) for name, c in columns.items() if name not in ("trunk", "seed")}
+    values = convert(given, units)
+    formulas = _derive(values)
+    reasons = _row_reasons(frame, columns, given, values, formulas, units)
     keep = np.array([not why for why in reasons])
-    refused = [(int(line), why) for line, why in zip(frame.attrs["lines"], reasons, strict=True) if why]
+    refused = [(int(line), why) for line, why in zip(read.lines, reasons, strict=True) if why]
     if not keep.any():
-        raise ValueError(f"{label} has no usable row left of {len(frame)}" + _first_reasons(refused + unread))
-    kept = _canonical_table(frame, values, columns).loc[keep].reset_index(drop=True)
+        raise ValueError(f"{read.label} has no usable row left of {len(frame)}" + _first_reasons(refused + read.unread))
+    columns = columns | formulas
+    columns = {name: columns[name] for name in dict.fromkeys((*CANONICAL, *columns)) if name in columns}
+    shown = {name: f"{c} [{units[name]}]" if name in units else c for name, c in columns.items()}
+    table = _canonical_table(frame, values, columns).assign(source_row=read.lines)
+    kept = table.loc[keep].reset_index(drop=True)
     rejected = _rejected_frame(frame.loc[~keep], refused)
-    if unread:
-        torn = _rejected_frame(pd.DataFrame(index=range(len(unread))), unread)
+    if read.unread:
+        torn = _rejected_frame(pd.DataFrame(index=range(len(read.unread))), read.unread)
         rejected = torn if rejected.empty else pd.concat([rejected, torn], ignore_index=True)
-    return Runs(kept, rejected, {n: columns[n] for n in CANONICAL if n in columns}, label, _notes(kept))
+    return Runs(kept, rejected, shown, read.label, flags(kept, columns, units), units)
 
 
-def _numbers(column: pd.Series) -> pd.Series:
-    """The column as floats, NaN where it holds no number."""
-    scalars = column.map(lambda v: v if np.isscalar(v) else None)  # a list in JSONL, say
-    return pd.Series(pd.to_numeric(scalars, errors="coerce"), index=column.index, dtype=float)
+def _check_names(others: Mapping[str, str]) -> None:
+    """Refuse names of further variables that would hide what the table is judged by, or are a slip of the pen.
+
+    Raises:
+        ValueError: such a name.
+    """
+    for name in others:
+        if name in _JUDGED:
+            raise ValueError(
+                f"{name}={others[name]!r}: rows are judged or named by {name!r}; call the variable otherwise"
+            )
+        same = [known for known in (*CANONICAL, "units") if known.lower() == name.lower()]
+        long = [known for known in (*CANONICAL, "units") if len(known) > 3]
+        near = same or difflib.get_close_matches(name.lower(), long, 1, 0.86)
+        if near:
+            raise ValueError(f"{name}={others[name]!r}: did you mean {near[0]}=? If not, call the variable otherwise")
 
 
 def _canonical_table(frame: pd.DataFrame, values: Mapping[str, pd.Series], columns: Mapping[str, str]) -> pd.DataFrame:
-    """Canonical columns, then the source's other columns, then source_row."""
-    out = {name: values[name] if name in values else frame[columns[name]] for name in CANONICAL if name in columns}
-    out |= {str(c): frame[c] for c in frame.columns if c not in out and c != "source_row"}
-    return pd.DataFrame({**out, "source_row": frame.attrs["lines"]}, index=frame.index)
-
-
-def _read(source: str | Path | pd.DataFrame) -> tuple[pd.DataFrame, str, list[tuple[int, str]]]:
-    """(rows with attrs["lines"] = position of each in the source, name of the source, unreadable lines)."""
-    if isinstance(source, pd.DataFrame):
-        frame = source.reset_index(drop=True)
-        kept = frame.get("source_row")  # a table that was loaded before keeps its first row numbers
-        known = kept is not None and pd.api.types.is_integer_dtype(kept)
-        frame.attrs["lines"] = np.asarray(kept if known else np.arange(len(frame)))
-        return frame, "DataFrame", []
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no run table at {path}; give the path of a .csv, .parquet or .jsonl file")
-    suffix = path.suffix.lower()
-    if suffix not in _READERS:
-        raise ValueError(f"{path}: cannot read {suffix or 'a file without suffix'}; use one of {', '.join(_READERS)}")
-    if suffix in (".jsonl", ".ndjson"):
-        return _read_jsonl(path)
-    try:
-        frame = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # pandas' parser errors are ValueErrors, pyarrow's one or the other
-        raise ValueError(f"{path} is not a readable {suffix} table: {error}") from error
-    frame.attrs["lines"] = np.arange(len(frame))
-    return frame, str(path), []
-
-
-def _read_jsonl(path: Path) -> tuple[pd.DataFrame, str, list[tuple[int, str]]]:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    bad: list[tuple[int, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-            lines.append(number)
-        else:
-            bad.append((number, "line is not a JSON object (torn write?)"))
-    frame = pd.DataFrame(rows)
-    frame.attrs["lines"] = np.array(lines, dtype=int)
-    return frame, str(path), bad
+    """Canonical columns, then the source's other columns."""
+    out = {name: values[name] if name in values else frame[column] for name, column in columns.items()}
+    out |= {c: frame[c] for c in frame.columns if c not in out and c != "source_row"}
+    return pd.DataFrame(out, index=frame.index)
 
 
 def _resolve(asked: Mapping[str, str | None], present: list[str], label: str) -> dict[str, str]:
@@ -271,7 +268,7 @@ def _resolve(asked: Mapping[str, str | None], present: list[str], label: str) ->
     found: dict[str, str] = {}
     for name, column in asked.items():
         if column is None:
-            column = next((c for c in _DEFAULTS[name] if c in present), None)
+            column = next((c for c in _DEFAULTS.get(name, ()) if c in present), None)
         elif column not in present:
             raise ValueError(
                 f"{label} has no column {column!r} (asked for {name}={column!r})" + _nearest(column, present)
@@ -298,18 +295,27 @@ def _derive(values: dict[str, pd.Series]) -> dict[str, str]:
     has = {name for name in ("N", "D", "C") if name in values}
     if has == {"N", "D"}:
         values["C"] = 6 * values["N"] * values["D"]
-        return {"C": "6*N*D"}
-    if has == {"N", "C"}:
+    elif has == {"N", "C"}:
         values["D"] = values["C"] / (6 * values["N"])
-        return {"D": "C/(6*N)"}
-    if has == {"D", "C"}:
+    elif has == {"D", "C"}:
         values["N"] = values["C"] / (6 * values["D"])
-        return {"N": "C/(6*D)"}
-    return {}
+    return {name: FORMULAS[name] for name in FORMULAS if name in values and name not in has}
 
 
-def _row_reasons(frame: pd.DataFrame, values: Mapping[str, pd.Series], columns: Mapping[str, str]) -> list[str]:
-    """Per row, why it is refused; "" when it is not."""
+def _row_reasons(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    given: Mapping[str, pd.Series],
+    values: Mapping[str, pd.Series],
+    formulas: Mapping[str, str],
+    units: Mapping[str, str],
+) -> list[str]:
+    """Per row, why it is refused; "" when it is not.
+
+    Args:
+        given: canonical name -> numbers as the source has them; `values`: the same after conversion, and those
+        computed by `formulas`.
+    """
     reasons = [""] * len(frame)
 
     def refuse(mask: Any, why: Any) -> None:
@@ -320,32 +326,21 @@ def _row_reasons(frame: pd.DataFrame, values: Mapping[str, pd.Series], columns: 
         status = frame["status"].astype(str)
         refuse(status != "finished", lambda i: f"status is {status[i]!r}, not 'finished'")
     if "diverged" in frame.columns:
-        refuse(_truth(frame["diverged"]), lambda i: "diverged: its loss became non-finite")
-    for name in (*_POSITIVE, "loss_se"):
-        if name not in values:
-            continue
-        number, column = values[name], columns[name]
-        raw = frame[column] if column in frame.columns else number
-        optional = name == "loss_se"
-        refuse(raw.isna() & (not optional), lambda i, c=column: f"{c} is missing")
-        refuse(number.isna() & raw.notna(), lambda i, c=column, r=raw: f"{c} is {r[i]!r}, not a number")
-        refuse(np.isinf(number), lambda i, c=column: f"{c} is infinite")
-        refuse(number <= 0, lambda i, c=column, v=number: f"{c} is {v[i]:g}; it must be positive")
+        refuse(truth(frame["diverged"]), lambda i: "diverged: its loss became non-finite")
+    for name in (n for n in given if n not in ("budget", "loss_se")):
+        refuse(frame[columns[name]].isna(), lambda i, c=columns[name]: f"{c} is missing")
+    for name in (n for n in given if n != "budget"):
+        raw, number, c = frame[columns[name]], given[name], columns[name]
+        refuse(number.isna() & raw.notna(), lambda i, c=c, r=raw: f"{c} is {r[i]!r}, not a number")
+        refuse(np.isinf(number), lambda i, c=c: f"{c} is infinite")
+        refuse(number <= 0, lambda i, c=c, v=number: f"{c} is {v[i]:g}; it must be positive")
+        unit, nats = units.get(name, ""), values[name]
+        odd = ~(nats > 0) | np.isinf(nats)
+        refuse(odd & number.notna(), lambda i, c=c, v=number, u=unit, n=nats: f"{c} is {v[i]:g} {u}, which is {n[i]:g}")
+    for name, formula in formulas.items():
+        v = values[name]
+        refuse(~(v > 0) | np.isinf(v), lambda i, c=formula, v=v: f"{c} is {v[i]:g}; it must be positive and finite")
     return reasons
-
-
-def _truth(column: Any) -> np.ndarray:
-    return column.astype(str).str.lower().isin(("true", "1", "1.0", "yes")).to_numpy()
-
-
-def _notes(table: pd.DataFrame) -> tuple[str, ...]:
-    notes = []
-    if "undercooled" in table.columns and (n := int(_truth(table["undercooled"]).sum())):
-        notes.append(
-            f"{n} of {len(table)} runs are undercooled (cooldown shorter than the recipe asks): their loss "
-            "is above what their N and D allow; drop them with runs.exclude(...) to see what changes"
-        )
-    return tuple(notes)
 
 
 def _rejected_frame(rows: pd.DataFrame, reasons: list[tuple[int, str]]) -> pd.DataFrame:
