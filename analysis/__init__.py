@@ -20,17 +20,21 @@ if TYPE_CHECKING:
     from analysis.approaches import IsoFlop, compare_approaches, isoflop
     from analysis.fit import Certificate, Fit, Protocol, fit
     from analysis.imports import from_mlflow, from_tensorboard, from_wandb
-    from analysis.laws import LAWS, Law, NotIdentifiedError, register
+    from analysis.law import Law, Link, Nonlinear, NotIdentifiedError
+    from analysis.laws import LAWS, broken_power_law, monomial, power_law, register
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
+    from analysis.profile import Profile
     from analysis.uncertainty import Bootstrap
 
 _HOME = {
     "runs": ("COLUMNS", "Runs", "load_runs"),
     "imports": ("from_mlflow", "from_tensorboard", "from_wandb"),
-    "laws": ("LAWS", "Law", "NotIdentifiedError", "register"),
+    "law": ("Law", "Link", "Nonlinear", "NotIdentifiedError"),
+    "laws": ("LAWS", "broken_power_law", "monomial", "power_law", "register"),
     "fit": ("Certificate", "Fit", "Protocol", "fit"),
+    "profile": ("Profile",),
     "uncertainty": ("Bootstrap",),
     "approaches": ("IsoFlop", "compare_approaches", "isoflop"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
@@ -48,10 +52,14 @@ __all__ = [
     "Fit",
     "IsoFlop",
     "Law",
+    "Link",
+    "Nonlinear",
     "NotIdentifiedError",
+    "Profile",
     "Protocol",
     "Runs",
     "allocate",
+    "broken_power_law",
     "compare_approaches",
     "fit",
     "from_mlflow",
@@ -59,11 +67,13 @@ __all__ = [
     "from_wandb",
     "isoflop",
     "load_runs",
+    "monomial",
     "optimum_table",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
     "plot_isoflop",
+    "power_law",
     "register",
     "write_report",
 ]

@@ -331,8 +331,9 @@ def _data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
                 f"law {law.name!r} is a function of {', '.join(law.variables)} for {law.target}, and {runs.source} "
                 f"lacks {v}; name its column when loading: load_runs(..., {v}='...')"
             )
-    known = ("N", "D", "C", "loss", "weight", "loss_se", *law.variables, law.target)
-    data = {name: runs.table[name].to_numpy(float) for name in dict.fromkeys(known) if name in runs.table.columns}
+    asked = [name for name in ("weight", "loss_se") if name in runs.columns]  # never taken unasked
+    known = ("N", "D", "C", "loss", *asked, *law.variables, law.target)
+    data = {v: _numbers(runs.table.loc[:, v]) for v in dict.fromkeys(known) if v in runs.table.columns}
     for v in (*law.variables, law.target):
         bad = np.flatnonzero(~(np.isfinite(data[v]) & (data[v] > 0)))
         if len(bad):
@@ -341,6 +342,10 @@ def _data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
     if "trunk" in runs.table.columns:
         data["trunk"] = trunk_names(runs.table.loc[:, "trunk"])
     return data
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    return pd.Series(pd.to_numeric(column, errors="coerce"), dtype=float).to_numpy(float)
 
 
 def trunk_names(trunk: pd.Series) -> np.ndarray:

@@ -27,6 +27,7 @@ import numpy as np
 from analysis.law import Binding
 
 STEPS_PER_DISPATCH = 3
+DIAGONAL = 0.01  # share of the damping that does not know of correlations
 _TINY = 1e-300
 
 
@@ -315,7 +316,9 @@ def _step(binding: Binding, lane: Lane, bounds: Any, arrays: Any, weight: Any, o
     # A coordinate is held where it sits on a bound and the objective falls beyond it.
     free = ~(((lane.z <= low) & (gradient >= 0)) | ((lane.z >= high) & (gradient <= 0)))
     scale = 1 / jnp.sqrt(jnp.maximum(jnp.diag(metric), _TINY + 1e-14 * jnp.max(jnp.diag(metric))))
-    damped = (hessian + lane.damping * metric) * jnp.outer(scale, scale) + 1e-13 * jnp.eye(len(scale))
+    # The diagonal part turns the step towards the gradient where the metric is nearly singular (Marquardt 1963).
+    damped = (hessian + lane.damping * metric) * jnp.outer(scale, scale)
+    damped = damped + (DIAGONAL * lane.damping + 1e-13) * jnp.eye(len(scale))
     system = jnp.where(jnp.outer(free, free), damped, jnp.eye(len(scale)))
     step = scale * jax.scipy.linalg.cho_solve(
         jax.scipy.linalg.cho_factor(system), jnp.where(free, -gradient * scale, 0.0)
