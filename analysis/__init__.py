@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
-    from analysis.approaches import IsoFlop, compare_approaches, isoflop
+    from analysis.approaches import IsoFlop, isoflop
+    from analysis.comparison import Approaches, compare_approaches
+    from analysis.envelope import Envelope, training_envelope
     from analysis.fit import Certificate, Fit, Protocol, fit
     from analysis.laws import LAWS, Law, NotIdentifiedError, register
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
@@ -30,7 +32,9 @@ _HOME = {
     "laws": ("LAWS", "Law", "NotIdentifiedError", "register"),
     "fit": ("Certificate", "Fit", "Protocol", "fit"),
     "uncertainty": ("Bootstrap",),
-    "approaches": ("IsoFlop", "compare_approaches", "isoflop"),
+    "approaches": ("IsoFlop", "isoflop"),
+    "envelope": ("Envelope", "training_envelope"),
+    "comparison": ("Approaches", "compare_approaches"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
     "plots": ("plot_extrapolation", "plot_fit", "plot_frontier", "plot_isoflop"),
     "report": ("write_report",),
@@ -41,8 +45,10 @@ __all__ = [
     "COLUMNS",
     "LAWS",
     "Allocation",
+    "Approaches",
     "Bootstrap",
     "Certificate",
+    "Envelope",
     "Fit",
     "IsoFlop",
     "Law",
@@ -60,6 +66,7 @@ __all__ = [
     "plot_frontier",
     "plot_isoflop",
     "register",
+    "training_envelope",
     "write_report",
 ]
 
