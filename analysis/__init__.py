@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
     from analysis.approaches import IsoFlop, isoflop
+    from analysis.audit import Audit, audit, hull_distance
     from analysis.comparison import Approaches, compare_approaches
     from analysis.envelope import Envelope, training_envelope
     from analysis.fit import Certificate, Fit, Protocol, fit
+    from analysis.influence import Influence, delta_sweep, influence
     from analysis.laws import LAWS, Law, NotIdentifiedError, register
+    from analysis.plot_audit import plot_audit
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
+    from analysis.selection import Selection, information, select
     from analysis.uncertainty import Bootstrap
 
 _HOME = {
@@ -35,8 +39,12 @@ _HOME = {
     "approaches": ("IsoFlop", "isoflop"),
     "envelope": ("Envelope", "training_envelope"),
     "comparison": ("Approaches", "compare_approaches"),
+    "selection": ("Selection", "information", "select"),
+    "audit": ("Audit", "audit", "hull_distance"),
+    "influence": ("Influence", "delta_sweep", "influence"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
     "plots": ("plot_extrapolation", "plot_fit", "plot_frontier", "plot_isoflop"),
+    "plot_audit": ("plot_audit",),
     "report": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -46,26 +54,36 @@ __all__ = [
     "LAWS",
     "Allocation",
     "Approaches",
+    "Audit",
     "Bootstrap",
     "Certificate",
     "Envelope",
     "Fit",
+    "Influence",
     "IsoFlop",
     "Law",
     "NotIdentifiedError",
     "Protocol",
     "Runs",
+    "Selection",
     "allocate",
+    "audit",
     "compare_approaches",
+    "delta_sweep",
     "fit",
+    "hull_distance",
+    "influence",
+    "information",
     "isoflop",
     "load_runs",
     "optimum_table",
+    "plot_audit",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
     "plot_isoflop",
     "register",
+    "select",
     "training_envelope",
     "write_report",
 ]
