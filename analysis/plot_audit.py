@@ -34,8 +34,9 @@ MAX_LAWS = len(MARKERS)
 def plot_audit(audit: Audit) -> Figure:
     """rms error of each group left out against its distance from the rows that were fitted, one marker per law.
 
-    Left: groups inside the hull of the fitted rows; right, tinted: groups that reach beyond it, by their furthest run.
-    Left, the groups of a law stand in their order, budgets first. Filled markers are budgets left out, hollow ones sizes. Dashes are each law's rms over its runs on that side.
+    Left: groups inside the hull of the fitted rows, in their order; right, tinted: groups that reach beyond it, by
+    their furthest run. Filled markers are budgets left out, hollow ones sizes. Dashes are each law's rms over its
+    runs on that side.
 
     Raises:
         ValueError: no refit succeeded, or more than 12 laws.

@@ -234,10 +234,17 @@ def holdout_masks(
     masks = {name: _top(column, share) for name, column in values.items()}
     if time is None and "D" in table:
         masks["last"] = _last(table, share)
-    notes = [
-        f"no hold-out {name}: it would keep all rows or none" for name, m in masks.items() if m.all() or not m.any()
-    ]
-    return {name: m for name, m in masks.items() if m.any() and not m.all()}, notes
+    kept: dict[str, np.ndarray] = {}
+    notes = []
+    for name, mask in masks.items():
+        same = next((other for other, m in kept.items() if np.array_equal(m, mask)), None)
+        if mask.all() or not mask.any():
+            notes.append(f"no hold-out {name}: it would keep {'all rows' if mask.all() else 'no row'}")
+        elif same:
+            notes.append(f"no hold-out {name}: it would keep the same rows as {same}")
+        else:
+            kept[name] = mask
+    return kept, notes
 
 
 def _top(values: np.ndarray, share: float) -> np.ndarray:
