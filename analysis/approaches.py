@@ -234,19 +234,7 @@ class _Group:
             "D": float(np.exp(ln_D[0])),
             "loss": c[0] - c[1] ** 2 / (4 * c[2]),
         }
-        if out["N"] >= out["N_high"]:
-            return out | {
-                "reason": f"minimum at N = {size_text(out['N'])}, not below the largest size "
-                f"{size_text(out['N_high'])}: "
-                "train larger sizes at this budget"
-            }
-        if out["N"] <= out["N_low"]:
-            return out | {
-                "reason": f"minimum at N = {size_text(out['N'])}, not above the smallest size "
-                f"{size_text(out['N_low'])}: "
-                "train smaller sizes at this budget"
-            }
-        return out | {"used": True}
+        return out | {"reason": _edge(out), "used": not _edge(out)}
 
     def at(self, ln_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ln D, ln C) at ln N along this budget: nearly straight lines through its runs, without noise."""
@@ -264,6 +252,18 @@ class _Group:
             u = -c[:, 1] / (2 * c[:, 2])
         inside = (u > self.design[:, 1].min()) & (u < self.design[:, 1].max()) & (c[:, 2] > 0) & distinct
         return np.where(inside, self.center + u, np.nan)
+
+
+def _edge(minimum: dict[str, Any]) -> str:
+    """Why a minimum outside its sizes is not used; "" inside them."""
+    N, low, high = minimum["N"], minimum["N_low"], minimum["N_high"]
+    if high <= N:
+        why = f"not below the largest size {size_text(high)}: train larger sizes at this budget"
+    elif low >= N:
+        why = f"not above the smallest size {size_text(low)}: train smaller sizes at this budget"
+    else:
+        return ""
+    return f"minimum at N = {size_text(N)}, {why}"
 
 
 def _parabolas(table: pd.DataFrame) -> tuple[list[_Group], pd.DataFrame]:

@@ -100,15 +100,9 @@ def training_envelope(
     Raises:
         ValueError: a column is missing, points < 2, or fewer than 3 sizes have a curve of 2 rows or more.
     """
-    runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    missing = [v for v in ("N", "D", "C") if v not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"approach 1 needs {', '.join(missing)}, which {runs.source} lacks; name its columns in load_runs"
-        )
     if points < 2:
         raise ValueError(f"points is {points!r}; approach 1 needs at least 2 values of C (1500 in the paper)")
-    table, unit = _on_curves(runs)
+    table, unit = _on_curves(runs if isinstance(runs, Runs) else load_runs(runs))
     ln_C = np.log(table["C"].to_numpy(float))
     curves = _Curves.of(table, np.linspace(ln_C.min(), ln_C.max(), points))
     winner, used = curves.best(np.ones((1, len(curves.ln_N)), bool))
@@ -149,6 +143,11 @@ def curve_labels(table: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 def _on_curves(runs: Runs) -> tuple[pd.DataFrame, str]:
     """(the rows that lie on a curve of at least two values of C, with the column `curve`; what a curve is)."""
+    missing = [v for v in ("N", "D", "C") if v not in runs.table.columns]
+    if missing:
+        raise ValueError(
+            f"approach 1 needs {', '.join(missing)}, which {runs.source} lacks; name its columns in load_runs"
+        )
     labels, unit = curve_labels(runs.table)
     table: Frame = runs.table.assign(curve=labels)
     long = table.groupby("curve")["C"].transform("nunique").to_numpy() > 1

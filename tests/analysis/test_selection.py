@@ -135,7 +135,7 @@ def test_holdouts_keep_whole_groups(runs: Runs) -> None:
     with pytest.raises(ValueError, match="no column of numbers"):
         holdout_masks(runs, 0.2, "date", 0.1)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        holdout_masks(runs, 20, None, 0.1)
+        holdout_masks(runs, 20.0, None, 0.1)
 
 
 def test_no_law_and_all_refused(runs: Runs) -> None:
