@@ -108,6 +108,8 @@ def compare_approaches(
     if not {"a", "b"} <= set(exponents):
         raise ValueError(f"law {fit.law.name!r} has no exponents a and b; fit law='chinchilla' for approach 3")
     C = float(_fitted_C(fit).max() if C is None else C)
+    if not (np.isfinite(C) and C > 0):
+        raise ValueError(f"C is {C!r} FLOPs; it must be positive and finite")
     notes: list[str] = []
     envelope = envelope or _or_note(training_envelope, fit, "approach 1", notes)
     iso = iso or _or_note(isoflop, fit, "approach 2", notes)
@@ -119,13 +121,7 @@ def compare_approaches(
         [_bias_row(name, way, fit, surface, C) for name, way in present.items()], columns=pd.Index(_BIAS)
     )
     pairs = [_pair(first, second) for first, second in itertools.combinations([*rows, surface], 2)]
-    if counted_flops_per_token(fit) is not None:
-        notes.append(
-            "C is not 6 N D in these runs: a and b of approach 3 hold for C = 6 N D, those of approaches 1 and 2 for C "
-            "as counted, and their bias holds that difference too; N* of all three is at C as counted"
-        )
-    if pairs:
-        notes.append("the approaches share their runs: intervals that overlap do not show that they agree")
+    notes += _limits(fit) if pairs else []
     return Approaches(
         pd.DataFrame([*rows, surface]), bias, pd.DataFrame(pairs, columns=pd.Index(_PAIR)), C, level, tuple(notes)
     )
@@ -133,6 +129,17 @@ def compare_approaches(
 
 _BIAS = ["approach", "C", "a_surface", "a_law", "a_bias", "N_surface", "N_law", "N_bias_percent"]
 _PAIR = ["pair", "C", "a_difference", "a_overlap", "N_percent", "N_overlap"]
+
+
+def _limits(fit: Fit) -> list[str]:
+    """What a reader of the comparison should know."""
+    notes = ["the approaches share their runs: intervals that overlap do not show that they agree"]
+    if counted_flops_per_token(fit) is not None:
+        notes.append(
+            "C is not 6 N D in these runs: a and b of approach 3 hold for C = 6 N D, those of approaches 1 and 2 for C "
+            "as counted, and their bias holds that difference too; N* of all three is at C as counted"
+        )
+    return notes
 
 
 def _fitted_C(fit: Fit) -> np.ndarray:

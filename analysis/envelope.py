@@ -199,13 +199,15 @@ class _Curves:
         """
         alive = np.isfinite(self.loss)
         order = np.argsort(self.loss, axis=0, kind="stable")  # [K, G]
+        _, first, back = np.unique(np.vstack([order, alive]), axis=1, return_index=True, return_inverse=True)
+        alive, order = alive[:, first], order[:, first]  # values of C where the curves rank alike are one
         ranked = present[:, order] & np.take_along_axis(alive, order, axis=0)
-        winner = order[np.argmax(ranked, axis=1), np.arange(len(self.ln_C))]
+        winner = order[np.argmax(ranked, axis=1), np.arange(len(first))]
         there = present[:, :, None] & alive
         smallest = self.size[np.argmax(there, axis=1)]
         largest = self.size[len(self.size) - 1 - np.argmax(there[:, ::-1], axis=1)]
-        inside = (self.size[winner] > smallest) & (self.size[winner] < largest)
-        return winner, inside & there.any(axis=1)
+        inside = (self.size[winner] > smallest) & (self.size[winner] < largest) & there.any(axis=1)
+        return winner[:, back], inside[:, back]
 
     def power_laws(self, winner: np.ndarray, used: np.ndarray) -> dict[str, np.ndarray]:
         """[R] exponents through the best sizes [R, G] that are used; NaN where fewer than two sizes are."""

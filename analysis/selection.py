@@ -185,7 +185,7 @@ def select(
     found = as_laws(laws)
     masks, notes = holdout_masks(runs, share, time, tolerance)
     fits: dict[str, Fit] = {}
-    refused: list[dict[str, str]] = []
+    refused: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for law in found:
         whole = attempt(runs, law, **fit_options)
@@ -194,13 +194,8 @@ def select(
             continue
         fits[law.name] = whole
         for name, mask in masks.items():
-            rest = attempt(runs.exclude(mask, f"held out ({name})"), law, **fit_options)
-            if isinstance(rest, str):
-                refused.append({"law": law.name, "what": name, "reason": rest})
-                continue
-            error = log_errors(rest, runs.table[mask])
-            row = {"law": law.name, "holdout": name, "held": int(mask.sum())}
-            held.append(row | {"rms": float(np.sqrt(np.mean(error**2))), "bias": float(error.mean())})
+            score = _score(runs, mask, name, law, fit_options)
+            (refused if "reason" in score else held).append({"law": law.name, **score})
     if not fits:
         raise ValueError("every law was refused: " + "; ".join(f"{row['law']}: {row['reason']}" for row in refused))
     if any("trunk" in f.data and len(set(f.data["trunk"])) < len(f.residuals) for f in fits.values()):
@@ -208,6 +203,16 @@ def select(
     long = pd.DataFrame(held, columns=pd.Index(["law", "holdout", "held", "rms", "bias"]))
     missed = pd.DataFrame(refused, columns=pd.Index(["law", "what", "reason"]))
     return Selection(_table(fits, long, list(masks)), long, missed, fits, tuple(notes))
+
+
+def _score(runs: Runs, mask: np.ndarray, name: str, law: Law, options: dict[str, Any]) -> dict[str, Any]:
+    """A law's errors on the rows of a hold-out, or what was refused and why."""
+    rest = attempt(runs.exclude(mask, f"held out ({name})"), law, **options)
+    if isinstance(rest, str):
+        return {"what": name, "reason": rest}
+    error = log_errors(rest, runs.table[mask])
+    rms = float(np.sqrt(np.mean(error**2)))
+    return {"holdout": name, "held": int(mask.sum()), "rms": rms, "bias": float(error.mean())}
 
 
 def holdout_masks(
