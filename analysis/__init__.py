@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
-    from analysis.approaches import IsoFlop, compare_approaches, isoflop
+    from analysis.approaches import IsoFlop, isoflop
+    from analysis.audit import Audit, audit, hull_distance
+    from analysis.comparison import Approaches, compare_approaches
+    from analysis.envelope import Envelope, training_envelope
     from analysis.fit import Certificate, Fit, Protocol, fit
     from analysis.imports import from_mlflow, from_tensorboard, from_wandb
     from analysis.law import Law, Link, Nonlinear, NotIdentifiedError
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
     from analysis.profile import Profile
+    from analysis.influence import Influence, delta_sweep, influence
+    from analysis.laws import LAWS, Law, NotIdentifiedError, register
+    from analysis.plot_audit import plot_audit
+    from analysis.selection import Selection, information, select
     from analysis.uncertainty import Bootstrap
 
 _HOME = {
@@ -36,9 +43,15 @@ _HOME = {
     "fit": ("Certificate", "Fit", "Protocol", "fit"),
     "profile": ("Profile",),
     "uncertainty": ("Bootstrap",),
-    "approaches": ("IsoFlop", "compare_approaches", "isoflop"),
+    "approaches": ("IsoFlop", "isoflop"),
+    "envelope": ("Envelope", "training_envelope"),
+    "comparison": ("Approaches", "compare_approaches"),
+    "selection": ("Selection", "information", "select"),
+    "audit": ("Audit", "audit", "hull_distance"),
+    "influence": ("Influence", "delta_sweep", "influence"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
     "plots": ("plot_extrapolation", "plot_fit", "plot_frontier", "plot_isoflop"),
+    "plot_audit": ("plot_audit",),
     "report": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -47,9 +60,13 @@ __all__ = [
     "COLUMNS",
     "LAWS",
     "Allocation",
+    "Approaches",
+    "Audit",
     "Bootstrap",
     "Certificate",
+    "Envelope",
     "Fit",
+    "Influence",
     "IsoFlop",
     "Law",
     "Link",
@@ -58,23 +75,32 @@ __all__ = [
     "Profile",
     "Protocol",
     "Runs",
+    "Selection",
     "allocate",
     "broken_power_law",
+    "audit",
     "compare_approaches",
+    "delta_sweep",
     "fit",
     "from_mlflow",
     "from_tensorboard",
     "from_wandb",
+    "hull_distance",
+    "influence",
+    "information",
     "isoflop",
     "load_runs",
     "monomial",
     "optimum_table",
+    "plot_audit",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
     "plot_isoflop",
     "power_law",
     "register",
+    "select",
+    "training_envelope",
     "write_report",
 ]
 

@@ -1,52 +1,43 @@
-"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): IsoFLOP parabolas; and 2 beside 3 in a table.
+"""Approach 2 of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.2): IsoFLOP parabolas.
 
 Per budget the loss is a parabola in ln N; its vertex is N*, and D* follows from the tokens of that budget's
 runs. Power laws N* = G_N C^a and D* = G_D C^b go through the vertices. The parabola is biased where sizes
-are spread widely or off-centre: compare with approach 3, the fitted surface.
+are spread widely or off-centre: `analysis.comparison` sets it beside approaches 1 and 3 and estimates the bias.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
-from analysis.fit import Fit, trunk_names
+from analysis.fit import trunk_names
 from analysis.runs import Runs, load_runs
-from analysis.uncertainty import Bootstrap, quantiles, unit_counts
+from analysis.uncertainty import quantiles, unit_counts
 
 MIN_SIZES = 4  # three sizes always lie on a parabola: nothing would be left to check it
 
 
 @dataclass(frozen=True, eq=False)
-class IsoFlop:
-    """Approach 2.
+class PowerLaws:
+    """N* = G_N C^a and D* = G_D C^b with their bootstrap draws: what approaches 1 and 2 end in.
 
     Attributes:
-        minima: one row per budget: budget (nominal FLOPs), C (counted FLOPs at the vertex), N, D, loss (all
-            at the vertex), c0, c1, c2 (loss = c0 + c1 u + c2 u^2 with u = ln N - center), center, N_low,
-            N_high (smallest and largest size), n_sizes, used, reason (why not used, or "").
-        a, b: exponents of N*(C) and D*(C); NaN with fewer than two usable budgets.
+        a, b: exponents of N*(C) and D*(C); NaN where the runs do not give them.
+        ln_G_N, ln_G_D: logs of the factors; N in parameters, D in tokens, C in FLOPs.
         draws: bootstrap draws of "a", "b", "ln_G_N", "ln_G_D", [R] each; replicates that lost the power law
             are left out and counted in `lost`.
-        runs: the rows used, with the column `group`, the budget each was counted to.
-        grouping: how rows were assigned to budgets.
-        unit: what the bootstrap resamples, "trunk" or "row".
     """
 
-    minima: pd.DataFrame
+    approach: ClassVar[str]
     a: float
     b: float
     ln_G_N: float
     ln_G_D: float
     draws: dict[str, np.ndarray]
     lost: int
-    runs: pd.DataFrame
-    grouping: str
-    unit: str
-    notes: tuple[str, ...] = ()
 
     def interval(self, name: str, level: float = 0.90) -> tuple[float, float]:
         """Percentile interval of "a", "b", "ln_G_N" or "ln_G_D"; NaN when there are no draws.
@@ -55,7 +46,7 @@ class IsoFlop:
             ValueError: unknown name.
         """
         if name not in self.draws:
-            raise ValueError(f"approach 2 has no {name!r}; it has {', '.join(self.draws)}")
+            raise ValueError(f"{self.approach} has no {name!r}; it has {', '.join(self.draws)}")
         draws = self.draws[name]
         low, high = quantiles(draws, level) if len(draws) else (np.nan, np.nan)
         return float(low), float(high)
@@ -66,8 +57,11 @@ class IsoFlop:
         return np.exp(self.ln_G_N + self.a * ln_C), np.exp(self.ln_G_D + self.b * ln_C)
 
     def optimum_interval(self, C: Any, level: float = 0.90) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-        """((N low, N high), (D low, D high)) at C FLOPs."""
+        """((N low, N high), (D low, D high)) at C FLOPs; NaN when there are no draws."""
         ln_C = np.log(np.asarray(C, float))
+        if not len(self.draws["a"]):
+            unknown = (np.full_like(ln_C, np.nan), np.full_like(ln_C, np.nan))
+            return unknown, unknown
         curves = [
             self.draws[g].reshape(-1, *(1,) * ln_C.ndim) + np.multiply.outer(self.draws[e], ln_C)
             for g, e in (("ln_G_N", "a"), ("ln_G_D", "b"))
@@ -75,16 +69,60 @@ class IsoFlop:
         n, d = (tuple(np.exp(q) for q in quantiles(curve, level)) for curve in curves)
         return n, d  # type: ignore[return-value]
 
-    def __str__(self) -> str:
+    def exponents_text(self, unit: str) -> str:
+        """The exponents with their 90 % intervals, in words."""
         (a0, a1), (b0, b1) = self.interval("a"), self.interval("b")
+        return f"a = {self.a:.3f} [{a0:.3f}, {a1:.3f}], b = {self.b:.3f} [{b0:.3f}, {b1:.3f}] (90 %, {unit}s)"
+
+
+@dataclass(frozen=True, eq=False)
+class IsoFlop(PowerLaws):
+    """Approach 2; its exponents are NaN with fewer than two usable budgets.
+
+    Attributes:
+        minima: one row per budget: budget (nominal FLOPs), C (counted FLOPs at the vertex), N, D, loss (all
+            at the vertex), c0, c1, c2 (loss = c0 + c1 u + c2 u^2 with u = ln N - center), center, N_low,
+            N_high (smallest and largest size), n_sizes, used, reason (why not used, or "").
+        runs: the rows used, with the column `group`, the budget each was counted to.
+        grouping: how rows were assigned to budgets.
+        unit: what the bootstrap resamples, "trunk" or "row".
+    """
+
+    approach: ClassVar[str] = "approach 2"
+    minima: pd.DataFrame
+    runs: pd.DataFrame
+    grouping: str
+    unit: str
+    notes: tuple[str, ...] = ()
+
+    def refit(self, loss: np.ndarray) -> dict[str, float]:
+        """a, b, ln_G_N and ln_G_D when the rows of `runs` have the losses [n] instead of their own.
+
+        Only budgets that were used count, so that the two results differ by their losses alone; NaN when
+        fewer than two of them keep a minimum inside their sizes.
+        """
+        _, minima = _parabolas(self.runs.assign(loss=loss))
+        both = minima["used"].to_numpy(bool) & self.minima["used"].to_numpy(bool)
+        return _power_laws(minima.loc[both])
+
+    def __str__(self) -> str:
         lines = [
             f"approach 2, {np.sum(self.minima['used'])} of {len(self.minima)} budgets ({self.grouping}): "
-            f"a = {self.a:.3f} [{a0:.3f}, {a1:.3f}], b = {self.b:.3f} [{b0:.3f}, {b1:.3f}] (90 %, {self.unit}s)"
+            + self.exponents_text(self.unit)
         ]
         for row in self.minima.to_dict("records"):
-            at = "N* {N:.4g}, D* {D:.4g}, loss {loss:.4f}" if row["used"] else "left out: {reason}"
-            lines.append("  {budget:.3g} FLOPs, {n_sizes} sizes: ".format(**row) + at.format(**row))
+            at = f"N* {size_text(row['N'])}, D* {size_text(row['D'])}, loss {row['loss']:.4f}"
+            at = at if row["used"] else f"left out: {row['reason']}"
+            lines.append(f"  {row['budget']:.3g} FLOPs, {row['n_sizes']} sizes: {at}")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def size_text(value: float | int | np.number) -> str:
+    """A number of parameters or tokens: 167k, 1.25M, 70B."""
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if value >= 0.9995 * 10**power:
+            return f"{float(f'{value / 10**power:.3g}'):g}{letter}"
+    return f"{value:.3g}"
 
 
 def isoflop(runs: Runs | pd.DataFrame, *, tolerance: float = 0.10, n_bootstrap: int = 1000, seed: int = 0) -> IsoFlop:
@@ -104,12 +142,8 @@ def isoflop(runs: Runs | pd.DataFrame, *, tolerance: float = 0.10, n_bootstrap: 
         raise ValueError(
             f"approach 2 needs {', '.join(missing)}, which {runs.source} lacks; name its columns in load_runs"
         )
-    table, grouping, notes = _grouped(runs.table, tolerance)
-    groups = [
-        _Group.of(budget, table.loc[(table["group"] == budget).to_numpy(bool)])
-        for budget in np.unique(table["group"].to_numpy(float))
-    ]
-    minima = pd.DataFrame([group.minimum() for group in groups])
+    table, grouping, notes = grouped(runs.table, tolerance)
+    groups, minima = _parabolas(table)
     exponents = _power_laws(minima.loc[minima["used"].to_numpy(bool)])
     if not np.isfinite(exponents["a"]):
         notes.append(
@@ -121,45 +155,19 @@ def isoflop(runs: Runs | pd.DataFrame, *, tolerance: float = 0.10, n_bootstrap: 
     draws = _draws(groups, labels, n_bootstrap, seed)
     kept = {name: values[np.isfinite(draws["a"])] for name, values in draws.items()}
     return IsoFlop(
-        minima,
-        exponents["a"],
-        exponents["b"],
-        exponents["ln_G_N"],
-        exponents["ln_G_D"],
-        kept,
-        n_bootstrap - len(kept["a"]),
-        table,
-        grouping,
-        unit,
-        tuple(notes),
+        **exponents,
+        draws=kept,
+        lost=n_bootstrap - len(kept["a"]),
+        minima=minima,
+        runs=table,
+        grouping=grouping,
+        unit=unit,
+        notes=tuple(notes),
     )
 
 
-def compare_approaches(iso: IsoFlop, fit: Fit, boot: Bootstrap | None = None, level: float = 0.90) -> pd.DataFrame:
-    """Exponents of N*(C) and D*(C) by approach 2 and approach 3, one row each, with intervals.
-
-    Raises:
-        ValueError: the fitted law has no exponents a and b.
-    """
-    exponents = fit.derived()
-    if not {"a", "b"} <= set(exponents):
-        raise ValueError(f"law {fit.law.name!r} has no exponents a and b; fit law='chinchilla' for approach 3")
-    two: dict[str, Any] = {"approach": "2, IsoFLOP parabolas", "rows": len(iso.runs)}
-    three: dict[str, Any] = {"approach": f"3, {fit.law.name} surface", "rows": fit.protocol.n_rows}
-    for name in ("a", "b"):
-        two |= dict(
-            zip(
-                (name, f"{name}_low", f"{name}_high"),
-                (getattr(iso, name), *iso.interval(name, level)),
-                strict=True,
-            )
-        )
-        ends = boot.interval(name, level) if boot is not None else (np.nan, np.nan)
-        three |= dict(zip((name, f"{name}_low", f"{name}_high"), (exponents[name], *ends), strict=True))
-    return pd.DataFrame([two, three])
-
-
-def _grouped(table: pd.DataFrame, tolerance: float) -> tuple[pd.DataFrame, str, list[str]]:
+def grouped(table: pd.DataFrame, tolerance: float) -> tuple[pd.DataFrame, str, list[str]]:
+    """(rows with the column `group`: the budget in FLOPs each belongs to, how they were assigned, notes)."""
     has_budget = table["budget"].notna().to_numpy(bool) if "budget" in table.columns else np.zeros(len(table), bool)
     if has_budget.any():
         named = table.loc[has_budget]
@@ -226,17 +234,7 @@ class _Group:
             "D": float(np.exp(ln_D[0])),
             "loss": c[0] - c[1] ** 2 / (4 * c[2]),
         }
-        if out["N"] >= out["N_high"]:
-            return out | {
-                "reason": f"minimum at N = {out['N']:.3g}, not below the largest size {out['N_high']:.3g}: "
-                "train larger sizes at this budget"
-            }
-        if out["N"] <= out["N_low"]:
-            return out | {
-                "reason": f"minimum at N = {out['N']:.3g}, not above the smallest size {out['N_low']:.3g}: "
-                "train smaller sizes at this budget"
-            }
-        return out | {"used": True}
+        return out | {"reason": _edge(out), "used": not _edge(out)}
 
     def at(self, ln_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ln D, ln C) at ln N along this budget: nearly straight lines through its runs, without noise."""
@@ -256,14 +254,36 @@ class _Group:
         return np.where(inside, self.center + u, np.nan)
 
 
+def _edge(minimum: dict[str, Any]) -> str:
+    """Why a minimum outside its sizes is not used; "" inside them."""
+    N, low, high = minimum["N"], minimum["N_low"], minimum["N_high"]
+    if high <= N:
+        why = f"not below the largest size {size_text(high)}: train larger sizes at this budget"
+    elif low >= N:
+        why = f"not above the smallest size {size_text(low)}: train smaller sizes at this budget"
+    else:
+        return ""
+    return f"minimum at N = {size_text(N)}, {why}"
+
+
+def _parabolas(table: pd.DataFrame) -> tuple[list[_Group], pd.DataFrame]:
+    """The budgets of a table with the column `group`, and one row of `IsoFlop.minima` for each."""
+    budgets = np.unique(table["group"].to_numpy(float))
+    groups = [_Group.of(budget, table.loc[(table["group"] == budget).to_numpy(bool)]) for budget in budgets]
+    return groups, pd.DataFrame([group.minimum() for group in groups])
+
+
 def _power_laws(minima: Any) -> dict[str, float]:
     ln_C, ln_N, ln_D = (np.log(np.asarray(minima[v], float)) for v in ("C", "N", "D"))
-    draws = _lines(ln_C[None], ln_N[None], ln_D[None])
+    draws = fit_lines(ln_C[None], ln_N[None], ln_D[None])
     return {name: float(values[0]) for name, values in draws.items()}
 
 
-def _lines(ln_C: np.ndarray, ln_N: np.ndarray, ln_D: np.ndarray) -> dict[str, np.ndarray]:
-    """Least-squares lines of ln N and ln D on ln C, [R, budgets] each with NaN where a budget is left out."""
+def fit_lines(ln_C: np.ndarray, ln_N: np.ndarray, ln_D: np.ndarray) -> dict[str, np.ndarray]:
+    """a, b, ln_G_N, ln_G_D, [R] each: least-squares lines of ln N and ln D on ln C.
+
+    Each is [R, points], with NaN in ln_N where a point is left out; a and b are NaN with fewer than two points.
+    """
     seen = np.isfinite(ln_N) & np.isfinite(ln_C)
     count = np.maximum(seen.sum(axis=1, keepdims=True), 1)
     x, n, d = (np.where(seen, v, 0.0) for v in (ln_C, ln_N, ln_D))
@@ -292,4 +312,4 @@ def _draws(groups: list[_Group], labels: pd.Series, n: int, seed: int) -> dict[s
             columns[name].append(values)
     if not columns["C"]:
         return {name: np.full(n, np.nan) for name in ("a", "b", "ln_G_N", "ln_G_D")}
-    return _lines(*(np.stack(columns[name], axis=1) for name in ("C", "N", "D")))
+    return fit_lines(*(np.stack(columns[name], axis=1) for name in ("C", "N", "D")))

@@ -1,4 +1,4 @@
-"""From a run table to an answer: fit, intervals, approach 2, held-out predictions, figures, report, summary."""
+"""From a run table to an answer: fit, intervals, approaches, held-out predictions, figures, report, summary."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.allocate import counted_flops_per_token, optimum_table
 from analysis.approaches import IsoFlop, isoflop
+from analysis.comparison import Approaches, compare_approaches
 from analysis.fit import Fit
 from analysis.fit import fit as fit_law
 from analysis.runs import Runs, load_runs
@@ -32,6 +33,7 @@ class Study:
         isoflop: approach 2 on the same runs; None where the table has no budgets to speak of.
         holdout: one entry per held-out run, see `predict_runs`.
         notes: why a part is missing.
+        approaches: approaches 1, 2 and 3 side by side; None for a law without the exponents a and b.
     """
 
     runs: Runs
@@ -40,6 +42,7 @@ class Study:
     isoflop: IsoFlop | None
     holdout: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    approaches: Approaches | None = None
 
     def summary(self) -> dict[str, Any]:
         """Plain data for scripts: law, params, intervals, a, hold-out errors."""
@@ -61,6 +64,7 @@ class Study:
         result["holdout"] = list(self.holdout)
         result["holdout_mean_abs_rel_error"] = float(errors.mean()) if len(errors) else None
         result["holdout_max_abs_rel_error"] = float(errors.max()) if len(errors) else None
+        result["approaches"] = self.approaches.records() if self.approaches is not None else None
         result["notes"] = [*self.boot.notes, *self.notes]
         return result
 
@@ -88,7 +92,8 @@ def study(
     boot = fit.bootstrap(draws, seed=seed)
     curves, notes = _isoflop(fitted)
     predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
-    return Study(runs, fit, boot, curves, predictions, notes)
+    compared = compare_approaches(curves, fit, boot, LEVEL) if {"a", "b"} <= set(fit.derived()) else None
+    return Study(runs, fit, boot, curves, predictions, notes, compared)
 
 
 def held_out(runs: Runs, rule: Holdout) -> np.ndarray:
@@ -221,6 +226,8 @@ def describe(study: Study) -> str:
         lines.append(f"  {name:>6} = {value:<12.6g} [{low:.6g}, {high:.6g}]")
     if study.isoflop is not None:
         lines += ["", str(study.isoflop)]
+    if study.approaches is not None:
+        lines += ["", str(study.approaches)]
     if study.holdout:
         lines += ["", *_describe_holdout(study.holdout)]
     return "\n".join([*lines, *(f"note: {note}" for note in (*study.boot.notes, *study.notes))])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.allocate import counted_flops_per_token, optimum_table
-from analysis.approaches import IsoFlop, compare_approaches
+from analysis.approaches import IsoFlop
+from analysis.comparison import Approaches, compare_approaches, overlap_text
 from analysis.fit import Fit
 from analysis.plots import seen_by
 from analysis.runs import COLUMNS, Runs
@@ -197,9 +198,22 @@ def holdout(held: Sequence[Mapping[str, Any]]) -> Table:
     return Table.of(columns, rows)
 
 
-def approaches(isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None) -> Table:
-    """Exponents of N*(C) and D*(C) by approach 2 and approach 3."""
-    frame: Frame = compare_approaches(isoflop, fit, boot, LEVEL)
+@dataclass(frozen=True)
+class ApproachTables(Table):
+    """Exponents by approach; then the bias of approaches 1 and 2, how far each pair differs, and remarks."""
+
+    bias: Table | None = None
+    disagreement: Table | None = None
+    notes: tuple[str, ...] = ()
+
+
+def approaches(isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None) -> ApproachTables:
+    """Exponents of N*(C) and D*(C) and the optimum at the largest C by approaches 1, 2 and 3.
+
+    Raises:
+        ValueError: the law has no exponents a and b.
+    """
+    found = compare_approaches(isoflop, fit, boot, LEVEL)
     columns = {
         "Approach": "Hoffmann et al. 2022",
         "Runs": "",
@@ -207,19 +221,60 @@ def approaches(isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None) -> Table:
         "90 % interval of a": "",
         "b": "D* grows as C^b",
         "90 % interval of b": "",
+        f"N* at {flops_text(found.C)} FLOPs": "compute-optimal size at the largest fitted C",
+        "90 % interval of N*": "",
+    }
+    rows = []
+    for row in found.table.to_dict("records"):
+        cells = [cell(row["approach"]), cell(row["rows"])]
+        for name, write in (("a", exponent_text), ("b", exponent_text), ("N", count_text)):
+            cells += [cell(row[name], write), cell(between((row[f"{name}_low"], row[f"{name}_high"]), write))]
+        rows.append(cells)
+    table = ApproachTables.of(columns, rows)
+    assert isinstance(table, ApproachTables)
+    return replace(table, bias=_bias(found), disagreement=_disagreement(found), notes=found.notes)
+
+
+def _bias(found: Approaches) -> Table | None:
+    columns = {
+        "Approach": "",
+        "a on the surface": "what the procedure finds on the fitted law's own losses",
+        "a of the law": "",
+        "Bias of a": "",
+        "Bias of N*": "at the largest fitted C",
     }
     rows = [
         [
             cell(row["approach"]),
-            cell(row["rows"]),
-            cell(row["a"], exponent_text),
-            cell(between((row["a_low"], row["a_high"]), exponent_text)),
-            cell(row["b"], exponent_text),
-            cell(between((row["b_low"], row["b_high"]), exponent_text)),
+            cell(row["a_surface"], exponent_text),
+            cell(row["a_law"], exponent_text),
+            cell(row["a_bias"], lambda v: signed_text(v, "+.3f")),
+            cell(row["N_bias_percent"], lambda v: f"{signed_text(v, '+.1f')} %"),
         ]
-        for row in frame.to_dict("records")
+        for row in found.bias.to_dict("records")
     ]
-    return Table.of(columns, rows)
+    return Table.of(columns, rows) if rows else None
+
+
+def _disagreement(found: Approaches) -> Table | None:
+    columns = {
+        "Approaches": "",
+        "a differs by": "first minus second",
+        "Intervals of a": "",
+        "N* differs by": "first over second, minus 1",
+        "Intervals of N*": "",
+    }
+    rows = [
+        [
+            cell(row["pair"]),
+            cell(row["a_difference"], lambda v: signed_text(v, "+.3f")),
+            cell(overlap_text(row["a_overlap"]).removeprefix("intervals ").replace("interval ", "")),
+            cell(row["N_percent"], lambda v: f"{signed_text(v, '+.1f')} %"),
+            cell(overlap_text(row["N_overlap"]).removeprefix("intervals ").replace("interval ", "")),
+        ]
+        for row in found.disagreement.to_dict("records")
+    ]
+    return Table.of(columns, rows) if rows else None
 
 
 def minima(isoflop: IsoFlop) -> Table:

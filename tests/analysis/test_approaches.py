@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import compare_approaches, fit, isoflop, load_runs
+from analysis import isoflop, load_runs
+from analysis.approaches import size_text
 
 
 def _parabolas(a: float = 0.45, noise: float = 0.0, centre: float = 1.0) -> pd.DataFrame:
@@ -99,15 +100,11 @@ def test_grattafiori_2024(data_dir) -> None:
     assert np.exp(iso.ln_G_D) == pytest.approx(0.299, abs=1e-3)
 
 
-def test_both_approaches_stand_in_one_table(sweep) -> None:
-    table = sweep(noise=0.002)
-    found = fit(table)
-    both = compare_approaches(isoflop(table, n_bootstrap=50), found, found.bootstrap(50))
-    assert list(both["a"] + both["b"]) == pytest.approx([1, 1], abs=1e-6)
-    assert both["a"].iloc[1] == found.derived()["a"]
-    assert np.all(both["a_low"] < both["a_high"])
-    with pytest.raises(ValueError, match="no exponents a and b"):
-        compare_approaches(isoflop(table, n_bootstrap=5), fit(table, law="power_law_C"))
+def test_reasons_write_sizes_as_people_do() -> None:
+    table = _parabolas(centre=5.0)
+    reason = isoflop(table, n_bootstrap=5).minima.iloc[0]["reason"]
+    assert "e+" not in reason and "M" in reason
+    assert [size_text(v) for v in (12, 1.67e5, 1.25e6, 7e10, 1.5e13)] == ["12", "167k", "1.25M", "70B", "15T"]
 
 
 def test_missing_columns_are_named() -> None:
