@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
     from analysis.approaches import IsoFlop, compare_approaches, isoflop
+    from analysis.compare import Comparison, compare
+    from analysis.design import Suggestion, default_candidates, suggest
     from analysis.fit import Certificate, Fit, Protocol, fit
     from analysis.laws import LAWS, Law, NotIdentifiedError, register
+    from analysis.plot_comparison import plot_comparison
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
@@ -32,6 +35,9 @@ _HOME = {
     "uncertainty": ("Bootstrap",),
     "approaches": ("IsoFlop", "compare_approaches", "isoflop"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
+    "compare": ("Comparison", "compare"),
+    "plot_comparison": ("plot_comparison",),
+    "design": ("Suggestion", "default_candidates", "suggest"),
     "plots": ("plot_extrapolation", "plot_fit", "plot_frontier", "plot_isoflop"),
     "report": ("write_report",),
 }
@@ -43,23 +49,29 @@ __all__ = [
     "Allocation",
     "Bootstrap",
     "Certificate",
+    "Comparison",
     "Fit",
     "IsoFlop",
     "Law",
     "NotIdentifiedError",
     "Protocol",
     "Runs",
+    "Suggestion",
     "allocate",
+    "compare",
     "compare_approaches",
+    "default_candidates",
     "fit",
     "isoflop",
     "load_runs",
     "optimum_table",
+    "plot_comparison",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
     "plot_isoflop",
     "register",
+    "suggest",
     "write_report",
 ]
 
