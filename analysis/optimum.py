@@ -81,8 +81,8 @@ class Problem:
             raise ValueError(f"{np.min(C):g} FLOPs do not buy one token of a model of one parameter{served}; raise C")
         return np.zeros_like(C), high
 
-    def optimum(self, params: Params, C: Any) -> np.ndarray:
-        """[R] N that minimises the loss at C FLOPs, a number or [R]."""
+    def optimum(self, params: Params, C: Any, steps: int = 56) -> np.ndarray:
+        """[R] N that minimises the loss at C FLOPs, a number or [R]; `steps` of golden section after a coarse grid."""
         rows = len(next(iter(params.values())))
         C = np.broadcast_to(np.asarray(C, float), (rows,))
         low, high = self.log_sizes(C)
@@ -100,11 +100,11 @@ class Problem:
             N = np.exp(log_size)
             return self.loss(params, N, self.tokens(N, C))
 
-        return np.exp(golden_section(at_size, low, high))
+        return np.exp(golden_section(at_size, low, high, steps))
 
     def best_loss(self, params: Params, C: Any, N: float | None = None) -> np.ndarray:
         """[R] lowest loss at C FLOPs, a number or [R], over all sizes or at size N alone."""
-        sizes = self.optimum(params, C) if N is None else np.asarray(N, float)
+        sizes = self.optimum(params, C, steps=40) if N is None else np.asarray(N, float)
         return self.loss(params, sizes, self.tokens(sizes, C))
 
     def least_flops(self, params: Params, loss: Any, N: float | None = None) -> np.ndarray:
@@ -218,15 +218,27 @@ def golden_section(
 def invert(best_loss: Callable[[np.ndarray], np.ndarray], loss: Any, rows: int, first: float) -> np.ndarray:
     """[R] smallest C at or above `first` at which best_loss, falling in C, is at most `loss`; inf beyond 10^60.
 
-    By bisection in ln C; loss is a number or [R].
+    By bisection in ln C, then by false position with halved ends (the Illinois rule; Dowell & Jarratt 1971). loss is
+    a number or [R].
     """
     low, high = np.full(rows, np.log(first)), np.full(rows, np.log(MOST_FLOPS))
-    reached = best_loss(np.exp(high)) < loss
-    for _ in range(56):
+    above, below = best_loss(np.exp(low)) - loss, best_loss(np.exp(high)) - loss
+    reached, at_once = below < 0, above <= 0
+    kept = np.zeros(rows)  # which end the last step kept: 1 the lower, -1 the upper
+    for step in range(24):
         middle = (low + high) / 2
-        enough = best_loss(np.exp(middle)) <= loss
+        if step >= 12:  # the bracket is narrow and the loss nearly straight in it
+            with np.errstate(divide="ignore", invalid="ignore"):
+                straight = low + (high - low) * above / (above - below)
+            middle = np.where((straight > low) & (straight < high), straight, middle)
+        value = best_loss(np.exp(middle)) - loss
+        enough = value <= 0
+        above = np.where(enough, np.where(kept > 0, above / 2, above), value)
+        below = np.where(enough, value, np.where(kept < 0, below / 2, below))
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return np.where(reached, np.exp(high), np.inf)
+        kept = np.where(enough, 1.0, -1.0) if step >= 12 else kept
+    nearer = np.where(np.abs(above) < np.abs(below), low, high)
+    return np.where(at_once, first, np.where(reached, np.exp(nearer), np.inf))
 
 
 def interval(draws: np.ndarray, level: float) -> tuple[float, float]:

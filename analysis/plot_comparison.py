@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from analysis.style import (
     styled,
 )
 
+MOST = 1000.0  # a larger multiplier, or a smaller one than its inverse, runs off the axis
 LOOK: dict[str, dict[str, Any]] = {
     "a": {"color": BLUE, "marker": "o", "linestyle": "-"},
     "b": {"color": VERMILLION, "marker": "s", "linestyle": (0, (5, 2))},
@@ -52,7 +54,8 @@ def plot_comparison(comparison: Comparison, names: tuple[str, str] = ("a", "b"),
     fig = new_figure(5.8)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
     handles = _multiplier(top, comparison, curve)
-    top.set_title(f"Compute that {names[0]} needs to match {names[1]}, over the compute of {names[1]}")
+    title = f"Compute that {names[0]} needs to match {names[1]}, over the compute of {names[1]}"
+    top.set_title("\n".join(textwrap.wrap(title, 72)))
     _frontiers(bottom, comparison, curve, names)
     bottom.set_title("Runs and compute-optimal frontiers")
     right = max(1.15 * across.max(), 1.15 * max(side.largest for side in (comparison.a, comparison.b)))
@@ -67,12 +70,11 @@ def plot_comparison(comparison: Comparison, names: tuple[str, str] = ("a", "b"),
 
 
 def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
-    """The upper panel; returns the handles of its key. Infinite ends of the band run off the top."""
+    """The upper panel; returns the handles of its key. What is beyond a factor of 1000 runs off it."""
     m, low, high = (curve[name].to_numpy(float) for name in ("multiplier", "low", "high"))
     values = np.concatenate([m, low, high, [1.0]])
     values = values[np.isfinite(values) & (values > 0)]
-    most = 30 * float(np.max(m[np.isfinite(m)], initial=1.0))
-    lowest, highest = float(values.min()), min(float(values.max()), most)
+    lowest, highest = max(float(values.min()), 1 / MOST), min(float(values.max()), MOST)
     ends = lowest / 1.15, highest * 1.15
     ax.set_yscale("log")
     band = ax.fill_between(

@@ -151,7 +151,7 @@ def test_laws_of_compute_and_given_flops(sweeps: Sweeps) -> None:
 
 
 def test_the_figure_says_what_it_shows(constant: Comparison) -> None:
-    fig = plot_comparison(constant, ("AdamW", "Muon"))
+    fig = plot_comparison(constant, ("AdamW", "Muon with a long name"))
     fig.draw_without_rendering()
     gids = {child.get_gid() for ax in fig.axes for child in ax.get_children()}
     assert {"m", "band", "equal", "budgets", "frontier-a", "frontier-b", "band-a", "band-b", "beyond"} <= gids
@@ -159,6 +159,7 @@ def test_the_figure_says_what_it_shows(constant: Comparison) -> None:
     for part in ("Muon", "AdamW", "FLOPs", "nats per token", "90 % interval"):
         assert part in text
     for ax in fig.axes:
+        assert ax.title.get_window_extent().x1 <= fig.bbox.x1
         legend = ax.get_legend()
         assert legend is not None
         assert not any(legend.get_window_extent().padded(-1).overlaps(other.bbox) for other in fig.axes)
