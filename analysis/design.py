@@ -10,6 +10,7 @@ experimental design, Chaloner & Verdinelli 1995), and runs are chosen one after 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ def suggest(
 ) -> Suggestion:
     """Rank runs that could be trained by how much they would shrink the interval of a quantity.
 
-    Every run is taken to scatter about the law as the fitted ones do (`Bootstrap.scatter`), alone: rows that share a
+    Every run is taken to scatter about the law as the fitted ones do (`effective_noise`), alone: rows that share a
     trunk tell less. Draws are winsorised to their central 99 % before covariances are taken, so that a few wild ones
     do not decide; today's width comes from the quantiles of all draws, and later ones from it in proportion. The law
     is taken to hold wherever the candidates lie, so a check of the law itself asks for runs further out.
@@ -121,9 +122,10 @@ def suggest(
     logs = np.log(boot.predictions(**{v: table[v].to_numpy(float) for v in fit.law.variables}))
     ensemble = _winsorised(np.column_stack([q, logs]))
     cost = table["C"].to_numpy(float)
-    chosen, left, order = _choose(ensemble, boot.scatter, cost, budget, count)
+    noise = effective_noise(boot.scatter, fit.protocol.objective, fit.protocol.delta)
+    chosen, left, order = _choose(ensemble, noise, cost, budget, count)
     start = float(np.sum(ensemble[:, 0] ** 2))
-    alone = _alone(ensemble, boot.scatter)[chosen]
+    alone = _alone(ensemble, noise)[chosen]
     rows = table.iloc[chosen].reset_index(drop=True)
     rows["width_alone"], rows["width_after"] = width * np.sqrt(alone / start), width * np.sqrt(left / start)
     steps = -np.diff(np.concatenate([[width], rows["width_after"].to_numpy(float)]))
@@ -132,6 +134,22 @@ def suggest(
     spent = float(cost[chosen].sum())
     target = target_C if quantity == "loss" else None
     return Suggestion(rows, quantity, value, width, final, spent, budget, order, level, target, notes)
+
+
+def effective_noise(scatter: float, objective: str, delta: float | None) -> float:
+    """Noise of a run's log loss that would give least squares the variance that the objective has on Gaussian noise.
+
+    scatter * sqrt(E psi^2) / E psi', with psi the objective's score (Huber 1964, theorem 1): `scatter` for least
+    squares, 1.25 times it for least absolute deviations, between them for Huber's.
+    """
+    if objective == "least_squares" or not scatter > 0:
+        return scatter
+    if objective == "lad" or not delta:
+        return scatter * math.sqrt(math.pi / 2)
+    k = delta / scatter
+    inside = math.erf(k / math.sqrt(2))
+    square = inside - k * math.sqrt(2 / math.pi) * math.exp(-k * k / 2) + k * k * (1 - inside)
+    return scatter * math.sqrt(square) / inside if k > 1e-4 else scatter * math.sqrt(math.pi / 2)
 
 
 def default_candidates(fit: Fit, max_C: float, sizes: int = 10, budgets: int = 6) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis import Bootstrap, Fit, allocate, fit, suggest
-from analysis.design import Suggestion, default_candidates
+from analysis.design import Suggestion, default_candidates, effective_noise
 from analysis.laws import LAWS, get_law
 from analysis.optimum import frontier
 
@@ -107,6 +107,17 @@ def test_the_expected_width_is_the_width_found(trials: list[Trial], true: dict[s
         fall = true_deviation(true, pd.concat([trial.table, trial.found.table])) / true_deviation(true, trial.table)
         assert trial.found.width_final / trial.now == pytest.approx(fall, rel=0.2)
     assert mean_log([trial.after / trial.now for trial in trials]) < 0.95
+
+
+def test_a_run_tells_a_robust_objective_less() -> None:
+    """Between least squares and the variance pi/2 of the median, and as simulated in between."""
+    assert effective_noise(0.004, "least_squares", None) == 0.004
+    assert effective_noise(0.004, "lad", None) == pytest.approx(0.004 * np.sqrt(np.pi / 2))
+    assert effective_noise(0.004, "huber", 1.0) == pytest.approx(0.004)
+    assert effective_noise(0.004, "huber", 1e-6) == pytest.approx(0.004 * np.sqrt(np.pi / 2), rel=1e-3)
+    noise = 0.004 * np.random.default_rng(0).standard_normal(200_000)
+    spread = np.sqrt(np.mean(np.clip(noise, -2e-3, 2e-3) ** 2)) / np.mean(np.abs(noise) < 2e-3)
+    assert effective_noise(0.004, "huber", 2e-3) == pytest.approx(spread, rel=0.01)
 
 
 @pytest.fixture(scope="module")
