@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.allocate import Allocation, allocate, optimum_table
+    from analysis.approach_table import Approaches, compare_approaches
     from analysis.approaches import IsoFlop, isoflop
     from analysis.audit import Audit, audit, hull_distance
-    from analysis.comparison import Approaches, compare_approaches
+    from analysis.compare import Comparison, compare
+    from analysis.design import Suggestion, default_candidates, suggest
     from analysis.envelope import Envelope, training_envelope
     from analysis.fit import Certificate, Fit, Protocol, fit
     from analysis.imports import from_mlflow, from_tensorboard, from_wandb
+    from analysis.influence import Influence, delta_sweep, influence
     from analysis.law import Law, Link, Nonlinear, NotIdentifiedError
     from analysis.laws import LAWS, broken_power_law, monomial, power_law, register
+    from analysis.plot_audit import plot_audit
+    from analysis.plot_comparison import plot_comparison
     from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
+    from analysis.profile import Profile
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
-    from analysis.profile import Profile
-    from analysis.influence import Influence, delta_sweep, influence
-    from analysis.laws import LAWS, Law, NotIdentifiedError, register
-    from analysis.plot_audit import plot_audit
     from analysis.selection import Selection, information, select
     from analysis.uncertainty import Bootstrap
 
@@ -45,13 +47,16 @@ _HOME = {
     "uncertainty": ("Bootstrap",),
     "approaches": ("IsoFlop", "isoflop"),
     "envelope": ("Envelope", "training_envelope"),
-    "comparison": ("Approaches", "compare_approaches"),
+    "approach_table": ("Approaches", "compare_approaches"),
     "selection": ("Selection", "information", "select"),
     "audit": ("Audit", "audit", "hull_distance"),
     "influence": ("Influence", "delta_sweep", "influence"),
     "allocate": ("Allocation", "allocate", "optimum_table"),
+    "compare": ("Comparison", "compare"),
+    "design": ("Suggestion", "default_candidates", "suggest"),
     "plots": ("plot_extrapolation", "plot_fit", "plot_frontier", "plot_isoflop"),
     "plot_audit": ("plot_audit",),
+    "plot_comparison": ("plot_comparison",),
     "report": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -64,6 +69,7 @@ __all__ = [
     "Audit",
     "Bootstrap",
     "Certificate",
+    "Comparison",
     "Envelope",
     "Fit",
     "Influence",
@@ -76,10 +82,13 @@ __all__ = [
     "Protocol",
     "Runs",
     "Selection",
+    "Suggestion",
     "allocate",
-    "broken_power_law",
     "audit",
+    "broken_power_law",
+    "compare",
     "compare_approaches",
+    "default_candidates",
     "delta_sweep",
     "fit",
     "from_mlflow",
@@ -93,6 +102,7 @@ __all__ = [
     "monomial",
     "optimum_table",
     "plot_audit",
+    "plot_comparison",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
@@ -100,6 +110,7 @@ __all__ = [
     "power_law",
     "register",
     "select",
+    "suggest",
     "training_envelope",
     "write_report",
 ]

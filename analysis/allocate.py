@@ -1,4 +1,4 @@
-"""Compute-optimal allocation: how large a model, on how many tokens, for a given number of FLOPs."""
+"""Compute-optimal allocation: how large a model, on how many tokens, for a number of FLOPs or for a loss."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import numpy as np
 import pandas as pd
 
 from analysis.fit import Fit
-from analysis.law import Law
-from analysis.uncertainty import Bootstrap, quantiles
-
-FlopsPerToken = Callable[[np.ndarray], np.ndarray]
+from analysis.optimum import FlopsPerToken, Params, Problem, interval, other_variables
+from analysis.uncertainty import Bootstrap
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best use of C FLOPs under a fitted law.
+    """The best use of C FLOPs under a fitted law, or the cheapest way to a loss.
 
     Attributes:
-        C: FLOPs. N, D: parameters and tokens that minimise the loss. loss: predicted there, nats per token.
-        valley: (smallest, largest) N whose loss, at the same C, is within 0.1 % of the best.
+        C: FLOPs of training and serving together. N, D: parameters and tokens that minimise the loss.
+        loss: predicted there, nats per token.
+        valley: (smallest, largest) N whose loss, at the same C, is within 0.1 % of the best; (N, N) at a given N.
         relation: what ties N and D to C.
-        reach: C over the largest C that was fitted; above 1 the law is extrapolated.
-        intervals: "N", "D", "loss" -> (low, high) at `level`; empty without a bootstrap.
+        reach: training FLOPs over the largest C that was fitted; above 1 the law is extrapolated.
+        intervals: "N", "D", "loss" -> (low, high) at `level`, and "C" when the loss was given; what was given has
+            none. An end is inf where the draws beyond it cannot reach the loss. Empty without a bootstrap.
+        training_flops, inference_flops: the parts of C; they fall short of it where tokens run out.
+        data_limited: D is all the tokens there are.
+        notes: what else a reader should know.
     """
 
     C: float
@@ -37,65 +40,90 @@ class Allocation:
     reach: float
     level: float = 0.90
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    training_flops: float = float("nan")
+    inference_flops: float = 0.0
+    data_limited: bool = False
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         def part(name: str, value: float) -> str:
             ends = self.intervals.get(name)
             return f"{name} {value:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
 
-        return (
-            f"{self.C:.3g} FLOPs ({self.relation}): {part('N', self.N)}, {part('D', self.D)}, "
-            f"{part('loss', self.loss)}; {self.D / self.N:.3g} tokens per parameter; "
-            f"N from {self.valley[0]:.3g} to {self.valley[1]:.3g} is within 0.1 % of the best loss; "
-            f"{self.reach:.3g} times the largest fitted C"
-        )
+        low, high = self.valley
+        total = f"{self.C:.3g}" + (" [{:.3g}, {:.3g}]".format(*self.intervals["C"]) if "C" in self.intervals else "")
+        parts = [
+            f"{total} FLOPs ({self.relation}): {part('N', self.N)}, {part('D', self.D)}, {part('loss', self.loss)}",
+            f"{self.D / self.N:.3g} tokens per parameter",
+        ]
+        if self.inference_flops:
+            parts.append(f"training {self.training_flops:.3g} FLOPs, inference {self.inference_flops:.3g}")
+        if low < high:
+            parts.append(f"N from {low:.3g} to {high:.3g} is within 0.1 % of the best loss")
+        parts.append(f"{self.reach:.3g} times the largest fitted C")
+        return "; ".join([*parts, *self.notes])
 
 
 def allocate(
     fit: Fit,
-    C: float,
+    C: float | None = None,
     boot: Bootstrap | None = None,
     flops_per_token: FlopsPerToken | None = None,
     level: float = 0.90,
+    *,
+    served_tokens: float = 0.0,
+    max_tokens: float | None = None,
+    N: float | None = None,
+    loss: float | None = None,
+    at: Mapping[str, float] | None = None,
 ) -> Allocation:
-    """N* and D* that minimise the fitted loss at C FLOPs.
+    """N and D that minimise the fitted loss at C FLOPs, or that reach a loss with the fewest FLOPs.
+
+    With T = `served_tokens` and f(N) training FLOPs per token, the FLOPs are f(N) D + T f(N) / 3: serving a token
+    costs the forward pass, a third of training on it (Sardana et al. 2024, arXiv:2401.00448, equations 2 and 3).
 
     Args:
-        C: training FLOPs.
+        C: FLOPs, of training and serving together.
         boot: gives the intervals; every draw is allocated anew.
         flops_per_token: N -> training FLOPs per token, on arrays and increasing in N; 6 N when left out.
+        served_tokens: tokens that the trained model will process in its life.
+        max_tokens: the most tokens there are to train on; what C cannot spend on them goes into a larger model.
+        N: the size, if it is given: every FLOP left goes into tokens.
+        loss: in place of C, the loss to reach, nats per token.
+        at: values of the law's variables besides N and D.
 
     Raises:
-        ValueError: C not positive, or a law that is not one of N and D, or that has no optimum.
+        ValueError: not exactly one of C and loss, an argument that is not positive, a loss that no number of FLOPs
+            reaches, a budget too small for one token, or a law that is not one of N and D, or that has no optimum.
     """
-    if not (np.isfinite(C) and C > 0):
-        raise ValueError(f"C is {C!r} FLOPs; it must be positive and finite")
-    if set(fit.law.variables) != {"N", "D"}:
-        raise ValueError(
-            f"law {fit.law.name!r} is a function of {', '.join(fit.law.variables)}; allocating compute "
-            "needs a law of N and D, such as 'chinchilla'"
-        )
-    per_token = flops_per_token or (lambda n: 6 * n)
-    ends = _range(C, per_token)
-    N = float(_optimum(fit.law, {k: np.array([v]) for k, v in fit.params.items()}, C, flops_per_token, ends)[0])
-    if not ends[0] * 1.001 < N < ends[1] / 1.001:
-        raise ValueError(
-            f"at {C:g} FLOPs the fitted loss has no minimum between N = {ends[0]:.3g} and {ends[1]:.3g} "
-            f"(parameters {fit.params}): the fit does not trade N against D"
-        )
-    D = C / float(per_token(np.asarray(N)))
-    loss = fit.predict(N=N, D=D)
+    _check(C=C, loss=loss, served_tokens=served_tokens, max_tokens=max_tokens, N=N)
+    problem = _problem(fit, flops_per_token, served_tokens, max_tokens, at)
+    params = {k: np.array([v], float) for k, v in fit.params.items()}
+    total, size, tokens = (float(v[0]) for v in _solve(problem, params, C, N, loss))
+    if not np.isfinite(total):
+        raise ValueError(_out_of_reach(problem, params, N, loss))
+    if N is None:
+        _refuse_edge(problem, total, size, fit.params)
+    found = float(problem.loss(params, size, tokens)[0])
+    intervals = {} if boot is None else _intervals(problem, boot, C, N, loss, level)
+    training, inference = (float(part) for part in problem.flops(size, tokens))
     largest = fit.data["C"] if "C" in fit.data else 6 * fit.data["N"] * fit.data["D"]
-    intervals: dict[str, tuple[float, float]] = {}
-    if boot is not None:
-        Ns = _optimum(boot.law, boot.draws, C, flops_per_token, ends)
-        Ds = C / per_token(Ns)
-        for name, values in (("N", Ns), ("D", Ds), ("loss", boot.law.predict(boot.draws, N=Ns, D=Ds))):
-            low, high = quantiles(values, level)
-            intervals[name] = (float(low), float(high))
-    valley = _valley(lambda n: fit.predict(N=n, D=C / per_token(np.asarray(n))), N, 1.001 * loss, ends)
-    relation = "C = 6 N D" if flops_per_token is None else "given FLOPs per token"
-    return Allocation(float(C), N, D, loss, valley, relation, float(C / largest.max()), level, intervals)
+    limited = max_tokens is not None and tokens >= max_tokens * (1 - 1e-6)
+    return Allocation(
+        C=total,
+        N=size,
+        D=tokens,
+        loss=found,
+        valley=_valley(problem, params, total, size, 1.001 * found) if N is None else (size, size),
+        relation=_relation(problem),
+        reach=training / float(largest.max()),
+        level=level,
+        intervals=intervals,
+        training_flops=training,
+        inference_flops=inference,
+        data_limited=limited,
+        notes=_notes(limited, max_tokens, total - training - inference, total),
+    )
 
 
 def optimum_table(
@@ -104,12 +132,19 @@ def optimum_table(
     boot: Bootstrap | None = None,
     flops_per_token: FlopsPerToken | None = None,
     level: float = 0.90,
+    *,
+    served_tokens: float = 0.0,
+    max_tokens: float | None = None,
+    N: float | None = None,
+    at: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """One row per budget: C, N, D, tokens_per_parameter, loss, valley_low, valley_high, reach; with a bootstrap also
-    N_low, N_high, D_low, D_high, loss_low, loss_high."""
+    N_low, N_high, D_low, D_high, loss_low, loss_high; with served tokens training_flops and inference_flops; with
+    max_tokens data_limited. The options are those of `allocate`."""
+    options: dict[str, Any] = {"served_tokens": served_tokens, "max_tokens": max_tokens, "N": N, "at": at}
     rows = []
     for C in budgets:
-        best = allocate(fit, C, boot, flops_per_token, level)
+        best = allocate(fit, float(C), boot, flops_per_token, level, **options)
         row: dict[str, Any] = {
             "C": best.C,
             "N": best.N,
@@ -120,6 +155,10 @@ def optimum_table(
             "valley_high": best.valley[1],
             "reach": best.reach,
         }
+        if served_tokens:
+            row |= {"training_flops": best.training_flops, "inference_flops": best.inference_flops}
+        if max_tokens is not None:
+            row["data_limited"] = best.data_limited
         for name, (low, high) in best.intervals.items():
             row |= {f"{name}_low": low, f"{name}_high": high}
         rows.append(row)
@@ -145,58 +184,129 @@ def counted_flops_per_token(fit: Fit) -> FlopsPerToken | None:
     return per_token
 
 
-def _range(C: float, per_token: FlopsPerToken) -> tuple[float, float]:
-    """(1, N) with N the size at which C buys one token."""
-    low, high = 0.0, np.log(C)
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(per_token(np.asarray(np.exp(middle)))) < C else (low, middle)
-    if not high > 0:
-        raise ValueError(f"{C:g} FLOPs do not buy one token of a model of one parameter")
-    return 1.0, float(np.exp(high))
+def _check(
+    *, C: float | None, loss: float | None, served_tokens: float, max_tokens: float | None, N: float | None
+) -> None:
+    if (C is None) == (loss is None):
+        raise ValueError(f"C is {C!r} and loss is {loss!r}; give one of them: the FLOPs to spend, or the loss to reach")
+    for name, value, unit in (("C", C, " FLOPs"), ("loss", loss, " nats per token"), ("N", N, " parameters")):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} is {value!r}{unit}; it must be positive and finite")
+    if not (np.isfinite(served_tokens) and served_tokens >= 0):
+        raise ValueError(f"served_tokens is {served_tokens!r}; it must be finite and not negative (0 for none)")
+    if max_tokens is not None and not max_tokens >= 1:
+        raise ValueError(f"max_tokens is {max_tokens!r}; it must be at least 1, or None for no limit")
 
 
-def _optimum(
-    law: Law,
-    params: Mapping[str, np.ndarray],
-    C: float,
+def _problem(
+    fit: Fit,
     flops_per_token: FlopsPerToken | None,
-    ends: tuple[float, float],
-) -> np.ndarray:
-    """[R] N that minimises the law at C for each draw."""
-    if law.name == "chinchilla" and flops_per_token is None:
-        return np.clip(_closed_form(params, C), *ends)
-    per_token = flops_per_token or (lambda n: 6 * n)
-    columns = {k: np.asarray(v)[:, None] for k, v in params.items()}
-    rows = len(next(iter(columns.values())))
-    low, high = (np.full(rows, np.log(end)) for end in ends)
-    for _ in range(12):  # each narrows the bracket 32-fold
-        grid = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, 65)
-        N = np.exp(grid)
-        best = np.argmin(law.predict(columns, N=N, D=C / per_token(N)), axis=1)
-        low = grid[np.arange(rows), np.maximum(best - 1, 0)]
-        high = grid[np.arange(rows), np.minimum(best + 1, 64)]
-    return np.exp((low + high) / 2)
+    served_tokens: float,
+    max_tokens: float | None,
+    at: Mapping[str, float] | None,
+) -> Problem:
+    if not {"N", "D"} <= set(fit.law.variables):
+        raise ValueError(
+            f"law {fit.law.name!r} is a function of {', '.join(fit.law.variables)}; allocating compute "
+            "needs a law of N and D, such as 'chinchilla'"
+        )
+    most = None if max_tokens is None or np.isinf(max_tokens) else float(max_tokens)
+    others = other_variables(fit.law, ("N", "D"), at)
+    return Problem(fit.law, flops_per_token, float(served_tokens), most, others)
 
 
-def _closed_form(params: Mapping[str, np.ndarray], C: float) -> np.ndarray:
-    """N* = (alpha A / (beta B))^(1/(alpha+beta)) (C/6)^a (Hoffmann et al. 2022, equation 4)."""
-    A, B, alpha, beta = (np.asarray(params[k], float) for k in ("A", "B", "alpha", "beta"))
-    with np.errstate(divide="ignore"):
-        ln_G = (np.log(alpha * A) - np.log(beta * B)) / (alpha + beta)
-    return np.exp(np.clip(ln_G + beta / (alpha + beta) * np.log(C / 6), -700, 700))
+def _solve(
+    problem: Problem, params: Params, C: float | None, N: float | None, loss: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(C, N, D) of every draw, [R] each; all are inf (N unless given) in a draw that cannot reach the loss.
+
+    Raises:
+        ValueError: C does not buy one token at the given N.
+    """
+    rows = len(next(iter(params.values())))
+    total = np.full(rows, C, float) if loss is None else problem.least_flops(params, loss, N)
+    reached = np.isfinite(total)
+    spent = np.where(reached, total, 1e30)
+    sizes = np.full(rows, N, float) if N is not None else problem.optimum(params, spent)
+    if N is not None and C is not None:
+        fewest = float(problem.per_token(N)) * (1 + problem.served_tokens / 3)
+        if fewest > C:
+            raise ValueError(
+                f"{C:g} FLOPs do not pay for one training token and {problem.served_tokens:g} served ones of N = "
+                f"{N:g}, which take {fewest:.3g}; raise C, or give a smaller N"
+            )
+    tokens = problem.tokens(sizes, spent)
+    return total, sizes if N is not None else np.where(reached, sizes, np.inf), np.where(reached, tokens, np.inf)
 
 
-def _valley(loss: Callable[[Any], Any], N: float, limit: float, ends: tuple[float, float]) -> tuple[float, float]:
+def _intervals(
+    problem: Problem, boot: Bootstrap, C: float | None, N: float | None, loss: float | None, level: float
+) -> dict[str, tuple[float, float]]:
+    """Intervals of what was not given: of C, N, D and the loss."""
+    total, sizes, tokens = _solve(problem, boot.draws, C, N, loss)
+    values = {} if N is not None else {"N": sizes}
+    if loss is not None:
+        values |= {"D": tokens, "C": total}
+    else:
+        values |= {"D": tokens} if N is None else {}
+        values["loss"] = problem.loss(boot.draws, sizes, tokens)
+    return {name: interval(draws, level) for name, draws in values.items()}
+
+
+def _out_of_reach(problem: Problem, params: Params, N: float | None, loss: float | None) -> str:
+    """Why no number of FLOPs reaches the loss."""
+    floor = float(problem.best_loss(params, 1e60, N)[0])
+    held = [f"N = {N:g}"] if N is not None else []
+    held += [f"{problem.max_tokens:g} tokens"] if problem.max_tokens is not None else []
+    where = f" with {' and '.join(held)}" if held else ""
+    named = f", E = {float(params['E'][0]):.6g}" if "E" in params else ""
+    return (
+        f"loss is {loss!r} nats per token, which no number of FLOPs reaches: the fitted loss falls to {floor:.6g}"
+        f"{where}{named}; ask for a loss above that"
+    )
+
+
+def _refuse_edge(problem: Problem, C: float, N: float, params: Mapping[str, float]) -> None:
+    low, high = (float(np.exp(end)) for end in problem.log_sizes(C))
+    if not low * 1.001 < N < high / 1.001:
+        raise ValueError(
+            f"at {C:g} FLOPs the fitted loss has no minimum between N = {low:.3g} and {high:.3g} "
+            f"(parameters {dict(params)}): the fit does not trade N against D"
+        )
+
+
+def _relation(problem: Problem) -> str:
+    served = problem.served_tokens
+    if problem.flops_per_token is None:
+        return "C = 6 N D" + (f" + 2 N T, T = {served:.3g} tokens served" if served else "")
+    return "given FLOPs per token" + (f", a third of them for each of {served:.3g} tokens served" if served else "")
+
+
+def _notes(limited: bool, max_tokens: float | None, unspent: float, C: float) -> tuple[str, ...]:
+    if not limited:
+        return ()
+    notes = [f"the limit of {max_tokens:.4g} tokens binds"]
+    if unspent > 1e-6 * C:
+        notes.append(f"{unspent:.3g} FLOPs are left over, as N is given")
+    return tuple(notes)
+
+
+def _valley(problem: Problem, params: Params, C: float, N: float, limit: float) -> tuple[float, float]:
     """N on either side of the optimum where the loss reaches the limit, by bisection in ln N."""
-    found = []
-    for end in ends:
-        inside, outside = np.log(N), np.log(end)
-        if loss(float(np.exp(outside))) <= limit:
-            found.append(float(end))
-            continue
-        for _ in range(60):
-            middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if loss(float(np.exp(middle))) <= limit else (inside, middle)
-        found.append(float(np.exp(inside)))
-    return found[0], found[1]
+
+    def within(log_size: float) -> bool:
+        size = float(np.exp(log_size))
+        return float(problem.loss(params, size, problem.tokens(size, C))[0]) <= limit
+
+    return _edge(within, np.log(N), problem.log_sizes(C)[0]), _edge(within, np.log(N), problem.log_sizes(C)[1])
+
+
+def _edge(within: Callable[[float], bool], inside: Any, outside: Any) -> float:
+    """N furthest from `inside` towards `outside`, both ln N, that is still within the limit."""
+    inside, outside = float(inside), float(outside)
+    if within(outside):
+        return float(np.exp(outside))
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if within(middle) else (inside, middle)
+    return float(np.exp(inside))

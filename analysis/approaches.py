@@ -2,7 +2,7 @@
 
 Per budget the loss is a parabola in ln N; its vertex is N*, and D* follows from the tokens of that budget's
 runs. Power laws N* = G_N C^a and D* = G_D C^b go through the vertices. The parabola is biased where sizes
-are spread widely or off-centre: `analysis.comparison` sets it beside approaches 1 and 3 and estimates the bias.
+are spread widely or off-centre: `analysis.approach_table` sets it beside approaches 1 and 3 and estimates the bias.
 """
 
 from __future__ import annotations

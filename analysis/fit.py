@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,59 +15,13 @@ from analysis import noise as noise_models
 from analysis.certify import Certificate, certify, design_problem, refuse_unidentified
 from analysis.law import Binding, Law, NotIdentifiedError, bind
 from analysis.laws import get_law
+from analysis.protocol import Protocol, check_options, check_prior, objective_value, row_scales
 from analysis.runs import Runs, load_runs
 
 if TYPE_CHECKING:
     from analysis.profile import Profile
     from analysis.solver import Solver
     from analysis.uncertainty import Bootstrap
-
-OBJECTIVES = ("huber", "least_squares", "lad")
-RESIDUALS = ("log", "raw")
-LAD_DELTA = 1e-6  # least absolute deviations are fitted as Huber with this threshold
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How the fit was made: enough to make it again.
-
-    Attributes:
-        objective: "huber", "least_squares" or "lad", a sum over rows of a function of the residual.
-        delta: Huber's threshold on the residual; None for the two others.
-        columns: canonical name -> source column or formula.
-        n_rows: rows fitted.
-        excluded: (row of the source, reason).
-        unit: what is resampled: "trunk" or "row".
-        fixed, tied: parameters not free, and their values or leaders.
-        notes: remarks on the rows.
-        residual: "log": log prediction - log loss; "raw": prediction - loss.
-        quantile: 0.5 for the middle of the runs; 0.1, say, for a lower envelope.
-        noise: "constant", "loss_se" or "growing"; growth: the power of the loss that "growing" found.
-        prior: parameter -> (mean, standard deviation).
-        weighted: whether the rows carry weights.
-    """
-
-    objective: str
-    delta: float | None
-    columns: dict[str, str]
-    source: str
-    n_rows: int
-    excluded: tuple[tuple[int, str], ...]
-    unit: str
-    fixed: dict[str, float]
-    tied: dict[str, str]
-    notes: tuple[str, ...] = ()
-    residual: str = "log"
-    quantile: float = 0.5
-    noise: str = "constant"
-    growth: float = 0.0
-    prior: dict[str, tuple[float, float]] = field(default_factory=dict)
-    weighted: bool = False
-
-    @property
-    def threshold(self) -> float:
-        """Huber's threshold as the solver takes it: inf for least squares."""
-        return {"least_squares": float("inf"), "lad": LAD_DELTA}.get(self.objective, self.delta or 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +85,7 @@ class Fit:
     @property
     def scale(self) -> np.ndarray:
         """[n] relative scale of the noise of each row."""
-        return _scale(self.protocol, self.law, self.data)
+        return row_scales(self.protocol, self.law, self.data)
 
     def solver(self) -> Solver:
         """The solver of this fit's own law, rows and objective."""
@@ -140,9 +94,7 @@ class Fit:
     def _prior_scale(self) -> float:
         if not self.protocol.prior:
             return 0.0
-        return noise_models.variance(
-            self.residuals, self.protocol.threshold, len(self.free), self.data.get("weight")
-        )
+        return noise_models.variance(self.residuals, self.protocol.threshold, len(self.free), self.data.get("weight"))
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The fit as JSON text, written to `path` when given; floats survive exactly."""
@@ -220,7 +172,7 @@ class Fit:
         ):
             lines += [f"  {title}: {', '.join(names)}"] if names else []
         for name, (low, high) in c.ridges.items():
-            lines.append(f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %); the value above means little")
+            lines.append(f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %): no value can be named")
         return "\n".join(lines + [f"  note: {note}" for note in p.notes])
 
     def _protocol_parts(self) -> list[str]:
@@ -267,7 +219,7 @@ def fit(
         ValueError: unknown law, objective, option or parameter, or a variable of the law that the runs lack.
     """
     law, runs = get_law(law), runs if isinstance(runs, Runs) else load_runs(runs)
-    _check_options(objective, delta, residual, quantile, noise)
+    check_options(objective, delta, residual, quantile, noise)
     binding = bind(law, fixed, tied)
     data = _data(runs, law)
     protocol = Protocol(
@@ -284,7 +236,7 @@ def fit(
         residual,
         float(quantile),
         noise,
-        prior={k: (float(mean), float(sd)) for k, (mean, sd) in _check_prior(prior or {}, binding).items()},
+        prior={k: (float(mean), float(sd)) for k, (mean, sd) in check_prior(prior or {}, binding).items()},
         weighted="weight" in data,
     )
     problem = design_problem(binding, data)
@@ -298,30 +250,6 @@ def fit(
     if not allow_unidentified:
         refuse_unidentified(lost, binding, len(runs))
     return result
-
-
-def _check_options(objective: str, delta: float, residual: str, quantile: float, noise: str) -> None:
-    for name, value, known in (
-        ("objective", objective, OBJECTIVES),
-        ("residual", residual, RESIDUALS),
-        ("noise", noise, noise_models.NOISES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(known)}")
-    if not delta > 0:
-        raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile is {quantile!r}; it must lie between 0 and 1 (0.5 for the middle)")
-
-
-def _check_prior(prior: Mapping[str, tuple[float, float]], binding: Binding) -> Mapping[str, tuple[float, float]]:
-    known = {entry.name for entry in binding.nonlinear} | ({"E"} & set(binding.linear))
-    for name, (mean, sd) in prior.items():
-        if name not in known:
-            raise ValueError(f"prior[{name!r}]: only {', '.join(sorted(known))} can have a prior here")
-        if not (np.isfinite(mean) and np.isfinite(sd) and sd > 0):
-            raise ValueError(f"prior[{name!r}] is {(mean, sd)!r}; give a finite mean and a positive standard deviation")
-    return prior
 
 
 def _data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
@@ -354,14 +282,6 @@ def trunk_names(trunk: pd.Series) -> np.ndarray:
     return np.where(trunk.isna().to_numpy(bool), own, trunk.astype(str).to_numpy(str)).astype(object)
 
 
-def _scale(protocol: Protocol, law: Law, data: Mapping[str, np.ndarray]) -> np.ndarray:
-    if protocol.noise == "loss_se":
-        return noise_models.given_scale(data, law.target, protocol.residual == "log")
-    if protocol.noise == "growing":
-        return noise_models.grown_scale(data[law.target], protocol.growth)
-    return np.ones(len(data[law.target]))
-
-
 def _solver(
     binding: Binding, protocol: Protocol, data: Mapping[str, np.ndarray], scale: np.ndarray, prior_scale: float
 ) -> Solver:
@@ -372,9 +292,8 @@ def _solver(
     x = {v: data[v] for v in binding.law.variables}
     uneven = scale if np.ptp(scale) > 0 else None
     log = protocol.residual == "log"
-    base = Data(
-        x, data[binding.law.target], protocol.fixed, protocol.threshold, log, protocol.quantile, uneven, data.get("weight")
-    )
+    weight, loss = data.get("weight"), data[binding.law.target]
+    base = Data(x, loss, protocol.fixed, protocol.threshold, log, protocol.quantile, uneven, weight)
     if prior_scale:
         base = replace(base, prior=_prior(binding, base, protocol.prior, prior_scale))
     return Solver(binding, base)
@@ -404,7 +323,7 @@ def _solve(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.nd
 
 
 def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray], variance: float) -> Fit:
-    scale = _scale(protocol, law, data)
+    scale = row_scales(protocol, law, data)
     solver = _solver(binding, protocol, data, scale, variance)
     solution = solver.global_fit()
     params = {name: float(value[0]) for name, value in solver.params(solution.z[:1]).items()}
@@ -412,14 +331,5 @@ def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, 
     off = np.log(predicted) - np.log(data[law.target]) if protocol.residual == "log" else predicted - data[law.target]
     residuals = off / scale
     certificate, covariance = certify(solver, solution, params, residuals, data.get("trunk"))
-    value = _value(protocol, residuals, data.get("weight"))
+    value = objective_value(protocol, residuals, data.get("weight"))
     return Fit(law, protocol, params, binding.free, covariance, value, certificate, residuals, data)
-
-
-def _value(protocol: Protocol, residuals: np.ndarray, weight: np.ndarray | None) -> float:
-    """The objective: a sum over rows of weight * side * rho(residual)."""
-    size, delta = np.abs(residuals), protocol.threshold
-    inner = np.minimum(size, delta)
-    rho = size if protocol.objective == "lad" else inner * (size - 0.5 * inner)
-    side = 2 * np.where(residuals < 0, protocol.quantile, 1 - protocol.quantile)
-    return float(np.sum((1.0 if weight is None else weight) * side * rho))

@@ -21,7 +21,7 @@ from analysis.law import Law, Link, Nonlinear, NotIdentifiedError, namespace, po
 
 __all__ = ["EXPONENT", "LAWS", "Law", "NotIdentifiedError", "broken_power_law", "get_law", "monomial", "power_law"]
 
-P, X = Mapping[str, Any], Mapping[str, Any]
+Given = Mapping[str, Any]
 # Exponents outside this range have not been met in language modelling; a fit that ends on a bound says so.
 EXPONENT = (0.01, 4.0)
 SIGNED = (-2.0, 2.0)
@@ -59,7 +59,7 @@ def get_law(law: str | Law) -> Law:
 def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law:
     """E + A / x^alpha, or without E, in any one variable: M2 and M1 of Alabdulmohsin et al. 2022 (arXiv:2209.06640)."""
 
-    def terms(p: P, x: X) -> tuple[Any, ...]:
+    def terms(p: Given, x: Given) -> tuple[Any, ...]:
         term = power(x[variable], -p["alpha"])
         return (1.0, term) if constant else (term,)
 
@@ -72,17 +72,23 @@ def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law
 def shifted_power_law(variable: str) -> Law:
     """A (1/x + gamma)^alpha: M3 of Alabdulmohsin et al. 2022, a power law that saturates at x = 1/gamma."""
 
-    def terms(p: P, x: X) -> tuple[Any, ...]:
+    def terms(p: Given, x: Given) -> tuple[Any, ...]:
         return (power(1.0 / x[variable] + p["gamma"], p["alpha"]),)
 
     shift = Nonlinear("gamma", 1e-9, 1e3, log=True, unit=((variable, -1.0),))
     formula, source = f"A (1/{variable} + gamma)^alpha", "arXiv:2209.06640, M3"
     return Law(
-        f"m3_{variable}", formula, (variable,), ("A",), (("alpha", *EXPONENT), shift), terms, target="loss", source=source
+        f"m3_{variable}",
+        formula,
+        (variable,),
+        ("A",),
+        (("alpha", *EXPONENT), shift),
+        terms,
+        source=source,
     )
 
 
-def _sigmoid_forward(p: P, s: Any) -> Any:
+def _sigmoid_forward(p: Given, s: Any) -> Any:
     """y with (y - E) / (L0 - y)^kappa = s: Newton in u, y = E + (L0 - E) sigmoid(u), where the log is monotone."""
     xp = namespace(s)
     span, kappa = p["L0"] - p["E"], p["kappa"]
@@ -94,7 +100,7 @@ def _sigmoid_forward(p: P, s: Any) -> Any:
     return p["E"] + span * xp.exp(-xp.logaddexp(0.0, -u))
 
 
-def _sigmoid_inverse(p: P, loss: Any) -> Any:
+def _sigmoid_inverse(p: Given, loss: Any) -> Any:
     xp = namespace(loss)
     span = p["L0"] - p["E"]
     y = xp.clip(loss, p["E"] + 1e-6 * span, p["L0"] - 1e-6 * span)
@@ -104,7 +110,7 @@ def _sigmoid_inverse(p: P, loss: Any) -> Any:
 def sigmoid_power_law(variable: str) -> Law:
     """(L - E) / (L0 - L)^kappa = A / x^alpha: M4 of Alabdulmohsin et al. 2022; L0 is the loss before learning."""
 
-    def terms(p: P, x: X) -> tuple[Any, ...]:
+    def terms(p: Given, x: Given) -> tuple[Any, ...]:
         return (power(x[variable], -p["alpha"]),)
 
     others = (
@@ -115,15 +121,13 @@ def sigmoid_power_law(variable: str) -> Law:
     )
     formula = f"(L - E) / (L0 - L)^kappa = A / {variable}^alpha"
     link = Link(_sigmoid_forward, _sigmoid_inverse)
-    return Law(
-        f"m4_{variable}", formula, (variable,), ("A",), others, terms, link=link, source="arXiv:2209.06640, M4"
-    )
+    return Law(f"m4_{variable}", formula, (variable,), ("A",), others, terms, link=link, source="arXiv:2209.06640, M4")
 
 
 def broken_power_law(variable: str) -> Law:
     """E + A x^-c0 (1 + (x/d)^(1/f))^(-c1 f): one smooth break (Caballero et al. 2023, arXiv:2210.14891, equation 1)."""
 
-    def terms(p: P, x: X) -> tuple[Any, ...]:
+    def terms(p: Given, x: Given) -> tuple[Any, ...]:
         xp = namespace(x[variable])
         ln_x = xp.log(x[variable])
         bend = xp.logaddexp(0.0, (ln_x - xp.log(p["d"])) / p["f"])
@@ -145,7 +149,7 @@ def monomial(target: str, variables: tuple[str, ...], name: str, source: str = "
     The form of the laws of the best learning rate and batch size in N and D, and of the effective data transferred.
     """
 
-    def terms(p: P, x: X) -> tuple[Any, ...]:
+    def terms(p: Given, x: Given) -> tuple[Any, ...]:
         out: Any = 1.0
         for v in variables:
             out = out * power(x[v], p[f"p_{v}"])
@@ -156,31 +160,31 @@ def monomial(target: str, variables: tuple[str, ...], name: str, source: str = "
     return Law(name, formula, variables, ("A",), others, terms, target=target, source=source)
 
 
-def _chinchilla_terms(p: P, x: X) -> tuple[Any, ...]:
+def _chinchilla_terms(p: Given, x: Given) -> tuple[Any, ...]:
     return 1.0, power(x["N"], -p["alpha"]), power(x["D"], -p["beta"])
 
 
-def _kaplan_terms(p: P, x: X) -> tuple[Any, ...]:
+def _kaplan_terms(p: Given, x: Given) -> tuple[Any, ...]:
     return power(x["N"], -p["alpha_N"] / p["alpha_D"]), 1.0 / x["D"]
 
 
-def _kaplan_steps_terms(p: P, x: X) -> tuple[Any, ...]:
+def _kaplan_steps_terms(p: Given, x: Given) -> tuple[Any, ...]:
     return power(x["N"], -p["alpha_N"]), power(x["S"], -p["alpha_S"])
 
 
-def _gadre_terms(p: P, x: X) -> tuple[Any, ...]:
+def _gadre_terms(p: Given, x: Given) -> tuple[Any, ...]:
     """C = 6 N D, M = D / N: (a M^eta + b M^-eta) C^-eta = a (6 N^2)^-eta + b (6 D^2)^-eta."""
     return 1.0, power(6.0 * x["N"] * x["N"], -p["eta"]), power(6.0 * x["D"] * x["D"], -p["eta"])
 
 
 def _effective(unique: Any, used: Any, half: Any) -> Any:
-    """unique (1 + R (1 - exp(-r/R))) for r = used/unique - 1 repeats, decaying at R (Muennighoff et al. 2023, eq. 5)."""
+    """unique (1 + R (1 - exp(-r/R))) for r = used/unique - 1 repeats, decaying at R (Muennighoff et al. 2023)."""
     xp = namespace(used)
     repeats = xp.maximum(used / unique - 1.0, 0.0)
     return unique * (1.0 - half * xp.expm1(-repeats / half))
 
 
-def _data_constrained_terms(p: P, x: X) -> tuple[Any, ...]:
+def _data_constrained_terms(p: Given, x: Given) -> tuple[Any, ...]:
     xp = namespace(x["N"])
     best = xp.minimum(x["N"], p["ratio"] * x["U"])  # the compute-optimal N for U unique tokens
     N = _effective(best, x["N"], p["R_N"])
@@ -188,13 +192,13 @@ def _data_constrained_terms(p: P, x: X) -> tuple[Any, ...]:
     return 1.0, power(N, -p["alpha"]), power(D, -p["beta"])
 
 
-def _precision_terms(p: P, x: X) -> tuple[Any, ...]:
+def _precision_terms(p: Given, x: Given) -> tuple[Any, ...]:
     xp = namespace(x["bits"])
     effective = x["N"] * -xp.expm1(-x["bits"] / p["gamma"])
     return 1.0, power(effective, -p["alpha"]), power(x["D"], -p["beta"])
 
 
-def _downstream_terms(p: P, x: X) -> tuple[Any, ...]:
+def _downstream_terms(p: Given, x: Given) -> tuple[Any, ...]:
     xp = namespace(x["loss"])
     return 1.0, -xp.exp(-p["gamma"] * x["loss"])
 

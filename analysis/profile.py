@@ -72,7 +72,13 @@ def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
     interval = solver.params(shown)[name]
     ridge = bool(np.any(fits.objective[[0, -1]] <= limit)) and index >= len(fit.binding.linear)
     return Profile(
-        name, solver.params(fits.z)[name], fits.objective, limit, (float(interval[0]), float(interval[1])), ridge, level,
+        name,
+        solver.params(fits.z)[name],
+        fits.objective,
+        limit,
+        (float(interval[0]), float(interval[1])),
+        ridge,
+        level,
         fit.params[name],
     )
 

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.spatial
 import scipy.stats
+from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis import newton
 from analysis.law import Binding
@@ -73,7 +73,7 @@ def _neighbours(q: int) -> np.ndarray:
     unit = _unit_grid(q)
     if q == 0:
         return np.zeros((1, 1), int)
-    return scipy.spatial.cKDTree(unit).query(unit, k=min(len(unit), 3 ** min(q, 3)))[1].reshape(len(unit), -1)
+    return cKDTree(unit).query(unit, k=min(len(unit), 3 ** min(q, 3)))[1].reshape(len(unit), -1)
 
 
 def _local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
@@ -162,7 +162,7 @@ class Solver:
         return (value - target) / (1.0 if self.data.scale is None else self.data.scale)
 
     def replicate_fits(self, counts: np.ndarray, warm: np.ndarray, loss: np.ndarray | None = None) -> Solution:
-        """One fit per row of counts [R, n], multiples of the row weights, to `loss` [R, n] where it is not the runs' own.
+        """One fit per row of counts [R, n], multiples of the row weights, to `loss` [R, n] or the runs' own.
 
         Starts: the lowest minima of each replicate's own grid, and `warm` [P].
         """
@@ -182,7 +182,7 @@ class Solver:
     def _beside(self, points: np.ndarray, z: np.ndarray) -> np.ndarray:
         """[R, m] whether a grid point (index, or -1) neighbours the solution z [R, P]: it is then in its basin."""
         place, theta = self._place(self.grid), self._place(z[:, len(self.binding.linear) :])
-        nearest = scipy.spatial.cKDTree(place).query(theta)[1] if place.shape[1] else np.zeros(len(z), int)
+        nearest = cKDTree(place).query(theta)[1] if place.shape[1] else np.zeros(len(z), int)
         return (_neighbours(place.shape[1])[nearest][:, None, :] == points[:, :, None]).any(axis=2)
 
     def _place(self, theta: np.ndarray) -> np.ndarray:
@@ -338,7 +338,7 @@ class _Lanes:
                 self.best[self.owner[lane]] = lane
 
     def _beaten(self, active: np.ndarray) -> np.ndarray:
-        """[active] true where another lane of the replicate is lower, and either at the same place or done long since."""
+        """[active] true where another lane of the replicate is lower, at the same place or done long since."""
         best = self.best[self.owner[active]]
         gap = np.abs(self.z[active] - self.z[best]) / (np.abs(self.z[best]) + 0.05)
         late = (self.steps[active] >= PATIENCE) & (self.gradient[best] <= TOLERANCE)

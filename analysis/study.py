@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocate import counted_flops_per_token, optimum_table
+from analysis.approach_table import Approaches, compare_approaches
 from analysis.approaches import IsoFlop, isoflop
-from analysis.comparison import Approaches, compare_approaches
 from analysis.fit import Fit
 from analysis.fit import fit as fit_law
 from analysis.runs import Runs, load_runs

@@ -189,7 +189,7 @@ def law_curve(
     point = {v: np.broadcast_to(at[v], across.shape) for v in fit.law.variables}
     ax.plot(across, fit.predict(**point), color=color, linewidth=1.3, zorder=2, gid="law")
     if boot is not None:
-        low, high = boot.predict_interval(point.get("N"), point.get("D"), point.get("C"), LEVEL)
+        low, high = boot.predict_interval(level=LEVEL, new_run=False, **point)
         ax.fill_between(across, low, high, color=color, alpha=0.2, linewidth=0, zorder=1, gid="band")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.allocate import counted_flops_per_token, optimum_table
+from analysis.approach_table import Approaches, compare_approaches, overlap_text
 from analysis.approaches import IsoFlop
-from analysis.comparison import Approaches, compare_approaches, overlap_text
 from analysis.fit import Fit
 from analysis.plots import seen_by
 from analysis.runs import COLUMNS, Runs

@@ -142,9 +142,7 @@ def quantiles(draws: np.ndarray, level: float) -> tuple[Any, Any]:
     return low, high
 
 
-def bootstrap(
-    fit: Fit, n: int = 1000, seed: int = 0, unit: str | None = None, method: str = "resample"
-) -> Bootstrap:
+def bootstrap(fit: Fit, n: int = 1000, seed: int = 0, unit: str | None = None, method: str = "resample") -> Bootstrap:
     """Refit n tables, each with its own global search over the exponents.
 
     "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8 trunks the intervals of the
@@ -168,7 +166,7 @@ def bootstrap(
     labels = _units(fit, unit)
     units = int(labels.max()) + 1
     if method != "resample" and unit == "trunk":
-        raise ValueError(f"method={method!r} draws every row's noise by itself: give unit='row' if rows are independent")
+        raise ValueError(f"method={method!r} draws each row's noise by itself: give unit='row' if rows are independent")
     if units < 2:
         raise ValueError(f"all runs share one {unit}: nothing to resample; give unit='row', or runs of several trunks")
     notes = [f"only {units} {unit}s: intervals of the parameters are rough"] if units < FEW_UNITS else []
@@ -191,9 +189,7 @@ def bootstrap(
     draws = solver.params(np.concatenate(z))
     log, target = fit.protocol.residual == "log", fit.data[fit.law.target]
     growth = (fit.protocol.growth, float(np.exp(np.mean(np.log(target))))) if fit.protocol.growth else (0.0, 1.0)
-    return Bootstrap(
-        fit.law, draws, unit, units, seed, unconverged, scatter, dof, tuple(notes), method, log, growth
-    )
+    return Bootstrap(fit.law, draws, unit, units, seed, unconverged, scatter, dof, tuple(notes), method, log, growth)
 
 
 def _redrawn(fit: Fit, rng: np.random.Generator, size: int, method: str, scatter: float) -> np.ndarray:
