@@ -17,6 +17,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from analysis.law import Law, Link, Nonlinear, NotIdentifiedError, namespace, power
 
 __all__ = ["EXPONENT", "LAWS", "Law", "NotIdentifiedError", "broken_power_law", "get_law", "monomial", "power_law"]
@@ -93,11 +95,27 @@ def _sigmoid_forward(p: Given, s: Any) -> Any:
     xp = namespace(s)
     span, kappa = p["L0"] - p["E"], p["kappa"]
     wanted = xp.log(s) - (1 - kappa) * xp.log(span)
-    u = wanted / xp.maximum(1.0, kappa)
-    for _ in range(12):
+
+    def step(u: Any, wanted: Any, kappa: Any) -> Any:
         below, above = xp.logaddexp(0.0, -u), xp.logaddexp(0.0, u)  # -log sigmoid(u), -log sigmoid(-u)
-        u = u - (kappa * above - below - wanted) / (xp.exp(-above) + kappa * xp.exp(-below))
+        return u - (kappa * above - below - wanted) / (xp.exp(-above) + kappa * xp.exp(-below))
+
+    fixed = _constant(wanted), _constant(kappa)
+    u = fixed[0] / xp.maximum(1.0, fixed[1])
+    for _ in range(10):
+        u = step(u, *fixed)
+    for _ in range(2):  # a Newton step from the solution carries one order of derivatives each
+        u = step(u, wanted, kappa)
     return p["E"] + span * xp.exp(-xp.logaddexp(0.0, -u))
+
+
+def _constant(x: Any) -> Any:
+    """x without its derivatives."""
+    if namespace(x) is np:
+        return x
+    from jax.lax import stop_gradient
+
+    return stop_gradient(x)
 
 
 def _sigmoid_inverse(p: Given, loss: Any) -> Any:

@@ -31,7 +31,7 @@ MAX_STEPS = 240
 PATIENCE = 60  # steps after which a lane above another's minimum is lost
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
-SEARCH_ROWS = 4096  # larger tables are searched globally on so many of their rows, then fitted on all
+SEARCH_ROWS = 2048  # larger tables are searched globally on so many of their rows, then fitted on all
 SAME = 1e-3  # lanes of one replicate closer than this, relatively, are in one basin
 
 
@@ -94,7 +94,7 @@ def _padded(n: int) -> int:
 
 def _lane_count(n: int) -> int:
     """Lanes per dispatch: the working set of a program stays in cache."""
-    return int(np.clip(2**15 // n, 4, 64))
+    return int(np.clip(2**15 // n, 1, 64))
 
 
 class Solver:

@@ -1,0 +1,255 @@
+"""Time of a certified fit with bootstrap: ours against SciPy as published, and against the PyPI package `chinchilla`.
+
+    python benchmarks/fit.py --data-dir DIR [--rounds 3] [--json]
+
+1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss): L-BFGS-B from their 4,500 starts,
+   then 4,000 bootstraps from the optimum alone, one after the other, on a random sample of both, extrapolated.
+   Gradients are analytic, which is kinder to SciPy than the automatic differentiation they used. Beside it: the finite
+   differences that SciPy falls back on; all cores kept busy; and bootstraps that search as widely as the fit. Ours: a
+   fit and 4,000 bootstraps, each with its own global search, in a new process, imports and compilation included.
+2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same objective, extrapolated from 2^5;
+   ours is a fit in a new process, compilation included, and a second one in the same process.
+3. A fit to 100,000 rows in a new process: seconds and peak memory.
+
+The sides take turns; printed are medians over the rounds and the range. Nothing else should run meanwhile. Expect a few
+minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+
+STARTS, BOOTSTRAPS, DELTA = 4500, 4000, 1e-3
+SAMPLE_STARTS, SAMPLE_BOOTSTRAPS = 24, 24
+GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
+PACKAGE_GRID = {  # of the package's example: 5^5 starts
+    "E": (1.1, 1.5),
+    "a": (1.0, 10.0),
+    "b": (1.0, 10.0),
+    "alpha": (0.1, 0.7),
+    "beta": (0.1, 0.7),
+}
+PACKAGE_STARTS = 5**5
+
+OURS = """
+import json, resource, sys, time
+start = time.perf_counter()
+import pandas as pd
+import analysis
+kind, path, draws = sys.argv[1:]
+runs = analysis.load_runs(pd.read_csv(path))
+load = time.perf_counter()
+fit = analysis.fit(runs)
+cold = time.perf_counter()
+again = analysis.fit(runs)
+warm = time.perf_counter()
+if int(draws):
+    fit.bootstrap(int(draws), seed=0, unit="row")
+end = time.perf_counter()
+print(json.dumps({"total": end - start - (warm - cold), "fit": cold - load, "warm": warm - cold,
+    "bootstrap": end - warm, "objective": fit.objective, "certified": fit.certificate.ok,
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+"""
+
+
+def ours(table: Path, draws: int) -> dict[str, float]:
+    """Seconds of each part in a process of its own; `total` includes imports and compilation, not the second fit."""
+    command = [sys.executable, "-c", OURS, "fit", str(table), str(draws)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def epoch_runs(path: Path) -> pd.DataFrame:
+    """The 240 runs, D = C/(6N), the five highest losses left out."""
+    table = pd.read_csv(path)
+    table = table.sort_values("loss").iloc[:-5]
+    N, C = table["Model Size"], table["Training FLOP"]
+    return pd.DataFrame({"N": N, "D": C / (6 * N), "C": C, "loss": table["loss"]})
+
+
+class Published:
+    """The published objective over p = (a, b, e, alpha, beta), its gradient, and the minimiser."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.ln_N, self.ln_D, self.ln_loss = (np.log(table[v].to_numpy(float)) for v in ("N", "D", "loss"))
+
+    def value(self, p: np.ndarray, weight: np.ndarray) -> float:
+        return self.both(p, weight)[0]
+
+    def both(self, p: np.ndarray, weight: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum of weight * Huber, and its gradient."""
+        a, b, e, alpha, beta = p
+        parts = np.stack([a - alpha * self.ln_N, b - beta * self.ln_D, np.full_like(self.ln_N, e)])
+        top = parts.max(axis=0)
+        powers = np.exp(parts - top)
+        total = powers.sum(axis=0)
+        r = top + np.log(total) - self.ln_loss
+        size = np.abs(r)
+        huber = np.where(size <= DELTA, r * r / 2, DELTA * (size - DELTA / 2))
+        pull = weight * np.clip(r, -DELTA, DELTA) * powers / total
+        gradient = [pull[0].sum(), pull[1].sum(), pull[2].sum(), -(pull[0] @ self.ln_N), -(pull[1] @ self.ln_D)]
+        return float(weight @ huber), np.array(gradient)
+
+    def minimise(self, start: np.ndarray, weight: np.ndarray, analytic: bool = True) -> scipy.optimize.OptimizeResult:
+        """L-BFGS-B with SciPy's defaults."""
+        function = self.both if analytic else self.value
+        return scipy.optimize.minimize(function, start, args=(weight,), method="L-BFGS-B", jac=analytic or None)
+
+
+def scipy_seconds(published: Published, starts: np.ndarray, optimum: np.ndarray, seed: int) -> dict[str, float]:
+    """Seconds of the published protocol and of its variants, extrapolated from a sample."""
+    rng = np.random.default_rng(seed)
+    n = len(published.ln_N)
+    some = starts[rng.choice(len(starts), SAMPLE_STARTS, replace=False)]
+
+    def per_call(calls: list[Callable[[], object]]) -> float:
+        begin = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - begin) / len(calls)
+
+    ones = np.ones(n)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=SAMPLE_BOOTSTRAPS).astype(float)
+    start = per_call([lambda s=s: published.minimise(s, ones) for s in some])
+    plain = per_call([lambda s=s: published.minimise(s, ones, analytic=False) for s in some])
+    boot = per_call([lambda c=c: published.minimise(optimum, c) for c in counts])
+    plain_boot = per_call([lambda c=c: published.minimise(optimum, c, analytic=False) for c in counts])
+    serial = STARTS * start + BOOTSTRAPS * boot
+    return {
+        "as published": serial,
+        "finite differences": STARTS * plain + BOOTSTRAPS * plain_boot,
+        "all cores": serial / (os.cpu_count() or 1),
+        "all cores, global search per replicate": (1 + BOOTSTRAPS) * STARTS * start / (os.cpu_count() or 1),
+    }
+
+
+def package_seconds(path: Path, per_axis: int) -> tuple[float, float]:
+    """(seconds of `Chinchilla.fit` on a grid of per_axis^5 starts, sum of Huber at its optimum)."""
+    from chinchilla import Chinchilla
+    from chinchilla._metrics import log_huber
+
+    grid = {name: np.linspace(low, high, per_axis) for name, (low, high) in PACKAGE_GRID.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "df.csv").write_bytes(path.read_bytes())
+        tool = Chinchilla(folder, param_grid=grid, loss_fn=lambda y, p: log_huber(y, p, DELTA), log_level=100)
+        tool.visualizer.optim = lambda *_, **__: None  # its figure is not part of the fit
+        begin = time.perf_counter()
+        tool.fit()
+        seconds = time.perf_counter() - begin
+        table = tool.database.df
+        r = np.abs(np.log(np.asarray(tool.predict_loss(table.N.values, table.D.values) / table.loss.values, float)))
+    return seconds, float(np.where(r <= DELTA, r**2 / 2, DELTA * (r - DELTA / 2)).sum())
+
+
+def large_table() -> pd.DataFrame:
+    """100,000 checkpoints of a known law with noise."""
+    rng = np.random.default_rng(0)
+    N, D = np.exp(rng.uniform(np.log(1e7), np.log(1e10), 100_000)), np.exp(rng.uniform(20, 26, 100_000))
+    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(0.01 * rng.standard_normal(100_000))
+    return pd.DataFrame({"N": N, "D": D, "loss": loss})
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Median [least, greatest]."""
+    return f"{np.median(values):.{digits}g} [{min(values):.{digits}g}, {max(values):.{digits}g}]"
+
+
+def main() -> None:
+    """Time all sides in turn and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder of epoch_chinchilla.csv, chinchilla_package_example.csv")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    args = parser.parse_args()
+    if args.data_dir is None or not (args.data_dir / "epoch_chinchilla.csv").is_file():
+        print("benchmarks/fit.py needs --data-dir with epoch_chinchilla.csv: skipped")
+        return
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "numpy", "scipy", "chinchilla"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(args.data_dir, Path(folder), args.rounds)
+    if args.json:
+        print(json.dumps(result))
+
+
+def compare(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
+    """All rounds; returns the figures of the JSON line."""
+    runs = epoch_runs(data / "epoch_chinchilla.csv")
+    runs.to_csv(folder / "epoch.csv", index=False)
+    large_table().to_csv(folder / "large.csv", index=False)
+    example = data / "chinchilla_package_example.csv"
+    published = Published(runs)
+    starts = np.array(list(itertools.product(*GRID)), float)
+    optimum = np.array([np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718])
+    mine, theirs, package, large, small = [], [], [], [], []
+    with_package = example.is_file() and _version("chinchilla") != "absent"
+    for seed in range(rounds):
+        mine.append(ours(folder / "epoch.csv", BOOTSTRAPS))
+        theirs.append(scipy_seconds(published, starts, optimum, seed))
+        if with_package:
+            small.append(ours(example, 0))
+            package.append(package_seconds(example, 2))
+        large.append(ours(folder / "large.csv", 0))
+    return report(mine, theirs, package, small, large)
+
+
+def report(
+    mine: list[dict[str, float]],
+    theirs: list[dict[str, float]],
+    package: list[tuple[float, float]],
+    small: list[dict[str, float]],
+    large: list[dict[str, float]],
+) -> dict[str, float | None]:
+    """Print what was measured; returns the figures of the JSON line."""
+    total = [one["total"] for one in mine]
+    fit, boot = (spread([one[part] for one in mine]) for part in ("fit", "bootstrap"))
+    print(f"Epoch protocol, ours: {spread(total)} s in a new process: fit with compilation {fit} s, {BOOTSTRAPS}")
+    print(f"  bootstraps with global search {boot} s; objective {mine[0]['objective']:.12g}")
+    ratios = {kind: [t[kind] / m for t, m in zip(theirs, total, strict=True)] for kind in theirs[0]}
+    for kind, ratio in ratios.items():
+        print(f"SciPy, {kind}: {spread([t[kind] for t in theirs])} s (extrapolated), {spread(ratio)} times ours")
+    against = None
+    if package:
+        seconds = [t * PACKAGE_STARTS / 2**5 for t, _ in package]
+        against = [t / m["fit"] for t, m in zip(seconds, small, strict=True)]
+        warm = [t / m["warm"] for t, m in zip(seconds, small, strict=True)]
+        print(f"package chinchilla: {spread(seconds)} s (extrapolated), objective {package[0][1]:.9g} from 32 starts")
+        print(f"  ours {spread([m['fit'] for m in small])} s with compilation, objective {small[0]['objective']:.9g}:")
+        print(f"  {spread(against)} times ours, {spread(warm)} times a second fit of ours")
+    cold, warm_large, peak = (spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb"))
+    print(f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak {peak} GB")
+    return {
+        "speedup_vs_scipy": float(np.median(ratios["as published"])),
+        "speedup_vs_scipy_all_cores": float(np.median(ratios["all cores"])),
+        "seconds_total": float(np.median(total)),
+        "objective": mine[0]["objective"],
+        "speedup_vs_chinchilla_package": None if against is None else float(np.median(against)),
+        "seconds_100k_rows": float(np.median([m["warm"] for m in large])),
+        "peak_gb_100k_rows": float(np.median([m["peak_gb"] for m in large])),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+if __name__ == "__main__":
+    main()
