@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from analysis.report import write_report
     from analysis.runs import COLUMNS, Runs, load_runs
     from analysis.selection import Selection, information, select
+    from analysis.tuned import tuned
     from analysis.uncertainty import Bootstrap
 
 _HOME = {
     "runs": ("COLUMNS", "Runs", "load_runs"),
+    "tuned": ("tuned",),
     "imports": ("from_mlflow", "from_tensorboard", "from_wandb"),
     "law": ("Law", "Link", "Nonlinear", "NotIdentifiedError"),
     "laws": ("LAWS", "broken_power_law", "monomial", "power_law", "register"),
@@ -112,6 +114,7 @@ __all__ = [
     "select",
     "suggest",
     "training_envelope",
+    "tuned",
     "write_report",
 ]
 

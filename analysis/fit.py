@@ -330,6 +330,18 @@ def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, 
     predicted = law.predict(params, **{v: data[v] for v in law.variables})
     off = np.log(predicted) - np.log(data[law.target]) if protocol.residual == "log" else predicted - data[law.target]
     residuals = off / scale
+    protocol = replace(protocol, notes=(*protocol.notes, *_below_floor(law, params, data)))
     certificate, covariance = certify(solver, solution, params, residuals, data.get("trunk"))
     value = objective_value(protocol, residuals, data.get("weight"))
     return Fit(law, protocol, params, binding.free, covariance, value, certificate, residuals, data)
+
+
+def _below_floor(law: Law, params: Mapping[str, float], data: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """A note on runs whose loss is below the fitted irreducible loss: no N and D gives that."""
+    if "E" not in law.linear or law.target != "loss":
+        return ()
+    below = np.flatnonzero(data["loss"] < params["E"])
+    if not len(below):
+        return ()
+    named = ", ".join(str(row) for row in below[:8]) + (" ..." if len(below) > 8 else "")
+    return (f"{len(below)} runs lie below the fitted floor E = {params['E']:.4g} (fitted rows {named})",)
