@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test lint lock bench docs clean
+.PHONY: quickstart test test-slow lint lock bench docs clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart --out runs/quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
