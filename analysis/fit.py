@@ -149,7 +149,7 @@ class Fit:
     def __str__(self) -> str:
         c, p = self.certificate, self.protocol
         how = p.objective + (f"(delta={p.delta:g})" if p.delta is not None else "")
-        how += f" of {p.residual} loss" + "".join(f", {part}" for part in self._protocol_parts())
+        how += f" of {p.residual} loss" + "".join(f", {part}" for part in p.options())
         lines = [
             f"{self.law.name}: {self.law.target} = {self.law.formula}",
             f"  {p.n_rows} rows, {how}, objective {self.objective:.9g}; "
@@ -174,14 +174,6 @@ class Fit:
         for name, (low, high) in c.ridges.items():
             lines.append(f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %): no value can be named")
         return "\n".join(lines + [f"  note: {note}" for note in p.notes])
-
-    def _protocol_parts(self) -> list[str]:
-        p = self.protocol
-        parts = [f"quantile {p.quantile:g}"] if p.quantile != 0.5 else []
-        if p.noise != "constant":
-            parts.append(f"noise {p.noise}" + (f" (loss^{p.growth:.2f})" if p.noise == "growing" else ""))
-        parts += [f"prior {name} = {mean:g} ± {sd:g}" for name, (mean, sd) in p.prior.items()]
-        return parts + (["weighted rows"] if p.weighted else [])
 
 
 def fit(

@@ -57,6 +57,15 @@ class Protocol:
         """Huber's threshold as the solver takes it: inf for least squares."""
         return {"least_squares": float("inf"), "lad": LAD_DELTA}.get(self.objective, self.delta or 1e-3)
 
+    def options(self) -> list[str]:
+        """What departs from the defaults, in words."""
+        parts = [f"quantile {self.quantile:g}"] if self.quantile != 0.5 else []
+        if self.noise != "constant":
+            grown = f" (loss^{self.growth:.2f})" if self.noise == "growing" else ""
+            parts.append(f"noise {self.noise}{grown}")
+        parts += [f"prior {name} = {mean:g} ± {sd:g}" for name, (mean, sd) in self.prior.items()]
+        return parts + (["weighted rows"] if self.weighted else [])
+
 
 def check_options(objective: str, delta: float, residual: str, quantile: float, noise: str) -> None:
     for name, value, known in (

@@ -220,6 +220,8 @@ def _warnings(runs: Runs, fit: Fit, boot: Bootstrap | None, isoflop: IsoFlop | N
         ("Standard error above the value", c.weak),
     ):
         found += [f"{what}: {', '.join(names)}."] if names else []
+    for name, (low, high) in c.ridges.items():
+        found.append(f"{name} is not bounded by these runs: from {low:.4g} to {high:.4g} fits as well (95 %).")
     if boot is not None:
         found += list(boot.notes)
         if boot.unconverged:
@@ -287,6 +289,8 @@ def _protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, Any]:
         "form": fit.law.formula,
         "objective": p.objective,
         "delta": p.delta,
+        "residual": f"{p.residual} {fit.law.target}",
+        "options": ", ".join(p.options()) or None,
         "rows": p.n_rows,
         "columns": ", ".join(f"{name} = {p.columns.get(name, name)}" for name in (*fit.law.variables, "loss")),
         "fixed": p.fixed or None,
@@ -309,4 +313,5 @@ def _certificate(fit: Fit) -> dict[str, Any]:
         "not identified": ", ".join(c.not_identified) or "none",
         "at a bound": ", ".join(c.at_bound) or "none",
         "standard error above value": ", ".join(c.weak) or "none",
+        "not bounded": ", ".join(c.ridges) or "none",
     }

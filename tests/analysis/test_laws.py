@@ -12,7 +12,6 @@ from analysis import fit
 from analysis.law import Law, bind, power
 from analysis.laws import LAWS, get_law, register
 
-
 # Parameters as published, or of the published size, by law; those of one variable stand for their family.
 TRUTH: dict[str, dict[str, float]] = {
     "chinchilla": {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.37},
