@@ -88,7 +88,7 @@ def _local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
 
 def _padded(n: int) -> int:
     """Rows of the compiled program for n runs: few distinct sizes, so that tables of about n rows share it."""
-    step = max(32, 2 ** (n.bit_length() - 3))
+    step = max(64, 2 ** (n.bit_length() - 3))
     return -(-n // step) * step
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +31,15 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the public data sets: $SCALING_DATA_DIR, or shared/data beside the repository."""
+    folder = Path(os.environ.get("SCALING_DATA_DIR") or Path(__file__).parents[1].parent / "shared" / "data")
+    if not (folder / "epoch_chinchilla.csv").is_file():
+        pytest.skip(f"public data are not at {folder}: set SCALING_DATA_DIR to their folder")
+    return folder
 
 
 @pytest.fixture(scope="module")

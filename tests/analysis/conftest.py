@@ -1,10 +1,8 @@
-"""Tables with a known law, and the public data where they are at hand."""
+"""Tables with a known law."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,15 +12,6 @@ from analysis.laws import LAWS
 
 TRUE = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.37}
 Sweep = Callable[..., pd.DataFrame]
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """Folder of the public data sets: $SCALING_DATA_DIR, or shared/data beside the repository."""
-    folder = Path(os.environ.get("SCALING_DATA_DIR") or Path(__file__).parents[2].parent / "shared" / "data")
-    if not (folder / "epoch_chinchilla.csv").is_file():
-        pytest.skip(f"public data are not at {folder}: set SCALING_DATA_DIR to their folder")
-    return folder
 
 
 @pytest.fixture(scope="session")

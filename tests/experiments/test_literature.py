@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from experiments import reproduce_literature
 from experiments.literature import BETTER, DIFFERS, ENTRIES, REFUSED, REPRODUCED, Line, line
-
-
-@pytest.fixture(scope="module")
-def data_dir() -> Path:
-    """Folder of the public data sets: $SCALING_DATA_DIR, or shared/data beside the repository."""
-    folder = Path(os.environ.get("SCALING_DATA_DIR") or Path(__file__).parents[2].parent / "shared" / "data")
-    if not (folder / "epoch_chinchilla.csv").is_file():
-        pytest.skip(f"public data are not at {folder}: set SCALING_DATA_DIR to their folder")
-    return folder
 
 
 def _lines(name: str, folder: Path, draws: int = 200) -> list[Line]:
