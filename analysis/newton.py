@@ -27,7 +27,7 @@ import numpy as np
 from analysis.law import Binding
 
 STEPS_PER_DISPATCH = 3
-DIAGONAL = 0.01  # share of the damping that does not know of correlations
+DIAGONAL = 0.001  # share of the damping that does not know of correlations
 _TINY = 1e-300
 
 

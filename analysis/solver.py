@@ -27,8 +27,8 @@ from analysis import newton
 from analysis.law import Binding
 from analysis.newton import STEPS_PER_DISPATCH, Data, Lane, float64
 
-MAX_STEPS = 240
-PATIENCE = 60  # steps after which a lane above another's minimum is lost
+MAX_STEPS = 360
+PATIENCE = 90  # steps after which a lane above another's minimum is lost
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 SEARCH_ROWS = 2048  # larger tables are searched globally on so many of their rows, then fitted on all
