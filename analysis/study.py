@@ -16,6 +16,7 @@ from analysis.approach_table import Approaches, compare_approaches
 from analysis.approaches import IsoFlop, isoflop
 from analysis.fit import Fit
 from analysis.fit import fit as fit_law
+from analysis.laws import Law
 from analysis.runs import Runs, load_runs
 from analysis.uncertainty import Bootstrap
 
@@ -72,14 +73,17 @@ class Study:
 def study(
     runs: Runs | pd.DataFrame,
     *,
-    law: str = "chinchilla",
+    law: str | Law = "chinchilla",
     holdout: Holdout = "none",
-    objective: str = "huber",
-    delta: float = 1e-3,
     draws: int = 1000,
     seed: int = 0,
+    **fit_options: Any,
 ) -> Study:
     """Fit a law, hold runs out, bootstrap, and predict what was held out.
+
+    Args:
+        draws, seed: of the bootstrap.
+        fit_options: objective, delta, noise, fixed, ... as for `fit`.
 
     Raises:
         NotIdentifiedError: the runs cannot identify the law.
@@ -88,7 +92,7 @@ def study(
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     held = held_out(runs, holdout)
     fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
-    fit = fit_law(fitted, law=law, objective=objective, delta=delta)
+    fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
     curves, notes = _isoflop(fitted)
     predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
