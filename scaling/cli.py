@@ -1,8 +1,9 @@
 """The `scaling` command: its verbs that train, and the way from a command line to a verb.
 
 The verbs that analyse are in `scaling.cli_fit` and `scaling.cli_ask`. These three files alone import both packages, and
-lazily: a verb that fits never loads Flax, one that trains never loads the fitting code. Exit status: 0 done; 1 the data cannot carry the answer; 2 wrong usage or configuration;
-3 some runs failed, the others are kept; 130 interrupted, call again to resume.
+lazily: a verb that fits never loads Flax, one that trains never loads the fitting code. Exit status: 0 done; 1 the data
+cannot carry the answer; 2 wrong usage or configuration; 3 some runs failed, the others are kept; 130 interrupted, call
+again to resume.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def reproduce(argv: Sequence[str]) -> int:
         raise ConfigError(f"reproduce {argv[0] if argv else ''!r}: unknown; {there}")
     from experiments import reproduce_literature
 
-    return reproduce_literature.main(argv[1:]) or 0
+    entry: Any = reproduce_literature.main
+    return entry(list(argv[1:])) or 0
 
 
 def _usage() -> str:

@@ -83,7 +83,7 @@ class PredictArgs:
         if unused:
             reads = ", ".join(fit.law.variables)
             raise ConfigError(f"law {fit.law.name!r} at one point reads {reads} alone; leave out {', '.join(unused)}")
-        point = {name: given[name] for name in fit.law.variables}
+        point: dict[str, Any] = {name: given[name] for name in fit.law.variables}
         answer: dict[str, Any] = {**point, fit.law.target: float(fit.predict(**point))}
         if boot is not None:
             answer["law_90"] = list(boot.predict_interval(**point, level=0.90))
@@ -131,7 +131,7 @@ class _Fitted:
 class NextArgs(_Fitted):
     """Which runs to train next: those that shrink most the interval of a loss or of an exponent.
 
-    Example: scaling next fit.json --target-C 1e22 --budget 1e20        scaling next runs/mine --quantity a --budget 1e13
+    Example: scaling next fit.json --target-C 1e22 --budget 1e20    scaling next runs/mine --quantity a --budget 1e13
     """
 
     source: Positional[Path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ class FitArgs:
     law: str = "chinchilla"
     """chinchilla, kaplan, gadre, data_constrained, precision, power_law_C, broken_D, ...: a wrong name lists all."""
     how: Annotated[FitOptions, tyro.conf.arg(name="")] = field(default_factory=FitOptions)
-    holdout: Literal["none", "largest_budget", "largest_N", "largest_C"] = "none"
+    holdout: Literal["none", "largest_budget", "largest_N", "largest_D", "largest_C"] = "none"
     """Keep these runs out of the fit and predict them."""
     draws: int = 1000
     """Bootstrap replicates."""
@@ -192,10 +193,13 @@ class PlotArgs(FitArgs):
     format: Format = "png"
 
     def __call__(self) -> int:
-        from analysis.study import write_figures
+        from analysis.study import draw_figures, save_figures
 
-        for path in write_figures(self.study(), self.figures, self.format).values():
+        figures, missing = draw_figures(self.study())
+        for path in save_figures(figures, self.figures, self.format).values():
             print(path)
+        for name, reason in missing.items():
+            print(f"no figure {name}: {reason}", file=sys.stderr)
         return 0
 
 
