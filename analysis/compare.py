@@ -17,7 +17,7 @@ from analysis.optimum import Frontier, Params, frontier, interval
 from analysis.runs import Runs, load_runs
 from analysis.uncertainty import Bootstrap
 
-FlopsOf = Any  # None, N -> FLOPs per token, or a pair of those: of a and of b
+FlopsOf = Any  # None, N -> FLOPs per token, "counted", or a pair of those: of a and of b
 SAME_COLUMNS = ("N", "D", "C", "loss")
 SAME_VALUES = ("tokenizer", "source", "vocab")  # columns in which two tables of one loss agree
 
@@ -114,6 +114,7 @@ def compare(
     seed: int = 0,
     flops_per_token: FlopsOf = None,
     at: Mapping[str, float] | None = None,
+    **fit_options: Any,
 ) -> Comparison:
     """Compare two recipes (optimiser, architecture, data), each fitted to its own sweep.
 
@@ -127,19 +128,25 @@ def compare(
         law, objective, delta: as for `fit`; a law of N and D, or one of C.
         budgets: FLOPs; left out, six over the C that both sweeps hold and one at ten times the last of them.
         draws: of each bootstrap. seed: of both.
-        flops_per_token: as for `allocate`; a pair when the two recipes differ in it.
+        flops_per_token: as for `allocate`, or "counted": as in each sweep's runs (`counted_flops_per_token`); a pair
+            when the two recipes differ in it.
         at: values of the law's variables besides N, D, C.
+        fit_options: noise, prior, fixed, ... as for `fit`.
 
     Raises:
         NotIdentifiedError: a sweep does not determine its law.
         ValueError: a law without a frontier in compute, or a budget that is not positive.
     """
     per_token = flops_per_token if isinstance(flops_per_token, tuple) else (flops_per_token, flops_per_token)
+    unknown = [f for f in per_token if isinstance(f, str) and f != "counted"]
+    if unknown:
+        raise ValueError(f"flops_per_token is {unknown[0]!r}; give N -> FLOPs per token, 'counted', or None for 6 N")
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
     sides = []
     for runs, f, own_seed in zip((runs_a, runs_b), per_token, seeds, strict=True):
-        fitted = runs if isinstance(runs, Fit) else fit_law(runs, law, objective, delta)
-        sides.append(Side(fitted, fitted.bootstrap(draws, seed=int(own_seed)), frontier(fitted.law, f, at)))
+        fitted = runs if isinstance(runs, Fit) else fit_law(runs, law, objective, delta, **fit_options)
+        per = counted_flops_per_token(fitted) if isinstance(f, str) else f
+        sides.append(Side(fitted, fitted.bootstrap(draws, seed=int(own_seed)), frontier(fitted.law, per, at)))
     a, b = sides
     C = _budgets(a, b) if budgets is None else np.sort(np.asarray(budgets, float))
     if not (C.ndim == 1 and len(C) and np.all(np.isfinite(C) & (C > 0))):
@@ -296,8 +303,7 @@ def _table(runs: Runs | pd.DataFrame | Fit) -> Any:
 def _conventions(a: Side, b: Side, per_token: tuple[Any, Any]) -> list[str]:
     """Notes on a C in the tables that is not the one the frontier is computed with."""
     return [
-        f"the C of {name}'s runs is not 6 N D, with which its frontier is computed: give flops_per_token="
-        f"counted_flops_per_token(fit) (for a pair of recipes, a pair)"
+        f"the C of {name}'s runs is not 6 N D, with which its frontier is computed: give flops_per_token='counted'"
         for name, side, given in (("a", a, per_token[0]), ("b", b, per_token[1]))
         if given is None and {"N", "D"} <= set(side.fit.law.variables) and counted_flops_per_token(side.fit) is not None
     ]

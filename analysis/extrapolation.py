@@ -29,6 +29,7 @@ from analysis.style import (
     law_curve,
     log_axis,
     new_figure,
+    refuse_undrawable,
     run_titles,
     shades,
     signed_text,
@@ -49,8 +50,9 @@ def plot_extrapolation(fit: Fit, boot: Bootstrap | None, holdout: Sequence[Mappi
     largest fitted value. Below: (predicted - measured) / measured with its interval, and how far out the run is.
 
     Raises:
-        ValueError: holdout is empty.
+        ValueError: holdout is empty, or the law is none of a loss in N, D and C.
     """
+    refuse_undrawable(fit)
     if not len(holdout):
         raise ValueError("holdout is empty: keep runs out of the fit, so that there is something to predict")
     fitted: Frame = pd.DataFrame({k: v for k, v in fit.data.items() if k != "trunk"})
@@ -79,8 +81,9 @@ def _held(holdout: Sequence[Mapping[str, Any]], largest: float, x: str) -> Frame
     held["reach"] = held[x] / largest
     held["inside"] = held["measured"].between(held["lower_90"], held["upper_90"])
     held = held.iloc[np.lexsort((held["N"], np.round(20 * np.log(held["reach"]))))].reset_index(drop=True)
-    N = np.sort(held["N"].unique())
-    held["color"] = held["N"].map(dict(zip(N, shades(len(N)), strict=True)))
+    sizes = held["N"].fillna(0.0)  # 0 where the table has no N
+    N = np.sort(sizes.unique())
+    held["color"] = sizes.map(dict(zip(N, shades(len(N)), strict=True)))
     return held
 
 

@@ -151,7 +151,7 @@ class Fit:
         how = p.objective + (f"(delta={p.delta:g})" if p.delta is not None else "")
         how += f" of {p.residual} loss" + "".join(f", {part}" for part in p.options())
         lines = [
-            f"{self.law.name}: {self.law.target} = {self.law.formula}",
+            f"{self.law.name}: {self.law.equation}",
             f"  {p.n_rows} rows, {how}, objective {self.objective:.9g}; "
             + ", ".join(f"{name}={p.columns.get(name, name)}" for name in self.law.variables),
         ]

@@ -93,6 +93,11 @@ class Law:
         """All parameter names: coefficients, then the others."""
         return self.linear + tuple(entry.name for entry in self.nonlinear)
 
+    @property
+    def equation(self) -> str:
+        """The formula with what it gives, as "loss = E + A / N^alpha"."""
+        return self.formula if "=" in self.formula.partition(",")[0] else f"{self.target} = {self.formula}"
+
     def predict(self, params: Mapping[str, Any], **x: Any) -> np.ndarray:
         """The target (loss in nats per token) at the law's variables; parameters and variables broadcast.
 

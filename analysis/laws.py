@@ -68,7 +68,8 @@ def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law
     name = f"power_law_{variable}" + ("" if constant else "_pure")
     formula = ("E + " if constant else "") + f"A / {variable}^alpha"
     linear = ("E", "A") if constant else ("A",)
-    return Law(name, formula, (variable,), linear, (("alpha", *EXPONENT),), terms, target=target)
+    source = "arXiv:2209.06640, " + ("M2" if constant else "M1")
+    return Law(name, formula, (variable,), linear, (("alpha", *EXPONENT),), terms, target=target, source=source)
 
 
 def shifted_power_law(variable: str) -> Law:

@@ -45,6 +45,7 @@ from analysis.style import (
     law_numbers,
     log_axis,
     new_figure,
+    refuse_undrawable,
     run_titles,
     save_figure,
     shades,
@@ -157,8 +158,9 @@ def plot_fit(runs: Runs | pd.DataFrame, fit: Fit, boot: Bootstrap | None = None)
     interval. Runs in the table that the fit has not seen are hollow.
 
     Raises:
-        ValueError: the table lacks a variable of the law.
+        ValueError: the table lacks a variable of the law, or the law is none of a loss in N, D and C.
     """
+    refuse_undrawable(fit)
     runs = _as_runs(runs, *fit.law.variables)
     x = "D" if "D" in fit.law.variables else fit.law.variables[0]
     table: Frame = runs.table.assign(fitted=seen_by(runs.table, fit))

@@ -167,8 +167,9 @@ def _headline(fit: Fit, boot: Bootstrap | None, held: Sequence[Mapping[str, Any]
         if name in fit.data:
             low, high = write(fit.data[name].min()), write(fit.data[name].max())
             ranges.append(f"{low} to {high} {unit}" if low != high else f"{low} {unit}")
-    fitted = Markup("Fitted to {} runs of {}: loss = {} nats per token.").format(
-        len(fit.residuals), ", ".join(ranges), _law_html(fit)
+    law = Markup("loss = {} nats per token") if fit.law.target == "loss" else Markup("{}")
+    fitted = Markup("Fitted to {} runs of {}: {}.").format(
+        len(fit.residuals), ", ".join(ranges), law.format(_law_html(fit))
     )
     return [fitted, _exponent_sentence(fit, boot), _holdout_sentence(fit, held)]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,15 @@ from analysis.approach_table import Approaches, compare_approaches
 from analysis.approaches import IsoFlop, isoflop
 from analysis.fit import Fit
 from analysis.fit import fit as fit_law
+from analysis.laws import Law
 from analysis.runs import Runs, load_runs
 from analysis.uncertainty import Bootstrap
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Frame = Any  # a DataFrame, whose columns type checkers cannot follow
-Holdout = Literal["none", "largest_budget", "largest_N", "largest_C"]
+Holdout = Literal["none", "largest_budget", "largest_N", "largest_D", "largest_C"]
 LEVEL = 0.90
 
 
@@ -72,14 +76,17 @@ class Study:
 def study(
     runs: Runs | pd.DataFrame,
     *,
-    law: str = "chinchilla",
+    law: str | Law = "chinchilla",
     holdout: Holdout = "none",
-    objective: str = "huber",
-    delta: float = 1e-3,
     draws: int = 1000,
     seed: int = 0,
+    **fit_options: Any,
 ) -> Study:
     """Fit a law, hold runs out, bootstrap, and predict what was held out.
+
+    Args:
+        draws, seed: of the bootstrap.
+        fit_options: objective, delta, noise, fixed, ... as for `fit`.
 
     Raises:
         NotIdentifiedError: the runs cannot identify the law.
@@ -88,7 +95,7 @@ def study(
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     held = held_out(runs, holdout)
     fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
-    fit = fit_law(fitted, law=law, objective=objective, delta=delta)
+    fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
     curves, notes = _isoflop(fitted)
     predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
@@ -104,10 +111,11 @@ def held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     """
     if rule == "none":
         return np.zeros(len(runs), dtype=bool)
-    column = {"largest_budget": "budget", "largest_N": "N", "largest_C": "C"}[rule]
+    column = rule.removeprefix("largest_")
     table: Frame = runs.table
     if column not in table or table[column].isna().all():
-        raise ValueError(f"holdout = {rule!r}: the table has no {column}; name its column, or hold out 'largest_C'")
+        other = next((f", or hold out 'largest_{name}'" for name in ("C", "D", "N") if name in table), "")
+        raise ValueError(f"holdout = {rule!r}: the table has no {column}; name its column{other}")
     values = table[column].to_numpy(float)
     held = values == np.nanmax(values)
     if held.all():
@@ -116,7 +124,8 @@ def held_out(runs: Runs, rule: Holdout) -> np.ndarray:
 
 
 def predict_runs(fit: Fit, boot: Bootstrap, table: Frame) -> tuple[dict[str, Any], ...]:
-    """Predicted beside measured loss of runs, with the 90 % interval of one new run at each point."""
+    """Predicted beside measured loss (or the law's other target) of runs, with the 90 % interval of one new run at each
+    point; N, D or C are NaN where the table has none."""
     rows = []
     for number, row in enumerate(table.to_dict("records")):
         point = {name: float(row[name]) for name in fit.law.variables}
@@ -124,11 +133,11 @@ def predict_runs(fit: Fit, boot: Bootstrap, table: Frame) -> tuple[dict[str, Any
         rows.append(
             {
                 "run_id": str(row.get("run_id", row.get("source_row", number))),
-                **{name: float(row[name]) for name in ("N", "D", "C")},
+                **{name: float(row.get(name, np.nan)) for name in ("N", "D", "C")},
                 "predicted": float(fit.predict(**point)),
                 "lower_90": lower,
                 "upper_90": upper,
-                "measured": float(row["loss"]),
+                "measured": float(row[fit.law.target]),
             }
         )
     return tuple(rows)
@@ -192,22 +201,35 @@ def write_study(
 
 def write_figures(study: Study, out: str | Path, suffix: str = "png") -> dict[str, Path]:
     """Write every figure that the study has data for; returns their paths by name."""
+    return save_figures(draw_figures(study)[0], out, suffix)
+
+
+def draw_figures(study: Study) -> tuple[dict[str, Figure], dict[str, str]]:
+    """(figures by name, why others are missing)."""
     from analysis import plots
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "frontier": plots.plot_frontier(study.runs, study.fit),
-        "fit": plots.plot_fit(study.runs, study.fit, study.boot),
+    makers: dict[str, Callable[[], Figure]] = {
+        "frontier": lambda: plots.plot_frontier(study.runs, study.fit),
+        "fit": lambda: plots.plot_fit(study.runs, study.fit, study.boot),
     }
-    if study.isoflop is not None:
-        figures["isoflop"] = plots.plot_isoflop(study.runs, study.isoflop)
+    if (curves := study.isoflop) is not None:
+        makers["isoflop"] = lambda: plots.plot_isoflop(study.runs, curves)
     if study.holdout:
-        figures["extrapolation"] = plots.plot_extrapolation(study.fit, study.boot, list(study.holdout))
-    paths = {name: out / f"{name}.{suffix}" for name in figures}
-    for name, figure in figures.items():
-        plots.save_figure(figure, paths[name])
-    return paths
+        makers["extrapolation"] = lambda: plots.plot_extrapolation(study.fit, study.boot, list(study.holdout))
+    figures, missing = {}, {}
+    for name, make in makers.items():
+        try:
+            figures[name] = make()
+        except ValueError as error:
+            missing[name] = str(error)
+    return figures, missing
+
+
+def save_figures(figures: Mapping[str, Figure], out: str | Path, suffix: str = "png") -> dict[str, Path]:
+    """Write figures into a folder; returns their paths by name."""
+    from analysis.style import save_figure
+
+    return {name: save_figure(figure, Path(out) / f"{name}.{suffix}") for name, figure in figures.items()}
 
 
 def describe(study: Study) -> str:

@@ -128,6 +128,17 @@ def law_numbers(fit: Fit) -> str:
     return re.sub("|".join(rf"\b{re.escape(name)}\b" for name in fit.params), number, fit.law.formula)
 
 
+def refuse_undrawable(fit: Fit) -> None:
+    """
+    Raises:
+        ValueError: the law is not one of the loss in N, D and C, which is what the figures have axes for.
+    """
+    law = fit.law
+    if law.target != "loss" or not set(law.variables) <= {"N", "D", "C"}:
+        reads = f"{law.target} in {', '.join(law.variables)}"
+        raise ValueError(f"the figure draws the loss in N, D and C, and law {law.name!r} is of {reads}")
+
+
 def signed_text(value: Number, form: str = "+g") -> str:
     """A signed number with a real minus sign."""
     return format(value, form).replace("-", MINUS) if abs(value) > 1e-12 else "0"
@@ -203,7 +214,7 @@ def run_titles(rows: Frame) -> list[str]:
         lines = [f"run {row['run_id']}"] if "run_id" in rows.columns else []
         if "source_row" in rows.columns and not lines:
             lines = [f"row {row['source_row']}"]
-        lines += [f"{v} {writers[v](row[v])}" for v in columns]
+        lines += [f"{v} {writers[v](row[v])}" for v in columns if np.isfinite(row[v])]
         titles.append("\n".join(lines + [f"{name} {row[name]:.4f}" for name in losses]))
     return titles
 

@@ -39,6 +39,33 @@ def table(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def better(table, tmp_path_factory):
+    """The same sweep with a recipe that needs two thirds of the compute."""
+    path = tmp_path_factory.mktemp("better") / "better.csv"
+    frame = pd.read_csv(table)
+    loss = 1.7 + 400 / (1.2 * frame["params"]) ** 0.34 + 900 / (1.25 * frame["seen"]) ** 0.3
+    noise = np.exp(0.001 * np.random.default_rng(1).standard_normal(len(frame)))
+    frame["val_loss"] = (loss * noise).where(frame["val_loss"] > 0, -1.0)
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(table, tmp_path_factory):
+    """A fit of the table and its draws."""
+    path = tmp_path_factory.mktemp("saved") / "fit.json"
+    assert main(["fit", str(table), *COLUMNS, "--draws", "50", "--save", str(path)]) == 0
+    return path
+
+
+def answer(argv, capsys):
+    """What a command prints as JSON."""
+    capsys.readouterr()
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
 COLUMNS = ["--columns.N", "params", "--columns.D", "seen", "--columns.loss", "val_loss"]
 
 
@@ -66,11 +93,135 @@ def test_a_negative_loss_is_named(table, capsys):
     assert "row 3" in out
 
 
-def test_predict_says_what_is_missing(table, tmp_path, capsys):
-    saved = tmp_path / "fit.json"
-    main(["fit", str(table), *COLUMNS, "--draws", "10", "--save", str(saved)])
+def test_predict_says_what_is_missing(saved, capsys):
     assert main(["predict", str(saved), "--N", "1e8"]) == 2
     assert "--D" in capsys.readouterr().err
+
+
+def test_every_option_of_a_fit_reaches_it(table, tmp_path, capsys):
+    frame = pd.read_csv(table).assign(n=lambda t: t["params"] / 1e6, w=1.0, se=0.003)
+    frame.to_csv(tmp_path / "millions.csv", index=False)
+    columns = [*COLUMNS[2:], "--columns.N", "n", "--unit", "N=millions", "--weight", "w", "--columns.loss-se", "se"]
+    how = ["--objective", "lad", "--residual", "raw", "--quantile", "0.4", "--noise", "loss_se", "--tie", "beta=alpha"]
+    how += ["--fix", "E=1.7", "--fix", "A=400", "--prior", "alpha=0.34,0.01", "--save", str(tmp_path / "fit.json")]
+    summary = answer(["fit", tmp_path / "millions.csv", *columns, "--draws", "5", *how], capsys)
+    assert summary["params"]["E"] == 1.7
+    assert summary["params"]["beta"] == summary["params"]["alpha"]
+    protocol = json.loads((tmp_path / "fit.json").read_text())["protocol"]
+    kept = ("objective", "residual", "quantile", "noise", "fixed", "tied", "prior", "weighted")
+    assert [protocol[name] for name in kept] == [
+        *("lad", "raw", 0.4, "loss_se", {"E": 1.7, "A": 400.0}, {"beta": "alpha"}, {"alpha": [0.34, 0.01]}, True)
+    ]
+    assert protocol["columns"]["N"] == "n [millions]"
+
+
+def test_a_law_of_another_variable(table, tmp_path, capsys):
+    frame = pd.read_csv(table).assign(unique=lambda t: t["seen"] / 2)
+    frame.to_csv(tmp_path / "unique.csv", index=False)
+    path = tmp_path / "fit.json"
+    rest = {"A": 400, "B": 900, "alpha": 0.34, "beta": 0.3, "R_D": 10, "R_N": 10, "ratio": 0.05}
+    held = [word for name, value in rest.items() for word in ("--fix", f"{name}={value}")]
+    argv = ["fit", tmp_path / "unique.csv", *COLUMNS, "--variable", "U=unique", "--law", "data_constrained", *held]
+    assert answer([*argv, "--draws", "5", "--save", path, "--holdout", "largest_D"], capsys)["holdout"]
+    best = answer(["predict", path, "--C", "1e20", "--at", "U=1e10"], capsys)
+    assert best["loss"] > answer(["predict", path, "--C", "1e20", "--at", "U=1e12"], capsys)["loss"]
+    point = answer(["predict", path, "--N", "1e8", "--D", "1e10", "--at", "U=1e10"], capsys)
+    assert point["loss"] == pytest.approx(1.7 + 400 / 1e8**0.34 + 900 / 1e10**0.3, rel=5e-3)
+
+
+def test_predict_for_serving_limits_sizes_and_losses(saved, capsys):
+    plain = answer(["predict", saved, "--C", "1e20"], capsys)
+    served = answer(["predict", saved, "--C", "1e20", "--served-tokens", "1e11"], capsys)
+    assert served["N"] < plain["N"]
+    assert served["training_flops"] + served["inference_flops"] == pytest.approx(1e20)
+    limited = answer(["predict", saved, "--C", "1e20", "--max-tokens", "1e9"], capsys)
+    assert limited["data_limited"]
+    assert limited["notes"]
+    given = answer(["predict", saved, "--C", "1e20", "--N", "1e8"], capsys)
+    assert given["D"] == pytest.approx(1e20 / 6e8)
+    target = answer(["predict", saved, "--loss", str(plain["loss"])], capsys)
+    assert target["C"] == pytest.approx(1e20, rel=1e-6)
+    assert target["C_90"][0] < 1e20 < target["C_90"][1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--C", "1e20", "--D", "1e9"], "--D 1e+09: D follows"),
+        (["--N", "1e8", "--D", "1e9", "--at", "U=3"], "leave out --at U="),
+        (["--N", "1e8", "--D", "1e9", "--served-tokens", "3"], "leave out --served-tokens"),
+        (["--C", "1e20", "--at", "U"], "--at U=1e11"),
+        (["--C", "1e20", "--at", "U=many"], "--at U=1e11"),
+        (["--C", "1e20", "--at", "U=1", "--at", "U=2"], "given twice"),
+    ],
+)
+def test_predict_refuses_what_it_would_not_use(saved, argv, message, capsys):
+    assert main(["predict", str(saved), *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_compare_two_tables_or_fits(table, better, saved, tmp_path, capsys):
+    assert main(["compare", str(table), str(better), *COLUMNS, "--draws", "30", "--figures", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "of a's compute" in out
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+    found = answer(["compare", saved, better, *COLUMNS, "--draws", "30", "--budgets", "1e19", "1e20"], capsys)
+    assert [row["C"] for row in found["budgets"]] == [1e19, 1e20]
+    assert 1.3 < found["budgets"][1]["multiplier"] < 1.7
+    assert found["verdict"]
+
+
+def test_next_of_a_table_or_a_fit(table, saved, capsys):
+    found = answer(["next", saved, "--target-C", "1e22", "--budget", "1e20"], capsys)
+    assert found["width_final"] < found["width_now"]
+    assert found["flops"] == pytest.approx(sum(row["C"] for row in found["runs"]))
+    assert found["flops"] <= 1e20
+    again = answer(["next", table, *COLUMNS, "--draws", "50", "--target-C", "1e22", "--budget", "1e20"], capsys)
+    assert again == found
+    assert main(["next", str(saved), "--quantity", "a", "--count", "2"]) == 0
+    assert "a = " in capsys.readouterr().out
+    assert main(["next", str(saved)]) == 2
+    assert "--target-C" in capsys.readouterr().err
+
+
+def test_next_chooses_among_candidates(saved, tmp_path, capsys):
+    pd.DataFrame({"N": [1e6, 1e9], "D": [1e11, 1e8]}).to_csv(tmp_path / "could.csv", index=False)
+    argv = ["next", saved, "--quantity", "a", "--candidates", tmp_path / "could.csv", "--count", "1"]
+    (row,) = answer(argv, capsys)["runs"]
+    assert row["C"] == pytest.approx(6 * row["N"] * row["D"])
+
+
+def test_audit_prints_selection_and_extrapolation(tmp_path, capsys):
+    C, N = (x.ravel() for x in np.meshgrid(1e18 * 4.0 ** np.arange(4), np.geomspace(1e7, 1e9, 4)))
+    noise = np.exp(0.01 * np.random.default_rng(2).standard_normal(16))
+    table = pd.DataFrame({"N": N, "C": C, "budget": C, "loss": 400 / N**0.34 * noise})
+    table.to_csv(tmp_path / "grid.csv", index=False)
+    argv = ["audit", str(tmp_path / "grid.csv"), "--figures", str(tmp_path), "--laws", "power_law_N_pure"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "best by bic: power_law_N_pure" in out
+    assert "extrapolation audit" in out
+    assert (tmp_path / "audit.png").exists()
+
+
+def test_reproduce_passes_its_arguments_on(monkeypatch, capsys):
+    from experiments import reproduce_literature
+
+    seen = []
+    monkeypatch.setattr(reproduce_literature, "main", seen.append)
+    assert main(["reproduce", "literature", "--data-dir", "DIR", "--draws", "3"]) == 0
+    assert seen == [["--data-dir", "DIR", "--draws", "3"]]
+    for argv in (["reproduce", "documents"], ["reproduce"], ["reproduce", "litrature"]):
+        assert main(argv) == 2
+        assert "scaling reproduce literature" in capsys.readouterr().err
+
+
+def test_figures_that_a_law_has_no_axes_for_are_named(table, tmp_path, capsys):
+    argv = ["plot", str(table), "--columns.D", "seen", "--columns.loss", "val_loss", "--law", "power_law_D"]
+    assert main([*argv, "--draws", "5", "--figures", str(tmp_path), "--holdout", "largest_D"]) == 0
+    out, err = capsys.readouterr()
+    assert "fit.png" in out
+    assert "no figure frontier: " in err
 
 
 def test_plan_and_sweep_and_runs(tmp_path, capsys):
@@ -126,10 +277,12 @@ def test_a_law_that_the_runs_cannot_identify_exits_with_1(tmp_path, capsys):
     assert "identif" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["plan", "sweep", "runs", "fit", "plot", "predict", "report"])
+@pytest.mark.parametrize(
+    "verb", ["plan", "sweep", "runs", "fit", "plot", "predict", "next", "compare", "audit", "report", "reproduce"]
+)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        raise SystemExit(main([verb, "--help"]))
     assert stop.value.code == 0
     assert f"scaling {verb}" in capsys.readouterr().out.replace("\n", " ")
 
