@@ -14,6 +14,7 @@ import pytest
 
 from analysis import Fit, fit, influence, load_runs
 from analysis.laws import LAWS
+from analysis.noise import growth
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Sweep = Callable[..., pd.DataFrame]
@@ -44,7 +45,7 @@ def same(first: Fit, second: Fit, rel: float) -> None:
 def test_a_low_quantile_is_a_lower_envelope(sweep: Sweep, true: dict[str, float]) -> None:
     """Runs that are not tuned lie above the law of the best loss: a tenth below it is nearer than the middle."""
     below, error = [], []
-    for seed in range(6):
+    for seed in range(4):
         runs = untuned(sweep, seed)
         low, middle = fit(runs, quantile=0.1, allow_unidentified=True), fit(runs, allow_unidentified=True)
         below.append(np.mean(low.residuals > 1e-9))
@@ -65,18 +66,29 @@ def test_raw_residuals_are_in_nats(table: pd.DataFrame, squares: Fit) -> None:
     assert "of raw loss" in str(found)
 
 
-def test_noise_that_grows_with_the_loss_is_found_and_helps(sweep: Sweep, true: dict[str, float]) -> None:
+def test_noise_that_grows_with_the_loss_is_found_and_helps(true: dict[str, float]) -> None:
+    """Losses from 2.0 to 5.5, with noise as their cube. The power found is a little low: residuals shrink where the
+    law follows the noisiest runs."""
+    N, D = (v.ravel() for v in np.meshgrid(np.geomspace(3e6, 3e9, 8), np.geomspace(1e8, 1e11, 4)))
+    clean = LAWS["chinchilla"].predict(true, N=N, D=D)
     power, errors = [], []
-    for seed in range(12):
-        clean = sweep()
-        sigma = 0.01 * (clean["loss"] / 3.0) ** 4
-        noisy = clean.assign(loss=clean["loss"] * np.exp(sigma * np.random.default_rng(seed).standard_normal(28)))
-        fits = [fit(noisy, objective="least_squares", noise=n, allow_unidentified=True) for n in ("constant", "growing")]
-        errors.append([f.params["E"] - true["E"] for f in fits])
-        power.append(fits[1].protocol.growth)
-    constant, growing = np.sqrt(np.mean(np.square(errors), axis=0))
-    assert 3.0 < np.mean(power) < 5.0, power
-    assert growing < 0.9 * constant, (growing, constant)
+    for seed in range(8):
+        noise = 0.01 * (clean / 3.0) ** 3 * np.random.default_rng(seed).standard_normal(32)
+        table = pd.DataFrame({"N": N, "D": D, "loss": clean * np.exp(noise)})
+        even, growing = (fit(table, objective="least_squares", noise=n) for n in ("constant", "growing"))
+        errors.append([f.params["E"] - true["E"] for f in (even, growing)])
+        power.append(growing.protocol.growth)
+    rms = np.sqrt(np.mean(np.square(errors), axis=0))
+    assert 2.0 < np.mean(power) < 3.5, power
+    assert rms[1] < 0.7 * rms[0], rms
+    assert f"noise growing (loss^{power[-1]:.2f})" in str(growing)
+
+
+def test_the_power_of_known_noise_is_unbiased() -> None:
+    loss, rng = np.geomspace(2, 5.5, 40), np.random.default_rng(0)
+    found = [growth(loss**2 * rng.standard_normal(40), loss) for _ in range(300)]
+    assert np.mean(found) == pytest.approx(2.0, abs=0.15)
+    assert growth(np.zeros(40), loss) == growth(rng.standard_normal(40), np.full(40, 3.0)) == 0.0
 
 
 def test_given_errors_are_weights_of_least_squares(table: pd.DataFrame) -> None:
@@ -102,10 +114,8 @@ def test_a_larger_error_pulls_less(table: pd.DataFrame) -> None:
 
 def test_a_prior_on_E_pulls_it_between_free_and_fixed(table: pd.DataFrame, squares: Fit) -> None:
     mean = squares.params["E"] + 0.2
-    found = {
-        sd: fit(table, objective="least_squares", prior={"E": (mean, sd)}) for sd in (1e-5, squares.standard_errors["E"], 1e3)
-    }  # fmt: skip
-    tight, middle, wide = found.values()
+    widths = (1e-5, squares.standard_errors["E"], 1e3)
+    tight, middle, wide = (fit(table, objective="least_squares", prior={"E": (mean, sd)}) for sd in widths)
     assert squares.params["E"] < middle.params["E"] < tight.params["E"]
     same(fit(table, objective="least_squares", fixed={"E": mean}), tight, 1e-3)
     same(squares, wide, 1e-4)

@@ -38,10 +38,8 @@ from analysis.uncertainty import unit_counts
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Sweep = Callable[..., pd.DataFrame]
 # Hoffmann et al. 2022 (arXiv:2203.15556), from their source: the same values before they were rounded for print.
-UNROUNDED = {"A": np.exp(6.0073404), "B": np.exp(6.0179186), "E": np.exp(0.5267228)} | {
-    "alpha": 0.33917084,
-    "beta": 0.2849083,
-}
+LOGS = {"A": 6.0073404, "B": 6.0179186, "E": 0.5267228}
+UNROUNDED = {name: float(np.exp(value)) for name, value in LOGS.items()} | {"alpha": 0.33917084, "beta": 0.2849083}
 PRINTED = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
 
 
@@ -77,9 +75,9 @@ def test_01_the_tolerance_does_not_meet_the_scale_of_the_loss(hoffmann: Fit) -> 
     """Own scaling and a gradient certificate: scipy's defaults on the mean Huber loss stop short of fit()'s optimum."""
 
     def mean(x: np.ndarray) -> float:
-        return at(hoffmann, dict(zip("ABE", np.exp(x[:3]), strict=True)) | {"alpha": x[3], "beta": x[4]}) / 240
+        return at(hoffmann, dict(zip(LOGS, np.exp(x[:3]), strict=True)) | {"alpha": x[3], "beta": x[4]}) / 240
 
-    start = np.array([*(np.log(UNROUNDED[name]) for name in "ABE"), UNROUNDED["alpha"], UNROUNDED["beta"]])
+    start = np.array([*LOGS.values(), UNROUNDED["alpha"], UNROUNDED["beta"]])
     stopped = scipy.optimize.minimize(mean, start, method="L-BFGS-B")
     assert stopped.success
     assert 240 * stopped.fun > 1.05 * hoffmann.objective
@@ -102,10 +100,10 @@ def test_03_a_flat_ridge_is_no_point_estimate() -> None:
     """Profiles to the ends of the ranges: a saturation that the runs hardly show is flagged, not ok, and bounded."""
     D = np.geomspace(1e8, 1e10, 24)
     loss = LAWS["m3_D"].predict({"A": 30.0, "alpha": 0.1, "gamma": 1e-11}, D=D)
-    loss = loss * np.exp(0.003 * np.random.default_rng(1).standard_normal(24))
+    loss = loss * np.exp(0.02 * np.random.default_rng(2).standard_normal(24))
     found = fit(pd.DataFrame({"D": D, "loss": loss}), "m3_D", "least_squares")
     low, high = found.certificate.ridges["gamma"]
-    assert low < 1e-15 and 1e-11 < high < 1e-8
+    assert low < 1e-15 and 1e-11 < high < 1e-9
     assert not found.certificate.ok
     assert "ridge: gamma from" in str(found)
 
@@ -142,7 +140,7 @@ def test_06_compute_is_counted_not_6ND(sweep: Sweep, true: dict[str, float]) -> 
     assert counted is not None
     best = allocate(found, 4e18, flops_per_token=counted)
     assert counted(np.array([best.N]))[0] * best.D == pytest.approx(4e18, rel=1e-6)
-    assert best.N > 1.05 * allocate(found, 4e18).N
+    assert best.N > 1.03 * allocate(found, 4e18).N
     rounded = table.assign(budget=np.round(table["C"] * 1.3, -18))
     assert isoflop(rounded, n_bootstrap=2).minima["C"].tolist() == pytest.approx(sorted(set(table["C"])))
 
@@ -203,13 +201,12 @@ def test_12_noise_has_a_model_and_cannot_be_inverted(sweep: Sweep, table: pd.Dat
     sigma = 0.01 * (clean["loss"] / 3.0) ** 4 * np.random.default_rng(0).standard_normal(28)
     grows = fit(clean.assign(loss=clean["loss"] * np.exp(sigma)), noise="growing", allow_unidentified=True)
     assert grows.protocol.growth > 1
-    assert np.all(np.diff(grows.scale[np.argsort(clean["loss"])]) > -0.2)
+    assert np.all(np.diff(grows.scale[np.argsort(grows.data["loss"])]) >= 0)
     off = table.assign(loss=table["loss"] * np.where(np.arange(28) == 10, 1.1, 1.0))
     given = [off.assign(loss_se=np.where(np.arange(28) == 10, se, 0.01)) for se in (0.001, 0.1)]
-    misses = [np.log(fit(t, objective="least_squares", noise="loss_se").residuals[10] ** 2) for t in given]
     sure, unsure = (fit(t, objective="least_squares", noise="loss_se") for t in given)
     there = {"N": table["N"][10], "D": table["D"][10]}
-    assert sure.predict(**there) > unsure.predict(**there), misses
+    assert sure.predict(**there) > unsure.predict(**there)
 
 
 def test_13_what_the_outliers_decide_is_shown(table: pd.DataFrame) -> None:
@@ -240,9 +237,7 @@ def test_15_E_is_free_under_a_prior_or_pinned(table: pd.DataFrame) -> None:
     assert pinned.params["E"] == mean < under.params["E"] < free.params["E"]
     assert "E" in under.free and "E" not in pinned.free
     assert free.objective < under.objective < pinned.objective
-    inside, beyond = (
-        [f.predict(N=N, D=20 * N) for f in (free, under, pinned)] for N in (3e8, 3e12)
-    )  # fmt: skip
+    inside, beyond = ([f.predict(N=N, D=20 * N) for f in (free, under, pinned)] for N in (3e8, 3e12))
     assert beyond[0] > beyond[1] > beyond[2]
     assert np.ptp(beyond) > 5 * np.ptp(inside)
 
