@@ -116,7 +116,8 @@ def certify(
     lost, condition = _rank(np.concatenate([J, np.diag(np.sqrt(precision))[precision > 0]])[:, seen])
     names = np.array(solver.binding.free)
     slopes = _slopes(solver, z)
-    covariance = slopes @ _sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
+    half = _sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
+    covariance = half.T @ half  # so formed, no rounding makes a variance negative
     weak = np.sqrt(np.diag(covariance)) > np.abs([params[name] for name in names])
     gradient, agree = float(solution.gradient[0]), int(solution.agree[0])
     found_again = agree > 1 or not solver.binding.nonlinear  # without exponents the problem is convex
@@ -185,7 +186,7 @@ def _slopes(solver: Solver, z: np.ndarray) -> np.ndarray:
 def _sandwich(
     J: np.ndarray, bound: np.ndarray, r: np.ndarray, solver: Solver, precision: np.ndarray, trunk: np.ndarray | None
 ) -> np.ndarray:
-    """[P, P] covariance of z: bread-meat-bread of an M-estimator (Huber 1981, 7.6).
+    """[n, P] H with covariance of z = H'H: bread-meat-bread of an M-estimator (Huber 1981, 7.6).
 
     Rows of one trunk are summed before squaring. Coordinates on a bound get 0.
     """
@@ -202,6 +203,6 @@ def _sandwich(
         labels = np.unique(trunk.astype(str), return_inverse=True)[1]
         scores = np.stack([np.bincount(labels, column) for column in scores.T], axis=1)
     dof = n / max(n - free.shape[1], 1)
-    inner = np.zeros((p, p))
-    inner[np.ix_(~bound, ~bound)] = bread @ (scores.T @ scores) @ bread * dof
-    return inner
+    half = np.zeros((len(scores), p))
+    half[:, ~bound] = scores @ bread * np.sqrt(dof)
+    return half

@@ -76,7 +76,9 @@ def influence(
     if isinstance(source, Fit):
         if options:
             raise ValueError(f"{', '.join(options)}: a fit brings its own options; give the runs to use others")
-        runs, law, options = load_runs(pd.DataFrame(dict(source.data))), source.law, _options(source)
+        weight = "weight" if "weight" in source.data else None
+        runs, law = load_runs(pd.DataFrame(dict(source.data)), weight=weight), source.law
+        options = _options(source)
         whole = source
     else:
         runs = source if isinstance(source, Runs) else load_runs(source)
@@ -128,7 +130,8 @@ def delta_sweep(
 def _options(fit: Fit) -> dict[str, Any]:
     """What `fit` needs to make a fit again."""
     p = fit.protocol
-    return {"objective": p.objective, "fixed": p.fixed, "tied": p.tied} | ({"delta": p.delta} if p.delta else {})
+    how = {name: getattr(p, name) for name in ("objective", "residual", "quantile", "noise", "prior", "fixed", "tied")}
+    return how | ({"delta": p.delta} if p.delta else {})
 
 
 def _names(runs: Runs) -> list[str]:
