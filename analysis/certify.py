@@ -28,8 +28,8 @@ class Certificate:
 
     Attributes:
         ok: converged, found from more than one start, every parameter identified and off its bounds.
-        gradient: scaled projected gradient, |sum of the rows' pulls| / sum of their sizes: 0 at an optimum,
-        at most 1.
+        gradient: scaled projected gradient, size of the sum of the rows' pulls over the sum of their
+        sizes: 0 at an optimum, at most 1.
         starts, agree: starts tried, and those that end at this objective (to 1e-8).
         condition: condition number of the scaled Jacobian.
         not_identified: parameters in the null space of the Jacobian.

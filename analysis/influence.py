@@ -63,7 +63,7 @@ class Influence:
 def influence(
     source: Fit | Runs | pd.DataFrame, law: str | Law = "chinchilla", *, m: int = 5, **options: Any
 ) -> Influence:
-    """Refit without each of the m runs with the largest |residual|, and without all of them.
+    """Refit without each of the m runs with the largest residuals, and without all of them.
 
     Args:
         source: a fit, whose own rows and protocol are used, or runs, which are fitted first.
