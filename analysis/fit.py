@@ -320,7 +320,11 @@ def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, 
     solution = solver.global_fit()
     params = {name: float(value[0]) for name, value in solver.params(solution.z[:1]).items()}
     predicted = law.predict(params, **{v: data[v] for v in law.variables})
-    off = np.log(predicted) - np.log(data[law.target]) if protocol.residual == "log" else predicted - data[law.target]
+    measured = data[law.target]
+    if protocol.residual == "log":
+        off = np.log(np.maximum(predicted, np.finfo(float).tiny)) - np.log(measured)  # as the solver has it
+    else:
+        off = predicted - measured
     residuals = off / scale
     protocol = replace(protocol, notes=(*protocol.notes, *_below_floor(law, params, data)))
     certificate, covariance = certify(solver, solution, params, residuals, data.get("trunk"))
