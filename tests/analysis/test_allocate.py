@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.optimize
 
 from analysis import Fit, allocate, fit, optimum_table
 from analysis.allocate import counted_flops_per_token
-from analysis.laws import Law, power
+from analysis.laws import Law, get_law, power
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +74,13 @@ def test_intervals_hold_the_estimate_and_widen_with_reach(found) -> None:
     assert {"N_low", "loss_high", "valley_low"} <= set(optimum_table(found, [1e20], boot).columns)
 
 
-def test_what_cannot_be_allocated_is_refused(found, sweep) -> None:
+def test_what_cannot_be_allocated_is_refused(found) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         allocate(found, -1.0)
     with pytest.raises(ValueError, match="needs a law of N and D"):
-        allocate(fit(sweep(), law="power_law_C"), 1e20)
-    flat = pd.DataFrame(found.data)
-    no_trade = fit(flat, fixed={"A": 0.0, "alpha": 0.3})
+        allocate(replace(found, law=get_law("power_law_C")), 1e20)
     with pytest.raises(ValueError, match="does not trade N against D"):
-        allocate(no_trade, 1e20)
+        allocate(replace(found, params=found.params | {"A": 0.0}), 1e20)
 
 
 def test_flops_are_counted_as_in_the_runs(sweep) -> None:

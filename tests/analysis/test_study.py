@@ -50,6 +50,7 @@ def test_predictions_of_a_known_law_hold(result):
     assert relative_errors(result.holdout).max() < 0.01
 
 
+@pytest.mark.slow
 def test_intervals_of_new_runs_cover_what_was_measured():
     """90 % intervals over 12 sweeps of 5 held-out runs each; the runs of one sweep share the error of its law."""
     inside = []
