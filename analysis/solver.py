@@ -28,7 +28,7 @@ from analysis.law import Binding
 from analysis.newton import STEPS_PER_DISPATCH, Data, Lane, float64
 
 MAX_STEPS = 360
-PATIENCE = 90  # steps after which a lane above another's minimum is lost
+PATIENCE = 90  # steps after which a lane above another's minimum, or well above where another is, is lost
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 SEARCH_ROWS = 2048  # larger tables are searched globally on so many of their rows, then fitted on all
@@ -341,8 +341,9 @@ class _Lanes:
         """[active] true where another lane of the replicate is lower, at the same place or done long since."""
         best = self.best[self.owner[active]]
         gap = np.abs(self.z[active] - self.z[best]) / (np.abs(self.z[best]) + 0.05)
-        late = (self.steps[active] >= PATIENCE) & (self.gradient[best] <= TOLERANCE)
-        late &= self.objective[active] > self.objective[best] * (1 + 1e-6)
+        done = self.gradient[best] <= TOLERANCE
+        behind = self.objective[active] / np.maximum(self.objective[best], 1e-300) - 1
+        late = (self.steps[active] >= PATIENCE) & (behind > np.where(done, 1e-6, 0.01))
         return (best != active) & (late | (self.merge & (gap.max(axis=1) < SAME)))
 
     def solution(self) -> Solution:
