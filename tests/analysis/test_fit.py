@@ -109,6 +109,7 @@ def test_fixed_and_tied_parameters_stay_so(sweep, true) -> None:
     assert found.objective >= fit(sweep(noise=0.01)).objective
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_noise(sweep) -> None:
     fits = [fit(sweep(noise=0.01, seed=s), objective="least_squares") for s in range(30)]
     for name in ("alpha", "beta", "E"):

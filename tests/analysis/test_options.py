@@ -66,6 +66,7 @@ def test_raw_residuals_are_in_nats(table: pd.DataFrame, squares: Fit) -> None:
     assert "of raw loss" in str(found)
 
 
+@pytest.mark.slow
 def test_noise_that_grows_with_the_loss_is_found_and_helps(true: dict[str, float]) -> None:
     """Losses from 2.0 to 5.5, with noise as their cube. The power found is a little low: residuals shrink where the
     law follows the noisiest runs."""

@@ -94,20 +94,6 @@ def test_units_are_drawn_with_replacement() -> None:
     assert counts.max() > 2
 
 
-def test_coverage(sweep, true) -> None:
-    """90 % intervals of a, of the law at 10 times the compute, and of a new run there; binomial slack for 15 sweeps."""
-    a_true = true["beta"] / (true["alpha"] + true["beta"])
-    at = {"N": 3e9, "D": 640e18 / 6 / 3e9}
-    hits = np.zeros(3)
-    for seed in range(15):
-        boot = fit(sweep(noise=0.01, seed=seed), allow_unidentified=True).bootstrap(60, seed=seed)
-        truth = boot.law.predict(true, **at)
-        run = truth * np.exp(0.01 * np.random.default_rng([seed, 9]).standard_normal())
-        intervals = (boot.interval("a"), boot.predict_interval(**at), boot.predict_interval(**at, new_run=True))
-        hits += [low <= value <= high for (low, high), value in zip(intervals, (a_true, truth, run), strict=True)]
-    assert np.all(hits >= 10), hits
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("objective", ["huber", "least_squares"])
