@@ -22,6 +22,7 @@ Data = Callable[[str], Path]  # file name -> where it is
 POWER = analysis.monomial("loss", ("C",), "power_of_C")  # any quantity as A C^p_C
 REPRODUCED, BETTER, ROUNDED = "reproduced", "not the optimum", "follows from digits not printed"
 ENDS = "the slope between the ends, not the fit"
+WITHIN = "within the resampling error"
 DIFFERS, REFUSED, OPEN = "differs", "refused, as it must be", "no number published"
 
 
@@ -38,12 +39,13 @@ class Line:
 
 
 def line(entry: str, quantity: str, published: str, ours: float, slack: float = 0.0, remark: str = "") -> Line:
-    """slack: allowed besides half a unit of the last printed digit, such as the error of a bootstrap of finite size."""
+    """slack: error of resampling, of a bootstrap of finite size; a line that only it explains is `WITHIN`."""
     value = float(published)
     decimals = len(published.split("e")[0].partition(".")[2]) - int(published.partition("e")[2] or 0)
-    close = abs(ours - value) <= 0.5000001 * 10.0**-decimals + slack
+    off = abs(ours - value) - 0.5000001 * 10.0**-decimals
     shown = f"{ours:.{max(decimals + 1, 0)}f}" if abs(value) >= 1e-4 else f"{ours:.6g}"
-    return Line(entry, quantity, published, shown, REPRODUCED if close else DIFFERS, remark)
+    verdict = REPRODUCED if off <= 0 else WITHIN if off <= slack else DIFFERS
+    return Line(entry, quantity, published, shown, verdict, remark)
 
 
 def _better(found: Line, remark: str) -> Line:

@@ -4,8 +4,10 @@
 
 DIR holds the public tables by the names in `experiments/literature.py`. Without it, the tables that are published as
 plain files are downloaded once (pooch, with pinned checksums; needs the `literature` extra) and the entries that need
-others are skipped, and said to be. Writes `literature.json` and `report.html` below --out. About three minutes on two
-cores, most of it compiling; expect `reproduced` on most lines, and on the others the reason.
+others are skipped, and said to be. Writes `literature.json` and `report.html` below --out. The seven entries with
+published numbers take about two minutes on two cores, most of it compiling; `caballero` one more, and `revisiting`,
+whose long curves m4 fits slowly, far longer: name the entries you want with --entries. Expect `reproduced` on most
+lines, and on the others the reason.
 """
 
 from __future__ import annotations

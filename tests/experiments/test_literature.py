@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import reproduce_literature
-from experiments.literature import BETTER, DIFFERS, ENTRIES, REFUSED, REPRODUCED, Line, line
+from experiments.literature import BETTER, DIFFERS, ENTRIES, REFUSED, REPRODUCED, WITHIN, Line, line
 
 
 def _lines(name: str, folder: Path, draws: int = 200) -> list[Line]:
@@ -28,6 +28,11 @@ def _lines(name: str, folder: Path, draws: int = 200) -> list[Line]:
 )
 def test_a_line_is_reproduced_to_the_digits_printed(published: str, ours: float, verdict: str) -> None:
     assert line("entry", "quantity", published, ours).verdict == verdict
+
+
+def test_what_only_resampling_explains_is_not_called_reproduced() -> None:
+    assert line("entry", "quantity", "124.58", 121.9, slack=6.5).verdict == WITHIN
+    assert line("entry", "quantity", "124.58", 121.9, slack=1.0).verdict == DIFFERS
 
 
 @pytest.mark.parametrize("name", ["hoffmann", "llama3", "constant_ratio"])
