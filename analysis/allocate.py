@@ -107,7 +107,6 @@ def allocate(
     found = float(problem.loss(params, size, tokens)[0])
     intervals = {} if boot is None else _intervals(problem, boot, C, N, loss, level)
     training, inference = (float(part) for part in problem.flops(size, tokens))
-    largest = fit.data["C"] if "C" in fit.data else 6 * fit.data["N"] * fit.data["D"]
     limited = max_tokens is not None and tokens >= max_tokens * (1 - 1e-6)
     return Allocation(
         C=total,
@@ -116,7 +115,7 @@ def allocate(
         loss=found,
         valley=_valley(problem, params, total, size, 1.001 * found) if N is None else (size, size),
         relation=_relation(problem),
-        reach=training / float(largest.max()),
+        reach=training / float(fit.compute.max()),
         level=level,
         intervals=intervals,
         training_flops=training,

@@ -107,7 +107,7 @@ def compare_approaches(
     exponents = fit.derived()
     if not {"a", "b"} <= set(exponents):
         raise ValueError(f"law {fit.law.name!r} has no exponents a and b; fit law='chinchilla' for approach 3")
-    C = float(_fitted_C(fit).max() if C is None else C)
+    C = float(fit.compute.max() if C is None else C)
     if not (np.isfinite(C) and C > 0):
         raise ValueError(f"C is {C!r} FLOPs; it must be positive and finite")
     notes: list[str] = []
@@ -140,10 +140,6 @@ def _limits(fit: Fit) -> list[str]:
             "as counted, and their bias holds that difference too; N* of all three is at C as counted"
         )
     return notes
-
-
-def _fitted_C(fit: Fit) -> np.ndarray:
-    return fit.data["C"] if "C" in fit.data else 6 * fit.data["N"] * fit.data["D"]
 
 
 def _or_note(make: Any, fit: Fit, name: str, notes: list[str]) -> Any:

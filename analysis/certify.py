@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -52,13 +52,17 @@ class Certificate:
     ridges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def design_problem(binding: Binding, data: Mapping[str, np.ndarray]) -> tuple[tuple[str, ...], str] | None:
+def design_problem(
+    binding: Binding, data: Mapping[str, np.ndarray], prior: Collection[str] = ()
+) -> tuple[tuple[str, ...], str] | None:
     """(parameters, message) when no loss at these N, D, C could identify the law; None when it might.
+
+    prior: parameters that something else is known of; they need no run of their own.
 
     Checked: fewer distinct runs than parameters need, a variable that never changes, and N and D that rise
     together (D = 20 N at every size), where sums of powers of N and D are functions of one variable.
     """
-    law, free = binding.law, binding.free
+    law, free = binding.law, tuple(name for name in binding.free if name not in prior)
     points = np.unique(np.round(np.log(np.column_stack([data[v] for v in law.variables])), 9), axis=0)
     if len(points) <= len(free):
         return free, (
@@ -72,7 +76,7 @@ def design_problem(binding: Binding, data: Mapping[str, np.ndarray]) -> tuple[tu
                 free,
                 f"every run has {v} = {np.exp(column[0]):g}: law {law.name!r} needs runs at several {v}",
             )
-    exponents = [entry.name for entry in binding.nonlinear]
+    exponents = [entry.name for entry in binding.nonlinear if entry.name not in prior]
     if len(law.variables) == 2 and len(exponents) >= 2:
         first, second = (points - points.mean(axis=0)).T
         slope = float(first @ second / (first @ first))

@@ -38,13 +38,7 @@ class Side:
     @property
     def largest(self) -> float:
         """The largest fitted C, FLOPs."""
-        return float(self.compute.max())
-
-    @property
-    def compute(self) -> np.ndarray:
-        """[n] FLOPs of the fitted runs; 6 N D where the table has none."""
-        data = self.fit.data
-        return data["C"] if "C" in data else 6 * data["N"] * data["D"]
+        return float(self.fit.compute.max())
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +155,7 @@ def compare(
 
 def _budgets(a: Side, b: Side) -> np.ndarray:
     """[7] six budgets over the common range of C, and ten times its end."""
-    Cs = [side.compute for side in (a, b)]
+    Cs = [side.fit.compute for side in (a, b)]
     low, high = max(C.min() for C in Cs), min(C.max() for C in Cs)
     if low >= high:  # the sweeps have no C in common
         low, high = min(C.min() for C in Cs), max(C.max() for C in Cs)

@@ -112,7 +112,7 @@ def suggest(
     if count < 1:
         raise ValueError(f"count is {count!r}; ask for at least one run")
     if candidates is None:
-        candidates = default_candidates(fit, min(budget or np.inf, 2 * float(_compute(fit).max())))
+        candidates = default_candidates(fit, min(budget or np.inf, 2 * float(fit.compute.max())))
     table = _candidates(fit, candidates, flops_per_token)
     value, q = _quantity(fit, boot, quantity, target_C, flops_per_token, at)
     width = float(np.ptp(interval(q, level)))
@@ -164,7 +164,7 @@ def default_candidates(fit: Fit, max_C: float, sizes: int = 10, budgets: int = 6
     extra = [v for v in fit.law.variables if v not in COLUMNS]
     if extra:
         raise ValueError(f"law {fit.law.name!r} reads {', '.join(extra)}: give candidates with such a column")
-    least = float(_compute(fit).min())
+    least = float(fit.compute.min())
     if not max_C >= least:
         raise ValueError(f"max_C is {max_C:g} FLOPs, less than the smallest fitted run ({least:.3g}); raise it")
     C = np.geomspace(least, max_C, budgets)
@@ -178,15 +178,6 @@ def default_candidates(fit: Fit, max_C: float, sizes: int = 10, budgets: int = 6
     if not kept.any():
         kept = np.ones_like(kept)
     return pd.DataFrame({"N": size[kept], "D": tokens[kept], "C": C[kept]})
-
-
-def _compute(fit: Fit) -> np.ndarray:
-    """[n] FLOPs of the fitted runs; 6 N D where the table has none."""
-    if "C" in fit.data:
-        return fit.data["C"]
-    if {"N", "D"} <= set(fit.data):
-        return 6 * fit.data["N"] * fit.data["D"]
-    raise ValueError("the fitted runs have no C: give candidates with a column of C")
 
 
 def _candidates(fit: Fit, candidates: pd.DataFrame, flops_per_token: FlopsPerToken | None) -> pd.DataFrame:

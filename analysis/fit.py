@@ -89,12 +89,20 @@ class Fit:
 
     def solver(self) -> Solver:
         """The solver of this fit's own law, rows and objective."""
-        return _solver(self.binding, self.protocol, self.data, self.scale, self._prior_scale())
+        return _solver(self.binding, self.protocol, self.data, self.scale)
 
-    def _prior_scale(self) -> float:
-        if not self.protocol.prior:
-            return 0.0
-        return noise_models.variance(self.residuals, self.protocol.threshold, len(self.free), self.data.get("weight"))
+    @property
+    def compute(self) -> np.ndarray:
+        """[n] training FLOPs of the fitted runs; 6 N D where the table has none.
+
+        Raises:
+            ValueError: neither is known.
+        """
+        if "C" in self.data:
+            return self.data["C"]
+        if {"N", "D"} <= set(self.data):
+            return 6 * self.data["N"] * self.data["D"]
+        raise ValueError(f"the runs of {self.protocol.source} have no C, nor N and D; name its column when loading")
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The fit as JSON text, written to `path` when given; floats survive exactly."""
@@ -231,12 +239,12 @@ def fit(
         prior={k: (float(mean), float(sd)) for k, (mean, sd) in check_prior(prior or {}, binding).items()},
         weighted="weight" in data,
     )
-    problem = design_problem(binding, data)
-    if problem and not allow_unidentified and not protocol.prior:
+    problem = design_problem(binding, data, protocol.prior)
+    if problem and not allow_unidentified:
         raise NotIdentifiedError(problem[1])
     result = _solve(law, binding, protocol, data)
     lost = result.certificate.not_identified
-    if problem and not protocol.prior:
+    if problem:
         lost = tuple(dict.fromkeys((*problem[0], *lost)))
         result = replace(result, certificate=replace(result.certificate, ok=False, not_identified=lost))
     if not allow_unidentified:
@@ -274,10 +282,7 @@ def trunk_names(trunk: pd.Series) -> np.ndarray:
     return np.where(trunk.isna().to_numpy(bool), own, trunk.astype(str).to_numpy(str)).astype(object)
 
 
-def _solver(
-    binding: Binding, protocol: Protocol, data: Mapping[str, np.ndarray], scale: np.ndarray, prior_scale: float
-) -> Solver:
-    """prior_scale: variance of the noise, against which the prior's variance counts; 0 for no prior."""
+def _solver(binding: Binding, protocol: Protocol, data: Mapping[str, np.ndarray], scale: np.ndarray) -> Solver:
     from analysis.newton import Data  # JAX is imported when a fit is made, not with the package
     from analysis.solver import Solver
 
@@ -286,9 +291,7 @@ def _solver(
     log = protocol.residual == "log"
     weight, loss = data.get("weight"), data[binding.law.target]
     base = Data(x, loss, protocol.fixed, protocol.threshold, log, protocol.quantile, uneven, weight)
-    if prior_scale:
-        base = replace(base, prior=_prior(binding, base, protocol.prior, prior_scale))
-    return Solver(binding, base)
+    return Solver(binding, replace(base, prior=_prior(binding, base, protocol.prior, protocol.prior_variance)))
 
 
 def _prior(binding: Binding, data: Any, prior: Mapping[str, tuple[float, float]], variance: float) -> dict[str, Any]:
@@ -302,21 +305,20 @@ def _prior(binding: Binding, data: Any, prior: Mapping[str, tuple[float, float]]
 
 
 def _solve(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]) -> Fit:
-    first = protocol.noise == "growing" or protocol.prior
-    plain = replace(protocol, noise="constant", prior={}) if first else protocol
-    result = _solve_once(law, binding, plain, data, 0.0)
+    """The fit, after those that the noise's growth and the weight of a prior are read off."""
     if protocol.noise == "growing":
-        growth = noise_models.growth(result.residuals, data[law.target])
-        protocol = replace(protocol, growth=growth)
-        result = _solve_once(law, binding, replace(protocol, prior={}), data, 0.0)
+        first = _solve_once(law, binding, replace(protocol, noise="constant", prior={}), data)
+        protocol = replace(protocol, growth=noise_models.growth(first.residuals, data[law.target]))
     if protocol.prior:
-        result = _solve_once(law, binding, protocol, data, replace(result, protocol=protocol)._prior_scale())
-    return result
+        first = _solve_once(law, binding, replace(protocol, prior={}), data)
+        spread = noise_models.variance(first.residuals, protocol.threshold, len(binding.free), data.get("weight"))
+        protocol = replace(protocol, prior_variance=spread)
+    return _solve_once(law, binding, protocol, data)
 
 
-def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray], variance: float) -> Fit:
+def _solve_once(law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]) -> Fit:
     scale = row_scales(protocol, law, data)
-    solver = _solver(binding, protocol, data, scale, variance)
+    solver = _solver(binding, protocol, data, scale)
     solution = solver.global_fit()
     params = {name: float(value[0]) for name, value in solver.params(solution.z[:1]).items()}
     predicted = law.predict(params, **{v: data[v] for v in law.variables})

@@ -114,7 +114,7 @@ def _frontiers(ax: Axes, comparison: Comparison, curve: Frame, names: tuple[str,
 
 def _runs(ax: Axes, side: Side, look: dict[str, Any]) -> None:
     rows = {k: v for k, v in side.fit.data.items() if k in ("N", "D", "C", "loss")}
-    rows.setdefault("C", side.compute)
+    rows.setdefault("C", side.fit.compute)
     table: Frame = pd.DataFrame(rows)
     style = {"color": look["color"], "marker": look["marker"], "mfc": "white", "markersize": 3.5, "alpha": 0.7}
     draw_points(ax, table["C"], table["loss"], run_titles(table), zorder=2, gid="runs", **style)

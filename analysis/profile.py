@@ -21,7 +21,7 @@ class Profile:
     """The objective along one parameter.
 
     Attributes:
-        values: [V], increasing. objective: [V], the least at each value, without the prior's part.
+        values: [V], increasing. objective: [V], the least at each value, the prior's part included.
         limit: values at or below it are in the interval. interval: (low, high) at `level`.
         ridge: the interval reaches the end of the range that was searched: the runs do not bound the parameter there.
         estimate: of the fit. better: the least objective met, when it is below the fit's own.

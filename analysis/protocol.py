@@ -31,7 +31,7 @@ class Protocol:
         residual: "log": log prediction - log loss; "raw": prediction - loss.
         quantile: 0.5 for the middle of the runs; 0.1, say, for a lower envelope.
         noise: "constant", "loss_se" or "growing"; growth: the power of the loss that "growing" found.
-        prior: parameter -> (mean, standard deviation).
+        prior: parameter -> (mean, standard deviation); prior_variance: of the noise, against which it counts.
         weighted: whether the rows carry weights.
     """
 
@@ -51,6 +51,7 @@ class Protocol:
     growth: float = 0.0
     prior: dict[str, tuple[float, float]] = field(default_factory=dict)
     weighted: bool = False
+    prior_variance: float = 0.0
 
     @property
     def threshold(self) -> float:

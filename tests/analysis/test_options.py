@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import Fit, fit, influence, load_runs
+from analysis import Fit, NotIdentifiedError, fit, influence, load_runs
 from analysis.laws import LAWS
 from analysis.noise import growth
 
@@ -124,6 +124,21 @@ def test_a_prior_on_E_pulls_it_between_free_and_fixed(table: pd.DataFrame, squar
     assert "prior E" in str(middle)
     with pytest.raises(ValueError, match="can have a prior"):
         fit(table, prior={"A": (400.0, 10.0)})
+
+
+def test_a_fit_with_a_prior_is_made_again_by_its_own_solver(table: pd.DataFrame, squares: Fit) -> None:
+    """Replicates weigh the prior as the fit did: on the runs themselves they return the fit."""
+    prior = {"E": (squares.params["E"] + 0.2, squares.standard_errors["E"])}
+    found = Fit.from_json(fit(table, objective="least_squares", prior=prior).to_json())
+    solver = found.solver()
+    z = solver.coordinates(found.params)
+    np.testing.assert_allclose(solver.replicate_fits(np.ones((1, len(table))), z).z[0], z, rtol=1e-7)
+
+
+def test_a_prior_excuses_only_what_it_speaks_of(table: pd.DataFrame) -> None:
+    line = table.assign(D=20 * table["N"])
+    with pytest.raises(NotIdentifiedError, match="D = 20 N"):
+        fit(line, prior={"E": (1.7, 0.1)})
 
 
 @pytest.mark.parametrize("objective", ["huber", "least_squares"])
