@@ -72,7 +72,7 @@ class Audit:
             (FLOPs or parameters), runs, error (mean of log predicted - log measured), rms (of the same), distance
             (largest, from the hull of the rows fitted), certified, refused (why there was no refit, or "").
         rows: one row per law and left-out run: law, kind, left_out, source_row, the law's variables, measured,
-            predicted (nats per token), error, distance.
+            predicted (the law's target: loss in nats per token), error, distance.
         grouping: how rows were assigned to budgets.
     """
 
@@ -191,7 +191,7 @@ def _left_out(runs: Runs, tolerance: float) -> tuple[list[tuple[str, float, str,
 def _predicted(fit: Fit, table: Frame) -> Frame:
     """What `Audit.rows` holds of left-out runs, without law and group."""
     points = {v: table[v].to_numpy(float) for v in fit.law.variables}
-    measured = table["loss"].to_numpy(float)
+    measured = table[fit.law.target].to_numpy(float)
     error = log_errors(fit, table)
     out = {"source_row": table["source_row"].to_numpy(), **points, "measured": measured}
     out |= {"predicted": measured * np.exp(error), "error": error, "distance": hull_distance(fit, **points)}

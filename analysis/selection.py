@@ -92,9 +92,9 @@ def as_laws(laws: str | Law | Sequence[str | Law]) -> list[Law]:
 
 
 def log_errors(fit: Fit, table: Frame) -> np.ndarray:
-    """[n] log predicted - log measured loss at the rows of a table."""
+    """[n] log predicted - log measured loss (or the law's other target) at the rows of a table."""
     points = {v: table[v].to_numpy(float) for v in fit.law.variables}
-    return np.log(np.asarray(fit.predict(**points), float)) - np.log(table["loss"].to_numpy(float))
+    return np.log(np.asarray(fit.predict(**points), float)) - np.log(table[fit.law.target].to_numpy(float))
 
 
 def budget_labels(table: Frame, tolerance: float) -> tuple[np.ndarray, str]:

@@ -16,10 +16,11 @@ from matplotlib.text import Text
 
 from analysis import audit, delta_sweep, fit, hull_distance, influence, information, load_runs, plot_audit, select
 from analysis.audit import Audit
+from analysis.audit import _predicted as left_out_rows
 from analysis.fit import Certificate, Fit, Protocol
 from analysis.laws import LAWS
 from analysis.runs import Runs
-from analysis.selection import Selection, holdout_masks
+from analysis.selection import Selection, holdout_masks, log_errors
 from analysis.style import HoverPoints
 
 LAWS_COMPARED = ("power_law_C", "chinchilla")
@@ -35,6 +36,15 @@ def plain(
     certificate = Certificate(True, 0.0, 1, 1, 1.0, (), (), (), n - len(params))
     r = np.log(data["loss"])
     return Fit(LAWS[law], protocol, params, tuple(params), np.eye(len(params)), 0.0, certificate, r, data)
+
+
+def test_errors_are_of_what_the_law_predicts() -> None:
+    """A law of the downstream error is held against the error, not against the loss it reads."""
+    loss = np.linspace(2.0, 3.0, 6)
+    found = plain({"loss": loss, "error": np.ones(6)}, "downstream")
+    table = pd.DataFrame({"loss": loss, "error": found.predict(loss=loss), "source_row": range(6)})
+    np.testing.assert_allclose(log_errors(found, table), 0.0, atol=1e-12)
+    np.testing.assert_allclose(left_out_rows(found, table)["measured"], table["error"])
 
 
 def with_residuals(r: np.ndarray, objective: str, delta: float | None = None) -> Fit:
