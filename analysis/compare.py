@@ -131,10 +131,7 @@ def compare(
         NotIdentifiedError: a sweep does not determine its law.
         ValueError: a law without a frontier in compute, or a budget that is not positive.
     """
-    per_token = flops_per_token if isinstance(flops_per_token, tuple) else (flops_per_token, flops_per_token)
-    unknown = [f for f in per_token if isinstance(f, str) and f != "counted"]
-    if unknown:
-        raise ValueError(f"flops_per_token is {unknown[0]!r}; give N -> FLOPs per token, 'counted', or None for 6 N")
+    per_token = _per_token(flops_per_token)
     seeds = np.random.SeedSequence(seed).generate_state(2).tolist()
     sides = []
     for runs, f, own_seed in zip((runs_a, runs_b), per_token, seeds, strict=True):
@@ -151,6 +148,19 @@ def compare(
     notes = (*_differences(runs_a, runs_b, a.fit, b.fit), *_conventions(a, b, per_token), *_remarks(a, b, table))
     verdict = _verdict(a, b, table, exponents, slope, level)
     return Comparison(a, b, table, exponents, slope, verdict, level, notes)
+
+
+def _per_token(flops_per_token: FlopsOf) -> tuple[Any, Any]:
+    """FLOPs per token of a and of b.
+
+    Raises:
+        ValueError: a word other than "counted".
+    """
+    pair = flops_per_token if isinstance(flops_per_token, tuple) else (flops_per_token, flops_per_token)
+    unknown = [f for f in pair if isinstance(f, str) and f != "counted"]
+    if unknown:
+        raise ValueError(f"flops_per_token is {unknown[0]!r}; give N -> FLOPs per token, 'counted', or None for 6 N")
+    return pair
 
 
 def _budgets(a: Side, b: Side) -> np.ndarray:

@@ -107,10 +107,7 @@ def suggest(
             that affords no candidate, or draws that all agree.
     """
     boot = boot or fit.bootstrap(DRAWS)
-    if budget is not None and not budget > 0:
-        raise ValueError(f"budget is {budget!r} FLOPs; it must be positive, or None for no limit")
-    if count < 1:
-        raise ValueError(f"count is {count!r}; ask for at least one run")
+    _check(budget, count)
     if candidates is None:
         candidates = default_candidates(fit, min(budget or np.inf, 2 * float(fit.compute.max())))
     table = _candidates(fit, candidates, flops_per_token)
@@ -125,15 +122,25 @@ def suggest(
     noise = effective_noise(boot.scatter, fit.protocol.objective, fit.protocol.delta)
     chosen, left, order = _choose(ensemble, noise, cost, budget, count)
     start = float(np.sum(ensemble[:, 0] ** 2))
-    alone = _alone(ensemble, noise)[chosen]
-    rows = table.iloc[chosen].reset_index(drop=True)
-    rows["width_alone"], rows["width_after"] = width * np.sqrt(alone / start), width * np.sqrt(left / start)
-    steps = -np.diff(np.concatenate([[width], rows["width_after"].to_numpy(float)]))
-    rows["share"] = steps / max(float(steps.sum()), 1e-300)
-    final = width * float(np.sqrt(left[-1] / start)) if len(left) else width
+    alone, after = (width * np.sqrt(part / start) for part in (_alone(ensemble, noise)[chosen], left))
+    rows = _rows(table.iloc[chosen].reset_index(drop=True), width, alone, after)
+    final = float(after[-1]) if len(after) else width
     spent = float(cost[chosen].sum())
     target = target_C if quantity == "loss" else None
     return Suggestion(rows, quantity, value, width, final, spent, budget, order, level, target, notes)
+
+
+def _check(budget: float | None, count: int) -> None:
+    if budget is not None and not budget > 0:
+        raise ValueError(f"budget is {budget!r} FLOPs; it must be positive, or None for no limit")
+    if count < 1:
+        raise ValueError(f"count is {count!r}; ask for at least one run")
+
+
+def _rows(chosen: pd.DataFrame, width: float, alone: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+    """`Suggestion.table`: the chosen runs with the widths expected of them."""
+    steps = -np.diff(np.concatenate([[width], after]))
+    return chosen.assign(width_alone=alone, width_after=after, share=steps / max(float(steps.sum()), 1e-300))
 
 
 def effective_noise(scatter: float, objective: str, delta: float | None) -> float:

@@ -222,23 +222,10 @@ def fit(
     check_options(objective, delta, residual, quantile, noise)
     binding = bind(law, fixed, tied)
     data = _data(runs, law)
-    protocol = Protocol(
-        objective,
-        float(delta) if objective == "huber" else None,
-        dict(runs.columns),
-        runs.source,
-        len(runs),
-        tuple(runs.reasons()),
-        "trunk" if "trunk" in data else "row",
-        {k: float(v) for k, v in (fixed or {}).items()},
-        dict(tied or {}),
-        runs.notes,
-        residual,
-        float(quantile),
-        noise,
-        prior={k: (float(mean), float(sd)) for k, (mean, sd) in check_prior(prior or {}, binding).items()},
-        weighted="weight" in data,
-    )
+    known = check_prior(prior or {}, binding)
+    how = {"objective": objective, "delta": float(delta) if objective == "huber" else None, "residual": residual}
+    how |= {"quantile": float(quantile), "noise": noise, "fixed": _floats(fixed), "tied": dict(tied or {})}
+    protocol = _protocol(runs, data, prior={k: (float(mean), float(sd)) for k, (mean, sd) in known.items()}, **how)
     problem = design_problem(binding, data, protocol.prior)
     if problem and not allow_unidentified:
         raise NotIdentifiedError(problem[1])
@@ -250,6 +237,24 @@ def fit(
     if not allow_unidentified:
         refuse_unidentified(lost, binding, len(runs))
     return result
+
+
+def _protocol(runs: Runs, data: Mapping[str, np.ndarray], **how: Any) -> Protocol:
+    """What the runs say of themselves, and how they are fitted."""
+    return Protocol(
+        columns=dict(runs.columns),
+        source=runs.source,
+        n_rows=len(runs),
+        excluded=tuple(runs.reasons()),
+        unit="trunk" if "trunk" in data else "row",
+        notes=runs.notes,
+        weighted="weight" in data,
+        **how,
+    )
+
+
+def _floats(values: Mapping[str, float] | None) -> dict[str, float]:
+    return {name: float(value) for name, value in (values or {}).items()}
 
 
 def _data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
