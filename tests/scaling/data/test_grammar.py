@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -24,7 +25,7 @@ def means(source: Grammar) -> np.ndarray:
 def sentences(source: Grammar, stream: np.ndarray) -> list[np.ndarray]:
     """The whole sentences of a stream, each with its EOS."""
     ends = np.flatnonzero(stream == source.terminals) + 1
-    return [stream[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [stream[a:b] for a, b in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("source", [Grammar(), SOURCE, Grammar(nonterminals=1, terminals=2, rules=2, radius=0.5)])

@@ -53,5 +53,5 @@ def test_loss_by_position_of_the_even_process_is_the_published_one() -> None:
 
 
 def test_too_many_words_are_refused() -> None:
-    with pytest.raises(DataError, match="count = 40: .* words by position 5; lower it"):
+    with pytest.raises(DataError, match=r"count = 40: .* words by position 5; lower it"):
         Pdfa(states=12, symbols=16).machine.position_losses(40)
