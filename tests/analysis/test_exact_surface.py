@@ -26,14 +26,15 @@ def surface(a: float, capacities: np.ndarray, examples: np.ndarray) -> pd.DataFr
     return pd.DataFrame(rows, columns=["N", "D", "loss"])
 
 
-@pytest.mark.parametrize(("a", "tolerance"), [(1.0, 1e-3), (2.0, 1e-3)])
-def test_the_exponent_in_data_and_the_floor_are_recovered(a: float, tolerance: float) -> None:
+@pytest.mark.parametrize("a", [1.0, 2.0])
+def test_the_exponent_in_data_and_the_floor_are_recovered(a: float) -> None:
     table = surface(a, np.array([ITEMS]), np.geomspace(1e4, 1e6, 8))
     fit = analysis.fit(table, "power_law_D", objective="least_squares")
-    assert fit.params["alpha"] == pytest.approx(a / (1 + a), rel=tolerance)
-    assert fit.params["E"] == pytest.approx(E, rel=tolerance)
+    assert fit.params["alpha"] == pytest.approx(a / (1 + a), rel=1e-3)
+    assert fit.params["E"] == pytest.approx(E, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_exponent_in_capacity_and_the_floor_are_recovered() -> None:
     table = surface(1.0, np.geomspace(64, 2048, 8), np.array([1e12]))
     fit = analysis.fit(table, "power_law_N", objective="least_squares")
@@ -41,6 +42,7 @@ def test_the_exponent_in_capacity_and_the_floor_are_recovered() -> None:
     assert fit.params["E"] == pytest.approx(E, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_an_additive_law_says_that_the_surface_is_not_additive() -> None:
     """Facts beyond the capacity are no longer unseen: jointly, both exponents come out too steep, E too high."""
     table = surface(1.0, np.geomspace(64, 4096, 6), np.geomspace(1e4, 1e6, 6))
