@@ -19,7 +19,7 @@ def ladder(
     """Runs of each width at each token budget, the recipe else that of the quickstart."""
     model = ModelConfig(depth=2, head_dim=16, context=context, vocab=open_synthetic(data.source).vocab)
     optim = OptimConfig(batch_size=batch, warmup_tokens=20_000)
-    limits = {"min_steps": 60, "min_tokens_per_parameter": 1.0, "eval_tokens": eval_tokens}
+    limits = {"min_steps": 60, "min_tokens_per_parameter": 0.5, "eval_tokens": eval_tokens}
     return grid_plan(list(widths), list(tokens), data, model=model, optim=optim, **limits)
 
 

@@ -2,12 +2,13 @@
 
     python -m experiments.ground_truth --quick [--out runs/ground_truth]
 
-Floors: small models on `markov`, `pdfa` and `grammar`; the loss above the exact entropy and above the exact oracle on
-the same held-out windows, and E of L(D) = E + A / D^alpha fitted to the ladder of token budgets. Exponent: `zipf_facts`
-with a = 1, of which the ideal learner's excess falls as examples^-1/2. The same law is fitted to the trained losses and
-to the ideal learner's at the same budgets, so that the gap of the learner and the bias of the range are seen apart.
-Fitters: laws fitted to the ideal learner's loss alone, without training. Expect: floors within 0.02 nats; a learner a
-few times above the ideal one, with an exponent not far below its; what was printed stands in docs/ground_truth.md.
+Floors: small models on `markov`, `pdfa` and `grammar`, the latter two easy and hard; the loss above the exact entropy
+and above the exact oracle on the same held-out windows, and E of L(D) = E + A / D^alpha fitted to the ladder of token
+budgets. Exponent: `zipf_facts` with a = 1, of which the ideal learner's excess falls as examples^-1/2. The same law is
+fitted to the trained losses and to the ideal learner's at the same budgets, so that the gap of the learner and the bias
+of the range are seen apart. Fitters: laws fitted to the ideal learner's loss alone, without training. Expect: the easy
+floors within 0.02 nats; a learner a few times above the ideal one, with an exponent not far below its. What was printed
+stands in docs/ground_truth.md.
 """
 
 from __future__ import annotations
@@ -21,16 +22,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 
 import analysis
 from analysis import style
 from experiments.exact import exact_columns, ideal_surface, ladder
+from experiments.ground_truth_output import figure, tables
 from scaling import DataConfig, Plan, sweep
 from scaling.data.zipf_facts import ZipfFacts
 
 FACTS = ZipfFacts(a=1.0)
-FLOORS = {"markov": 32, "pdfa": 64, "grammar": 64}  # source: width
+FLOORS = {  # source: width, binary logarithm of the most tokens of the quick ladder
+    "markov": (32, 21),
+    "pdfa:states=4": (64, 20),
+    "pdfa": (32, 20),
+    "grammar:radius=0.7": (64, 20),
+    "grammar": (64, 20),
+}
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,15 @@ def law_of(D: Any, loss: Any, **fixed: float) -> dict[str, Any]:
 
 def floors(args: GroundTruth) -> list[dict[str, Any]]:
     """One row per source: how far the longest run is from the floor, and the floor fitted to all its budgets."""
-    top = 2_000_000 if args.quick else 8_000_000
-    data = {source: DataConfig(f"{source}:tokens={top + 129}") for source in FLOORS}
-    tokens = [top // 2**i for i in range(5)]
-    plans = (ladder(data[s], [width], tokens, 128, 16, eval_tokens=131_072) for s, width in FLOORS.items())
+    data, plans = {}, []
+    for source, (width, top) in FLOORS.items():
+        data[source] = DataConfig(f"{source}{',' if ':' in source else ':'}tokens=4200000")
+        tokens = [2**power for power in range(16, 1 + (top if args.quick else 22))]
+        plans.append(ladder(data[source], [width], tokens, 128, 4, eval_tokens=131_072))
     plan = Plan("floors", tuple(run for p in plans for run in p))
     runs = exact_columns(plan, sweep(plan, args.out, workers=args.workers))
     rows = []
-    for name, width in FLOORS.items():
+    for name, (width, _) in FLOORS.items():
         own = runs[runs["source"] == data[name].source]
         last = own.iloc[-1].loc[["floor", "oracle", "loss", "loss_se"]].to_dict()
         curve = {column: own[column].tolist() for column in ("tokens", "excess")}
@@ -86,60 +94,24 @@ def exponent(args: GroundTruth) -> list[dict[str, Any]]:
         n, loss = own["examples"], FACTS.entropy + own["excess"]
         laws = {"law": law_of(n, loss), "law_E_exact": law_of(n, loss, E=FACTS.entropy)}
         curve = {column: own[column].tolist() for column in ("examples", "excess", "ideal")}
-        rows.append({"name": name, "floor": FACTS.entropy, **curve, **laws})
+        rows.append({"name": name, "floor": FACTS.entropy, "exponent": FACTS.exponents["beta_D"], **curve, **laws})
     return rows
 
 
-def fitters() -> dict[str, dict[str, float]]:
+def fitters() -> list[dict[str, Any]]:
     """Laws fitted to the ideal learner of k facts after n examples: in n, in k, and in both, where it is no sum."""
     ks, ns = np.geomspace(64, 4096, 7).round().astype(int), np.geomspace(1e4, 1e7, 7).round().astype(int)
-    designs = {"power_law_D": ([FACTS.items], ns), "power_law_N": (ks, [10**12]), "chinchilla": (ks, ns)}
-    surfaces = {law: ideal_surface(FACTS, *design) for law, design in designs.items()}
-    return {law: analysis.fit(t, law, objective="least_squares").params for law, t in surfaces.items()}
-
-
-def show(found: dict[str, Any]) -> None:
-    """Print what was fitted beside what is exact."""
-    tables: dict[str, list[dict[str, Any]]] = {part: [] for part in found}
-    for law, params in found.get("fitters", {}).items():
-        names = ("alpha", "beta") if law == "chinchilla" else ("alpha",)
-        exact = ["0.5"] if law == "power_law_D" else ["1", "0.5"][: len(names)]
-        fitted = ", ".join(f"{params[name]:.4f}" for name in names)
-        row = {"ideal learner, law": law, "E": params["E"], "exact E": FACTS.entropy}
-        tables["fitters"].append(row | {"exponents": fitted, "exact": ", ".join(exact)})
-    for row in found.get("floors", []):
-        cells = {"source": row["name"], "width": row["width"], "tokens": row["tokens"][-1], "exact": row["floor"]}
-        cells |= {"loss": row["loss"], "se": row["loss_se"], "loss - exact": row["loss"] - row["floor"]}
-        tables["floors"].append(cells | {"loss - oracle": row["excess"][-1], "fitted E": _interval(row["law"], "E")})
-    for row in found.get("exponent", []):
-        ratio = np.array(row["excess"]) / np.array(row["ideal"])
-        cells = {"learner": row["name"], "beta": _interval(row["law"], "alpha"), "exact": FACTS.exponents["beta_D"]}
-        cells |= {"E": _interval(row["law"], "E"), "exact E": row["floor"]}
-        cells |= {"beta, E exact": _interval(row["law_E_exact"], "alpha")}
-        tables["exponent"].append(cells | {"excess over ideal": f"{ratio[0]:.2f} .. {ratio[-1]:.2f}"})
-    for part, rows in tables.items():
-        print(f"\n{part}\n{pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f'{x:.4f}')}")
-
-
-def _interval(law: dict[str, Any], name: str) -> str:
-    low, high = law["interval_90"][name]
-    return f"{law[name]:.4f} [{low:.4f}, {high:.4f}]"
-
-
-@style.styled
-def figure(found: dict[str, Any]) -> Figure:
-    """Excess over the exact oracle: of the floors by tokens, of the facts by examples beside the ideal learner."""
-    panels = {part: unit for part, unit in (("floors", "tokens"), ("exponent", "examples")) if part in found}
-    fig = style.new_figure(3.2)
-    for ax, (part, unit) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        rows = found[part]
-        for color, marker, row in zip(style.shades(len(rows)), style.MARKERS, rows, strict=False):
-            ax.plot(row[unit], row["excess"], color=color, marker=marker, label=row["name"])
-        ax.set(xlabel=f"Training {unit}", ylabel="Loss above the oracle (nats)")
-        style.log_axis(ax, "x", "count")
-        style.log_axis(ax, "y", "loss")
-        ax.legend()
-    return fig
+    alpha, beta = FACTS.exponents["alpha_N"], FACTS.exponents["beta_D"]
+    designs = {
+        "power_law_D": ([FACTS.items], ns, {"alpha": beta}),
+        "power_law_N": (ks, [10**12], {"alpha": alpha}),
+        "chinchilla": (ks, ns, {"alpha": alpha, "beta": beta}),
+    }
+    rows = []
+    for law, (capacities, examples, exact) in designs.items():
+        fit = analysis.fit(ideal_surface(FACTS, capacities, examples), law, objective="least_squares")
+        rows.append({"law": law, "fitted": fit.params, "exact": {"E": FACTS.entropy, **exact}})
+    return rows
 
 
 def main() -> None:
@@ -147,7 +119,8 @@ def main() -> None:
     args, started = tyro.cli(GroundTruth, description=__doc__), time.monotonic()
     known = {"fitters": lambda _: fitters(), "floors": floors, "exponent": exponent}
     found = {part: known[part](args) for part in args.parts}
-    show(found)
+    for part, table in tables(found).items():
+        print(f"\n{part}\n{table.to_string(index=False, float_format=lambda x: f'{x:.4f}')}")
     args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found | {"wall_seconds": time.monotonic() - started}, indent=1, default=float)
     (args.out / "ground_truth.json").write_text(text + "\n")

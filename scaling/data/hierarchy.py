@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from scaling.data.sources import DataError
 
 SMALLEST_HELDOUT = 65_536  # tokens
-MOST_TUPLES, LONGEST = 2**22, 2**14  # tuples of s symbols; leaves of a document
-BLOCK = 4096  # documents that the oracle takes at a time
+MOST_TUPLES, LONGEST = 2**16, 2**14  # tuples of s symbols; leaves of a document
+BLOCK = 2**22  # numbers that the oracle holds at a time, about
 TINY = np.finfo(np.float64).tiny
 
 
@@ -41,7 +41,7 @@ class Hierarchy:
     def __post_init__(self) -> None:
         _check(self.symbols >= 2, "symbols", self.symbols, "must be at least 2")
         _check(self.arity >= 2, "arity", self.arity, "must be at least 2")
-        ok = self.arity <= 22 and self.symbols**self.arity <= MOST_TUPLES
+        ok = self.arity <= 16 and self.symbols**self.arity <= MOST_TUPLES
         _check(ok, "arity", self.arity, f"symbols^arity must not exceed {MOST_TUPLES:,}")
         most = self.symbols ** (self.arity - 1)
         _check(1 <= self.rules <= most, "rules", self.rules, f"must lie in 1 .. symbols^(arity - 1) = {most}")
@@ -124,8 +124,9 @@ class Hierarchy:
             remedy = f"take windows at multiples of the document length {length}"
             raise DataError(f"oracle_logprob: the tokens do not begin with BOS = {self.symbols}; {remedy}")
         chance = np.ones(documents.shape)  # BOS is certain
-        for at in range(0, len(documents), BLOCK):
-            chance[at : at + BLOCK, 1:] = self._leaf_chances(documents[at : at + BLOCK, 1:])
+        size = max(1, BLOCK // (self.leaves * self.symbols * self.rules))
+        for at in range(0, len(documents), size):
+            chance[at : at + size, 1:] = self._leaf_chances(documents[at : at + size, 1:])
         with np.errstate(divide="ignore"):
             return np.log(chance).reshape(padded.shape)[:, 1 : shape[-1]].reshape(*shape[:-1], -1)
 

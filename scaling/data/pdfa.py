@@ -126,8 +126,8 @@ class Pdfa:
     def __post_init__(self) -> None:
         _check(2 <= self.states <= 256, "states", self.states, "must lie in 2 .. 256")
         _check(2 <= self.symbols <= 256, "symbols", self.symbols, "must lie in 2 .. 256")
-        ok = 0.05 <= self.concentration <= 100
-        _check(ok, "concentration", self.concentration, "must lie in [0.05, 100]")
+        ok = 0.2 <= self.concentration <= 100  # below, a state may in effect never be left along the cycle
+        _check(ok, "concentration", self.concentration, "must lie in [0.2, 100]")
         _check(self.tokens >= 2, "tokens", self.tokens, "must be at least 2")
         _check(self.seed >= 0, "seed", self.seed, "must not be negative")
 
