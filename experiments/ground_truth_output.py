@@ -46,7 +46,7 @@ def _interval(law: dict[str, Any], name: str) -> str:
 def figure(found: dict[str, Any]) -> Figure:
     """Excess over the exact oracle: of the floors by tokens, of the facts by examples beside the ideal learner."""
     panels = {part: unit for part, unit in (("floors", "tokens"), ("exponent", "examples")) if part in found}
-    fig = style.new_figure(3.2)
+    fig = style.new_figure(3.8)
     for ax, (part, unit) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         rows = found[part]
         for color, marker, row in zip(style.shades(len(rows)), style.MARKERS, rows, strict=False):
@@ -54,5 +54,5 @@ def figure(found: dict[str, Any]) -> Figure:
         ax.set(xlabel=f"Training {unit}", ylabel="Loss above the oracle (nats)")
         style.log_axis(ax, "x", "count")
         style.log_axis(ax, "y", "loss")
-        ax.legend()
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return fig
