@@ -109,13 +109,10 @@ def measure(args: CoordinateCheck, axis: str) -> pd.DataFrame:
 
 def slopes(table: pd.DataFrame) -> pd.DataFrame:
     """One row per parametrisation, axis, layer and step: slope, se."""
-    keys: Any = ["parametrization", "axis", "layer", "step"]
-    rows = [
-        dict(zip(keys, key, strict=True))
-        | dict(zip(("slope", "se"), slope(cell["size"].tolist(), cell["change"].tolist()), strict=True))
-        for key, cell in table.groupby(keys, sort=False)
-    ]
-    return pd.DataFrame(rows)
+    keys = ["parametrization", "axis", "layer", "step"]
+    cells: Any = table.groupby(keys, sort=False)
+    rows = [(*key, *slope(cell["size"].tolist(), cell["change"].tolist())) for key, cell in cells]
+    return pd.DataFrame(rows, columns=[*keys, "slope", "se"])
 
 
 def summary(found: pd.DataFrame, step: int) -> pd.DataFrame:

@@ -54,7 +54,8 @@ def optima(runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
         ValueError: one seed only, so that nothing tells noise from effect.
     """
     rng, rows = np.random.default_rng(seed), []
-    for name, family in runs.groupby("parametrization", sort=False):
+    families: Any = runs.groupby("parametrization", sort=False)
+    for name, family in families:
         cells: Any = family.assign(loss=family["loss"].fillna(np.inf)).groupby([axis, "lr"])["loss"]
         seeds, tried = int(cells.size().min()), cells.size().unstack().shape[1]
         if seeds < 2:

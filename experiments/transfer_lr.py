@@ -24,7 +24,7 @@ import tyro
 from analysis.style import save_figure
 from experiments.transfer import optima, plot_rates, shifts
 from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
-from scaling.printing import show_plan
+from scaling.printing import records, show_plan
 
 CENTRES = {"sp": 2**-7, "umup": 2**-1, "unit": 2**-5}  # of the grid of rates; 2^-6 for the others
 AXES = ("width", "depth")
@@ -81,12 +81,12 @@ def report(runs: pd.DataFrame, axis: str, out: Path) -> dict[str, Any]:
     """Print and draw what was found along one axis."""
     best = optima(runs, axis)
     moved = shifts(best, axis)
-    columns = ["parametrization", axis, "best_lr", "low", "high", "best_loss", "untuned"]
-    print(f"\nbest rate by {axis}\n" + best[columns].to_string(index=False, float_format="%.4g"))
+    shown: Any = best.drop(columns="draws")
+    print(f"\nbest rate by {axis}, with 90 % intervals\n" + shown.to_string(index=False, float_format="%.4g"))
     print(f"\nshift from the smallest to the largest {axis}, in steps of 2")
     print(moved.to_string(index=False, float_format="%+.2f"))
     save_figure(plot_rates(runs, best, axis), out / f"{axis}.png")
-    return {"best": best[columns].to_dict("records"), "shifts": moved.to_dict("records")}
+    return {"best": records(shown), "shifts": records(moved)}
 
 
 def main() -> None:
