@@ -7,7 +7,8 @@ arXiv:2203.03466, appendix D.1). Every shape is trained for some steps on the sa
 root mean square of the change of each layer's activation on held-out text since initialisation, and its slope in the
 logarithm of the size. Expect slopes of 0 +- 0.1 under muP in width, under CompleteP and u-muP in width and depth, but
 for what their rules let shrink: the embedding of u-muP, whose rate falls as width^-1/2, and in depth what each branch
-of u-muP and of a = 1/2 writes. Under `sp` the blocks' slopes in width are about 1.
+of u-muP and of a = 1/2 writes. In depth u-muP's last block holds for three steps and comes to -0.15 after ten. Under
+`sp` the blocks' slopes in width are about 1.
 
 Outputs start at zero, as muP's authors advise: from a random readout (`--no-model.zero-init-outputs`) the change of the
 logits holds a part that falls as width^-1/2 and after ten small steps is most of it, slope -0.3 under muP.
@@ -82,10 +83,13 @@ def changes(model: ModelConfig, optim: OptimConfig, windows: Int[Array, "S B T1"
 
 
 def layers(depth: int) -> dict[str, str]:
-    """Name that does not depend on depth -> name of the activation: the residual stream, then what branches write."""
-    blocks = {"first": 0} | ({"middle": depth // 2} if depth > 2 else {}) | ({"last": depth - 1} if depth > 1 else {})
-    branches = {f"{k} {part}": f"block{i}.{part}" for k, i in blocks.items() for part in ("attention", "feed_forward")}
-    stream = {f"{k} block": f"block{i}" for k, i in blocks.items()}
+    """Name that does not depend on depth -> name of the activation: the residual stream, then what branches write.
+
+    The stream is looked at after half and after all of the blocks: after the first it has one depth-th of the change.
+    """
+    stream = {"middle block": f"block{max(depth // 2 - 1, 0)}", "last block": f"block{depth - 1}"}
+    ends = {"first": 0, "last": depth - 1}
+    branches = {f"{k} {part}": f"block{i}.{part}" for k, i in ends.items() for part in ("attention", "feed_forward")}
     return {"embedding": "embedding", **stream, "final_norm": "final_norm", "logits": "logits", **branches}
 
 

@@ -97,9 +97,10 @@ def shifts(best: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
-    rows = -(-count // 3)
+    columns = min(count, 3)
+    rows = -(-count // columns)
     fig = new_figure(2.5 * rows + 0.9)
-    axes = fig.subplots(rows, 3, squeeze=False, **options).ravel()
+    axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
     for ax in axes[count:]:
         ax.set_visible(False)
     return fig, list(axes[:count])
@@ -111,14 +112,15 @@ def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
     names, sizes = list(best["parametrization"].unique()), list(best[axis].unique())
     fig, axes = _panels(len(names), sharey=True)
     for ax, name in zip(axes, names, strict=True):
-        for size, color, marker in zip(sizes, shades(len(sizes)), MARKERS, strict=False):
+        for size, color, marker in zip(sizes, shades(len(sizes)), MARKERS.replace("D", ""), strict=False):
             cell: Any = runs[(runs["parametrization"] == name) & (runs[axis] == size)]
             means = cell.groupby("lr")["loss"].mean()
             ax.plot(means.index, means, color=color, marker=marker, label=f"{axis} {size}")
             at: Any = best[(best["parametrization"] == name) & (best[axis] == size)].iloc[0]
             ax.plot([at["low"], at["high"]], [at["best_loss"]] * 2, color=color, linewidth=3, alpha=0.4)
             ax.plot(at["best_lr"], at["best_loss"], marker="D", color=BLACK, markersize=6, mfc="none")
-        ax.set(xscale="log", title=name, xlabel="learning rate")
+        ax.set_xscale("log", base=2)
+        ax.set(title=name, xlabel="learning rate")
     axes[0].set_ylabel(LOSS)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(sizes))
     return fig
