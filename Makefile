@@ -9,8 +9,9 @@ READY = $(VENV)/.ready
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart --out runs/quickstart
 
+# Two processes, each test file in one of them: much of the suite is compilation on one core.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
