@@ -1,0 +1,227 @@
+"""Claims about signals and gradients: residuals and norms (S5), attention's scale (S6)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from jaxtyping import Array, Float, Int
+
+from experiments.documents import draw_signals
+from experiments.documents.claim import Claim, Estimate, Finding, Numbers, every, verdict
+from experiments.documents.evidence import Evidence
+from experiments.documents.grids import BASE_WIDTH, norms
+from experiments.documents.stats import mean, pooled
+from scaling.config import ModelConfig
+from scaling.transformer import Params, build
+
+Frame = Any
+VANISHED = -1.0  # log10 of the first block's gradient over the last's
+LIMIT = 1.1  # a rate trains if its loss is at most so many times the best of all arms
+WITH, WITHOUT = "with residuals", "without residuals"
+SCALED, UNSCALED = "scaled", "not scaled"
+
+
+def block_gradients(config: ModelConfig, seed: int, windows_BxT1: np.ndarray) -> np.ndarray:
+    """Norm of the loss's gradient with respect to each block's weights at initialisation, [depth]."""
+    params = build(config).init(seed)
+    return np.asarray(_block_gradients(config, params, jnp.asarray(windows_BxT1)), np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block_gradients(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> Float[Array, " L"]:
+    family = build(config)
+
+    def loss(params: Params) -> Float[Array, ""]:
+        logits = family.apply(params, windows[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
+
+    blocks = jax.tree.leaves(jax.grad(loss)(params)["blocks"])  # each with a leading layer axis
+    return jnp.sqrt(sum(jnp.square(g).reshape(config.depth, -1).sum(axis=1) for g in blocks))
+
+
+def _gradient_ratios(evidence: Evidence) -> list[dict[str, Any]]:
+    """log10 of the first block's gradient norm over the last's, by depth, norm, residual and seed."""
+    run = norms(evidence.size)[0]
+    windows, rows = evidence.heldout(run, 4 * run.model.context), []
+    for depth in evidence.size.probe_depths:
+        for norm in ("layernorm", "none"):
+            for residual in (True, False):
+                config = ModelConfig(
+                    width=BASE_WIDTH,
+                    depth=depth,
+                    n_heads=4,
+                    head_dim=16,
+                    norm=norm,
+                    qk_norm=False,
+                    residual=residual,
+                    scan_layers="always",
+                )
+                for seed in evidence.size.seeds:
+                    g = np.maximum(block_gradients(config, seed, windows), 1e-38)  # smaller ones underflow
+                    ratio = float(np.log10(g[0] / g[-1]))
+                    rows.append({"depth": depth, "norm": norm, "residual": residual, "seed": seed, "ratio": ratio})
+    return rows
+
+
+def trainable_octaves(rates: Sequence[float], losses: Sequence[float], limit: float) -> float:
+    """Octaves of learning rate around the best one at which the loss stays at or below a limit.
+
+    Crossings are interpolated in log rate, half-way where the next loss is not finite; the grid's ends bound it.
+    """
+    x, y = np.log2(np.asarray(rates, float)), np.asarray(losses, float)
+    best = int(np.argmin(y))
+    if not y[best] <= limit:
+        return 0.0
+    reach = 0.0
+    for step in (-1, 1):
+        i = best
+        while 0 <= i + step < len(x) and y[i + step] <= limit:
+            i += step
+        edge = x[i]
+        if 0 <= i + step < len(x):
+            rise = y[i + step] - y[i]
+            share = (limit - y[i]) / rise if np.isfinite(rise) else 0.5
+            edge = x[i] + share * (x[i + step] - x[i])
+        reach += abs(edge - x[best])
+    return float(reach)
+
+
+def octaves_by_arm(table: Frame, by: str) -> dict[str, np.ndarray]:
+    """Trainable octaves of each arm, [seeds]; the limit is `LIMIT` times the least mean loss of all arms."""
+    limit = LIMIT * float(table.groupby([by, "lr"])["loss"].mean().min())
+    found = {}
+    for arm, rows in table.groupby(by):
+        cells = [cell.sort_values("lr") for _, cell in rows.groupby("seed")]
+        found[str(arm)] = np.array([trainable_octaves(c["lr"], c["loss"], limit) for c in cells])
+    return found
+
+
+def residual_numbers(ratios: Frame, rates: Frame) -> dict[str, Estimate]:
+    """S5: gradient ratios at the greatest depth, with layer norm, and the octaves that layer norm adds."""
+    deep = ratios[(ratios["depth"] == ratios["depth"].max()) & (ratios["norm"] == "layernorm")]
+    octaves = octaves_by_arm(rates, "norm")
+    with_norm, without = octaves["layernorm"], octaves["none"]
+    gain = float(with_norm.mean() - without.mean())
+    numbers = {
+        f"log10 gradient ratio {name}": mean(deep.loc[deep["residual"] == kept, "ratio"])
+        for name, kept in ((WITHOUT, False), (WITH, True))
+    }
+    weight = 1 / len(with_norm) + 1 / len(without)
+    return numbers | {"octaves gained by layer norm": pooled(gain, [with_norm, without], weight)}
+
+
+def _s5(evidence: Evidence) -> Finding:
+    ratios = pd.DataFrame(evidence.measured("gradient ratios", lambda: _gradient_ratios(evidence)))
+    rates = evidence.table("norms")
+    rates = rates.assign(norm=[run.model.norm for run in rates["run"]])
+    octaves = octaves_by_arm(rates, "norm")
+    deepest = int(ratios["depth"].max())
+    return Finding(
+        residual_numbers(ratios, rates),
+        f"Gradients at initialisation, {deepest} blocks, with layer norm before each branch; the ratio is of the first "
+        f"block's gradient norm to the last's. Learning rates on a grid of factors of 4 at depth 4: a rate trains if "
+        f"its loss is at most {LIMIT} times the best of both arms; {octaves['layernorm'].mean():.1f} octaves with "
+        f"layer norm, {octaves['none'].mean():.1f} without; no clipping, no QK-norm, residuals on.",
+        draw_signals.residuals(ratios, rates),
+        "Left: first block's gradient norm over the last's against depth, means over seeds. Right: loss against "
+        "learning rate with and without layer norm; crosses at the top did not stay finite.",
+    )
+
+
+def _decide_s5(n: Numbers) -> str:
+    vanishes = n[f"log10 gradient ratio {WITHOUT}"].below(VANISHED)
+    kept = n[f"log10 gradient ratio {WITH}"].within(VANISHED, -VANISHED)
+    return verdict(every(vanishes, kept, n["octaves gained by layer norm"].above(0.0)))
+
+
+def attention_health(head_dim: int, scale: float, seed: int) -> tuple[float, float]:
+    """(entropy of the softmax as a share of its maximum, root mean square gradient with respect to the logits) of
+    causal attention with unit-normal queries, keys, values and upstream gradients; 64 positions, 8 heads."""
+    H, T = 8, 64
+    q, k, v, upstream = jax.random.normal(jax.random.key(seed), (4, H, T, head_dim))
+    mask = np.tril(np.ones((T, T), bool))[None]
+    logits = jnp.einsum("htk,hsk->hts", q, k) * scale
+
+    def output(logits: Float[Array, "H T S"]) -> Float[Array, ""]:
+        weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+        return (weights @ v * upstream).sum() / head_dim**0.5  # so that the upstream signal does not grow with K
+
+    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+    entropy = -jnp.where(mask, weights * jnp.log(jnp.maximum(weights, 1e-38)), 0.0).sum(axis=-1)[:, 1:]
+    share = (entropy / jnp.log(jnp.arange(2, T + 1))[None]).mean()
+    gradient = jax.grad(output)(logits)
+    return float(share), float(jnp.sqrt(jnp.square(gradient).sum() / (H * mask.sum())))
+
+
+def _attention(evidence: Evidence) -> list[dict[str, Any]]:
+    rows = []
+    for head_dim in evidence.size.head_dims:
+        for name, scale in ((SCALED, head_dim**-0.5), (UNSCALED, 1.0)):
+            for seed in evidence.size.seeds:
+                entropy, gradient = attention_health(head_dim, scale, seed)
+                row = {"head_dim": head_dim, "arm": name, "seed": seed, "entropy": entropy, "gradient": gradient}
+                rows.append(row)
+    return rows
+
+
+def attention_numbers(table: Frame) -> dict[str, Estimate]:
+    """Gradient at the largest head dimension over that at the smallest, with and without the scale."""
+    numbers = {}
+    for name in (UNSCALED, SCALED):
+        rows = table[table["arm"] == name].pivot(index="seed", columns="head_dim", values="gradient")
+        numbers[f"gradient kept, {name}"] = mean(rows[rows.columns.max()] / rows[rows.columns.min()])
+    return numbers
+
+
+def _s6(evidence: Evidence) -> Finding:
+    table = pd.DataFrame(evidence.measured("attention", lambda: _attention(evidence)))
+    low, high = table["head_dim"].min(), table["head_dim"].max()
+    return Finding(
+        attention_numbers(table),
+        f"Gradient that the softmax passes back to its logits at head dimension {high} over that at {low}, for "
+        "unit-normal queries and keys, as at initialisation, causal attention over 64 positions. Where queries and "
+        "keys are normalised or trained, their size may differ from that.",
+        draw_signals.attention(table),
+        "Left: gradient with respect to the logits. Right: entropy of the softmax as a share of its maximum. Means "
+        "over seeds, against head dimension.",
+    )
+
+
+def _decide_s6(n: Numbers) -> str:
+    kept = n[f"gradient kept, {SCALED}"].within(0.5, 2.0)
+    return verdict(every(kept, n[f"gradient kept, {UNSCALED}"].below(0.5)))
+
+
+CLAIMS = (
+    Claim(
+        "S5",
+        "A",
+        "residuals keep gradients, layer norm stabilises",
+        "Residual connections prevent vanishing gradients; layer norm stabilises training.",
+        "Supported if at the greatest depth the first block's gradient norm is below a tenth of the last's without "
+        "residuals, within a factor of ten of it with them, and layer norm widens the range of learning rates that "
+        "train (95 % intervals); refuted if one of the three fails.",
+        _decide_s5,
+        "Gradients that do not vanish without residuals: another initialisation, or a norm that restores their size.",
+        _s5,
+        ("norms",),
+    ),
+    Claim(
+        "S6",
+        "C",
+        "1/sqrt(d_k) keeps gradients healthy",
+        "Scaling the attention logits by 1/sqrt(d_k) keeps gradients healthy.",
+        "Supported if from the smallest to the largest head dimension the gradient through the softmax stays within a "
+        "factor of two with the scale and falls to less than half without it (95 % intervals); else refuted.",
+        _decide_s6,
+        "Queries and keys that are not of unit size, as under QK-norm with a learned gain or muP, of scale 1/d_k.",
+        _s6,
+    ),
+)
