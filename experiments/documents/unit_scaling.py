@@ -184,8 +184,8 @@ def _s15(evidence: Evidence) -> Finding:
     return Finding(
         init_numbers(profiles),
         f"{evidence.size.probe_depths[-1]} blocks of width {BASE_WIDTH} at initialisation, no QK-norm; n is the "
-        "fan-in. A deviation of 1/sqrt(n) is a variance of 1/n, the usual initialisation. Spans are log10 of the largest over "
-        "the smallest scale among blocks; a span of 1 is a factor of ten.",
+        "fan-in. A deviation of 1/sqrt(n) is a variance of 1/n, the usual initialisation. Spans are log10 of the "
+        "largest over the smallest scale among blocks; a span of 1 is a factor of ten.",
         draw_signals.profiles({f"{name}, neither": series for name, series in alone.items()} | full),
         "Scale of the feed-forward branches' outputs, over the first block's, and of the gradients with respect to "
         "them, over the last block's; one seed. The band is a factor of ten either way.",
