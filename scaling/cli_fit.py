@@ -83,15 +83,19 @@ class Table:
     """Unit of a column, as N=millions, C=petaflop_days or loss=bits; repeat the flag for more."""
     variable: Annotated[Pairs, Unprefixed] = ()
     """Column of a further variable of the law, as U=unique_tokens; repeat the flag for more."""
+    tuned: Annotated[str | None, Unprefixed] = None
+    """Keep the best run of every cell of N and D over this column, as lr; a note names the cells not tuned by it."""
 
     def read(self, path: Path) -> Runs:
         """The accepted runs of a sweep's folder, a .csv, a .parquet or a .jsonl."""
-        from analysis import load_runs
+        from analysis import load_runs, tuned
 
         columns = dataclasses.asdict(self)
+        over = columns.pop("tuned")
         units = pairs("--unit", columns.pop("unit"), "N=millions")
         columns |= pairs("--variable", columns.pop("variable"), "U=unique_tokens")
-        return load_runs(finished(path) if path.is_dir() else path, **columns, units=units)
+        runs = load_runs(finished(path) if path.is_dir() else path, **columns, units=units)
+        return runs if over is None else tuned(runs, over)
 
 
 @dataclass(frozen=True)

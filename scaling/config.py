@@ -40,12 +40,28 @@ def _require(ok: bool, name: str, value: object, remedy: str) -> None:
 
 
 @dataclass(frozen=True)
+class UnitMultipliers:
+    """Hyper-parameters of the unit-scaled parametrizations beside the learning rate (Blake et al. 2024)."""
+
+    residual: float = 1.0  # of all branches against the embedding: alpha_res
+    attention_ratio: float = 1.0  # of attention against feed-forward branches: alpha_res_attn_ratio
+    activation: float = 1.0  # alpha_ffn_act
+    attention_softmax: float = 1.0  # alpha_attn_softmax
+    loss_softmax: float = 1.0  # alpha_loss_softmax
+
+    def __post_init__(self) -> None:
+        _check_types(self, "model.unit")
+        for name, value in dataclasses.asdict(self).items():
+            _require(value > 0, f"model.unit.{name}", value, "must be positive")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape and options of a decoder-only Transformer."""
 
     width: int = 64
     depth: int = 4
-    n_heads: int = 4
+    n_heads: int | None = 4  # None: width / head_dim, so that heads are added as width grows
     head_dim: int | None = None  # None: width / n_heads
     ff_ratio: float = 4.0  # hidden units of the feed-forward block per unit of width
     vocab: int = 256
@@ -59,30 +75,39 @@ class ModelConfig:
     zero_init_outputs: bool = False  # residual branches and the head start at zero
     dropout: float = 0.0
     parametrization: str = "sp"
-    base_width: int = 64  # where every parametrization agrees with `sp`
+    base_width: int = 64  # where every parametrization by ratios of sizes agrees with `sp`
     base_depth: int = 4
+    unit: UnitMultipliers = field(default_factory=UnitMultipliers)
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: bool = False
     scan_layers: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self, "model")
-        for name in ("width", "depth", "n_heads", "vocab", "context", "base_width", "base_depth"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+        for name in ("width", "depth", "n_heads", "head_dim", "vocab", "context", "base_width", "base_depth"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"model.{name}", value, "must be at least 1")
         _require(self.ff_ratio > 0, "model.ff_ratio", self.ff_ratio, "must be positive")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
-        if self.head_dim is None:
+        if self.n_heads is None:
+            _require(self.head_dim is not None, "model.n_heads", None, "set it, or model.head_dim")
+            remedy = f"must be a multiple of model.head_dim = {self.head_dim}, or set model.n_heads"
+            _require(self.width % (self.head_dim or 1) == 0, "model.width", self.width, remedy)
+        elif self.head_dim is None:
             remedy = f"must be a multiple of model.n_heads = {self.n_heads}, or set model.head_dim"
             _require(self.width % self.n_heads == 0, "model.width", self.width, remedy)
-        else:
-            _require(self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
         if self.position == "rope":
             _require(self.key_dim % 2 == 0, "head dimension", self.key_dim, "must be even for 'rope'")
 
     @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return self.n_heads if self.n_heads is not None else self.width // (self.head_dim or 1)
+
+    @property
     def key_dim(self) -> int:
         """Dimension of one head."""
-        return self.head_dim if self.head_dim is not None else self.width // self.n_heads
+        return self.head_dim if self.head_dim is not None else self.width // self.heads
 
     @property
     def d_ff(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import ModelConfig
+from scaling.parametrization import row_of
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,18 @@ class Counts:
 
 def count(config: ModelConfig) -> Counts:
     """Exact parameter counts of a model."""
-    inner = config.n_heads * config.key_dim
+    inner = config.heads * config.key_dim
     feed_forward = (3 if config.gated else 2) * config.width * config.d_ff
     block_matrices = 4 * config.width * inner + feed_forward
     per_norm = {"rmsnorm": 1, "layernorm": 2, "none": 0}[config.norm] * config.width
     block_gains = 2 * per_norm + (2 * config.key_dim if config.qk_norm else 0)
     table = config.vocab * config.width
     positions = config.context * config.width if config.position == "learned" else 0
-    blocks = config.depth * (block_matrices + block_gains) + per_norm
+    learned = row_of(config).learned_scales
+    block_scales = 3 * inner + (2 if config.gated else 1) * config.d_ff + 2 * config.width if learned else 0
+    blocks = config.depth * (block_matrices + block_gains + block_scales) + per_norm
     return Counts(
-        n_total=blocks + positions + table * (1 if config.tied else 2),
+        n_total=blocks + positions + table * (1 if config.tied else 2) + (config.vocab if learned else 0),
         n_non_embedding=blocks,
         n_matmul=config.depth * block_matrices + table,
     )
@@ -47,7 +50,7 @@ def forward_flops_per_token(config: ModelConfig, *, causal: bool = True) -> floa
     kernel with a mask executes.
     """
     seen = (config.context + 1) / 2 if causal else config.context
-    attention = 2 * 2 * seen * config.n_heads * config.key_dim  # scores and values
+    attention = 2 * 2 * seen * config.heads * config.key_dim  # scores and values
     return float(2 * count(config).n_matmul + config.depth * attention)
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 from optax import contrib
 
 from scaling.config import OptimConfig, RunConfig
-from scaling.parametrization import Rule, parametrization
-from scaling.transformer import Family
+from scaling.parametrization import Role, Rule
+from scaling.transformer import Family, Params
 
 Tree = Any
+_VECTORS = ("gain", "bias", "final_gain", "final_bias", "scale")
+_UNITS = {"embedding": -1, "hidden": -2, "residual_out": -2, "readout": -2}  # axis of the weights of one unit
 _MUON_ROLES = ("hidden", "residual_out")
 _MUON_RMS = 0.2  # update RMS of Adam, so that one rate serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2)
 
@@ -28,7 +32,7 @@ def make_optimizer(config: OptimConfig, family: Family) -> optax.GradientTransfo
     The update of a parameter w of rule r is  -rate * r.lr * direction - decay * r.weight_decay * w:  weight decay
     is independent of the rate (Loshchilov & Hutter 2019, arXiv:1711.05101), masked where r.weight_decay is 0.
     """
-    rules = _rules(family)
+    rules = family.rules
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
     chain = optax.chain(clip, _preconditioner(config, family, rules))
 
@@ -47,9 +51,17 @@ def make_optimizer(config: OptimConfig, family: Family) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
-def _rules(family: Family) -> Tree:
-    table = parametrization(family.config)
-    return jax.tree.map(table.rule, family.roles, family.fan_in)
+def constrain(family: Family, params: Params) -> Params:
+    """Parameters after a step, those that their rule holds at norm 1 divided by it. A zero vector stays zero."""
+
+    def project(role: Role, rule: Rule, w: Array) -> Array:
+        if rule.constraint == "none":
+            return w
+        axes = -1 if role in _VECTORS else _UNITS[role] if rule.constraint == "unit" else (-2, -1)
+        norm = jnp.linalg.norm(w, axis=axes, keepdims=True)
+        return w / jnp.where(norm > 0, norm, 1.0)
+
+    return jax.tree.map(project, family.roles, family.rules, params)
 
 
 def _preconditioner(config: OptimConfig, family: Family, rules: Tree) -> optax.GradientTransformation:

@@ -19,6 +19,7 @@ import pandas as pd
 from scaling import store
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig, from_dict, to_dict
 from scaling.flops import count, flops_per_token
+from scaling.recipe import rescale, warm_up, width_exponent, with_optim
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,16 @@ class PlanConfig:
     """What to plan: compute budgets with sizes around each one's centre, or a rectangle of widths and tokens.
 
     `widths` is the ladder of sizes; the depth of each follows from `aspect`: a number is width / depth, None keeps
-    `model.depth`. The learning rate of a size is `optim.lr` x (width / model.base_width)^-`lr_width_exponent`.
+    `model.depth`.
+
+    The learning rate of a run is `optim.lr` x (width / model.base_width)^-`lr_width_exponent`, by default 0.7 under
+    `sp` and constant under every other parametrization, or `optim.lr` x (n_matmul / `lr_N`)^-`lr_N_exponent`; either
+    x (tokens / `lr_D`)^-`lr_D_exponent`; and each run is planned at each of `lr_factors` times that rate, for
+    `analysis.tuned` to keep the best. With `base_tokens` or `base_batch_tokens`, `optim` is the recipe of a run of
+    those, moved to each run's own by `scaling.recipe.rescale`. A rule that depends on tokens leaves a size's runs
+    without a common trunk: the quickstart's plan would cost 1.3 times as much.
+
+    The warm-up is `warmup_fraction` of the shortest run on each trunk: a plan with other budgets may have other ones.
     """
 
     name: str = "sweep"
@@ -58,7 +68,15 @@ class PlanConfig:
     seeds: tuple[int, ...] = (0,)
     min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/recipe.md)
     min_tokens_per_parameter: float = 4.0
-    lr_width_exponent: float = 0.7  # docs/recipe.md
+    lr_width_exponent: float | None = None  # None: 0.7 under sp (docs/recipe.md), else 0
+    lr_N_exponent: float = 0.0  # in the place of lr_width_exponent
+    lr_D_exponent: float = 0.0
+    lr_N: float | None = None  # n_matmul at which optim.lr holds
+    lr_D: float | None = None  # tokens at which optim.lr holds
+    lr_factors: tuple[float, ...] = (1.0,)  # a grid of rates about the rule's
+    base_tokens: int | None = None  # tokens of the run that optim was tuned for; None: each run's own
+    base_batch_tokens: int | None = None  # tokens per step of that run; None: the plan's
+    warmup_fraction: float | None = None  # of the shortest run on each trunk; None: optim.warmup_tokens
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -67,16 +85,37 @@ class PlanConfig:
     def __post_init__(self) -> None:
         if bool(self.budgets) == bool(self.tokens):
             raise ConfigError(f"budgets = {self.budgets}, tokens = {self.tokens}: give one of the two")
-        for name in ("budgets", "tokens", "widths", "seeds"):
+        for name in ("budgets", "tokens", "widths", "seeds", "lr_factors"):
             values = getattr(self, name)
             if name != "seeds" and any(v <= 0 for v in values):
                 raise ConfigError(f"{name} = {values}: must be positive")
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name} = {values}: must not repeat")
-            if name in ("widths", "seeds") and not values:
+            if name in ("widths", "seeds", "lr_factors") and not values:
                 raise ConfigError(f"{name} = {values}: must hold at least one")
         if self.sizes_per_budget < 1:
             raise ConfigError(f"sizes_per_budget = {self.sizes_per_budget}: must be at least 1")
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        if self.warmup_fraction is not None:
+            if not 0 <= self.warmup_fraction <= 1:
+                raise ConfigError(f"warmup_fraction = {self.warmup_fraction}: must lie in [0, 1]")
+            if (tokens := self.optim.warmup_tokens) != OptimConfig.warmup_tokens:
+                values = f"warmup_fraction = {self.warmup_fraction}, optim.warmup_tokens = {tokens}"
+                raise ConfigError(f"{values}: give one of the two; warmup_fraction is None for a fixed warm-up")
+        for name in ("lr_N", "lr_D", "base_tokens", "base_batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} = {value}: must be positive")
+        for name in ("lr_N", "lr_D"):
+            exponent = getattr(self, f"{name}_exponent")
+            if exponent and getattr(self, name) is None:
+                raise ConfigError(f"{name}_exponent = {exponent}: give {name} too, where optim.lr holds")
+        for one, other in (("lr_N_exponent", "lr_width_exponent"), ("lr_D_exponent", "base_tokens")):
+            if getattr(self, one) and getattr(self, other):
+                values = f"{one} = {getattr(self, one)}, {other} = {getattr(self, other)}"
+                raise ConfigError(f"{values}: two rules for one thing, give one of the two")
 
 
 @dataclass(frozen=True)
@@ -116,6 +155,8 @@ class Plan:
                 "n_matmul",
                 "tokens",
                 "flops",
+                "lr",
+                "warmup_tokens",
             )
             extra: dict[str, Any] = {
                 "steps": run.steps,
@@ -130,6 +171,14 @@ class Plan:
     def flops(self) -> float:
         """FLOPs that the plan costs, shared trunks counted once."""
         return sum(trunk_flops(trunk) for trunk in self.trunks())
+
+    @property
+    def rates_follow_tokens(self) -> bool:
+        """Whether a size has other rates at other token budgets, so that its runs share no trunk."""
+        rates: dict[Any, dict[int, set[float]]] = {}
+        for run in self.runs:
+            rates.setdefault((run.model, run.seed), {}).setdefault(run.tokens, set()).add(run.optim.lr)
+        return any(len(set(map(frozenset, of_size.values()))) > 1 for of_size in rates.values())
 
     def to_json(self, path: str | Path) -> None:
         """Write the plan; `from_json` reads it back."""
@@ -200,10 +249,18 @@ def make_plan(config: PlanConfig) -> Plan:
             if len(accepted) == wanted:
                 break
         ordered = sorted(accepted, key=lambda run: (count(run.model).n_matmul, run.tokens))
-        runs += [dataclasses.replace(run, seed=seed) for run in ordered for seed in config.seeds]
+        runs += [run for base in ordered for run in _repeats(config, base)]
     if not runs:
         raise ConfigError(f"plan {config.name!r}: every rung is refused; the first: {refused[0][1]}")
+    if config.warmup_fraction is not None:
+        runs = warm_up(runs, config.warmup_fraction)
     return Plan(config.name, tuple(runs), tuple(refused))
+
+
+def _repeats(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
+    for factor in config.lr_factors:
+        for seed in config.seeds:
+            yield with_optim(dataclasses.replace(run, seed=seed), lr=run.optim.lr * factor)
 
 
 def _size(config: PlanConfig, width: int) -> ModelConfig:
@@ -213,10 +270,30 @@ def _size(config: PlanConfig, width: int) -> ModelConfig:
 
 
 def _run(config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None) -> RunConfig:
-    lr = config.optim.lr * (model.width / model.base_width) ** -config.lr_width_exponent
-    optim = dataclasses.replace(config.optim, lr=lr)
-    tokens = max(tokens, optim.batch_size * model.context)
-    return RunConfig(model, config.data, optim, tokens, config.seeds[0], config.eval_tokens, budget)
+    tokens = max(tokens, config.optim.batch_size * model.context)
+    run = RunConfig(
+        model, config.data, _optim(config, model, tokens), tokens, config.seeds[0], config.eval_tokens, budget
+    )
+    return run if config.warmup_fraction is None else warm_up([run], config.warmup_fraction)[0]
+
+
+def _optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
+    """The recipe of a run, by the plan's rules."""
+    optim = config.optim
+    if config.base_tokens or config.base_batch_tokens:
+        batch_tokens = optim.batch_size * model.context
+        batch_ratio = batch_tokens / (config.base_batch_tokens or batch_tokens)
+        optim = rescale(optim, batch_ratio, tokens / (config.base_tokens or tokens))
+    lr = optim.lr
+    if config.lr_N_exponent and config.lr_N:
+        lr *= (count(model).n_matmul / config.lr_N) ** -config.lr_N_exponent
+    else:
+        exponent = config.lr_width_exponent
+        exponent = width_exponent(model.parametrization) if exponent is None else exponent
+        lr *= (model.width / model.base_width) ** -exponent
+    if config.lr_D_exponent and config.lr_D:
+        lr *= (tokens / config.lr_D) ** -config.lr_D_exponent
+    return dataclasses.replace(optim, lr=lr)
 
 
 Slice = tuple[list[RunConfig], int]  # candidates, best first, and how many of them are wanted
@@ -247,6 +324,7 @@ def _too_short(config: PlanConfig, run: RunConfig) -> str:
         limit = config.min_tokens_per_parameter
         return f"width {run.model.width}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"
     warmup = run.optim.warmup_tokens
-    if run.branch_step * run.batch_tokens < warmup:
-        return f"width {run.model.width}: warm-up of {warmup:,} tokens does not end before the cooldown begins"
+    end, event = (run.steps, "run ends") if run.optim.schedule == "cosine" else (run.branch_step, "cooldown begins")
+    if end * run.batch_tokens < warmup:
+        return f"width {run.model.width}: warm-up of {warmup:,} tokens does not end before the {event}"
     return ""

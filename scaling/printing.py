@@ -78,6 +78,10 @@ def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_js
     alone = table["flops"].sum()
     share = f"{plan.flops / alone:.0%} of training each alone"
     print(f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})")
+    if plan.rates_follow_tokens:
+        print(
+            "the learning rate of a size depends on its tokens: its runs share no trunk, and each costs its whole price"
+        )
     if seconds is not None:
         left = len(unfinished(plan, out))
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")

@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt
 
 from scaling.config import DataConfig, RunConfig
-from scaling.optimizer import make_optimizer
+from scaling.optimizer import constrain, make_optimizer
 from scaling.parallel import Strategy
 from scaling.transformer import Family, Key, Params, build
 
@@ -106,7 +106,7 @@ def train_step(
     count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
     grads = jax.tree.map(lambda g: g / count, grads)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params, rate=rate, decay=decay)
-    params = optax.apply_updates(state.params, updates)
+    params = constrain(recipe.family, optax.apply_updates(state.params, updates))
     metrics = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
     return TrainState(params, opt_state, state.step + 1), metrics
 

@@ -3,11 +3,12 @@
 Axes: B batch, T position, D width, H heads, K head dimension, F feed-forward, V vocabulary, L layers.
 
 A Flax NNX module used functionally: `build` splits it once into a graph definition and a dictionary of arrays,
-`Family.apply` is a pure function of the latter. Every parameter carries its role and fan-in as metadata.
+`Family.apply` is a pure function of the latter. Every parameter carries its role and its rule as metadata.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,29 +20,31 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scaling.config import ModelConfig
+from scaling.ops import times
 from scaling.parametrization import Parametrization, Role, parametrization
 
 Params = Any  # nested dictionary of arrays
 Key = PRNGKeyArray | None
+Tap = Callable[[str, Array], Array]  # sees the activation of each layer by name and may replace it
 
 _NORM_EPSILON = 1e-6
+_ONES = ("gain", "final_gain", "scale")  # start at 1, others with their rule's standard deviation
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "geglu": jax.nn.gelu,
-    "reglu": jax.nn.relu,
-    "swiglu": jax.nn.silu,
-    "glu": jax.nn.sigmoid,
-}
+_BRANCHES = ("attention", "feed_forward")
+
+
+def _see(name: str, x: Array) -> Array:
+    """The tap that does nothing."""
+    del name
+    return x
+
+
+def _within(tap: Tap, block: str, name: str, x: Array) -> Array:
+    return tap(f"{block}.{name}", x)
 
 
 class Weight(nnx.Param):
-    """A parameter with metadata: `role`, `fan_in`."""
+    """A parameter with metadata: `role`, `rule`."""
 
 
 def _weight(
@@ -51,16 +54,17 @@ def _weight(
     shape: tuple[int, ...],
     *,
     fan_in: int,
+    base_fan_in: float | int | None = None,
     zero: bool = False,
 ) -> Weight:
-    rule = rules.rule(role, fan_in)
-    if role == "gain":
+    rule = rules.rule(role, fan_in, base_fan_in)
+    if role in _ONES:
         value = jnp.ones(shape)
     elif zero or rule.init_std == 0.0:
         value = jnp.zeros(shape)
     else:
         value = rule.init_std * jax.random.normal(rngs.params(), shape)
-    return Weight(value, role=role, fan_in=fan_in)
+    return Weight(value, role=role, rule=rule)
 
 
 class Linear(nnx.Module):
@@ -71,29 +75,38 @@ class Linear(nnx.Module):
         rules: Parametrization,
         rngs: nnx.Rngs,
         role: Role,
-        fan_in: int,
         fan_outs: tuple[int, ...],
         *,
+        fan_in: int,
+        base_fan_in: float | int,
         zero: bool = False,
     ) -> None:
-        self.weights = nnx.List(
-            [_weight(rules, rngs, role, (fan_in, out), fan_in=fan_in, zero=zero) for out in fan_outs]
-        )
-        self.rules, self.rule = rules, rules.rule(role, fan_in)
+        sizes: Any = {"fan_in": fan_in, "base_fan_in": base_fan_in}
+        self.weights = nnx.List([_weight(rules, rngs, role, (fan_in, out), zero=zero, **sizes) for out in fan_outs])
+        self.scale = _scale(rules, rngs, sum(fan_outs))
+        self.ops, self.multiplier = rules.ops, rules.rule(role, **sizes).multiplier
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        weights = [weight[...] for weight in self.weights]
-        weight = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
-        return self.rules.linear(x, weight, self.rule)
+        return _times(self.ops.linear(x, [weight[...] for weight in self.weights], self.multiplier), self.scale)
+
+
+def _scale(rules: Parametrization, rngs: nnx.Rngs, size: int) -> Weight | None:
+    """A learned scale for each output, where the parametrisation has them."""
+    return _weight(rules, rngs, "scale", (size,), fan_in=size) if rules.row.learned_scales else None
+
+
+def _times(y: Float[Array, "B T O"], scale: Weight | None) -> Float[Array, "B T O"]:
+    return y if scale is None else y * scale[...].astype(y.dtype).reshape(1, 1, -1)
 
 
 class Norm(nnx.Module):
     """RMSNorm, LayerNorm or nothing, over the last axis, computed in float32."""
 
-    def __init__(self, kind: str, rules: Parametrization, rngs: nnx.Rngs, size: int) -> None:
-        self.kind = kind
-        self.gain = None if kind == "none" else _weight(rules, rngs, "gain", (size,), fan_in=size)
-        self.bias = _weight(rules, rngs, "bias", (size,), fan_in=size) if kind == "layernorm" else None
+    def __init__(self, kind: str, rules: Parametrization, rngs: nnx.Rngs, size: int, final: bool = False) -> None:
+        self.kind, self.ops = kind, rules.ops
+        gain, bias = ("final_gain", "final_bias") if final else ("gain", "bias")
+        self.gain = None if kind == "none" else _weight(rules, rngs, gain, (size,), fan_in=size)
+        self.bias = _weight(rules, rngs, bias, (size,), fan_in=size) if kind == "layernorm" else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         if self.gain is None:
@@ -103,23 +116,8 @@ class Norm(nnx.Module):
             z = z - z.mean(axis=-1, keepdims=True)
         z = z * jax.lax.rsqrt(jnp.square(z).mean(axis=-1, keepdims=True) + _NORM_EPSILON)
         shape = (1,) * (x.ndim - 1) + (-1,)
-        z = z * self.gain[...].reshape(shape)
-        return (z if self.bias is None else z + self.bias[...].reshape(shape)).astype(x.dtype)
-
-
-def causal_attention(
-    q: Float[Array, "B H T K"], k: Float[Array, "B H T K"], v: Float[Array, "B H T K"], scale: float
-) -> Float[Array, "B H T K"]:
-    """Softmax attention over the positions up to each one, the softmax in float32.
-
-    Written out, head axis before position: on CPU the gradient of `jax.nn.dot_product_attention` takes more than
-    twice as long (`benchmarks/attention.py`).
-    """
-    T = q.shape[2]
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(np.tril(np.ones((T, T), bool))[None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+        z = z * self.ops.vector(self.gain[...], x).reshape(shape)
+        return (z if self.bias is None else z + self.ops.vector(self.bias[...], x).reshape(shape)).astype(x.dtype)
 
 
 def rope(x: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
@@ -153,14 +151,16 @@ class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs) -> None:
-        inner = config.n_heads * config.key_dim
-        self.qkv = Linear(rules, rngs, "hidden", config.width, (inner, inner, inner))
-        self.out = Linear(rules, rngs, "residual_out", inner, (config.width,), zero=config.zero_init_outputs)
+        width, base, inner = config.width, config.base_width, config.heads * config.key_dim
+        base_inner = base if None in (config.n_heads, config.head_dim) else inner
+        zero = config.zero_init_outputs
+        self.qkv = Linear(rules, rngs, "hidden", (inner, inner, inner), fan_in=width, base_fan_in=base)
+        self.out = Linear(rules, rngs, "residual_out", (width,), fan_in=inner, base_fan_in=base_inner, zero=zero)
         kind = "rmsnorm" if config.qk_norm else "none"
         self.q_norm = Norm(kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(kind, rules, rngs, config.key_dim)
-        self.heads, self.rotary = config.n_heads, config.position == "rope"
-        self.scale = rules.attention_scale(config.key_dim)
+        self.heads, self.rotary = config.heads, config.position == "rope"
+        self.ops, self.scale = rules.ops, rules.attention_scale
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         B, T, _ = x_BxTxD.shape
@@ -169,26 +169,23 @@ class Attention(nnx.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = rope(q), rope(k)
-        y_BxHxTxK = causal_attention(q, k, v, self.scale)
+        y_BxHxTxK = self.ops.attention(q, k, v, self.scale)
         return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around an activation; gated forms multiply by a third (Shazeer 2020, arXiv:2002.05202)."""
+    """Two matrices around an activation; gated forms multiply by a third."""
 
     def __init__(self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs) -> None:
-        hidden = (config.d_ff,) * (2 if config.gated else 1)
-        self.up = Linear(rules, rngs, "hidden", config.width, hidden)
-        self.down = Linear(rules, rngs, "residual_out", config.d_ff, (config.width,), zero=config.zero_init_outputs)
-        self.activation, self.gated = config.activation, config.gated
+        width, base, hidden = config.width, config.base_width, config.d_ff
+        fan_outs, base_hidden = (hidden,) * (2 if config.gated else 1), hidden * base / width
+        zero = config.zero_init_outputs
+        self.up = Linear(rules, rngs, "hidden", fan_outs, fan_in=width, base_fan_in=base)
+        self.down = Linear(rules, rngs, "residual_out", (width,), fan_in=hidden, base_fan_in=base_hidden, zero=zero)
+        self.ops, self.activation = rules.ops, config.activation
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = self.up(x_BxTxD)
-        act = ACTIVATIONS[self.activation]
-        if self.gated:
-            gate, value = jnp.split(h, 2, axis=-1)
-            return self.down(act(gate) * value)
-        return self.down(act(h))
+        return self.down(self.ops.activation(self.activation, self.up(x_BxTxD)))
 
 
 class Block(nnx.Module):
@@ -197,19 +194,17 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs) -> None:
         self.norms = nnx.List([Norm(config.norm, rules, rngs, config.width) for _ in range(2)])
         self.branches = nnx.List([Attention(config, rules, rngs), FeedForward(config, rules, rngs)])
-        self.rate = config.dropout
+        self.ops, self.rate = rules.ops, config.dropout
 
-    def __call__(self, x: Float[Array, "B T D"], weights: Any, key: Key) -> Float[Array, "B T D"]:
-        """`weights`: of (attention, feed-forward), each a pair (skip, branch); a skip of None drops it."""
+    def __call__(self, x: Float[Array, "B T D"], weights: Any, key: Key, tap: Tap = _see) -> Float[Array, "B T D"]:
+        """`weights`: of (attention, feed-forward), each a pair (skip, branch)."""
         keys = [None, None] if key is None else list(jax.random.split(key))
-        for norm, branch, (skip, gain), k in zip(self.norms, self.branches, weights, keys, strict=True):
-            y = dropout(branch(norm(x)), self.rate, k)
-            x = _times(y, gain) if skip is None else _times(x, skip) + _times(y, gain)
+        parts = zip(_BRANCHES, self.norms, self.branches, weights, keys, strict=True)
+        for name, norm, branch, pair, k in parts:
+            skip, x = self.ops.split(x, pair)
+            y = tap(name, dropout(branch(norm(x)), self.rate, k))
+            x = self.ops.join(skip, y, pair)
         return x
-
-
-def _times(x: Array, weight: Any) -> Array:
-    return x if isinstance(weight, float) and weight == 1.0 else x * jnp.asarray(weight, x.dtype)
 
 
 class Transformer(nnx.Module):
@@ -217,43 +212,49 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         rules = parametrization(config)
-        self.config = config
+        self.config, self.rules = config, rules
         self.embedding = _weight(rules, rngs, "embedding", (config.vocab, config.width), fan_in=config.vocab)
         learned = config.position == "learned"
         shape = (config.context, config.width)
         self.position = _weight(rules, rngs, "embedding", shape, fan_in=config.vocab) if learned else None
         blocks = [Block(config, rules, rngs) for _ in range(config.depth)]
         self.blocks: Any = _stack(blocks) if config.scanned else nnx.List(blocks)
-        self.norm = Norm(config.norm, rules, rngs, config.width)
-        self.rules, self.rule = rules, rules.rule("readout", config.width)
+        self.norm = Norm(config.norm, rules, rngs, config.width, final=True)
+        sizes: Any = {"fan_in": config.width, "base_fan_in": config.base_width}
         shape, zero = (config.width, config.vocab), config.zero_init_outputs
-        free = not config.tied
-        self.head = _weight(rules, rngs, "readout", shape, fan_in=config.width, zero=zero) if free else None
+        self.head = None if config.tied else _weight(rules, rngs, "readout", shape, zero=zero, **sizes)
+        self.head_scale = _scale(rules, rngs, config.vocab)
+        self.in_multiplier = rules.rule("embedding", config.vocab).multiplier
+        self.out_multiplier = rules.rule("readout", **sizes).multiplier
 
-    def __call__(self, tokens_BxT: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T V"]:
+    def __call__(self, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see) -> Float[Array, "B T V"]:
         """Logits in float32. Without a key there is no dropout."""
-        config = self.config
-        x = self.embedding[...][tokens_BxT]
+        config, ops = self.config, self.rules.ops
+        x = ops.embed(self.embedding[...], tokens_BxT, self.in_multiplier)
         if self.position is not None:
-            x = x + self.position[...][None, : x.shape[1]]
+            x = ops.place(x, times(self.position[...][None, : x.shape[1]], self.in_multiplier))
         elif config.position == "sinusoidal":
-            x = x + sinusoids(x.shape[1], config.width)[None]
+            x = ops.place(x, jnp.asarray(sinusoids(x.shape[1], config.width))[None])
         first, rest = (None, None) if key is None else jax.random.split(key)
-        x = dropout(x.astype(config.dtype), config.dropout, first)
-        x = self._layers(x, rest)
-        x = self.norm(x)
+        x = tap("embedding", dropout(x.astype(config.dtype), config.dropout, first))
+        x = tap("final_norm", self.norm(self._layers(x, rest, tap)))
         weight = self.embedding[...].T if self.head is None else self.head[...]
-        return self.rules.linear(x, weight, self.rule).astype(jnp.float32)
+        logits = _times(ops.readout(x, weight, self.out_multiplier), self.head_scale)
+        return ops.loss_scale(tap("logits", logits.astype(jnp.float32)))
 
-    def _layers(self, x: Float[Array, "B T D"], key: Key) -> Float[Array, "B T D"]:
+    def _layers(self, x: Float[Array, "B T D"], key: Key, tap: Tap) -> Float[Array, "B T D"]:
         config = self.config
-        weights = [self._residual_weights(layer) for layer in range(config.depth)]
-        keys = None if key is None else jax.random.split(key, config.depth)
+        weights = [tuple(self.rules.residual(2 * layer + i) for i in range(2)) for layer in range(config.depth)]
+        keys = [None] * config.depth if key is None else jax.random.split(key, config.depth)
+        if tap is not _see:
+            for layer, block in enumerate(self.blocks):
+                named = functools.partial(_within, tap, f"block{layer}")
+                x = tap(f"block{layer}", block(x, weights[layer], keys[layer], named))
+            return x
         call = jax.checkpoint(_call, static_argnums=(0,)) if config.remat else _call
         if not config.scanned:
             for layer, block in enumerate(self.blocks):
-                graph, state = nnx.split(block)
-                x = call(graph, state, x, weights[layer], None if keys is None else keys[layer])
+                x = call(*nnx.split(block), x, weights[layer], keys[layer])
             return x
         graph, state = nnx.split(self.blocks)
         stacked = jax.tree.map(lambda *w: jnp.asarray(w, jnp.float32), *weights)
@@ -261,11 +262,7 @@ class Transformer(nnx.Module):
         def body(x: Array, layer: Any) -> tuple[Array, None]:
             return call(graph, *_with_x(x, layer)), None
 
-        return jax.lax.scan(body, x, (state, stacked, keys))[0]
-
-    def _residual_weights(self, layer: int) -> tuple[tuple[float | None, float], ...]:
-        pairs = [self.rules.residual(2 * layer + i, 2 * self.config.depth) for i in range(2)]
-        return tuple((skip if self.config.residual else None, gain) for skip, gain in pairs)
+        return jax.lax.scan(body, x, (state, stacked, None if key is None else keys))[0]
 
 
 def _call(graph: Any, state: Any, x: Array, weights: Any, key: Key) -> Array:
@@ -290,15 +287,23 @@ class Family:
     config: ModelConfig
     graph: Any
     roles: Any  # tree like the parameters: role of each
-    fan_in: Any  # tree like the parameters: fan-in of each
+    rules: Any  # tree like the parameters: `Rule` of each
 
     def init(self, seed: int) -> Params:
         """Fresh parameters, float32."""
         return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(params=seed))))
 
-    def apply(self, params: Params, tokens_BxT: Int[Array, "B T"], key: Key = None) -> Float[Array, "B T V"]:
-        """Logits, float32; a key switches dropout on."""
-        return nnx.merge(self.graph, _as_state(params))(tokens_BxT, key)
+    def apply(
+        self, params: Params, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see
+    ) -> Float[Array, "B T V"]:
+        """Logits, float32; a key switches dropout on.
+
+        tap: called with each activation, by name in the order of computation: "embedding", for each block i
+            "block{i}.attention" and "block{i}.feed_forward" (what the branches write) and "block{i}" (the residual
+            stream after it), "final_norm", "logits"; what it returns takes the activation's place. Not for scanned
+            layers.
+        """
+        return nnx.merge(self.graph, _as_state(params))(tokens_BxT, key, tap)
 
 
 def _as_state(params: Params) -> Any:
@@ -313,4 +318,4 @@ def build(config: ModelConfig) -> Family:
     pick = lambda name: jax.tree.map(  # noqa: E731
         lambda w: w.get_metadata()[name], nnx.to_pure_dict(state, lambda w: w), is_leaf=is_weight
     )
-    return Family(config, graph, pick("role"), pick("fan_in"))
+    return Family(config, graph, pick("role"), pick("rule"))

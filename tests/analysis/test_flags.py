@@ -81,7 +81,8 @@ def test_a_warm_up_or_cooldown_that_does_not_grow_with_the_run_is_named() -> Non
     note = _note(load_runs(_table(warmup_tokens=2e7)), "warm-up")
     assert "from 5 % (row 1) to 20 % (row 0) of its tokens" in note
     assert "arXiv:2406.19146" in note
-    assert load_runs(_table(warmup_tokens=0.01 * 1e8 * np.array([1, 1, 1, 1]))).notes == ()  # 1 % of a run at most
+    assert load_runs(_table(warmup_tokens=0.05 * 1e8)).notes == ()  # 5 % of a run at most
+    assert "from 1.5 % (row 1) to 6 % (row 0)" in _note(load_runs(_table(warmup_tokens=0.06 * 1e8)), "warm-up")
     assert load_runs(_table(warmup_tokens=[1e7, 5e7, 2e7, "?"])).notes == ()  # within a factor of 3
     cooldown = _note(load_runs(_table(cooldown_fraction=[0.2, 0.2, 0.0, 0.2])), "cooldown")
     assert "from 0 % (row 2) to 20 % (row 0)" in cooldown

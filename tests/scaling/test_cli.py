@@ -22,7 +22,7 @@ TINY = [
     "--model.context",
     "16",
 ]
-TINY += ["--data.source", "markov:states=16,tokens=20000", "--optim.batch-size", "4", "--optim.warmup-tokens", "64"]
+TINY += ["--data.source", "markov:states=16,tokens=20000", "--optim.batch-size", "4", "--warmup-fraction", "0.05"]
 TINY += ["--widths", "8", "12", "--budgets", "2e8", "4e8", "--sizes-per-budget", "2", "--eval-tokens", "400"]
 TINY += ["--min-steps", "10", "--min-tokens-per-parameter", "1"]
 
@@ -100,11 +100,14 @@ def test_predict_says_what_is_missing(saved, capsys):
 
 def test_every_option_of_a_fit_reaches_it(table, tmp_path, capsys):
     frame = pd.read_csv(table).assign(n=lambda t: t["params"] / 1e6, w=1.0, se=0.003)
-    frame.to_csv(tmp_path / "millions.csv", index=False)
+    rates = [frame.assign(rate=rate, val_loss=frame["val_loss"] * (1 + (rate - 2) ** 2)) for rate in (1.0, 2.0, 3.0)]
+    pd.concat(rates).to_csv(tmp_path / "millions.csv", index=False)
     columns = [*COLUMNS[2:], "--columns.N", "n", "--unit", "N=millions", "--weight", "w", "--columns.loss-se", "se"]
+    columns += ["--tuned", "rate"]
     how = ["--objective", "lad", "--residual", "raw", "--quantile", "0.4", "--noise", "loss_se", "--tie", "beta=alpha"]
     how += ["--fix", "E=1.7", "--fix", "A=400", "--prior", "alpha=0.34,0.01", "--save", str(tmp_path / "fit.json")]
     summary = answer(["fit", tmp_path / "millions.csv", *columns, "--draws", "5", *how], capsys)
+    assert summary["n_runs"] == 35  # the best of three
     assert summary["params"]["E"] == 1.7
     assert summary["params"]["beta"] == summary["params"]["alpha"]
     protocol = json.loads((tmp_path / "fit.json").read_text())["protocol"]

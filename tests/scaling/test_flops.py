@@ -137,7 +137,7 @@ def test_the_compiled_program_costs_what_the_lowered_one_does() -> None:
 
 def test_a_causal_position_attends_to_itself_and_those_before() -> None:
     config = ModelConfig()
-    T, inner = config.context, config.n_heads * config.key_dim
+    T, inner = config.context, config.heads * config.key_dim
     pairs = sum(t + 1 for t in range(T))
     scores_and_values = config.depth * 2 * 2 * inner * pairs
     weights = 2 * count(config).n_matmul * T

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scaling import parametrization as table
 from scaling.config import ModelConfig, OptimConfig, RunConfig
 from scaling.optimizer import make_optimizer, schedule, undercooled
-from scaling.parametrization import PARAMETRIZATIONS, parametrization
+from scaling.parametrization import PARAMETRIZATIONS, Rule
 from scaling.transformer import Params, build
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -155,7 +155,8 @@ def test_updates_are_the_formulas(
 ) -> None:
     """With rates, decays and epsilons that differ by role: the last step's update is
     -rate x lr x direction - decay x weight_decay x w, the decay masked where the role's is 0."""
-    rules, *rest = PARAMETRIZATIONS["sp"]
+    standard = PARAMETRIZATIONS["sp"]
+    rules = standard.rules
     changes = {
         "hidden": {"lr": 0.5, "weight_decay": 2.0},
         "readout": {"lr": 3.0, "epsilon": 1e3},
@@ -165,7 +166,7 @@ def test_updates_are_the_formulas(
     def changed(role: str) -> Any:
         return lambda scale: dataclasses.replace(rules[role](scale), **changes.get(role, {}))  # pyright: ignore
 
-    row = ({role: changed(role) for role in rules}, *rest)
+    row = dataclasses.replace(standard, rules={role: changed(role) for role in rules})
     monkeypatch.setattr(table, "PARAMETRIZATIONS", {**PARAMETRIZATIONS, "changed": row})
     model = make_model(norm="layernorm", parametrization="changed")
     family, config = build(model), OptimConfig(optimizer=name, clip_norm=limit, epsilon=1e-3)
@@ -173,12 +174,11 @@ def test_updates_are_the_formulas(
     rate, decay = 0.02, 0.001
     last = updates(model, config, params, steps, rate, decay)[-1]
 
-    def expected(role: str, fan_in: int, w: np.ndarray, *gradients: np.ndarray) -> np.ndarray:
-        rule = parametrization(model).rule(role, fan_in)  # pyright: ignore[reportArgumentType]
+    def expected(rule: Rule, w: np.ndarray, *gradients: np.ndarray) -> np.ndarray:
         move = direction(list(gradients), config, config.epsilon * rule.epsilon)
         return -rate * rule.lr * move - decay * rule.weight_decay * w
 
-    wanted = jax.tree.map(expected, family.roles, family.fan_in, params, *[clipped(g, limit) for g in steps])
+    wanted = jax.tree.map(expected, family.rules, params, *[clipped(g, limit) for g in steps])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), last, wanted)
 
 

@@ -13,6 +13,7 @@ import pytest
 from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig
 from scaling.flops import count, flops_per_token
 from scaling.plan import Plan, PlanConfig, grid_plan, isoflop_plan, make_plan, trunk_flops, trunk_steps
+from scaling.recipe import rescale
 
 BUDGETS = [2e11, 6e11, 2e12]
 WIDTHS = (24, 32, 40, 48, 56, 64, 80, 96)
@@ -116,6 +117,18 @@ def test_a_plan_without_a_rung_is_an_error() -> None:
         ({"budgets": (1e12,), "widths": ()}, "widths = .*at least one"),
         ({"budgets": (1e12,), "seeds": ()}, "seeds = .*at least one"),
         ({"budgets": (1e12,), "sizes_per_budget": 0}, "sizes_per_budget = 0"),
+        ({"budgets": (1e12,), "lr_factors": (1.0, 0.0)}, "lr_factors = .*must be positive"),
+        ({"budgets": (1e12,), "lr_factors": ()}, "lr_factors = .*at least one"),
+        ({"budgets": (1e12,), "lr_N_exponent": 0.3}, "lr_N_exponent = 0.3: give lr_N too"),
+        ({"budgets": (1e12,), "lr_D_exponent": 0.3, "lr_D": -1.0}, "lr_D = -1.0: must be positive"),
+        ({"budgets": (1e12,), "lr_N_exponent": 0.3, "lr_N": 1e5, "lr_width_exponent": 0.7}, "give one of the two"),
+        ({"budgets": (1e12,), "lr_D_exponent": 0.3, "lr_D": 1e6, "base_tokens": 1000}, "give one of the two"),
+        ({"budgets": (1e12,), "base_tokens": 0}, "base_tokens = 0: must be positive"),
+        ({"budgets": (1e12,), "warmup_fraction": 1.5}, r"warmup_fraction = 1.5: must lie in \[0, 1\]"),
+        (
+            {"budgets": (1e12,), "warmup_fraction": 0.1, "optim": OptimConfig(warmup_tokens=9)},
+            "give one of the two; wa",
+        ),
     ],
 )
 def test_invalid_plans_are_named(changes: dict[str, Any], message: str) -> None:
@@ -158,3 +171,57 @@ def test_the_table_prices_every_run() -> None:
     ratios = table["flops"] / table["budget"]
     assert ratios.between(0.99, 1.0001).all()
     assert json.loads(table.to_json(orient="records"))  # plain columns
+
+
+def rates(plan: Plan) -> dict[tuple[int, int], float]:
+    return {(run.model.width, run.tokens): run.optim.lr for run in plan}
+
+
+def test_the_default_rate_falls_with_width_under_sp_alone() -> None:
+    sp = rates(grid([32, 64, 128], [5_000_000]))
+    np.testing.assert_allclose(list(sp.values()), OPTIM.lr * np.array([0.5, 1.0, 2.0]) ** -0.7, rtol=1e-15)
+    mup = rates(grid([32, 64, 128], [5_000_000], model=dataclasses.replace(MODEL, parametrization="mup")))
+    assert set(mup.values()) == {OPTIM.lr}
+    assert set(rates(grid([32, 64, 128], [5_000_000], lr_width_exponent=0.0)).values()) == {OPTIM.lr}
+
+
+def test_a_rate_that_is_a_power_of_N_and_D_costs_every_run_in_full() -> None:
+    sizes, tokens = [32, 64], [1_000_000, 2_000_000]
+    of_size = grid(sizes, tokens, lr_N_exponent=0.4, lr_N=1e5)
+    assert len(of_size.trunks()) == 2 and not of_size.rates_follow_tokens
+    both = grid(sizes, tokens, lr_N_exponent=0.4, lr_N=1e5, lr_D_exponent=0.2, lr_D=1e6)
+    for run in both:
+        expected = OPTIM.lr * (count(run.model).n_matmul / 1e5) ** -0.4 * (run.tokens / 1e6) ** -0.2
+        assert run.optim.lr == pytest.approx(expected, rel=1e-15)
+    assert len(both.trunks()) == 4 and both.rates_follow_tokens
+    assert both.flops == pytest.approx(both.table()["flops"].sum()) and both.flops > 1.2 * of_size.flops
+
+
+def test_a_grid_of_rates_is_planned_about_every_run_of_the_rule() -> None:
+    plan = grid([32, 64], [1_000_000, 2_000_000], lr_factors=(0.5, 1.0, 2.0), seeds=(0, 1))
+    alone = rates(grid([32, 64], [1_000_000, 2_000_000]))
+    assert len(plan) == 3 * 2 * len(alone) and not plan.rates_follow_tokens
+    assert len(plan.trunks()) == 3 * 2 * 2  # of a size, a rate and a seed
+    for cell, lr in alone.items():
+        assert sorted({r.optim.lr for r in plan if (r.model.width, r.tokens) == cell}) == [lr / 2, lr, lr * 2]
+
+
+def test_the_warm_up_is_a_fraction_of_the_shortest_run_on_each_trunk() -> None:
+    plan = isoflop(warmup_fraction=0.05)
+    assert [trunk[0].model.width for trunk in plan.trunks()] == [t[0].model.width for t in isoflop().trunks()]
+    for trunk in plan.trunks():
+        shortest = min(run.steps * run.batch_tokens for run in trunk)
+        assert {run.optim.warmup_tokens for run in trunk} == {int(0.05 * shortest)}
+    alone = isoflop(warmup_fraction=0.05, optim=dataclasses.replace(OPTIM, schedule="cosine"))
+    assert all(run.optim.warmup_tokens == int(0.05 * run.steps * run.batch_tokens) for run in alone)
+
+
+def test_a_recipe_of_other_tokens_and_batch_is_moved_to_each_run() -> None:
+    optim = dataclasses.replace(OPTIM, weight_decay=1e-4)
+    plan = grid([64], [1_000_000, 4_000_000], optim=optim, base_tokens=1_000_000, base_batch_tokens=512)
+    assert plan.runs[0].optim == optim
+    assert plan.runs[1].optim == rescale(optim, data_ratio=4.0)
+    assert plan.rates_follow_tokens
+    doubled = dataclasses.replace(optim, batch_size=8)
+    (run,) = grid([64], [1_000_000], optim=doubled, base_batch_tokens=512)
+    assert run.optim == rescale(doubled, batch_ratio=2.0)

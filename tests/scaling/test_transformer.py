@@ -18,7 +18,8 @@ import optax
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.transformer import ACTIVATIONS, Params, build, causal_attention, dropout, rope, sinusoids
+from scaling.ops import ACTIVATIONS, causal_attention
+from scaling.transformer import Params, build, dropout, rope, sinusoids
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
