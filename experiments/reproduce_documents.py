@@ -25,7 +25,7 @@ import jinja2
 import tyro
 
 from analysis.report import inline_svg
-from experiments.documents import arithmetic, distributed, laws, recipes, signals
+from experiments.documents import arithmetic, distributed, laws, recipes, signals, unit_scaling
 from experiments.documents.claim import PENDING, Claim, Result
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import FULL, QUICK
@@ -33,7 +33,7 @@ from scaling.config import ConfigError
 from scaling.printing import show_plan
 from scaling.sweep import unfinished
 
-MODULES = (laws, signals, distributed, recipes, arithmetic)
+MODULES = (laws, signals, distributed, recipes, unit_scaling, arithmetic)
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
     for claim in sorted((c for module in MODULES for c in module.CLAIMS), key=lambda claim: int(claim.id[1:]))

@@ -106,13 +106,11 @@ def data_curves(table: Frame) -> Figure:
 
 
 @styled
-def price(table: Frame) -> Figure:
+def price(table: Frame, best: Frame) -> Figure:
     """Loss against compute with its lower envelope; measured time against counted FLOPs."""
     fig = new_figure(HEIGHT)
     left, right = fig.subplots(1, 2)
     handles = by_size(left, table, "flops", "loss")
-    means = table.groupby(["n_matmul", "tokens"]).agg({"flops": "first", "loss": "mean"}).sort_values("flops")
-    best = means[means["loss"] <= means["loss"].cummin()]
     handles += left.plot(best["flops"], best["loss"], color=BLACK, linestyle="--", zorder=4, label="lowest")
     log_axis(left, "x", "flops")
     log_axis(left, "y", "loss")

@@ -29,11 +29,12 @@ class Size:
     """How large the evidence is; token numbers are whole steps of 4 x 128.
 
     Attributes:
-        tokens: of each width of the family; the middle one also of the depths, the first of optimisers' rates.
+        tokens: of each width of the family; the second one also of the depths, the first of optimisers' rates.
+        seeds: of what is compared seed by seed or not trained, few_seeds: of all else.
         spread: learning rates as multiples of the recipe's; the middle one is 1.
         short: tokens of the runs that ask only whether a rate trains.
         repeated: tokens seen again and again for S12, epochs: how many times.
-        probe_depths, head_dims: of what is measured without training.
+        probe_depths, deep (blocks of models whose layers are apart), head_dims: of what is measured without training.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Size:
     repeated: int
     epochs: tuple[int, ...]
     probe_depths: tuple[int, ...]
+    deep: int
     head_dims: tuple[int, ...]
     eval_tokens: int
 
@@ -56,17 +58,18 @@ class Size:
 QUICK = Size(
     name="quick",
     widths=(16, 24, 32, 48, 64, 96),
-    tokens=(102_400, 204_800, 409_600),
+    tokens=(76_800, 153_600, 307_200),
     seeds=(0, 1, 2),
     few_seeds=(0, 1),
-    depths=(1, 2, 4, 8),
+    depths=(1, 2, 4, 6),
     spread=(1 / 16, 1 / 4, 1.0, 4.0, 16.0),
     batches=(2, 8, 32),
-    batch_tokens=(32_768, 65_536, 131_072, 262_144),
-    short=65_536,
+    batch_tokens=(16_384, 32_768, 65_536, 131_072),
+    short=49_152,
     repeated=16_384,
-    epochs=(1, 2, 4, 8, 16, 24),
-    probe_depths=(2, 4, 8, 16),
+    epochs=(1, 2, 4, 8, 12),
+    probe_depths=(2, 6, 16),
+    deep=8,
     head_dims=(4, 8, 16, 32, 64, 128, 256),
     eval_tokens=32_768,
 )
@@ -85,6 +88,7 @@ FULL = dataclasses.replace(
     repeated=65_536,
     epochs=(1, 2, 4, 8, 16, 32, 64),
     probe_depths=(2, 4, 8, 16, 32),
+    deep=32,
     eval_tokens=131_072,
 )
 BASE_WIDTH = 32  # of every grid but the family
@@ -109,7 +113,7 @@ def family(size: Size) -> list[RunConfig]:
     return [
         _run(size, tokens, seed, model__width=width)
         for width in size.widths
-        for seed in size.seeds
+        for seed in size.few_seeds
         for tokens in size.tokens
     ]
 
@@ -180,7 +184,7 @@ def norms(size: Size) -> list[RunConfig]:
         )
         for norm in ("layernorm", "none")
         for factor in size.spread
-        for seed in size.seeds
+        for seed in size.few_seeds
     ]
 
 

@@ -139,12 +139,17 @@ def price(table: Frame) -> dict[str, Estimate]:
         if took > 0:  # compiling falls out of the difference; a pause of the machine may outweigh it
             seconds.append(np.log(took))
             flops.append(np.log(ends["flops"].iloc[0] / ends["tokens"].iloc[0]))
-    frontier = []
-    for _, rows in table.groupby("seed"):
-        rows = rows.sort_values("flops")
-        best = rows[rows["loss"] <= rows["loss"].cummin()]
-        frontier.append(-np.polyfit(np.log(best["flops"]), np.log(best["loss"]), 1)[0])
-    return {"exponent of loss in compute": mean(frontier), "exponent of time in FLOPs": slopes(seconds, flops)[0]}
+    best = frontier(table)
+    return {
+        "exponent of loss in compute": slopes(-np.log(best["loss"]), np.log(best["flops"]))[0],
+        "exponent of time in FLOPs": slopes(seconds, flops)[0],
+    }
+
+
+def frontier(table: Frame) -> Frame:
+    """Mean losses over seeds that no cheaper cell of size and tokens beats, cheapest first."""
+    means = table.groupby(["n_matmul", "tokens"]).agg({"flops": "first", "loss": "mean"}).sort_values("flops")
+    return means[means["loss"] <= means["loss"].cummin()]
 
 
 def _s4(evidence: Evidence) -> Finding:
@@ -152,10 +157,10 @@ def _s4(evidence: Evidence) -> Finding:
     numbers = price(table)
     return Finding(
         numbers,
-        "The loss along the frontier falls as C^-exponent, one frontier per seed. Time is seconds per token of "
+        "The loss along the frontier of lowest mean losses falls as C^-exponent. Time is seconds per token of "
         "training against counted FLOPs per token, without compiling, one core per run; other work on the machine is "
         "in its scatter, and where products are too small to fill the core it grows more slowly than FLOPs.",
-        draw.price(table),
+        draw.price(table, frontier(table)),
         "Left: loss against training compute; the dashed line joins the lowest losses. Right: measured seconds per "
         "million tokens against counted FLOPs per token.",
     )

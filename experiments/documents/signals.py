@@ -23,6 +23,7 @@ from scaling.transformer import Params, build
 
 Frame = Any
 VANISHED = -1.0  # log10 of the first block's gradient over the last's
+ATTENTION_DRAWS = 16
 LIMIT = 1.1  # a rate trains if its loss is at most so many times the best of all arms
 WITH, WITHOUT = "with residuals", "without residuals"
 SCALED, UNSCALED = "scaled", "not scaled"
@@ -141,7 +142,8 @@ def _decide_s5(n: Numbers) -> str:
     return verdict(every(vanishes, kept, n["octaves gained by layer norm"].above(0.0)))
 
 
-def attention_health(head_dim: int, scale: float, seed: int) -> tuple[float, float]:
+@functools.partial(jax.jit, static_argnums=0)
+def attention_health(head_dim: int, scale: float, seed: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(entropy of the softmax as a share of its maximum, root mean square gradient with respect to the logits) of
     causal attention with unit-normal queries, keys, values and upstream gradients; 64 positions, 8 heads."""
     H, T = 8, 64
@@ -154,18 +156,18 @@ def attention_health(head_dim: int, scale: float, seed: int) -> tuple[float, flo
         return (weights @ v * upstream).sum() / head_dim**0.5  # so that the upstream signal does not grow with K
 
     weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-    entropy = -jnp.where(mask, weights * jnp.log(jnp.maximum(weights, 1e-38)), 0.0).sum(axis=-1)[:, 1:]
+    entropy = -jax.scipy.special.xlogy(weights, weights).sum(axis=-1)[:, 1:]
     share = (entropy / jnp.log(jnp.arange(2, T + 1))[None]).mean()
     gradient = jax.grad(output)(logits)
-    return float(share), float(jnp.sqrt(jnp.square(gradient).sum() / (H * mask.sum())))
+    return share, jnp.sqrt(jnp.square(gradient).sum() / (H * mask.sum()))
 
 
 def _attention(evidence: Evidence) -> list[dict[str, Any]]:
     rows = []
     for head_dim in evidence.size.head_dims:
         for name, scale in ((SCALED, head_dim**-0.5), (UNSCALED, 1.0)):
-            for seed in evidence.size.seeds:
-                entropy, gradient = attention_health(head_dim, scale, seed)
+            for seed in range(ATTENTION_DRAWS):
+                entropy, gradient = (float(x) for x in attention_health(head_dim, scale, seed))
                 row = {"head_dim": head_dim, "arm": name, "seed": seed, "entropy": entropy, "gradient": gradient}
                 rows.append(row)
     return rows
@@ -195,8 +197,10 @@ def _s6(evidence: Evidence) -> Finding:
 
 
 def _decide_s6(n: Numbers) -> str:
-    kept = n[f"gradient kept, {SCALED}"].within(0.5, 2.0)
-    return verdict(every(kept, n[f"gradient kept, {UNSCALED}"].below(0.5)))
+    kept, lost = n[f"gradient kept, {SCALED}"], n[f"gradient kept, {UNSCALED}"]
+    harmless = lost.above(0.9)
+    falls = False if harmless else True if lost.below(0.5) else None
+    return verdict(every(kept.within(0.5, 2.0), falls))
 
 
 CLAIMS = (
@@ -219,7 +223,8 @@ CLAIMS = (
         "1/sqrt(d_k) keeps gradients healthy",
         "Scaling the attention logits by 1/sqrt(d_k) keeps gradients healthy.",
         "Supported if from the smallest to the largest head dimension the gradient through the softmax stays within a "
-        "factor of two with the scale and falls to less than half without it (95 % intervals); else refuted.",
+        "factor of two with the scale and falls to less than half without it (95 % intervals); refuted if it does not "
+        "stay so with the scale, or keeps more than nine tenths without it.",
         _decide_s6,
         "Queries and keys that are not of unit size, as under QK-norm with a learned gain or muP, of scale 1/d_k.",
         _s6,

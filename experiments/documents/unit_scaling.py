@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from scaling.signals import signal_scales
+from jaxtyping import Array, Int
 
 from experiments.documents import draw_signals
 from experiments.documents.claim import Claim, Estimate, Finding, Numbers, Row, every, some, verdict
@@ -16,6 +19,7 @@ from experiments.documents.recipes import best_cells
 from experiments.documents.signals import LIMIT, octaves_by_arm
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig, RunConfig
+from scaling.signals import activations, gradients
 from scaling.transformer import Params, build
 
 Frame = Any
@@ -35,13 +39,21 @@ BRANCHES = ("attention", "feed_forward")
 
 def profile(config: ModelConfig, params: Params, windows_BxT1: np.ndarray) -> Profile:
     """Root mean square of every block's branch outputs and of the loss's gradient with respect to them."""
+    scales = jax.device_get(_scales(config, params, jnp.asarray(windows_BxT1)))
+    return {
+        branch: {kind: [float(scales[kind][f"block{i}.{branch}"]) for i in range(config.depth)] for kind in scales}
+        for branch in BRANCHES
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)  # `signal_scales` compiles anew for each seed
+def _scales(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> dict[str, dict[str, Array]]:
     family = build(config)
-    scales = jax.device_get(signal_scales(family, params, windows_BxT1))
-    found: Profile = {}
-    for branch in BRANCHES:
-        pairs = [scales[f"block{i}.{branch}"] for i in range(config.depth)]
-        found[branch] = {kind: [float(pair[j]) for pair in pairs] for j, kind in enumerate(("signal", "gradient"))}
-    return found
+    layers = {
+        "signal": activations(family, params, windows[:, :-1]),
+        "gradient": gradients(family, params, windows),
+    }
+    return jax.tree.map(lambda x: jnp.sqrt(jnp.square(x).mean()), layers)
 
 
 def span(found: Profile, kind: str) -> float:
@@ -50,17 +62,12 @@ def span(found: Profile, kind: str) -> float:
     return max(float(np.log10(v.max() / v.min())) if np.isfinite(v).all() else np.inf for v in values)
 
 
-def _deep(evidence: Evidence, parametrization: str, **options: Any) -> ModelConfig:
-    shape = {"width": BASE_WIDTH, "depth": evidence.size.probe_depths[-1], "n_heads": 4, "head_dim": 16}
-    return ModelConfig(**shape, parametrization=parametrization, **options)
-
-
-def _at_start(evidence: Evidence, config: ModelConfig) -> list[Profile]:
-    """A profile at initialisation per seed."""
+def _at_start(evidence: Evidence, config: ModelConfig, parametrization: str) -> list[Profile]:
+    """A profile per seed of a model initialised under some parametrisation."""
     run = schemes(evidence.size)[0]
     windows = evidence.heldout(run, 4 * run.model.context)
-    family = build(config)
-    return [profile(config, family.init(seed), windows) for seed in evidence.size.few_seeds]
+    family = build(dataclasses.replace(config, parametrization=parametrization))
+    return [profile(config, family.init(seed), windows) for seed in evidence.size.seeds]
 
 
 def _best_runs(table: Frame, scheme: str) -> list[RunConfig]:
@@ -70,15 +77,15 @@ def _best_runs(table: Frame, scheme: str) -> list[RunConfig]:
 
 
 def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
-    """Of each scheme, profiles at initialisation of a deep model and of the trained models at their best rate."""
+    """Of each scheme, profiles at initialisation and of the trained models at their best rate."""
     table, found = evidence.table("schemes"), {}
     for scheme in SCHEMES:
-        trained = []
-        for run in _best_runs(table, scheme):
+        trained, runs = [], _best_runs(table, scheme)
+        for run in runs:
             params = evidence.params(run)
             if params is not None:
                 trained.append(profile(run.model, params, evidence.heldout(run, 4 * run.model.context)))
-        found[scheme] = {"start": _at_start(evidence, _deep(evidence, scheme)), "trained": trained}
+        found[scheme] = {"start": _at_start(evidence, runs[0].model, scheme), "trained": trained}
     return found
 
 
@@ -123,9 +130,9 @@ def _s13(evidence: Evidence) -> Finding:
         unit_numbers(table, profiles),
         "The documents' unit scaling: weights divided by their norm after every step; as written, the norm is of the "
         "whole tensor; per column, each column keeps unit norm and a learned scale (nGPT, arXiv:2410.01131). Spans are "
-        "log10 of the largest over the smallest scale among blocks, of signals or gradients, at initialisation with "
-        f"{evidence.size.probe_depths[-1]} blocks, and after training with 4 at each scheme's best rate. Octaves and "
-        f"losses: {evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
+        "log10 of the largest over the smallest scale among blocks, of signals or gradients, at initialisation "
+        "and after training at each scheme's best rate, 4 blocks. Octaves and losses: "
+        f" {evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
         "best loss of all schemes. 'unit' is the unit scaling of Blake et al. 2023 (arXiv:2303.11257).",
         draw_signals.schemes(table),
         "Loss against learning rate under each parametrisation, means over seeds; crosses at the top did not stay "
@@ -148,10 +155,11 @@ def _decide_s13(n: Numbers) -> str:
 
 
 def _initialisations(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
-    """Of each reading, profiles at initialisation in every setting."""
+    """Of each reading, profiles at initialisation in every setting; the readings differ in nothing else."""
+    shape = {"width": BASE_WIDTH, "depth": evidence.size.deep, "n_heads": 4, "head_dim": 16, "qk_norm": False}
     return {
         reading: {
-            setting: _at_start(evidence, _deep(evidence, scheme, qk_norm=False, **options))
+            setting: _at_start(evidence, ModelConfig(**shape, **options), scheme)
             for setting, options in SETTINGS.items()
         }
         for reading, scheme in READINGS.items()
@@ -183,7 +191,7 @@ def _s15(evidence: Evidence) -> Finding:
     ]
     return Finding(
         init_numbers(profiles),
-        f"{evidence.size.probe_depths[-1]} blocks of width {BASE_WIDTH} at initialisation, no QK-norm; n is the "
+        f"{evidence.size.deep} blocks of width {BASE_WIDTH} at initialisation, no QK-norm; n is the "
         "fan-in. A deviation of 1/sqrt(n) is a variance of 1/n, the usual initialisation. Spans are log10 of the "
         "largest over the smallest scale among blocks; a span of 1 is a factor of ten.",
         draw_signals.profiles({f"{name}, neither": series for name, series in alone.items()} | full),
