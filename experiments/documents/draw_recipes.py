@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from analysis.style import BLACK, BLUE, GREY, LOSS, MARKERS, count_text, log_axis, new_figure, shades, styled
+from analysis.style import BLACK, BLUE, GREY, LOSS, MARKERS, count_text, new_figure, shades, styled
 from experiments.documents.draw import FREE, HEIGHT, at_values
 
 Frame = Any
+LOST = 6.0  # nats per token, more than of knowing nothing, ln 256
 
 
 def rate_axis(ax: Axes) -> None:
@@ -26,16 +27,15 @@ def rate_axis(ax: Axes) -> None:
 def rate_lines(ax: Axes, table: Frame, by: str, x: str = "lr") -> list[Any]:
     """Mean loss against rate, one line per value of a column in its order; returns what the key shows.
 
-    A rate at which a seed's loss is not finite is a cross at the top.
+    A rate at which the mean is above `LOST`, or not finite, is a cross there.
     """
-    handles, top = [], 5.8
+    handles = []
     names = list(dict.fromkeys(table[by]))
     for name, color, marker in zip(names, shades(len(names)), MARKERS, strict=False):
         means = table[table[by] == name].groupby(x)["loss"].mean()
-        shown = means[np.isfinite(means)]
+        shown, lost = means[means < LOST], means[~(means < LOST)]
         handles += ax.plot(shown.index, shown, color=color, marker=marker, markersize=4, label=str(name))
-        lost = means[~np.isfinite(means)]
-        ax.plot(lost.index, np.full(len(lost), top), "x", color=color, markersize=6)
+        ax.plot(lost.index, np.full(len(lost), LOST), "x", color=color, markersize=6)
     rate_axis(ax)
     return handles
 
@@ -100,6 +100,3 @@ def update(table: Frame, reference: Frame) -> Figure:
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.1)
     left.set(ylabel=LOSS)
     return fig
-
-
-__all__ = ["log_axis", "overfitting", "rate_axis", "rate_lines", "recipe", "update"]

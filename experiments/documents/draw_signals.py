@@ -47,11 +47,11 @@ def attention(table: Frame) -> Figure:
         handles = []
         for (name, rows), color, marker in zip(table.groupby("arm"), (VERMILLION, BLUE), MARKERS, strict=False):
             means = rows.groupby("head_dim")[column].mean()
-            label = "not scaled" if name == "not scaled" else "scaled by 1/√d_k"
+            label = "not scaled" if name == "not scaled" else r"scaled by $1/\sqrt{d_k}$"
             handles += ax.plot(means.index, means, color=color, marker=marker, markersize=4.5, label=label)
         at_values(ax, table["head_dim"])
         ax.set_ylim(0, None)
-        ax.set(xlabel="Head dimension d_k")
+        ax.set(xlabel="Head dimension $d_k$")
     left.set(ylabel="Gradient at the logits (rms)")
     right.set(ylabel="Entropy of the softmax\nover its maximum")
     fig.legend(handles=handles, loc="outside upper left", ncols=2)

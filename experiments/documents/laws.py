@@ -36,26 +36,30 @@ def longest(table: Frame) -> Frame:
 
 
 def performance_exponents(table: Frame) -> dict[str, Estimate]:
-    """Exponents in N of three measures of performance at the largest token budget."""
+    """Exponents in N of two measures of performance at the largest token budget."""
     rows = longest(table)
     first = rows["n_matmul"].min()
     start = rows.loc[rows["n_matmul"] == first].set_index("seed")["loss"]
     larger = rows[rows["n_matmul"] > first]
     gain = larger["seed"].map(start).to_numpy() - larger["loss"].to_numpy()
     ratio = np.log(larger["n_matmul"] / first)
-    runs = analysis.load_runs(table, N="n_matmul", D="tokens", C="flops", trunk="trunk_id")
-    law = analysis.fit(runs, "chinchilla", delta=1e-2, allow_unidentified=True)
-    boot = law.bootstrap(FLOOR_DRAWS, seed=0)
     return {
         ONE_OVER: slopes(-np.log(rows["loss"]), np.log(rows["n_matmul"]))[0],
         REDUCTION: slopes(np.log(np.maximum(gain, 1e-9)), ratio)[0],
-        EXCESS: Estimate(law.params["alpha"], *boot.interval("alpha", 0.95)),
     }
+
+
+def excess_exponent(table: Frame) -> Estimate:
+    """alpha of L = E + A/N^alpha + B/D^beta: the exponent of 1/(loss - floor) in N."""
+    runs = analysis.load_runs(table, N="n_matmul", D="tokens", C="flops", trunk="trunk_id")
+    law = analysis.fit(runs, "chinchilla", delta=1e-2, allow_unidentified=True)
+    boot = law.bootstrap(FLOOR_DRAWS, seed=0)
+    return Estimate(law.params["alpha"], *boot.interval("alpha", 0.95))
 
 
 def _s1(evidence: Evidence) -> Finding:
     table = evidence.table("family")
-    numbers = performance_exponents(table)
+    numbers = performance_exponents(table) | {EXCESS: excess_exponent(table)}
     sizes = table["n_matmul"]
     return Finding(
         numbers,

@@ -119,7 +119,7 @@ def residual_numbers(ratios: Frame, rates: Frame) -> dict[str, Estimate]:
 
 
 def _s5(evidence: Evidence) -> Finding:
-    ratios = pd.DataFrame(evidence.measured("gradient ratios", lambda: _gradient_ratios(evidence)))
+    ratios: Frame = pd.DataFrame(evidence.measured("gradient ratios", lambda: _gradient_ratios(evidence)))
     rates = evidence.table("norms")
     rates = rates.assign(norm=[run.model.norm for run in rates["run"]])
     octaves = octaves_by_arm(rates, "norm")
@@ -132,7 +132,7 @@ def _s5(evidence: Evidence) -> Finding:
         f"layer norm, {octaves['none'].mean():.1f} without; no clipping, no QK-norm, residuals on.",
         draw_signals.residuals(ratios, rates),
         "Left: first block's gradient norm over the last's against depth, means over seeds. Right: loss against "
-        "learning rate with and without layer norm; crosses at the top did not stay finite.",
+        "learning rate with and without layer norm; crosses at the top are losses beyond it.",
     )
 
 
@@ -174,22 +174,28 @@ def _attention(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def attention_numbers(table: Frame) -> dict[str, Estimate]:
-    """Gradient at the largest head dimension over that at the smallest, with and without the scale."""
+    """Gradient at the largest head dimension over that at the smallest, and entropy at the largest, with and without
+    the scale."""
     numbers = {}
     for name in (UNSCALED, SCALED):
         rows = table[table["arm"] == name].pivot(index="seed", columns="head_dim", values="gradient")
         numbers[f"gradient kept, {name}"] = mean(rows[rows.columns.max()] / rows[rows.columns.min()])
+    for name in (UNSCALED, SCALED):
+        last = table[(table["arm"] == name) & (table["head_dim"] == table["head_dim"].max())]
+        numbers[f"entropy left, {name}"] = mean(last["entropy"])
     return numbers
 
 
 def _s6(evidence: Evidence) -> Finding:
-    table = pd.DataFrame(evidence.measured("attention", lambda: _attention(evidence)))
+    table: Frame = pd.DataFrame(evidence.measured("attention", lambda: _attention(evidence)))
     low, high = table["head_dim"].min(), table["head_dim"].max()
     return Finding(
         attention_numbers(table),
         f"Gradient that the softmax passes back to its logits at head dimension {high} over that at {low}, for "
-        "unit-normal queries and keys, as at initialisation, causal attention over 64 positions. Where queries and "
-        "keys are normalised or trained, their size may differ from that.",
+        "unit-normal queries and keys, as at initialisation, causal attention over 64 positions; and the entropy "
+        f"of the softmax at {high}, as a share of its maximum. Without the scale most rows settle on one position and "
+        "pass next to nothing back, the few undecided ones pass more, so that the norm falls less than the entropy. "
+        "Normalised or trained queries and keys may have another size.",
         draw_signals.attention(table),
         "Left: gradient with respect to the logits. Right: entropy of the softmax as a share of its maximum. Means "
         "over seeds, against head dimension.",

@@ -135,8 +135,8 @@ def _s13(evidence: Evidence) -> Finding:
         f" {evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
         "best loss of all schemes. 'unit' is the unit scaling of Blake et al. 2023 (arXiv:2303.11257).",
         draw_signals.schemes(table),
-        "Loss against learning rate under each parametrisation, means over seeds; crosses at the top did not stay "
-        "finite.",
+        "Loss against learning rate under each parametrisation, means over seeds; crosses at the top are losses "
+        "beyond it.",
         _scheme_rows(table, profiles),
     )
 

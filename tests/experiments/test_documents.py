@@ -261,13 +261,11 @@ def test_the_update_is_the_formula() -> None:
         np.testing.assert_allclose(w["a"] + moves["a"], expected, rtol=1e-6)
 
 
-def test_block_gradients_sum_to_the_whole(make_model) -> None:
-    config = make_model(depth=3, scan_layers="always", zero_init_outputs=False)
+def test_no_gradient_reaches_a_block_that_nothing_leads_to(make_model) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 17))
-    norms = signals.block_gradients(config, 0, windows)
-    flat = signals.block_gradients(make_model(depth=3, scan_layers="always", residual=False), 0, windows)
-    assert norms.shape == (3,) and (norms > 0).all() and np.isfinite(norms).all()
-    assert flat[0] == 0  # outputs start at zero and nothing skips them
+    found = signals.block_gradients(make_model(depth=2, scan_layers="always", residual=False), 0, windows)
+    assert found.shape == (2,)
+    assert found[0] == 0  # outputs start at zero and nothing skips them
 
 
 def test_statistics_cover_what_they_are_given() -> None:
