@@ -15,7 +15,13 @@ from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 RATE, RATE_EXPONENT, RATE_WIDTH = 5e-3, 0.7, 64  # docs/recipe.md
 METHODS: tuple[Literal["adamw", "rmsprop", "sgd"], ...] = ("adamw", "rmsprop", "sgd")
 SGD_FACTOR = 64.0  # centre of SGD's grid over AdamW's: its step has the gradient's size, not its sign's
-SCHEMES = ("sp", "mup", "unit", "normalized", "normalized_literal")  # S13
+SCHEMES = {  # S13: centre of its rates over SP's, where a step is about the same share of a weight at the start
+    "sp": 1.0,
+    "mup": 1.0,
+    "unit": 4.0,  # weights of size 1 instead of 32^-1/2
+    "normalized": 1.0,
+    "normalized_literal": 0.25,  # of size 32^-1
+}
 REMEDIES: dict[str, dict[str, Any]] = {  # S12: arm -> changes by dotted path
     "none": {},
     "dropout 0.2": {"model.dropout": 0.2},
@@ -191,8 +197,8 @@ def norms(size: Size) -> list[RunConfig]:
 def schemes(size: Size) -> list[RunConfig]:
     """A wide grid of learning rates under each parametrisation, depth 4."""
     return [
-        _run(size, size.short, seed, model__depth=4, model__parametrization=scheme, optim__lr=factor)
-        for scheme in SCHEMES
+        _run(size, size.short, seed, model__depth=4, model__parametrization=scheme, optim__lr=factor * centre)
+        for scheme, centre in SCHEMES.items()
         for factor in size.spread
         for seed in size.few_seeds
     ]

@@ -111,9 +111,13 @@ def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) ->
 
 def _scheme_rows(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> list[Row]:
     octaves, cells = octaves_by_arm(table, "parametrization"), best_cells(table, "parametrization")
+    best = {scheme: _best_runs(table, scheme)[0].optim.lr for scheme in SCHEMES}
+    grids = {scheme: table.loc[table["parametrization"] == scheme, "lr"] for scheme in SCHEMES}
     return [
         {
             "parametrisation": scheme,
+            "best rate": f"{best[scheme]:.2g}"
+            + (", at the grid's edge" if best[scheme] in (grids[scheme].min(), grids[scheme].max()) else ""),
             "best loss": f"{np.exp(np.mean(cells[scheme])):.3f}",
             "octaves that train": f"{octaves[scheme].mean():.1f}",
             "span at the start": f"{widest(profiles[scheme]['start']).value:.2f}",
