@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,14 +31,9 @@ WITH, WITHOUT = "with residuals", "without residuals"
 SCALED, UNSCALED = "scaled", "not scaled"
 
 
-def block_gradients(config: ModelConfig, seed: int, windows_BxT1: np.ndarray) -> np.ndarray:
-    """Norm of the loss's gradient with respect to each block's weights at initialisation, [depth]."""
-    params = build(config).init(seed)
-    return np.asarray(_block_gradients(config, params, jnp.asarray(windows_BxT1)), np.float64)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _block_gradients(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> Float[Array, " L"]:
+def block_gradients(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> Float[Array, " L"]:
+    """Norm of the loss's gradient with respect to each block's weights; for a model whose layers are scanned."""
     family = build(config)
 
     def loss(params: Params) -> Float[Array, ""]:
@@ -50,24 +47,17 @@ def _block_gradients(config: ModelConfig, params: Params, windows: Int[Array, "B
 def _gradient_ratios(evidence: Evidence) -> list[dict[str, Any]]:
     """log10 of the first block's gradient norm over the last's, by depth, norm, residual and seed."""
     run = norms(evidence.size)[0]
-    windows, rows = evidence.heldout(run, 4 * run.model.context), []
-    for depth in evidence.size.probe_depths:
-        for norm in ("layernorm", "none"):
+    windows, rows = jnp.asarray(evidence.heldout(run, 4 * run.model.context)), []
+    shape = {"width": BASE_WIDTH, "n_heads": 4, "head_dim": 16, "qk_norm": False, "scan_layers": "always"}
+    for depth, norm in itertools.product(evidence.size.probe_depths, ("layernorm", "none")):
+        for seed in evidence.size.seeds:
+            config = ModelConfig(**shape, depth=depth, norm=norm)
+            params = build(config).init(seed)
             for residual in (True, False):
-                config = ModelConfig(
-                    width=BASE_WIDTH,
-                    depth=depth,
-                    n_heads=4,
-                    head_dim=16,
-                    norm=norm,
-                    qk_norm=False,
-                    residual=residual,
-                    scan_layers="always",
-                )
-                for seed in evidence.size.seeds:
-                    g = np.maximum(block_gradients(config, seed, windows), 1e-38)  # smaller ones underflow
-                    ratio = float(np.log10(g[0] / g[-1]))
-                    rows.append({"depth": depth, "norm": norm, "residual": residual, "seed": seed, "ratio": ratio})
+                config = dataclasses.replace(config, residual=residual)
+                g = np.maximum(np.asarray(block_gradients(config, params, windows), float), 1e-38)  # may underflow
+                ratio = float(np.log10(g[0] / g[-1]))
+                rows.append({"depth": depth, "norm": norm, "residual": residual, "seed": seed, "ratio": ratio})
     return rows
 
 

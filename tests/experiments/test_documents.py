@@ -35,6 +35,7 @@ from experiments.documents.stats import mean, slopes
 from experiments.reproduce_documents import CLAIMS, WAITING
 from scaling.cli import main
 from scaling.config import ConfigError
+from scaling.transformer import build
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Row = tuple[float, float, float]
@@ -263,7 +264,8 @@ def test_the_update_is_the_formula() -> None:
 
 def test_no_gradient_reaches_a_block_that_nothing_leads_to(make_model) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 17))
-    found = signals.block_gradients(make_model(depth=2, scan_layers="always", residual=False), 0, windows)
+    config = make_model(depth=2, scan_layers="always", residual=False)
+    found = signals.block_gradients(config, build(config).init(0), jnp.asarray(windows))
     assert found.shape == (2,)
     assert found[0] == 0  # outputs start at zero and nothing skips them
 
