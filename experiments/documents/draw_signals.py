@@ -18,22 +18,24 @@ Frame = Any
 def residuals(ratios: Frame, rates: Frame) -> Figure:
     """Gradient ratio against depth in four settings; loss against rate with and without layer norm."""
     fig = new_figure(3.6)
-    left, right = fig.subplots(1, 2)
+    left, middle, right = fig.subplots(1, 3)
     handles = []
     for (norm, residual), rows in ratios.groupby(["norm", "residual"]):
-        means = rows.groupby("depth")["ratio"].mean()
+        means = rows.groupby("depth")[["ratio", "first"]].mean()
         color = BLUE if residual else VERMILLION
         label = f"{'with' if residual else 'no'} residuals, {'layer norm' if norm == 'layernorm' else 'no norm'}"
         look = {"marker": "o" if norm == "layernorm" else "s", "linestyle": "-" if norm == "layernorm" else "--"}
-        handles += left.plot(means.index, means, color=color, markersize=4.5, label=label, **look)
-    left.axhline(-1, color=GREY, linestyle=":", zorder=1)
-    at_values(left, ratios["depth"])
-    left.set(xlabel="Depth (blocks)", ylabel="log₁₀ of first block's gradient\nnorm over the last's")
-    left.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+        handles += left.plot(means.index, means["ratio"], color=color, markersize=4.5, label=label, **look)
+        middle.plot(means.index, means["first"] - means["first"].iloc[0], color=color, markersize=4.5, **look)
+    for ax, over in ((left, "last block's"), (middle, "shallowest model's")):
+        ax.axhline(-1, color=GREY, linestyle=":", zorder=1)
+        at_values(ax, ratios["depth"])
+        ax.set(xlabel="Depth (blocks)", ylabel=f"log₁₀ of first block's gradient\nnorm over {over}")
     named = rates.assign(norm=rates["norm"].map({"layernorm": "layer norm", "none": "no norm"}))
     lines = rate_lines(right, named, "norm")
-    right.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1, ncols=2)
+    right.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
     right.set(ylabel=LOSS)
+    fig.legend(handles=handles, loc="outside lower left", ncols=2)
     return fig
 
 
