@@ -42,9 +42,15 @@ class Evidence:
         sweep(plan, self.out / "runs", workers=self.workers)
 
     def table(self, name: str) -> Frame:
-        """The run table of a grid with each row's configuration in `run`; `loss` is infinite where it diverged."""
+        """The run table of a grid with each row's configuration in `run`; `loss` is infinite where it diverged.
+
+        Raises:
+            RuntimeError: runs of it are missing.
+        """
         runs = {run.run_id: run for run in GRIDS[name](self.size)}
         table: Frame = store.run_table(self.out / "runs", runs.values())
+        if len(table) < len(runs):
+            raise RuntimeError(f"{len(runs) - len(table)} runs of {name!r} are not trained yet; call again to resume")
         table["loss"] = table["loss"].fillna(np.inf)
         return table.assign(run=[runs[i] for i in table["run_id"]])
 
