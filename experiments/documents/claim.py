@@ -36,10 +36,20 @@ class Estimate:
         """Whether the number lies between two bounds; None where the interval contains one of them."""
         return every(self.above(low), self.below(high))
 
+    @property
+    def interval(self) -> str:
+        """The interval's ends, "exact" where they are equal."""
+        return "exact" if self.low == self.high else f"{self.low:.3g} to {self.high:.3g}"
+
+    @property
+    def text(self) -> str:
+        """The number: counts to the last digit, others to three or four."""
+        if self.low == self.high:
+            return f"{self.value:,.0f}" if self.value >= 1000 else f"{self.value:.4g}"
+        return f"{self.value:.3g}"
+
     def __str__(self) -> str:
-        if self.low == self.high == self.value:
-            return f"{self.value:.4g}"
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return self.text if self.low == self.high else f"{self.text} [{self.low:.3g}, {self.high:.3g}]"
 
 
 Numbers = Mapping[str, Estimate]

@@ -101,5 +101,5 @@ def profiles(layers: dict[str, dict[str, list[float]]], bound: float = 10.0) -> 
         ax.set(yscale="log", xlabel="Block")
     axes[0].set(ylabel="Signal (rms) over the first block's")
     axes[1].set(ylabel="Gradient (rms) over the last block's")
-    fig.legend(handles=handles, loc="outside upper left", ncols=3)
+    fig.legend(handles=handles, loc="outside upper left", ncols=2)
     return fig

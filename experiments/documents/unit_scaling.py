@@ -25,7 +25,7 @@ from scaling.transformer import Params, build
 Frame = Any
 Profile = dict[str, dict[str, list[float]]]  # branch -> {"signal": [L], "gradient": [L]}
 FORMS = {"normalized_literal": "as written", "normalized": "per column"}  # of the documents' unit scaling
-READINGS = {"variance 1/sqrt(n)": "sp_variance", "deviation 1/sqrt(n)": "sp"}
+READINGS = {"deviation 1/sqrt(n)": "sp", "variance 1/sqrt(n)": "sp_variance"}
 ALONE, TOGETHER = "no norms, no residuals", "norms and residuals"
 SETTINGS: dict[str, dict[str, Any]] = {
     ALONE: {"norm": "none", "residual": False},
@@ -176,7 +176,7 @@ def init_numbers(profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Est
         f"span of {kind}s, {reading}, {setting}": mean([span(one, kind) for one in profiles[reading][setting]])
         for setting in (ALONE, TOGETHER)
         for reading in READINGS
-        for kind in ("gradient", "signal")
+        for kind in ("signal", "gradient")
     }
 
 
