@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def overfitting(curves: Frame, ends: Frame, unique: int) -> Figure:
         right.plot(np.full(len(rows), i), rows["train"], linestyle="none", mfc="white", **look)
     at_values(left, curves["tokens"] / unique)
     left.set(xlabel=f"Tokens trained on, in units of {unique:,}", ylabel="Held-out loss (nats per token)")
-    right.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
+    right.set_xticks(range(len(names)), [textwrap.fill(name, 9) for name in names])
     right.set(ylabel="Loss at the end: filled held-out,\nhollow training")
     right.tick_params(labelleft=True)
     right.margins(x=0.15)
