@@ -76,10 +76,12 @@ def examine(args: Documents) -> list[Result]:
     """Train what the claims need and decide each; progress goes to standard error."""
     evidence = Evidence(FULL if args.full else QUICK, args.out, args.workers)
     claims = [CLAIMS[name] for name in dict.fromkeys(args.claims)]
-    plan = evidence.plan(dict.fromkeys(grid for claim in claims for grid in claim.needs))
+    grids = dict.fromkeys(grid for claim in claims for grid in claim.needs)
+    plan = evidence.plan(grids)
     if len(plan) and unfinished(plan, args.out / "runs").runs:
-        if args.full:
-            show_plan(plan, args.out / "runs", timing=True, workers=args.workers)
+        for grid in grids if args.full else ():
+            print(f"\nthe runs of {grid!r}", flush=True)
+            show_plan(evidence.plan([grid]), args.out / "runs", timing=True, workers=args.workers)
         start = time.monotonic()
         evidence.train(plan)
         print(f"trained the runs: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
