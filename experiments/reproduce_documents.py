@@ -143,7 +143,7 @@ def show(results: Sequence[Result]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, decide, print, write."""
-    args = tyro.cli(Documents, args=argv, description=__doc__)
+    args = tyro.cli(Documents, args=argv, prog="scaling reproduce documents", description=__doc__)
     results = examine(args)
     show(results)
     print(write(results, "full" if args.full else "quick", args.out))
