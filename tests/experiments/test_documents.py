@@ -47,10 +47,8 @@ def _numbers(values: dict[str, Row]) -> dict[str, Estimate]:
 
 UP, DOWN, OPEN = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.0, -0.1, 0.1)
 S1 = (laws.ONE_OVER, laws.REDUCTION, laws.EXCESS)
-S5 = [
-    f"{what}, {name}" for name in (signals.WITHOUT, signals.WITH) for what in (signals.OVER_LAST, signals.OVER_SHALLOW)
-]
-S5.append(signals.LAYER_NORM)
+OVER = (signals.OVER_SHALLOW, signals.OVER_LAST)
+RESIDUALS = (signals.WITHOUT, signals.WITH)
 S6 = [f"gradient kept, {name}" for name in (signals.SCALED, signals.UNSCALED)]
 S7 = (distributed.EQUAL, distributed.SPEED_UP, distributed.APART)
 S8 = (recipes.RATE, recipes.METHOD, recipes.BATCH)
@@ -65,6 +63,13 @@ NARROW, WIDE = (0.4, 0.3, 0.5), (2.0, 1.8, 2.2)
 
 def _named(names: Any, *rows: Row) -> dict[str, Row]:
     return dict(zip(names, rows, strict=True))
+
+
+def _residuals(without: Row, kept: Row, octaves: Row) -> dict[str, Row]:
+    """S5: the gradient over the shallowest model's without any norm; nothing vanishes elsewhere."""
+    names = [f"{what}, {s}, {n}" for what in OVER for s in signals.SETTINGS.values() for n in RESIDUALS]
+    changed = (f"{signals.OVER_SHALLOW}, no norm, {name}" for name in RESIDUALS)
+    return dict.fromkeys(names, OPEN) | _named(changed, without, kept) | {signals.LAYER_NORM: octaves}
 
 
 def _unit(*rows: Row) -> dict[str, Row]:
@@ -94,9 +99,9 @@ CASES: dict[str, dict[str, dict[str, Row]]] = {
     "S3": {SUPPORTED: {"all": UP, "small": UP}, REFUTED: {"all": UP, "small": DOWN}, UNDECIDED: {"all": OPEN}},
     "S4": {SUPPORTED: {"loss": UP, "time": UP}, REFUTED: {"loss": DOWN, "time": UP}},
     "S5": {
-        SUPPORTED: _named(S5, OPEN, GONE, OPEN, OPEN, UP),
-        REFUTED: _named(S5, OPEN, OPEN, OPEN, OPEN, UP),
-        UNDECIDED: _named(S5, GONE, OPEN, OPEN, OPEN, OPEN),
+        SUPPORTED: _residuals(without=GONE, kept=OPEN, octaves=UP),
+        REFUTED: _residuals(without=GONE, kept=GONE, octaves=UP),
+        UNDECIDED: _residuals(without=OPEN, kept=OPEN, octaves=UP),
     },
     "S6": {
         SUPPORTED: _named(S6, ONE, UP),
