@@ -56,7 +56,7 @@ def recipe(rates: Frame, batches: Frame, examples: Frame, critical: float) -> Fi
     right.plot(examples["batch"], examples["examples"] / 1e3, "o", color=BLUE, **FREE)
     if critical > 0:
         first = examples.iloc[0]
-        least = first["examples"] / (1 + first["batch"] / critical)
+        least = first["fitted"] / (1 + first["batch"] / critical)
         B = np.geomspace(examples["batch"].min(), examples["batch"].max(), 50)
         right.plot(B, least * (1 + B / critical) / 1e3, color=BLACK, zorder=1)
     at_values(right, examples["batch"])

@@ -64,7 +64,7 @@ def critical_batch(table: Frame) -> tuple[float, Frame, float]:
     """Critical batch size in tokens, examples by batch size, and the loss at which they are read.
 
     E = E_min (1 + B / B_crit), the hyperbola (S/S_min - 1)(E/E_min - 1) = 1 in steps S = E / B of McCandlish et al.
-    2018, arXiv:1812.06162, section 2.2; by least squares on E / E(smallest B). The loss is the largest batch's last.
+    2018, arXiv:1812.06162, section 2.2; by least squares on E. The loss is the largest batch's last.
     """
     means = table.groupby(["batch_tokens", "lr", "tokens"], as_index=False)["loss"].mean()
     ends = means[means["tokens"] == means["tokens"].max()].groupby("batch_tokens")["loss"].min()
@@ -73,7 +73,7 @@ def critical_batch(table: Frame) -> tuple[float, Frame, float]:
     E = np.array([examples_to_reach(means[means["batch_tokens"] == b], target) for b in B])
     known = np.isfinite(E)
     slope, start = np.polyfit(B[known], E[known], 1) if known.sum() > 1 else (np.nan, np.nan)
-    return float(start / slope), pd.DataFrame({"batch": B, "examples": E, "steps": E / B}), target
+    return float(start / slope), pd.DataFrame({"batch": B, "examples": E, "fitted": start + slope * B}), target
 
 
 def _s8(evidence: Evidence) -> Finding:
@@ -175,7 +175,8 @@ def _s14(evidence: Evidence) -> Finding:
         progress_made(table),
         "Progress is the fall of the held-out loss from ln 256, no knowledge at all, as a share of what the best of "
         "AdamW, RMSprop and SGD reach in as many steps. As written, each tensor is multiplied by lr g/|g|, itself of "
-        "norm lr: what a weight was is lost within a few steps. With a minus sign the same normalised gradient trains.",
+        "norm lr; subtracted, w <- w - lr g/|g|, is what it may have been meant to be. Rates a factor of 10 and of 3 "
+        "apart; a form that stays finite at no rate has made no progress.",
         draw_recipes.update(table, reference),
         "Held-out loss against the update's learning rate, means over seeds; the dotted line is the loss of knowing "
         "nothing.",

@@ -123,8 +123,8 @@ def _s5(evidence: Evidence) -> Finding:
     return Finding(
         residual_numbers(ratios, rates),
         f"Norm of the gradient with respect to the first block's weights at initialisation, {deepest} blocks, over the "
-        "first block's of the shallowest model and over the last block's. Where layer norm precedes each branch "
-        "nothing vanishes even without residuals; without any norm residuals alone make gradients grow. Learning "
+        "first block's of the shallowest model and over the last block's, with layer norm before each "
+        "branch and without any norm. Learning "
         f"rates on a grid of factors of 4 at depth 4: a rate trains if its loss is at most {LIMIT} times the best of "
         f"both arms; {octaves['layernorm'].mean():.1f} octaves with layer norm, {octaves['none'].mean():.1f} without; "
         "no clipping, no QK-norm, residuals on.",
@@ -195,8 +195,8 @@ def _s6(evidence: Evidence) -> Finding:
         attention_numbers(table),
         f"Gradient that the softmax passes back to its logits at head dimension {high} over that at {low}, for "
         "unit-normal queries and keys, as at initialisation, causal attention over 64 positions; and the entropy "
-        f"of the softmax at {high}, as a share of its maximum. Without the scale most rows settle on one position and "
-        "pass next to nothing back, the few undecided ones pass more, so that the norm falls less than the entropy. "
+        f"of the softmax at {high}, as a share of its maximum. A row that has settled on one position passes next to "
+        "nothing back, an undecided one more, so that the norm may fall less than the entropy. "
         "Normalised or trained queries and keys may have another size.",
         draw_signals.attention(table),
         "Left: gradient with respect to the logits. Right: entropy of the softmax as a share of its maximum. Means "
@@ -224,7 +224,7 @@ CLAIMS = (
         "undecided if nothing vanishes that could be prevented.",
         _decide_s5,
         "A setting in which gradients vanish with residuals, such as branches that cancel the stream; or the rule "
-        "held to models with layer norm alone, where residuals have nothing to prevent.",
+        "held to one of the two settings alone.",
         _s5,
         ("norms",),
     ),
