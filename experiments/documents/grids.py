@@ -15,12 +15,12 @@ from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 RATE, RATE_EXPONENT, RATE_WIDTH = 5e-3, 0.7, 64  # docs/recipe.md
 METHODS: tuple[Literal["adamw", "rmsprop", "sgd"], ...] = ("adamw", "rmsprop", "sgd")
 SGD_FACTOR = 64.0  # centre of SGD's grid over AdamW's: its step has the gradient's size, not its sign's
-SCHEMES = {  # S13: centre of its rates over SP's, where a step is about the same share of a weight at the start
+SCHEMES = {  # S13: centre of its rates over SP's, moved from 1 until the best rate was not at the grid's edge
     "sp": 1.0,
     "mup": 1.0,
-    "unit": 4.0,  # weights of size 1 instead of 32^-1/2
+    "unit": 64.0,
     "normalized": 1.0,
-    "normalized_literal": 0.25,  # of size 32^-1
+    "normalized_literal": 64.0,
 }
 REMEDIES: dict[str, dict[str, Any]] = {  # S12: arm -> changes by dotted path
     "none": {},

