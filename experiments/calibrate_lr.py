@@ -86,7 +86,8 @@ def power_rule(cells: pd.DataFrame, level: float = 0.90, draws: int = 1000) -> s
     Least squares in the logarithms. Intervals are Student's t on the standard deviation of parametric bootstrap draws:
     few cells are left when each costs a grid of rates.
     """
-    tuned: Any = cells[~cells["untuned"]].rename(columns={"n_matmul": "N", "tokens": "D", "best_lr": "lr"})
+    tuned: Any = cells.loc[~cells["untuned"]]
+    tuned = tuned.rename(columns={"n_matmul": "N", "tokens": "D", "best_lr": "lr"})
     try:
         table = analysis.load_runs(tuned[["N", "D", "lr", "best_loss"]], loss="best_loss")
         fit = analysis.fit(table, "learning_rate", objective="least_squares")

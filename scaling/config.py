@@ -133,7 +133,7 @@ class ModelConfig:
 class DataConfig:
     """Where the text comes from and how it becomes tokens."""
 
-    source: str = "code"  # code | sotu | PATH | hf:NAME | markov[:k=v,...] | zipf_facts[:k=v,...]
+    source: str = "code"  # code | sotu | PATH | hf:NAME | synthetic: markov[:k=v,...], pdfa, ...
     tokenizer: str = "bytes"  # bytes | bpe:VOCAB | path to a tokenizer.json; synthetic sources emit ids
     heldout_fraction: float = 0.02
     unique_tokens: int | None = None  # train on the first so many tokens only

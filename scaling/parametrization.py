@@ -94,7 +94,6 @@ class Row:
     residual: Callable[[ModelConfig, int], tuple[float, float]] = _plain  # branch -> weights of skip and branch
     ops: Callable[[ModelConfig], Ops] = lambda config: Ops()
     learned_scales: bool = False  # a scale for each output of each matrix
-    transfers: bool = True  # the best learning rate is meant to be the same at every width
 
 
 def _undecayed(init_std: float = 0.0) -> RuleOf:
@@ -169,7 +168,7 @@ def _unit() -> Row:
     matrices: dict[Role, RuleOf] = {role: matrix for role in ("hidden", "residual_out", "readout")}
     rules: Rules = {**_VECTORS, **matrices, "embedding": _undecayed(1.0)}
     halves = lambda config, branch: (2**-0.5, 2**-0.5)  # noqa: E731
-    return Row(rules, _inverse, halves, lambda config: UnitOps(config.unit), transfers=False)
+    return Row(rules, _inverse, halves, lambda config: UnitOps(config.unit))
 
 
 def _umup() -> Row:
@@ -224,11 +223,11 @@ def _literal(power: float, constraint: Constraint) -> Row:
     embedding: RuleOf = lambda s: Rule(0.1, weight_decay=0.0, constraint=constraint)  # noqa: E731
     matrices: dict[Role, RuleOf] = {role: matrix for role in ("hidden", "residual_out", "readout")}
     rules: Rules = {**_VECTORS, **matrices, "embedding": embedding, "bias": bias, "final_bias": bias}
-    return Row(rules, transfers=False)
+    return Row(rules)
 
 
 PARAMETRIZATIONS: dict[str, Row] = {
-    "sp": Row(_SP, transfers=False),
+    "sp": Row(_SP),
     "sp_variance": _literal(0.25, "none"),
     "mup": Row(_by_width(*_MUP, epsilon=1.0), _inverse_from_base),
     "mup_table3": Row(_by_width((0, 0.5, 1), (0, 0, 0), (0, 1, 1), epsilon=1.0), _inverse_from_base),

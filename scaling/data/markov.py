@@ -71,9 +71,7 @@ class Markov:
         """The distribution pi with pi P = pi, shape (states,)."""
         transition = np.zeros((self.states, self.states))
         np.put_along_axis(transition, self.successors, self.probabilities, axis=1)
-        system = transition.T - np.eye(self.states)
-        system[-1] = 1.0  # one balance equation follows from the others; it gives way to sum(pi) = 1
-        return np.linalg.solve(system, np.eye(self.states)[-1])
+        return stationary_law(transition)
 
     @cached_property
     def entropy(self) -> float:
@@ -108,6 +106,13 @@ class Markov:
                 state = successors[state][bisect(bounds[state], u)]
             ids[start : start + len(steps)] = steps
         return ids
+
+
+def stationary_law(transition: np.ndarray) -> np.ndarray:
+    """The distribution pi with pi P = pi of an irreducible chain, (states, states) -> (states,)."""
+    system = transition.T - np.eye(len(transition))
+    system[-1] = 1.0  # one balance equation follows from the others; it gives way to sum(pi) = 1
+    return np.linalg.solve(system, np.eye(len(transition))[-1])
 
 
 def _check(ok: bool, option: str, value: object, remedy: str) -> None:

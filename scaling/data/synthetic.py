@@ -16,7 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from scaling.data.grammar import Grammar
+from scaling.data.hierarchy import Hierarchy
 from scaling.data.markov import Markov
+from scaling.data.pdfa import Pdfa
 from scaling.data.sources import DataError, parse_options
 from scaling.data.zipf_facts import ZipfFacts
 
@@ -49,7 +52,13 @@ class Synthetic(Protocol):
         ...
 
 
-SYNTHETIC: dict[str, type[Any]] = {"markov": Markov, "zipf_facts": ZipfFacts}
+SYNTHETIC: dict[str, type[Any]] = {
+    "markov": Markov,
+    "pdfa": Pdfa,
+    "grammar": Grammar,
+    "hierarchy": Hierarchy,
+    "zipf_facts": ZipfFacts,
+}
 
 
 def is_synthetic(source: str) -> bool:

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from scaling.data import DataError, open_synthetic
+from scaling.data import DataError, Synthetic, open_synthetic
 from scaling.data.markov import Markov
+from scaling.data.sources import NAMED_SOURCES
+from scaling.data.synthetic import SYNTHETIC
 from scaling.data.zipf_facts import BASE, ZipfFacts
+
+FACTS = "zipf_facts:examples=500"
 
 # --- options ------------------------------------------------------------------------------------------------
 
@@ -32,7 +36,14 @@ def test_options_reach_the_source() -> None:
         ("zipf_facts:a=nan", "a = nan: must lie in"),
         ("zipf_facts:eps=0.95", "eps = 0.95: must lie in"),
         ("zipf_facts:items=inf", "must be a whole number"),
-        ("pdfa", "unknown synthetic source"),
+        ("pdfa:concentration=0", "concentration = 0.0: must lie in"),
+        ("pdfa:states=1", "states = 1: must lie in"),
+        ("grammar:rules=17", "rules = 17: must lie in 2 .. terminals = 16"),
+        ("grammar:radius=1", "radius = 1.0: must lie in"),
+        ("hierarchy:rules=9", "rules = 9: must lie in 1 .. symbols.* = 8"),
+        ("hierarchy:levels=15", "levels = 15: must be at least 1, and"),
+        ("hierarchy:arity=30", "arity = 30: symbols"),
+        ("random_walk", "unknown synthetic source"),
     ],
 )
 def test_bad_options_name_the_value_and_the_remedy(source: str, message: str) -> None:
@@ -40,7 +51,10 @@ def test_bad_options_name_the_value_and_the_remedy(source: str, message: str) ->
         open_synthetic(source)
 
 
-@pytest.mark.parametrize("source", ["markov:tokens=5000", "zipf_facts:examples=500"])
+SMALL = ["markov:tokens=5000", "pdfa:tokens=5000", "grammar:tokens=5000", "hierarchy:documents=300", FACTS]
+
+
+@pytest.mark.parametrize("source", SMALL)
 def test_streams_are_a_pure_function_of_the_options(source: str) -> None:
     one, two = open_synthetic(source).generate(0.1), open_synthetic(source).generate(0.1)
     other = open_synthetic(source + ",seed=1").generate(0.1)
@@ -49,6 +63,25 @@ def test_streams_are_a_pure_function_of_the_options(source: str) -> None:
         assert not np.array_equal(one[name], other[name])
     assert not np.array_equal(one["train"], one["heldout"][: len(one["train"])])
     assert one["train"].max() < open_synthetic(source).vocab
+
+
+@pytest.mark.parametrize("source", SMALL)
+def test_every_source_is_a_synthetic_source_and_is_named(source: str) -> None:
+    assert isinstance(open_synthetic(source), Synthetic)
+    assert source.partition(":")[0] in NAMED_SOURCES and set(SYNTHETIC) < set(NAMED_SOURCES)
+
+
+@pytest.mark.parametrize("source", ["markov:states=5", "pdfa:symbols=3", "grammar:terminals=5"])
+def test_the_oracle_of_a_stream_does_not_depend_on_when_it_is_cut(source: str) -> None:
+    """A window that starts one token earlier, that token summed out, has the same law."""
+    chain = open_synthetic(source)
+    V = chain.vocab
+    words = np.stack(np.meshgrid(*[np.arange(V)] * 4, indexing="ij"), axis=-1)
+    p = np.exp(chain.oracle_logprob(words))  # entry t: of token t + 1, given tokens 0 .. t
+    np.testing.assert_allclose(p[:, :, :, :, 2].sum(axis=3)[p[:, :, :, 0, :2].prod(-1) > 0], 1.0, atol=1e-12)
+    first = np.linalg.lstsq(np.r_[p[:, :, 0, 0, 0].T - np.eye(V), np.ones((1, V))], np.eye(V + 1)[-1])[0]
+    joint = first[:, None, None, None] * p[..., 0] * p[..., 1] * p[..., 2]
+    np.testing.assert_allclose(joint.sum(axis=0), joint.sum(axis=3), atol=1e-12)
 
 
 # --- markov -------------------------------------------------------------------------------------------------
