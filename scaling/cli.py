@@ -8,6 +8,7 @@ again to resume.
 
 from __future__ import annotations
 
+import importlib
 import importlib.resources
 import os
 import sys
@@ -130,26 +131,29 @@ VERBS: dict[str, type] = {
 }
 
 
-def reproduce(argv: Sequence[str]) -> int:
-    """Reproduce published claims: `literature` refits published scaling laws.
+REPRODUCTIONS = {
+    "documents": "scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]",
+    "literature": "scaling reproduce literature --data-dir DIR",
+}
 
-    Example: scaling reproduce literature --data-dir DIR
+
+def reproduce(argv: Sequence[str]) -> int:
+    """Reproduce published claims: `documents` tests those of five documents, `literature` refits scaling laws.
+
+    Examples: scaling reproduce documents --quick
+              scaling reproduce literature --data-dir DIR
 
     Raises:
-        ConfigError: anything but `literature`.
+        ConfigError: neither of the two.
     """
     if argv and argv[0] in ("-h", "--help"):
         print(reproduce.__doc__.partition("Raises:")[0].rstrip() if reproduce.__doc__ else "")
         return 0
-    if not argv or argv[0] != "literature":
-        there = "there is `scaling reproduce literature --data-dir DIR`, which refits published scaling laws"
-        if argv and argv[0] == "documents":
-            raise ConfigError(f"reproduce documents is not there yet; {there}")
-        raise ConfigError(f"reproduce {argv[0] if argv else ''!r}: unknown; {there}")
-    from experiments import reproduce_literature
-
-    entry: Any = reproduce_literature.main
-    return entry(list(argv[1:])) or 0
+    if not argv or argv[0] not in REPRODUCTIONS:
+        there = "; ".join(f"`{usage}`" for usage in REPRODUCTIONS.values())
+        raise ConfigError(f"reproduce {argv[0] if argv else ''!r}: unknown; there is {there}")
+    module: Any = importlib.import_module(f"experiments.reproduce_{argv[0]}")
+    return module.main(list(argv[1:])) or 0
 
 
 def _usage() -> str:

@@ -214,7 +214,7 @@ def test_reproduce_passes_its_arguments_on(monkeypatch, capsys):
     monkeypatch.setattr(reproduce_literature, "main", seen.append)
     assert main(["reproduce", "literature", "--data-dir", "DIR", "--draws", "3"]) == 0
     assert seen == [["--data-dir", "DIR", "--draws", "3"]]
-    for argv in (["reproduce", "documents"], ["reproduce"], ["reproduce", "litrature"]):
+    for argv in (["reproduce"], ["reproduce", "litrature"]):
         assert main(argv) == 2
         assert "scaling reproduce literature" in capsys.readouterr().err
 

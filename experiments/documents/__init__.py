@@ -1,0 +1,1 @@
+"""The documents' claims as experiments: what each says, the rule that decides, what was found."""

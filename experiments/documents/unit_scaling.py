@@ -1,0 +1,243 @@
+"""Claims about unit scaling: what it does to signals, rates and quality (S13), and its initialisation (S15)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from experiments.documents import draw_signals
+from experiments.documents.claim import Claim, Estimate, Finding, Numbers, Row, every, some, verdict
+from experiments.documents.evidence import Evidence
+from experiments.documents.grids import BASE_WIDTH, SCHEMES, schemes
+from experiments.documents.recipes import best_cells
+from experiments.documents.signals import LIMIT, octaves_by_arm
+from experiments.documents.stats import mean, pooled
+from scaling.config import ModelConfig, RunConfig
+from scaling.signals import activations, gradients
+from scaling.transformer import Params, build
+
+Frame = Any
+Profile = dict[str, dict[str, list[float]]]  # branch -> {"signal": [L], "gradient": [L]}
+FORMS = {"normalized_literal": "as written", "normalized": "per column"}  # of the documents' unit scaling
+READINGS = {"deviation 1/sqrt(n)": "sp", "variance 1/sqrt(n)": "sp_variance"}
+ALONE, TOGETHER = "no norms, no residuals", "norms and residuals"
+SETTINGS: dict[str, dict[str, Any]] = {
+    ALONE: {"norm": "none", "residual": False},
+    "norms, no residuals": {"norm": "rmsnorm", "residual": False},
+    "residuals, no norms": {"norm": "none", "residual": True},
+    TOGETHER: {"norm": "rmsnorm", "residual": True},
+}
+BOUND = 1.0  # log10: scales within a factor of ten from block to block
+BRANCHES = ("attention", "feed_forward")
+
+
+def profile(config: ModelConfig, params: Params, windows_BxT1: np.ndarray) -> Profile:
+    """Root mean square of every block's branch outputs and of the loss's gradient with respect to them."""
+    scales = jax.device_get(_scales(config, params, jnp.asarray(windows_BxT1)))
+    return {
+        branch: {kind: [float(scales[kind][f"block{i}.{branch}"]) for i in range(config.depth)] for kind in scales}
+        for branch in BRANCHES
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)  # `signal_scales` compiles anew for each seed
+def _scales(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> dict[str, dict[str, Array]]:
+    family = build(config)
+    layers = {
+        "signal": activations(family, params, windows[:, :-1]),
+        "gradient": gradients(family, params, windows),
+    }
+    return jax.tree.map(lambda x: jnp.sqrt(jnp.square(x).mean()), layers)
+
+
+def span(found: Profile, kind: str) -> float:
+    """log10 of the largest scale over the smallest among blocks, the wider of the two kinds of branch."""
+    values = [np.maximum(np.abs(found[branch][kind]), 1e-38) for branch in BRANCHES]
+    return max(float(np.log10(v.max() / v.min())) if np.isfinite(v).all() else np.inf for v in values)
+
+
+def _at_start(evidence: Evidence, config: ModelConfig, parametrization: str) -> list[Profile]:
+    """A profile per seed of a model initialised under some parametrisation."""
+    run = schemes(evidence.size)[0]
+    windows = evidence.heldout(run, 4 * run.model.context)
+    family = build(dataclasses.replace(config, parametrization=parametrization))
+    return [profile(config, family.init(seed), windows) for seed in evidence.size.seeds]
+
+
+def _best_runs(table: Frame, scheme: str) -> list[RunConfig]:
+    rows = table[table["parametrization"] == scheme]
+    rate = rows.groupby("lr")["loss"].mean().idxmin()
+    return list(rows.loc[rows["lr"] == rate, "run"])
+
+
+def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
+    """Of each scheme, profiles at initialisation and of the trained models at their best rate."""
+    table, found = evidence.table("schemes"), {}
+    for scheme in SCHEMES:
+        trained, runs = [], _best_runs(table, scheme)
+        for run in runs:
+            params = evidence.params(run)
+            if params is not None:
+                trained.append(profile(run.model, params, evidence.heldout(run, 4 * run.model.context)))
+        found[scheme] = {"start": _at_start(evidence, runs[0].model, scheme), "trained": trained}
+    return found
+
+
+def widest(profiles: list[Profile]) -> np.ndarray:
+    """The wider of the spans of signals and gradients of each profile."""
+    return np.array([max(span(one, "signal"), span(one, "gradient")) for one in profiles])
+
+
+def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Estimate]:
+    """S13: of each form of the documents' unit scaling, the spans, and octaves and ln loss against SP's."""
+    octaves, cells = octaves_by_arm(table, "parametrization"), best_cells(table, "parametrization")
+    numbers: dict[str, Estimate] = {}
+    for form, name in FORMS.items():
+        for what, arms in (("octaves gained", octaves), ("ln loss over SP's", cells)):
+            weight = 1 / len(arms[form]) + 1 / len(arms["sp"])
+            gain = float(np.mean(arms[form]) - np.mean(arms["sp"]))
+            finite = [values for values in arms.values() if np.isfinite(values).all()]
+            numbers[f"{what}, {name}"] = pooled(gain, finite, weight)
+        for stage, label in (("start", "at the start"), ("trained", "trained")):
+            spans = {scheme: widest(found[stage]) for scheme, found in profiles.items()}
+            value, weight = float(spans[form].mean()), 1 / len(spans[form])
+            numbers[f"span {label}, {name}"] = pooled(value, list(spans.values()), weight)
+    return dict(sorted(numbers.items(), key=lambda item: not item[0].startswith("ln loss")))
+
+
+def _scheme_rows(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> list[Row]:
+    octaves, cells = octaves_by_arm(table, "parametrization"), best_cells(table, "parametrization")
+    best = {scheme: _best_runs(table, scheme)[0].optim.lr for scheme in SCHEMES}
+    grids = {scheme: table.loc[table["parametrization"] == scheme, "lr"] for scheme in SCHEMES}
+    return [
+        {
+            "parametrisation": scheme,
+            "best rate": f"{best[scheme]:.2g}"
+            + (", at the grid's edge" if best[scheme] in (grids[scheme].min(), grids[scheme].max()) else ""),
+            "best loss": f"{np.exp(np.mean(cells[scheme])):.3f}",
+            "octaves that train": f"{octaves[scheme].mean():.1f}",
+            "span at the start": f"{widest(profiles[scheme]['start']).mean():.2f}",
+            "span trained": f"{widest(profiles[scheme]['trained']).mean():.2f}",
+        }
+        for scheme in SCHEMES
+    ]
+
+
+def _s13(evidence: Evidence) -> Finding:
+    table = evidence.table("schemes")
+    profiles = evidence.measured("schemes", lambda: _profiles(evidence))
+    return Finding(
+        unit_numbers(table, profiles),
+        "The documents' unit scaling: weights divided by their norm after every step; as written, the norm is of the "
+        "whole tensor; per column, each column keeps unit norm and a learned scale (nGPT, arXiv:2410.01131). Spans are "
+        "log10 of the largest over the smallest scale among blocks, of signals or gradients, at initialisation "
+        "and after training at each scheme's best rate, 4 blocks. Octaves and losses: "
+        f"{evidence.size.short:,} tokens, rates a factor of 4 apart, a rate trains within {LIMIT} times the "
+        "best loss of all schemes. 'unit' is the unit scaling of Blake et al. 2023 (arXiv:2303.11257).",
+        draw_signals.schemes(table),
+        "Loss against learning rate under each parametrisation, means over seeds; crosses at the top are losses "
+        "beyond it.",
+        _scheme_rows(table, profiles),
+    )
+
+
+def _decide_s13(n: Numbers) -> str:
+    forms = [
+        every(
+            n[f"span at the start, {name}"].below(BOUND),
+            n[f"span trained, {name}"].below(BOUND),
+            n[f"octaves gained, {name}"].above(0.0),
+            n[f"ln loss over SP's, {name}"].below(0.0),
+        )
+        for name in FORMS.values()
+    ]
+    return verdict(some(*forms))
+
+
+def _initialisations(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
+    """Of each reading, profiles at initialisation in every setting; the readings differ in nothing else."""
+    shape = {"width": BASE_WIDTH, "depth": evidence.size.deep, "n_heads": 4, "head_dim": 16, "qk_norm": False}
+    return {
+        reading: {
+            setting: _at_start(evidence, ModelConfig(**shape, **options), scheme)
+            for setting, options in SETTINGS.items()
+        }
+        for reading, scheme in READINGS.items()
+    }
+
+
+def init_numbers(profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Estimate]:
+    """S15: spans of signals and gradients of each reading, alone and with norms and residuals."""
+    return {
+        f"span of {kind}s, {reading}, {setting}": mean([span(one, kind) for one in profiles[reading][setting]])
+        for setting in (ALONE, TOGETHER)
+        for reading in READINGS
+        for kind in ("signal", "gradient")
+    }
+
+
+def _s15(evidence: Evidence) -> Finding:
+    profiles = evidence.measured("initialisations", lambda: _initialisations(evidence))
+    alone = {reading: profiles[reading][ALONE][0]["feed_forward"] for reading in READINGS}
+    full = {f"{reading}, {TOGETHER}": profiles[reading][TOGETHER][0]["feed_forward"] for reading in READINGS}
+    rows: list[Row] = [
+        {"reading": reading, "setting": setting}
+        | {
+            f"span of {kind}s": f"{np.mean([span(one, kind) for one in profiles[reading][setting]]):.2f}"
+            for kind in ("signal", "gradient")
+        }
+        for reading in READINGS
+        for setting in SETTINGS
+    ]
+    return Finding(
+        init_numbers(profiles),
+        f"{evidence.size.deep} blocks of width {BASE_WIDTH} at initialisation, no QK-norm; n is the "
+        "fan-in. A deviation of 1/sqrt(n) is a variance of 1/n, the usual initialisation. Spans are log10 of the "
+        "largest over the smallest scale among blocks; a span of 1 is a factor of ten.",
+        draw_signals.profiles({f"{name}, neither": series for name, series in alone.items()} | full),
+        "Scale of the feed-forward branches' outputs, over the first block's, and of the gradients with respect to "
+        "them, over the last block's; one seed. The band is a factor of ten either way.",
+        rows,
+    )
+
+
+def _decide_s15(n: Numbers) -> str:
+    readings = [
+        every(*(number.below(BOUND) for name, number in n.items() if f", {reading}, " in name)) for reading in READINGS
+    ]
+    return verdict(some(*readings))
+
+
+CLAIMS = (
+    Claim(
+        "S13",
+        "E",
+        "unit scaling: healthy signals, stable, better",
+        "Unit scaling avoids vanishing and exploding signals and improves stability and quality.",
+        "Supported if the documents' unit scaling, as written or per column, keeps signals and gradients within a "
+        "factor of ten from block to block at the start and after training, widens the range of rates that train, and "
+        "lowers the loss at equal compute, against SP (95 % intervals); refuted if both forms fail in one of these.",
+        _decide_s13,
+        "Rates, widths or lengths at which the normalised forms overtake SP; each form at its best rate is compared.",
+        _s13,
+        ("schemes",),
+    ),
+    Claim(
+        "S15",
+        "E",
+        "N(0, 1/sqrt(n)) keeps gradients",
+        "Initialising from N(0, 1/sqrt(n)) prevents vanishing and exploding gradients.",
+        "Supported if under one of the two readings, variance or deviation, signals and gradients stay within a factor "
+        "of ten over all blocks both without norms and residuals and with them (95 % intervals); refuted if neither "
+        "reading does.",
+        _decide_s15,
+        "Fewer blocks, or norms and residuals taken for granted: then they, not the initialisation, keep the scale.",
+        _s15,
+    ),
+)
