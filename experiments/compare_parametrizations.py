@@ -4,9 +4,11 @@
 
 For each parametrisation a grid of rates is trained at the base width, and the best rate (a parabola in log rate) is
 carried to every width by that parametrisation's own rules; `sp` takes the rule of docs/recipe.md, rate ~ width^-0.7,
-which was itself fitted to sweeps at several widths. Each grid of widths and token budgets is fitted by itself, and the
-compute multiplier of each over `sp` is read from the fitted frontiers. Expect multipliers near 1 with intervals of tens
-of per cent: what a transferring parametrisation saves is the sweep behind the rule of `sp`.
+which was itself fitted to sweeps at several widths. Two compute multipliers over `sp` are printed. At equal size: the
+tokens that `sp` needs at the same width for the same loss, over those spent; it stays within the grid. At the optimum:
+each grid is fitted by itself and the frontiers compared, which with five widths extrapolates to longer runs than were
+trained, and its intervals are wide. Expect multipliers near 1 for muP and `normalized` and below 1 for u-muP: what a
+transferring parametrisation saves is the sweep behind the rule of `sp`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 import pandas as pd
 import tyro
 from matplotlib.figure import Figure
+from scipy import stats
 
 import analysis
 from analysis.plot_comparison import plot_comparison
@@ -71,6 +74,34 @@ def tune(args: Comparison) -> pd.DataFrame:
     )
 
 
+def at_equal_size(args: Comparison, runs: pd.DataFrame, level: float = 0.90) -> pd.DataFrame:
+    """One row per parametrisation: multiplier at each width, geometric mean, and Student's t interval over widths.
+
+    The multiplier of a run is D_sp / D, with ln D_sp read off the first parametrisation's ln loss against ln D at the
+    same width, linear between its runs and beyond them.
+    """
+    rows, widths = [], sorted(set(runs["width"]))
+    for name in args.names[1:]:
+        by_width = {}
+        for width in widths:
+            here: Any = runs[runs["width"] == width]
+            base, other = (here[here["parametrization"] == p].sort_values("tokens") for p in (args.names[0], name))
+            gained = _tokens_for(base, np.log(other["loss"].to_numpy(float))) - np.log(other["tokens"].to_numpy(float))
+            by_width[f"width {width}"] = float(np.mean(gained))
+        logs = np.array(list(by_width.values()))
+        half = stats.t.ppf((1 + level) / 2, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+        ends = {"multiplier": logs.mean(), "low": logs.mean() - half, "high": logs.mean() + half}
+        rows.append({"parametrization": name, **{key: float(np.exp(v)) for key, v in (by_width | ends).items()}})
+    return pd.DataFrame(rows)
+
+
+def _tokens_for(base: pd.DataFrame, log_losses: np.ndarray) -> np.ndarray:
+    """ln of the tokens at which a ladder of runs, sorted by tokens, reaches given losses."""
+    x, y = np.log(base["tokens"].to_numpy(float)), -np.log(base["loss"].to_numpy(float))
+    piece = np.clip(np.searchsorted(y, -log_losses) - 1, 0, len(x) - 2)
+    return x[piece] + (-log_losses - y[piece]) * (x[piece + 1] - x[piece]) / (y[piece + 1] - y[piece])
+
+
 def multipliers(args: Comparison, runs: pd.DataFrame) -> tuple[list[dict[str, Any]], dict[str, Figure]]:
     """Compute multiplier of each over the first, over the compute that both sweeps hold; and a figure each."""
     rows, figures = [], {}
@@ -98,8 +129,9 @@ def main() -> None:
     runs = sweep(plan, args.out, workers=args.workers)
     losses = runs.pivot_table(index=["width", "tokens"], columns="parametrization", values="loss")
     print(losses[list(args.names)].to_string(float_format="{:.4f}".format))
-    gaps = np.log(losses).sub(np.log(losses[args.names[0]]), axis=0).mean()
-    print("\nmean log loss over that of the first:", gaps.round(4).to_dict())
+    equal = at_equal_size(args, runs)
+    print(f"\ncompute multiplier over {args.names[0]} at equal size, 90 % intervals over widths")
+    print(equal.to_string(index=False, float_format="{:.3f}".format))
     rows, figures = multipliers(args, runs)
     for name, figure in figures.items():
         print(save_figure(figure, args.out / f"{name}.png"))
