@@ -46,7 +46,7 @@ def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     step = float(np.median(times[1:]))
-    return step / S, times[0] - step
+    return step / S, max(0.0, times[0] - step)  # the shape may have been compiled before
 
 
 def calibration_runs(plan: Plan) -> list[RunConfig]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from scaling import LoopConfig, Plan, grid_plan
@@ -36,5 +38,8 @@ def test_one_worker_takes_the_sum_and_many_the_longest(plan):
 
 
 def test_a_shape_is_timed(plan):
-    step, start = seconds_per_step(plan.runs[0], LoopConfig(strategy="single"))
+    run, loop = plan.runs[0], LoopConfig(strategy="single")
+    new = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab=19))  # no other test has compiled this
+    step, start = seconds_per_step(new, loop)
     assert 0 < step < start  # compiling takes longer than a step
+    assert 0 <= seconds_per_step(new, loop)[1] < start  # and is done once
