@@ -110,7 +110,7 @@ def multipliers(args: Comparison, runs: pd.DataFrame) -> tuple[list[dict[str, An
         found = analysis.compare(
             by_name[args.names[0]], by_name[name], delta=args.delta, draws=args.draws, flops_per_token="counted"
         )
-        shown = found.table[["C", "loss_a", "loss_b", "multiplier", "low", "high", "reach"]]
+        shown: Any = found.table[["C", "loss_a", "loss_b", "multiplier", "low", "high", "reach"]]
         rows += [{"parametrization": name, **row} for row in shown.to_dict("records")]
         figures[name] = plot_comparison(found, (args.names[0], name))
         print(f"\n{name} against {args.names[0]}\n{found}")
@@ -120,16 +120,16 @@ def multipliers(args: Comparison, runs: pd.DataFrame) -> tuple[list[dict[str, An
 def main() -> None:
     """Tune, train, fit, compare."""
     args = tyro.cli(Comparison, description=__doc__)
-    tuned = tune(args)
+    tuned: Any = tune(args)
     print(tuned.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
     rates = dict(zip(tuned["parametrization"], tuned["best_lr"], strict=True))
     grids = [run for name in args.names for run in plan_of(args, name, float(rates[name]))]
     plan = Plan("parametrizations", tuple(grids))
     show_plan(plan, args.out, timing=True, workers=args.workers)
     runs = sweep(plan, args.out, workers=args.workers)
-    losses = runs.pivot_table(index=["width", "tokens"], columns="parametrization", values="loss")
-    print(losses[list(args.names)].to_string(float_format="{:.4f}".format))
-    equal = at_equal_size(args, runs)
+    losses: Any = runs.pivot_table(index=["width", "tokens"], columns="parametrization", values="loss")
+    print(losses[[*args.names]].to_string(float_format="{:.4f}".format))
+    equal: Any = at_equal_size(args, runs)
     print(f"\ncompute multiplier over {args.names[0]} at equal size, 90 % intervals over widths")
     print(equal.to_string(index=False, float_format="{:.3f}".format))
     rows, figures = multipliers(args, runs)
@@ -137,7 +137,8 @@ def main() -> None:
         print(save_figure(figure, args.out / f"{name}.png"))
     summary = {
         "tuned": tuned.to_dict("records"),
-        "multipliers": rows,
+        "at_equal_size": equal.to_dict("records"),
+        "at_the_optimum": rows,
         "losses": losses.reset_index().to_dict("records"),
     }
     (args.out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
