@@ -180,6 +180,11 @@ class Program:
         """A fresh state on the devices."""
         return self.strategy.replicate(self.recipe.init(seed))
 
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of a state, traced once."""
+        return jax.eval_shape(lambda: self.recipe.init(0))
+
     def evaluate(self, state: TrainState, windows_MxT: np.ndarray) -> Evaluation:
         """Token-weighted held-out loss. The same windows for every run, so that differences are of the models."""
         M = len(windows_MxT)

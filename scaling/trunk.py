@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from scaling import data, provenance, store
@@ -185,7 +184,7 @@ class Trainer:
 
     def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
         like = {
-            "state": jax.eval_shape(lambda: self.program.recipe.init(0)),
+            "state": self.program.abstract_state,
             "seconds": np.float64(0.0),
         }
         found = checkpoints.restore_latest(like, at_most)

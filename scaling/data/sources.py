@@ -11,6 +11,7 @@ A signature changes whenever the text may have changed, and costs no reading: `p
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -133,6 +134,7 @@ def _is_code(file: importlib.metadata.PackagePath) -> bool:
     return inside and file.name not in BUILD_FILES
 
 
+@functools.cache  # reading the RECORDs of all packages takes a second, and a worker trains run after run
 def _code() -> Source:
     files = [file for package in CODE_PACKAGES for file in _installed(package, _is_code)]
 
