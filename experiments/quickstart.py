@@ -3,7 +3,7 @@
     python -m experiments.quickstart [--out runs/quickstart]
 
 Trains the plan of presets/quickstart.toml, fits L(N, D) = E + A/N^alpha + B/D^beta to all budgets but the
-largest, and predicts every run of that one before comparing. Expect: held-out losses within about one per cent,
+largest, and predicts every run of that one before comparing. Expect: held-out losses within one to two per cent,
 an interval of `a` (N* ~ C^a) that contains values near one half, and a second call that takes seconds.
 """
 
