@@ -6,13 +6,14 @@ Axes: B batch, T position. Layers are named as `Family.apply` names them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from scaling.config import ModelConfig
 from scaling.transformer import Family, Params, build
 
 
@@ -44,16 +45,16 @@ def gradients(family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]) 
 
 def signal_scales(family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]) -> dict[str, tuple[float, float]]:
     """Root mean square of each activation, and of the gradient of the summed cross-entropy with respect to it."""
+    scales = jax.device_get(_scales(family.config, params, windows_BxT1))
+    return {name: (float(signal), float(gradient)) for name, (signal, gradient) in scales.items()}
 
-    @jax.jit
-    def measure(params: Params, windows: Array) -> Any:
-        forward = activations(family, params, windows[:, :-1].astype(jnp.int32))
-        backward = gradients(family, params, windows)
-        return {name: (_rms(x), _rms(backward[name])) for name, x in forward.items()}
 
-    scales = jax.device_get(measure(params, windows_BxT1))
-    order = jax.eval_shape(lambda: activations(family, params, windows_BxT1[:, :-1].astype(jnp.int32)))
-    return {name: (float(scales[name][0]), float(scales[name][1])) for name in order}
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all seeds and trained models of a shape
+def _scales(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> dict[str, tuple[Array, Array]]:
+    family = build(config)
+    backward = gradients(family, params, windows)
+    forward = activations(family, params, windows[:, :-1].astype(jnp.int32))
+    return {name: (_rms(x), _rms(backward[name])) for name, x in forward.items()}
 
 
 def _rms(x: Array) -> Float[Array, ""]:

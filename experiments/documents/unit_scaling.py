@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from experiments.documents import draw_signals
 from experiments.documents.claim import Claim, Estimate, Finding, Numbers, Row, every, some, verdict
@@ -19,8 +16,8 @@ from experiments.documents.recipes import best_cells
 from experiments.documents.signals import LIMIT, octaves_by_arm
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig, RunConfig
-from scaling.signals import activations, gradients
-from scaling.transformer import Params, build
+from scaling.signals import signal_scales
+from scaling.transformer import Family, Params, build
 
 Frame = Any
 Profile = dict[str, dict[str, list[float]]]  # branch -> {"signal": [L], "gradient": [L]}
@@ -37,23 +34,16 @@ BOUND = 1.0  # log10: scales within a factor of ten from block to block
 BRANCHES = ("attention", "feed_forward")
 
 
-def profile(config: ModelConfig, params: Params, windows_BxT1: np.ndarray) -> Profile:
+def profile(family: Family, params: Params, windows_BxT1: np.ndarray) -> Profile:
     """Root mean square of every block's branch outputs and of the loss's gradient with respect to them."""
-    scales = jax.device_get(_scales(config, params, jnp.asarray(windows_BxT1)))
+    scales = signal_scales(family, params, jnp.asarray(windows_BxT1))
     return {
-        branch: {kind: [float(scales[kind][f"block{i}.{branch}"]) for i in range(config.depth)] for kind in scales}
+        branch: {
+            kind: [scales[f"block{i}.{branch}"][place] for i in range(family.config.depth)]
+            for place, kind in enumerate(("signal", "gradient"))
+        }
         for branch in BRANCHES
     }
-
-
-@functools.partial(jax.jit, static_argnums=0)  # `signal_scales` compiles anew for each seed
-def _scales(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> dict[str, dict[str, Array]]:
-    family = build(config)
-    layers = {
-        "signal": activations(family, params, windows[:, :-1]),
-        "gradient": gradients(family, params, windows),
-    }
-    return jax.tree.map(lambda x: jnp.sqrt(jnp.square(x).mean()), layers)
 
 
 def span(found: Profile, kind: str) -> float:
@@ -67,7 +57,7 @@ def _at_start(evidence: Evidence, config: ModelConfig, parametrization: str) -> 
     run = schemes(evidence.size)[0]
     windows = evidence.heldout(run, 4 * run.model.context)
     family = build(dataclasses.replace(config, parametrization=parametrization))
-    return [profile(config, family.init(seed), windows) for seed in evidence.size.seeds]
+    return [profile(family, family.init(seed), windows) for seed in evidence.size.seeds]
 
 
 def _best_runs(table: Frame, scheme: str) -> list[RunConfig]:
@@ -84,7 +74,7 @@ def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
         for run in runs:
             params = evidence.params(run)
             if params is not None:
-                trained.append(profile(run.model, params, evidence.heldout(run, 4 * run.model.context)))
+                trained.append(profile(build(run.model), params, evidence.heldout(run, 4 * run.model.context)))
         found[scheme] = {"start": _at_start(evidence, runs[0].model, scheme), "trained": trained}
     return found
 
