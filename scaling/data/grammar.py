@@ -10,15 +10,16 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
 
-from scaling.data.markov import SMALLEST_HELDOUT
-from scaling.data.sources import DataError
+from scaling.data.sources import check_option
+from scaling.data.stationary import Stationary
 
+_check = partial(check_option, "grammar")
 Stack = tuple[int, ...]  # nonterminals, the next one to expand last
 # Of a stack only the top may be known: the nodes below are children of an outer node, a nonterminal or (last) the end
 # of the sentence, of which there is a law. Above it all is as it is before a window.
@@ -28,7 +29,7 @@ Found = tuple[Stack, float, Outer]
 
 
 @dataclass(frozen=True)
-class Grammar:
+class Grammar(Stationary):
     """`rules` rules A -> t B1 .. Bk (k = 0, 1, 2) for each of `nonterminals` A, over `terminals` ids and EOS.
 
     Dirichlet(1) rule probabilities, tilted by a factor per child until the mean number of children has the
@@ -46,6 +47,7 @@ class Grammar:
     radius: float = 0.9
     tokens: int = 4_000_000
     seed: int = 0
+    random_streams = (3, 4)
 
     def __post_init__(self) -> None:
         _check(1 <= self.nonterminals <= 64, "nonterminals", self.nonterminals, "must lie in 1 .. 64")
@@ -53,11 +55,7 @@ class Grammar:
         ok = 2 <= self.rules <= self.terminals
         _check(ok, "rules", self.rules, f"must lie in 2 .. terminals = {self.terminals}")
         _check(0.05 <= self.radius <= 0.99, "radius", self.radius, "must lie in [0.05, 0.99]")
-        _check(self.tokens >= 2, "tokens", self.tokens, "must be at least 2")
-        _check(self.seed >= 0, "seed", self.seed, "must not be negative")
-
-    loss_range = None  # every target counts
-    document_length = None
+        self._check_sample("grammar")
 
     @property
     def vocab(self) -> int:
@@ -222,14 +220,8 @@ class Grammar:
 
     # --- samples --------------------------------------------------------------------------------------------
 
-    def generate(self, heldout_fraction: float) -> dict[str, np.ndarray]:
-        """Streams "train" and "heldout"; the latter has the given fraction of `tokens`, at least 65,536."""
-        heldout = max(round(heldout_fraction * self.tokens), SMALLEST_HELDOUT)
-        return {"train": self._sample(self.tokens, 3), "heldout": self._sample(heldout, 4)}
-
-    def _sample(self, count: int, stream: int) -> np.ndarray:
+    def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """A stationary stream of `count` tokens, in a Python loop over lists: 300 ns a step."""
-        rng = np.random.default_rng([self.seed, stream])
         bounds = self.probabilities.cumsum(axis=1)[:, :-1].tolist()
         first, pushed = self.first.tolist(), [[b[::-1] for b in row] for row in self.children]
         stack, ids = self._draw_stack(rng), np.empty(count, np.uint16)
@@ -258,8 +250,3 @@ class Grammar:
                 return stack
             stack.insert(0, top[0])
             found = self._climb(np.eye(len(outer))[rng.choice(len(outer), p=outer)])
-
-
-def _check(ok: bool, option: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise DataError(f"data.source: grammar option {option} = {value!r}: {remedy}")

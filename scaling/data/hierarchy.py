@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling.data.sources import DataError
+from scaling.data.sources import DataError, check_option
+from scaling.data.stationary import SMALLEST_HELDOUT
 
-SMALLEST_HELDOUT = 65_536  # tokens
+_check = partial(check_option, "hierarchy")
 MOST_TUPLES, LONGEST = 2**16, 2**14  # tuples of s symbols; leaves of a document
 BLOCK = 2**22  # numbers that the oracle holds at a time, about
 TINY = np.finfo(np.float64).tiny
@@ -170,8 +171,3 @@ class Hierarchy:
 def _normal(weights: np.ndarray) -> np.ndarray:
     """Scaled to sum to 1; all 0 where the document is impossible."""
     return weights / np.maximum(weights.sum(axis=-1, keepdims=True), TINY)
-
-
-def _check(ok: bool, option: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise DataError(f"data.source: hierarchy option {option} = {value!r}: {remedy}")

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
-from scaling.data.sources import DataError
+from scaling.data.sources import check_option
+from scaling.data.stationary import Stationary, stationary_law
 
-SMALLEST_HELDOUT = 65_536  # tokens
+_check = partial(check_option, "markov")
 MOST_STATES = 4096  # the stationary distribution solves a dense system of this size
 
 
 @dataclass(frozen=True)
-class Markov:
+class Markov(Stationary):
     """`states` ids, each followed by one of `branching` distinct successors with Dirichlet(1) probabilities.
 
     One successor of each state is the next on a random cycle through all of them: every state can then be
@@ -32,21 +33,18 @@ class Markov:
     branching: int = 4
     tokens: int = 4_000_000
     seed: int = 0
+    random_streams = (2, 3)
 
     def __post_init__(self) -> None:
         _check(2 <= self.states <= MOST_STATES, "states", self.states, f"must lie in 2 .. {MOST_STATES}")
         ok = 1 <= self.branching <= self.states
         _check(ok, "branching", self.branching, f"must lie in 1 .. states = {self.states}")
-        _check(self.tokens >= 2, "tokens", self.tokens, "must be at least 2")
-        _check(self.seed >= 0, "seed", self.seed, "must not be negative")
+        self._check_sample("markov")
 
     @property
     def vocab(self) -> int:
         """One id per state."""
         return self.states
-
-    loss_range = None  # every target counts
-    document_length = None
 
     @cached_property
     def successors(self) -> np.ndarray:
@@ -86,14 +84,8 @@ class Markov:
         with np.errstate(divide="ignore"):
             return np.log(np.where(match, self.probabilities[before], 0.0).sum(axis=-1))
 
-    def generate(self, heldout_fraction: float) -> dict[str, np.ndarray]:
-        """Streams "train" and "heldout"; the latter has the given fraction of `tokens`, at least 65,536."""
-        heldout = max(round(heldout_fraction * self.tokens), SMALLEST_HELDOUT)
-        return {"train": self._sample(self.tokens, 2), "heldout": self._sample(heldout, 3)}
-
-    def _sample(self, count: int, stream: int) -> np.ndarray:
+    def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """One chain of `count` states, in a Python loop over lists: 200 ns a step."""
-        rng = np.random.default_rng([self.seed, stream])
         # the last bound is left out, so that rounding can never point past the last successor
         bounds = self.probabilities.cumsum(axis=1)[:, :-1].tolist()
         successors = self.successors.tolist()
@@ -106,15 +98,3 @@ class Markov:
                 state = successors[state][bisect(bounds[state], u)]
             ids[start : start + len(steps)] = steps
         return ids
-
-
-def stationary_law(transition: np.ndarray) -> np.ndarray:
-    """The distribution pi with pi P = pi of an irreducible chain, (states, states) -> (states,)."""
-    system = transition.T - np.eye(len(transition))
-    system[-1] = 1.0  # one balance equation follows from the others; it gives way to sum(pi) = 1
-    return np.linalg.solve(system, np.eye(len(transition))[-1])
-
-
-def _check(ok: bool, option: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise DataError(f"data.source: markov option {option} = {value!r}: {remedy}")

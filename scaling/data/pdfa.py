@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling.data.markov import SMALLEST_HELDOUT, stationary_law
-from scaling.data.sources import DataError
+from scaling.data.sources import check_option
+from scaling.data.stationary import Stationary, stationary_law
 
+_check = partial(check_option, "pdfa")
 MOST_WORDS = 2**17  # of one length that `position_losses` sums over
 TINY = np.finfo(np.float64).tiny
 
@@ -109,7 +110,7 @@ EVEN = Machine(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([[0, 1], [1, 0]]))
 
 
 @dataclass(frozen=True)
-class Pdfa:
+class Pdfa(Stationary):
     """`states` hidden states that emit `symbols` ids with Dirichlet(`concentration`) probabilities.
 
     One symbol of each state, chosen at random, leads to the next state on a random cycle through all of them, so
@@ -128,11 +129,7 @@ class Pdfa:
         _check(2 <= self.symbols <= 256, "symbols", self.symbols, "must lie in 2 .. 256")
         ok = 0.2 <= self.concentration <= 100  # below, a state may in effect never be left along the cycle
         _check(ok, "concentration", self.concentration, "must lie in [0.2, 100]")
-        _check(self.tokens >= 2, "tokens", self.tokens, "must be at least 2")
-        _check(self.seed >= 0, "seed", self.seed, "must not be negative")
-
-    loss_range = None  # every target counts
-    document_length = None
+        self._check_sample("pdfa")
 
     @property
     def vocab(self) -> int:
@@ -162,17 +159,9 @@ class Pdfa:
         """Exact log probability of each token but the first given those before it, (..., T + 1) -> (..., T)."""
         return self.machine.oracle_logprob(tokens)
 
-    def generate(self, heldout_fraction: float) -> dict[str, np.ndarray]:
-        """Streams "train" and "heldout"; the latter has the given fraction of `tokens`, at least 65,536."""
-        counts = {"train": self.tokens, "heldout": max(round(heldout_fraction * self.tokens), SMALLEST_HELDOUT)}
-        rngs = (np.random.default_rng([self.seed, stream]) for stream in (1, 2))
-        return {name: self.machine.sample(counts[name], rng) for name, rng in zip(counts, rngs, strict=True)}
+    def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        return self.machine.sample(count, rng)
 
 
 def _xlogx(p: np.ndarray) -> np.ndarray:
     return p * np.log(np.maximum(p, TINY))
-
-
-def _check(ok: bool, option: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise DataError(f"data.source: pdfa option {option} = {value!r}: {remedy}")

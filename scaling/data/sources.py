@@ -101,6 +101,12 @@ def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str
     return options
 
 
+def check_option(source: str, ok: bool, option: str, value: object, remedy: str) -> None:
+    """Raise `DataError` unless ok: an option of a synthetic source has a value that it cannot take."""
+    if not ok:
+        raise DataError(f"data.source: {source} option {option} = {value!r}: {remedy}")
+
+
 # --- installed packages -------------------------------------------------------------------------------------
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 
 import numpy as np
 from jaxtyping import Int
 
-from scaling.data.sources import DataError
+from scaling.data.sources import DataError, check_option
 
+_check = partial(check_option, "zipf_facts")
 BASE = 16  # digits 0..15; then BOS; then the labels
 SMALLEST_HELDOUT = 16_384  # examples
 MOST_SIGHTINGS, MOST_ARRANGEMENTS = 100, 20_000  # of one fact; bounds the work of the exact sum
@@ -248,8 +249,3 @@ def _partitions(total: int, parts: int, largest: int | None = None) -> Iterator[
     elif parts > 0:
         for first in range(min(total, largest or total), (total - 1) // parts, -1):
             yield from ((first, *rest) for rest in _partitions(total - first, parts - 1, first))
-
-
-def _check(ok: bool, option: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise DataError(f"data.source: zipf_facts option {option} = {value!r}: {remedy}")
