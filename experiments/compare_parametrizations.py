@@ -7,8 +7,8 @@ carried to every width by that parametrisation's own rules; `sp` takes the rule 
 which was itself fitted to sweeps at several widths. Two compute multipliers over `sp` are printed. At equal size: the
 tokens that `sp` needs at the same width for the same loss, over those spent; it stays within the grid. At the optimum:
 each grid is fitted by itself and the frontiers compared, which with five widths extrapolates to longer runs than were
-trained, and its intervals are wide. Expect multipliers near 1 for muP and `normalized` and below 1 for u-muP: what a
-transferring parametrisation saves is the sweep behind the rule of `sp`.
+trained, and its intervals are wide. Expect multipliers near 1: what a transferring parametrisation saves is the sweep
+behind the rule of `sp`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import analysis
 from analysis.plot_comparison import plot_comparison
 from analysis.style import save_figure
 from experiments.calibrate_lr import best_rate
+from experiments.transfer import ARCHITECTURES
 from scaling import Plan, PlanConfig, make_plan, sweep
 from scaling.cli import preset_path
 from scaling.config import read_toml
@@ -55,7 +56,8 @@ class Comparison:
 def plan_of(args: Comparison, name: str, rate: float, **changes: Any) -> Plan:
     """The preset's recipe under a parametrisation, whose base width is the smallest width."""
     preset = read_toml(preset_path(args.preset), PlanConfig)
-    model = dataclasses.replace(preset.model, parametrization=name, base_width=args.widths[0])
+    own = ARCHITECTURES.get(name, {})
+    model = dataclasses.replace(preset.model, parametrization=name, base_width=args.widths[0], **own)
     optim = dataclasses.replace(preset.optim, lr=rate)
     grid = {"name": name, "budgets": (), "tokens": args.tokens, "widths": args.widths, "min_tokens_per_parameter": 0.5}
     return make_plan(dataclasses.replace(preset, model=model, optim=optim, **{**grid, **changes}))

@@ -5,10 +5,11 @@
 A parametrisation under which rates transfer moves every activation by the same amount at every size (Yang et al.
 2022, arXiv:2203.03466, appendix D.1). Every shape is trained for some steps on the same batches at one rate; measured
 is the root mean square of the change of each layer's activation on held-out text since initialisation, and its slope
-in the logarithm of the size. Expect slopes of 0 +- 0.1 under muP in width, under CompleteP and u-muP in width and
-depth, but for what their rules let shrink: the embedding of u-muP, whose rate falls as width^-1/2 and takes the first
-block's stream to -0.13 with it, and in depth what each branch of u-muP and of a = 1/2 writes. In depth u-muP's last
-block holds for three steps and comes to -0.15 after ten. Under `sp` the blocks' slopes in width are about 1.
+in the logarithm of the size. Expect 0 +- 0.1 in width under muP, CompleteP and u-muP, whose embedding alone falls, as
+width^-1/2 by its rule; in depth under CompleteP, whose stream comes to a limit at a distance of order 1 / depth: the
+slope after half of the blocks is 0.13 from depth 2, 0.04 from depth 8. What each branch of u-muP and of a = 1/2 writes
+falls with depth by rule; in u-muP the last block holds for three steps and comes to -0.14 after ten. About 1: the
+blocks in width under `sp`, in depth under `sp` and muP.
 
 Outputs start at zero, as muP's authors advise: from a random readout (`--no-model.zero-init-outputs`) the change of the
 logits holds a part that falls as width^-1/2 and after ten small steps is most of it, slope -0.3 under muP.

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from analysis.style import BLACK, LOSS, MARKERS, new_figure, shades, styled
 
 DRAWS, LEVEL = 4000, 0.90
+# What a parametrisation asks of the model beside its rules: u-muP has norms without gains, and none of queries and keys
+# (Blake et al. 2024, arXiv:2407.17465). Gains at 1 would have a rate of the order of 1.
+ARCHITECTURES: dict[str, dict[str, Any]] = {"umup": {"norm": "nonparametric_rmsnorm", "qk_norm": False}}
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
@@ -138,7 +141,8 @@ def plot_changes(table: pd.DataFrame, step: int) -> Figure:
             ax.plot(rows["size"], rows["change"], color=color, marker=marker, markersize=3.5, label=layer)
         ax.set(xscale="log", yscale="log", title=name, xlabel=axis, xticks=table["size"].unique())
         ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.tick_params(labelbottom=True)  # also above an empty place
     axes[0].set_ylabel(f"change after {step} steps (rms)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig

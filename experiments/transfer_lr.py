@@ -6,13 +6,15 @@ Every shape is trained at rates a factor 2 apart, on the same text, from several
 the parabola in log rate through the best rate of the grid and its neighbours. Intervals are of 90 %: the whole search
 is repeated on losses with Student's t noise as large as the scatter between seeds, pooled over the shapes. Expect the
 best rate to stay within one step of 2 over a fourfold range of widths under muP and u-muP, and of depths under
-CompleteP and u-muP, and to fall with width under `sp`. `--rates 7` adds a rate at either end and keeps what is trained.
+CompleteP; to fall with width under `sp`, and to rise with depth under u-muP (docs/parametrizations.md). `--rates 7`
+adds a rate at either end and keeps what is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import pandas as pd
 import tyro
 
 from analysis.style import save_figure
-from experiments.transfer import optima, plot_rates, shifts
+from experiments.transfer import ARCHITECTURES, optima, plot_rates, shifts
 from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
 from scaling.printing import records, show_plan
 
@@ -58,7 +60,8 @@ def plan_of(args: TransferLr, axis: str) -> Plan:
     runs = []
     for name in getattr(args, axis):
         steps = np.arange(args.rates) - args.rates // 2
-        base = {"base_width": min(args.widths), "base_depth": min(args.depths), "parametrization": name}
+        base: dict[str, Any] = {"base_width": min(args.widths), "base_depth": min(args.depths), "parametrization": name}
+        base |= ARCHITECTURES.get(name, {})
         for size in getattr(args, f"{axis}s"):
             shape = {"width": min(args.widths), "depth": min(args.depths)} | {axis: size}
             plan = PlanConfig(
@@ -77,8 +80,9 @@ def plan_of(args: TransferLr, axis: str) -> Plan:
     return Plan("transfer_lr", tuple(runs))
 
 
-def report(runs: pd.DataFrame, axis: str, out: Path) -> dict[str, Any]:
+def report(runs: pd.DataFrame, axis: str, names: Sequence[str], out: Path) -> dict[str, Any]:
     """Print and draw what was found along one axis."""
+    runs = runs.sort_values("parametrization", key=lambda name: name.map(names.index), kind="stable")
     best = optima(runs, axis)
     moved = shifts(best, axis)
     shown: Any = best.drop(columns="draws")
@@ -101,7 +105,7 @@ def main() -> None:
     sweep(together, args.out, workers=args.workers)
     written: dict[str, Any] = {"settings": asdict(args) | {"out": str(args.out)}, "centres": CENTRES}
     for axis, plan in plans.items():
-        written[axis] = report(sweep(plan, args.out, workers=args.workers), axis, args.out)
+        written[axis] = report(sweep(plan, args.out, workers=args.workers), axis, getattr(args, axis), args.out)
     (args.out / "transfer_lr.json").write_text(json.dumps(written, indent=1) + "\n")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-Norm = Literal["rmsnorm", "layernorm", "none"]
+Norm = Literal["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]
 Position = Literal["rope", "learned", "sinusoidal"]
 Activation = Literal["gelu", "relu", "relu6", "sigmoid", "silu", "relu2", "geglu", "reglu", "swiglu", "glu"]
 DType = Literal["float32", "bfloat16"]
@@ -66,7 +66,7 @@ class ModelConfig:
     ff_ratio: float = 4.0  # hidden units of the feed-forward block per unit of width
     vocab: int = 256
     context: int = 128
-    norm: Norm = "rmsnorm"
+    norm: Norm = "rmsnorm"  # nonparametric: without gains, as u-muP has it
     position: Position = "rope"
     activation: Activation = "gelu"
     tied: bool = False  # output head shares the embedding's weights
@@ -108,6 +108,13 @@ class ModelConfig:
     def key_dim(self) -> int:
         """Dimension of one head."""
         return self.head_dim if self.head_dim is not None else self.width // self.heads
+
+    @property
+    def qk_norm_kind(self) -> Norm:
+        """Norm of queries and keys: RMSNorm, without gains where the blocks' norms have none."""
+        if not self.qk_norm:
+            return "none"
+        return "nonparametric_rmsnorm" if self.norm == "nonparametric_rmsnorm" else "rmsnorm"
 
     @property
     def d_ff(self) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from scaling.config import ModelConfig
 from scaling.parametrization import row_of
 
+_NORM_VECTORS = {"rmsnorm": 1, "nonparametric_rmsnorm": 0, "layernorm": 2, "none": 0}  # gains and biases
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -29,8 +31,8 @@ def count(config: ModelConfig) -> Counts:
     inner = config.heads * config.key_dim
     feed_forward = (3 if config.gated else 2) * config.width * config.d_ff
     block_matrices = 4 * config.width * inner + feed_forward
-    per_norm = {"rmsnorm": 1, "layernorm": 2, "none": 0}[config.norm] * config.width
-    block_gains = 2 * per_norm + (2 * config.key_dim if config.qk_norm else 0)
+    per_norm = _NORM_VECTORS[config.norm] * config.width
+    block_gains = 2 * per_norm + 2 * _NORM_VECTORS[config.qk_norm_kind] * config.key_dim
     table = config.vocab * config.width
     positions = config.context * config.width if config.position == "learned" else 0
     learned = row_of(config).learned_scales

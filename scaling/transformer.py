@@ -100,23 +100,25 @@ def _times(y: Float[Array, "B T O"], scale: Weight | None) -> Float[Array, "B T 
 
 
 class Norm(nnx.Module):
-    """RMSNorm, LayerNorm or nothing, over the last axis, computed in float32."""
+    """RMSNorm with gains or without, LayerNorm, or nothing, over the last axis, computed in float32."""
 
     def __init__(self, kind: str, rules: Parametrization, rngs: nnx.Rngs, size: int, final: bool = False) -> None:
         self.kind, self.ops = kind, rules.ops
         gain, bias = ("final_gain", "final_bias") if final else ("gain", "bias")
-        self.gain = None if kind == "none" else _weight(rules, rngs, gain, (size,), fan_in=size)
+        learned = kind in ("rmsnorm", "layernorm")
+        self.gain = _weight(rules, rngs, gain, (size,), fan_in=size) if learned else None
         self.bias = _weight(rules, rngs, bias, (size,), fan_in=size) if kind == "layernorm" else None
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        if self.gain is None:
+        if self.kind == "none":
             return x
         z = x.astype(jnp.float32)
         if self.bias is not None:
             z = z - z.mean(axis=-1, keepdims=True)
         z = z * jax.lax.rsqrt(jnp.square(z).mean(axis=-1, keepdims=True) + _NORM_EPSILON)
         shape = (1,) * (x.ndim - 1) + (-1,)
-        z = z * self.ops.vector(self.gain[...], x).reshape(shape)
+        if self.gain is not None:
+            z = z * self.ops.vector(self.gain[...], x).reshape(shape)
         return (z if self.bias is None else z + self.ops.vector(self.bias[...], x).reshape(shape)).astype(x.dtype)
 
 
@@ -156,9 +158,8 @@ class Attention(nnx.Module):
         zero = config.zero_init_outputs
         self.qkv = Linear(rules, rngs, "hidden", (inner, inner, inner), fan_in=width, base_fan_in=base)
         self.out = Linear(rules, rngs, "residual_out", (width,), fan_in=inner, base_fan_in=base_inner, zero=zero)
-        kind = "rmsnorm" if config.qk_norm else "none"
-        self.q_norm = Norm(kind, rules, rngs, config.key_dim)
-        self.k_norm = Norm(kind, rules, rngs, config.key_dim)
+        self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
+        self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.heads, self.rotary = config.heads, config.position == "rope"
         self.ops, self.scale = rules.ops, rules.attention_scale
 

@@ -132,7 +132,10 @@ def test_steps_and_branch_step(fraction: float, tokens: int) -> None:
         ({"model": {"width": 64.5}}, "model.width = 64.5: must be a whole number"),
         ({"model": {"width": True}}, "model.width = True: must be int"),
         ({"model": {"tied": 1}}, "model.tied = 1: must be bool"),
-        ({"model": {"norm": "rms"}}, "model.norm = 'rms': choose one of 'rmsnorm', 'layernorm', 'none'"),
+        (
+            {"model": {"norm": "rms"}},
+            "model.norm = 'rms': choose one of 'rmsnorm', 'nonparametric_rmsnorm', 'layernorm', 'none'",
+        ),
         ({"model": 3}, "model = 3: must be a table"),
         ({"optim": {"lr": None}}, "optim.lr = None: must be float"),
         ({"optim": {"lr": float("nan")}}, "optim.lr = nan: must be finite"),

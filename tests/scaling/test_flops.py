@@ -62,7 +62,7 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
     depth=st.integers(1, 3),
     head_dim=st.sampled_from([None, 6]),
     ff_ratio=st.sampled_from([1.0, 2.7, 4.0]),
-    norm=st.sampled_from(["rmsnorm", "layernorm", "none"]),
+    norm=st.sampled_from(["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]),
     position=st.sampled_from(["rope", "learned", "sinusoidal"]),
     activation=st.sampled_from(["gelu", "swiglu"]),
     tied=st.booleans(),

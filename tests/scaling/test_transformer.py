@@ -43,7 +43,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "ff_ratio": 2.7,
         "activation": "relu2",
     },
-    "no residual, bfloat16, remat": {"residual": False, "dtype": "bfloat16", "remat": True},
+    "no residual, no gains, bfloat16, remat": {
+        "residual": False,
+        "norm": "nonparametric_rmsnorm",
+        "dtype": "bfloat16",
+        "remat": True,
+    },
     "deep": {"depth": 9, "dtype": "bfloat16", "dropout": 0.3, "remat": True, "activation": "reglu"},
 }
 
@@ -105,6 +110,13 @@ def test_bfloat16_is_near_float32(make_model: MakeModel) -> None:
     exact, _ = value_and_grad(config)
     rounded, _ = value_and_grad(dataclasses.replace(config, dtype="bfloat16"))
     assert rounded != exact and abs(rounded - exact) < 0.02
+
+
+def test_a_nonparametric_norm_is_one_whose_gains_stay_at_one(make_model: MakeModel) -> None:
+    exact, grads = value_and_grad(make_model())
+    plain, without = value_and_grad(make_model(norm="nonparametric_rmsnorm"))
+    assert plain == pytest.approx(exact, rel=1e-6)
+    assert len(jax.tree.leaves(without)) == len(jax.tree.leaves(grads)) - 4 * make_model().depth - 1
 
 
 def test_zero_initialised_outputs_predict_uniformly(make_model: MakeModel) -> None:

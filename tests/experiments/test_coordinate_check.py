@@ -1,0 +1,33 @@
+"""The coordinate check of the parametrisations (Yang et al. 2022, appendix D.1): what steps change, over sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.coordinate_check import CoordinateCheck, measure, slopes
+
+pytestmark = pytest.mark.slow
+BLOCKS = ["middle block", "last block"]
+
+
+def slopes_of(args: CoordinateCheck, axis: str) -> dict[str, dict[str, float]]:
+    found = slopes(measure(args, axis))
+    found = found[found["step"] == args.steps]
+    return {
+        name: dict(zip(rows["layer"], rows["slope"], strict=True)) for name, rows in found.groupby("parametrization")
+    }
+
+
+def test_changes_do_not_grow_with_width_under_mup_and_umup() -> None:
+    """Within 0.1 in every layer, but for u-muP's embedding, whose rate falls as width^-1/2 by its rule."""
+    found = slopes_of(CoordinateCheck(width=("sp", "mup", "umup"), seeds=2), "width")
+    assert found["umup"].pop("embedding") == pytest.approx(-0.5, abs=0.05)
+    assert all(abs(slope) < 0.1 for name in ("mup", "umup") for slope in found[name].values()), found
+    assert all(found["sp"][layer] > 0.5 for layer in [*BLOCKS, "logits"]), found
+
+
+def test_changes_do_not_grow_with_depth_under_completep() -> None:
+    """From depth 8 on: below, the stream is within some ten per cent of its limit, at a distance of order 1 / depth."""
+    found = slopes_of(CoordinateCheck(depth=("mup", "completep"), depths=(8, 16, 32), seeds=1), "depth")
+    assert all(abs(slope) < 0.1 for slope in found["completep"].values()), found
+    assert all(found["mup"][layer] > 0.5 for layer in BLOCKS), found
