@@ -3,7 +3,7 @@
     scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]
 
 Trains small Transformers on source code as bytes and measures what can be measured without training. --quick, the
-default, is meant for a quarter of an hour on two cores; --full prints its price first and takes hours. Whatever is
+default, takes 11 minutes on two cores; --full prints its price first and takes hours. Whatever is
 finished below --out is kept: interrupt it at will, a second call is fast. Writes `claims.json` and `report.html`. A
 verdict follows from the numbers by the claim's rule and can come out either way; the rules of S5 and S6 were restated
 once.
