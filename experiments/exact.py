@@ -14,10 +14,16 @@ from scaling.data.zipf_facts import ZipfFacts
 
 
 def ladder(
-    data: DataConfig, widths: Iterable[int], tokens: Iterable[int], context: int, batch: int, eval_tokens: int
+    data: DataConfig,
+    widths: Iterable[int],
+    tokens: Iterable[int],
+    context: int,
+    batch: int,
+    eval_tokens: int,
+    depth: int = 2,
 ) -> Plan:
     """Runs of each width at each token budget, the recipe else that of the quickstart."""
-    model = ModelConfig(depth=2, head_dim=16, context=context, vocab=open_synthetic(data.source).vocab)
+    model = ModelConfig(depth=depth, head_dim=16, context=context, vocab=open_synthetic(data.source).vocab)
     optim = OptimConfig(batch_size=batch, warmup_tokens=20_000)
     limits = {"min_steps": 60, "min_tokens_per_parameter": 0.5, "eval_tokens": eval_tokens}
     return grid_plan(list(widths), list(tokens), data, model=model, optim=optim, **limits)

@@ -25,8 +25,13 @@ def _fitters(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _floors(row: dict[str, Any]) -> dict[str, Any]:
-    cells = {"source": row["name"], "width": row["width"], "tokens": row["tokens"][-1], "floor": row["floor"]}
-    cells |= {"loss": row["loss"], "se": row["loss_se"], "loss - floor": row["loss"] - row["floor"]}
+    cells = {"source": row["name"], "width": row["width"], "depth": row["depth"], "tokens": row["tokens"][-1]}
+    cells |= {
+        "floor": row["floor"],
+        "loss": row["loss"],
+        "se": row["loss_se"],
+        "loss - floor": row["loss"] - row["floor"],
+    }
     return cells | {"loss - oracle": row["excess"][-1], "fitted E": _interval(row["law"], "E")}
 
 
