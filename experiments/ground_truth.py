@@ -7,8 +7,8 @@ and above the exact oracle on the same held-out windows, and E of L(D) = E + A /
 budgets. Exponent: `zipf_facts` with a = 1, of which the ideal learner's excess falls as examples^-1/2. The same law is
 fitted to the trained losses and to the ideal learner's at the same budgets, so that the gap of the learner and the bias
 of the range are seen apart. Fitters: laws fitted to the ideal learner's loss alone, without training. Expect: the easy
-floors within 0.02 nats, all of them without --quick; a learner a few times above the ideal one, with an exponent not far below its. What was printed
-stands in docs/ground_truth.md.
+floors within 0.02 nats, all of them without --quick; a learner a few times above the ideal one, with an exponent not
+far below its. What was printed stands in docs/ground_truth.md.
 """
 
 from __future__ import annotations
