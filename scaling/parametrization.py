@@ -37,9 +37,11 @@ Constraint = Literal["none", "tensor", "unit"]
 class Rule:
     """What a parametrisation says of one parameter; `lr`, `weight_decay`, `epsilon` multiply the recipe's values.
 
-    weight_decay: of decay that is independent of the rate: AdamW's lambda x rate, both as the parametrisation has them.
-    constraint: what holds after every step. "tensor": the whole parameter has norm 1; "unit": each column of a matrix
-        (the weights into one unit), each row of an embedding has.
+    Attributes:
+        weight_decay: of decay that is independent of the rate: AdamW's lambda x rate, both as the parametrisation has
+            them.
+        constraint: what holds after every step. "tensor": the whole parameter has norm 1; "unit": each column of a
+            matrix (the weights into one unit), each row of an embedding has.
     """
 
     init_std: float | int

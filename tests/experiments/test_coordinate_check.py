@@ -27,7 +27,10 @@ def test_changes_do_not_grow_with_width_under_mup_and_umup() -> None:
 
 
 def test_changes_do_not_grow_with_depth_under_completep() -> None:
-    """From depth 8 on: below, the stream is within some ten per cent of its limit, at a distance of order 1 / depth."""
-    found = slopes_of(CoordinateCheck(depth=("mup", "completep"), depths=(8, 16, 32), seeds=1), "depth")
+    """From depth 8 on: below, the stream is at a distance of order 1 / depth from its limit.
+
+    The slope of one seed's last branch is 0.13, that of the mean of three below 0.05.
+    """
+    found = slopes_of(CoordinateCheck(depth=("mup", "completep"), depths=(8, 16, 32)), "depth")
     assert all(abs(slope) < 0.1 for slope in found["completep"].values()), found
     assert all(found["mup"][layer] > 0.5 for layer in BLOCKS), found
