@@ -38,7 +38,7 @@ FLOORS = {  # source: width, depth, binary logarithm of the most tokens of the q
     "grammar:radius=0.7": (64, 2, 20),
     "grammar": (64, 2, 20),
 }
-LONGEST = 23  # of the other
+LONGEST = 23  # the same of the ladder without --quick
 
 
 @dataclass(frozen=True)
