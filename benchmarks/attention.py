@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.ops import causal_attention
+from scaling.kernels import causal_attention
 
 ROUNDS, CALLS = 15, 5
 SHAPES = ((4, 4, 128, 16), (32, 4, 128, 16), (8, 4, 256, 32))  # B, H, T, K

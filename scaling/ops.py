@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
+
+from scaling.kernels import causal_attention, product
 
 Weights = tuple[Any, Any]  # of the skip connection (None drops it) and of the branch
 
@@ -52,7 +53,7 @@ class Ops:
     ) -> Float[Array, "B T P"]:
         """Products with matrices side by side, in the precision of x."""
         weight = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
-        return times(jnp.dot(x, weight.astype(x.dtype)), multiplier)
+        return times(product(x, weight.astype(x.dtype)), multiplier)
 
     def readout(
         self, x: Float[Array, "B T D"], weight: Float[Array, "D V"], multiplier: float
@@ -92,18 +93,3 @@ class Ops:
 def times(x: Array, factor: Any) -> Array:
     """x times a number or scalar array, in the precision of x; nothing is done where it is the number 1."""
     return x if isinstance(factor, float) and factor == 1.0 else x * jnp.asarray(factor, x.dtype)
-
-
-def causal_attention(
-    q: Float[Array, "B H T K"], k: Float[Array, "B H T K"], v: Float[Array, "B H T K"], scale: float
-) -> Float[Array, "B H T K"]:
-    """Softmax attention over the positions up to each one, the softmax in float32.
-
-    Written out, head axis before position: on CPU the gradient of `jax.nn.dot_product_attention` takes more than
-    twice as long (`benchmarks/attention.py`).
-    """
-    T = q.shape[2]
-    scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(np.tril(np.ones((T, T), bool))[None, None], scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", weights, v)

@@ -19,11 +19,16 @@ import optax
 from jaxtyping import Array, Float, Int, UInt
 
 from scaling.config import DataConfig, RunConfig
+from scaling.kernels import cross_entropy
 from scaling.optimizer import constrain, make_optimizer
 from scaling.parallel import Strategy
+from scaling.parametrization import parametrization
 from scaling.transformer import Family, Key, Params, build
+from scaling.unit_scaling import UnitOps
 
 Range = tuple[int, int] | None  # targets lo <= id < hi count in the loss; None: all do
+
+_CACHED_TOKENS = 512  # of a micro-batch on CPU, whose activations then stay in a core's own cache
 
 
 class TrainState(NamedTuple):
@@ -55,7 +60,7 @@ def token_losses(
     """Cross-entropy in nats of each target, 0 where it does not count, and the weights (1 where it counts)."""
     inputs, targets = windows[:, :-1].astype(jnp.int32), windows[:, 1:].astype(jnp.int32)
     logits = recipe.family.apply(params, inputs, key)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    losses = cross_entropy(logits, targets)
     if recipe.loss_range is None:
         return losses, jnp.ones_like(losses)
     low, high = recipe.loss_range
@@ -211,8 +216,21 @@ def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
 @functools.lru_cache(maxsize=32)
 def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
     family = build(shape.model)
-    recipe = Recipe(family, make_optimizer(shape.optim, family), shape.optim.accumulate, loss_range)
+    recipe = Recipe(family, make_optimizer(shape.optim, family), micro_batches(shape, strategy.devices), loss_range)
     rows = max(1, 4096 // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
     evaluator = strategy.compile_evaluation(functools.partial(window_losses, recipe=recipe, rows=rows))
     return Program(recipe, strategy, chunk, evaluator, rows)
+
+
+def micro_batches(run: RunConfig, devices: int) -> int:
+    """Pieces that a step's batch is computed in, for the same gradient: `optim.accumulate`, or on CPU more of them.
+
+    A batch whose activations fit into a core's cache trains up to 1.5 times as fast there. Dropout draws its masks for
+    each piece, and unit scaling its gradients' scales from the size of one: these keep to `optim.accumulate`.
+    """
+    pieces, rows = run.optim.accumulate, run.optim.batch_size // devices
+    if jax.default_backend() != "cpu" or run.model.dropout > 0 or isinstance(parametrization(run.model).ops, UnitOps):
+        return pieces
+    fitting = (n for n in range(pieces, rows + 1, pieces) if rows % n == 0)
+    return next((n for n in fitting if rows // n * run.model.context <= _CACHED_TOKENS), rows)

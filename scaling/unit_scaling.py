@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scaling.config import UnitMultipliers
-from scaling.ops import ACTIVATIONS, Ops, Weights, causal_attention
+from scaling.kernels import causal_attention
+from scaling.ops import ACTIVATIONS, Ops, Weights
 
 
 @jax.custom_vjp

@@ -16,7 +16,7 @@ import pytest
 
 from scaling.config import RunConfig
 from scaling.parallel import Strategy
-from scaling.train import Program, Schedule, TrainState, program, summed_gradient, token_losses
+from scaling.train import Program, Schedule, TrainState, micro_batches, program, summed_gradient, token_losses
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
@@ -105,6 +105,21 @@ def test_gradient_accumulation_changes_nothing(compiled: Program, make_run: Make
     _, whole = train(compiled, compiled.init(0), 0, 16)
     _, parts = train(pieces, pieces.init(0), 0, 16)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_a_batch_is_computed_in_pieces_that_fit_the_cache(make_run: MakeRun) -> None:
+    """512 tokens where the batch divides so, whole multiples of the configured pieces, at least one sequence each."""
+
+    def pieces(**changes: Any) -> int:
+        return micro_batches(make_run(tokens=100_000, **changes), 1)
+
+    assert pieces(**{"optim.batch_size": 32}) == 1  # 512 tokens of context 16
+    assert pieces(**{"optim.batch_size": 128}) == 4
+    assert pieces(**{"optim.batch_size": 129}) == 43  # 3 sequences; 129 = 3 x 43
+    assert pieces(**{"optim.batch_size": 8, "model.context": 1024}) == 8
+    assert pieces(**{"optim.batch_size": 96, "optim.accumulate": 2}) == 4
+    assert pieces(**{"optim.batch_size": 128, "model.dropout": 0.1}) == 1
+    assert pieces(**{"optim.batch_size": 128, "model.parametrization": "umup"}) == 1
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
