@@ -1,4 +1,4 @@
-"""The three functions in which training spends its time, with gradients written by hand.
+"""The functions in which training spends its time, with gradients written by hand.
 
 What JAX derives is right but slow on CPU: XLA's products are fast where the left side is contracted over its last
 axis, its copies of transposed arrays are slow (docs/performance.md). On a GPU, attention in bfloat16 is cuDNN's.
@@ -53,6 +53,22 @@ product.defvjp(_product_forward, _product_backward)
 
 
 # --- attention -------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def split_heads(x: Float[Array, "B T I"], heads: int) -> Float[Array, "B H T K"]:
+    """Heads before positions. The gradient is laid out in a pass of its own: fused with what is around, it is slow."""
+    B, T, _ = x.shape
+    return jnp.swapaxes(x.reshape(B, T, heads, -1), 1, 2)
+
+
+def _split_backward(heads: int, saved: None, dy: Array) -> tuple[Array]:
+    del heads, saved
+    B, _, T, _ = dy.shape
+    return (_barrier(jnp.swapaxes(_barrier(dy), 1, 2).reshape(B, T, -1)),)
+
+
+split_heads.defvjp(lambda x, heads: (split_heads(x, heads), None), _split_backward)
 
 
 def causal_attention(

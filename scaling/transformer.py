@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scaling.config import ModelConfig
+from scaling.kernels import split_heads
 from scaling.ops import times
 from scaling.parametrization import Parametrization, Role, parametrization
 
@@ -165,8 +166,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         B, T, _ = x_BxTxD.shape
-        qkv = self.qkv(x_BxTxD).reshape(B, T, 3, self.heads, -1)
-        q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # each (B, H, T, K)
+        q, k, v = (split_heads(x, self.heads) for x in jnp.split(self.qkv(x_BxTxD), 3, axis=-1))  # (B, H, T, K)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = rope(q), rope(k)

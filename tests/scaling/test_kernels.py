@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from scaling.kernels import causal_attention, cross_entropy, product
+from scaling.kernels import causal_attention, cross_entropy, product, split_heads
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,6 +42,11 @@ def assert_same(ours: Callable[..., Any], plain: Callable[..., Any], arguments: 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=["widening", "narrowing"])
 def test_a_product_is_a_product(shape: tuple[int, int]) -> None:
     assert_same(product, lambda x, w: x @ w, (normal(0, 3, 4, shape[0]), normal(1, *shape)))
+
+
+def test_heads_are_split_off_the_last_axis() -> None:
+    x = normal(0, 2, 5, 12)
+    assert_same(lambda x: split_heads(x, 3), lambda x: jnp.moveaxis(x.reshape(2, 5, 3, 4), 2, 1), (x,))
 
 
 def plain_attention(q: Any, k: Any, v: Any) -> Any:
