@@ -237,6 +237,13 @@ class RunConfig:
         return self.steps - round(self.optim.cooldown_fraction * self.steps)
 
     @property
+    def shape(self) -> RunConfig:
+        """What a program is compiled for: shared by all runs that differ only in rates, lengths, seeds and data."""
+        rates: Any = {"lr": 1.0, "weight_decay": 0.0, "warmup_tokens": 0, "cooldown_fraction": 0.0}
+        optim = dataclasses.replace(self.optim, schedule="wsd_linear", **rates)
+        return RunConfig(self.model, DataConfig(), optim, tokens=self.batch_tokens)
+
+    @property
     def run_id(self) -> str:
         """Hash of everything that decides the outcome."""
         return _digest(_identity(self))

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scaling import compilation
 from scaling.config import RunConfig, to_dict
 from scaling.trunk import LoopConfig, train_trunk
 
@@ -36,11 +37,13 @@ class Failure:
 def run_here(trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, report: Report) -> list[Failure]:
     """Train trunk after trunk in this process, over all of its devices."""
     failures = []
-    for trunk in trunks:
-        try:
-            train_trunk(trunk, out, loop, report)
-        except Exception as error:  # whatever it is, the other trunks go on and the sweep ends with its name
-            failures.append(Failure(trunk, f"{type(error).__name__}: {error}"))
+    with compilation.kept(out) as programs:
+        for trunk in trunks:
+            try:
+                train_trunk(trunk, out, loop, report)
+            except Exception as error:  # whatever it is, the other trunks go on and the sweep ends with its name
+                failures.append(Failure(trunk, f"{type(error).__name__}: {error}"))
+    report({"event": "programs", **programs})
     return failures
 
 
@@ -53,13 +56,14 @@ def run_workers(
     return [Failure(trunks[i], result["error"]) for i, result in sorted(results.items()) if "error" in result]
 
 
-def time_in_worker(runs: Sequence[RunConfig], out: Path, loop: LoopConfig) -> list[tuple[float, float]]:
-    """`calibration.seconds_per_step` of each run, measured as a worker would train it."""
-    job = {"job": "time", "runs": [to_dict(r) for r in runs], "loop": _plain(loop)}
-    result = asyncio.run(_serve([job], out, lambda event: None, 1))[0]
-    if "error" in result:
-        raise RuntimeError(f"the timing of this machine failed: {result['error']}")
-    return [(step, start) for step, start in result["seconds"]]
+def time_in_workers(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, workers: int) -> list[tuple[float, float]]:
+    """`calibration.seconds_per_step` of each run, measured as the workers would train them, at once if they can."""
+    jobs = [{"job": "time", "runs": [to_dict(run)], "out": str(out), "loop": _plain(loop)} for run in runs]
+    results = asyncio.run(_serve(jobs, out, lambda event: None, workers))
+    for result in results.values():
+        if "error" in result:
+            raise RuntimeError(f"the timing of this machine failed: {result['error']}")
+    return [(step, start) for _, result in sorted(results.items()) for step, start in result["seconds"]]
 
 
 def _plain(loop: LoopConfig) -> dict[str, Any]:

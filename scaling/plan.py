@@ -173,6 +173,11 @@ class Plan:
         return sum(trunk_flops(trunk) for trunk in self.trunks())
 
     @property
+    def shapes(self) -> int:
+        """Number of programs to train it with: of distinct models, batches and optimisers."""
+        return len({run.shape for run in self.runs})
+
+    @property
     def rates_follow_tokens(self) -> bool:
         """Whether a size has other rates at other token budgets, so that its runs share no trunk."""
         rates: dict[Any, dict[int, set[float]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ class Progress:
         self.total, self.runs = plan.flops, len(plan)
         self.bar, self.quiet = bar, quiet
         self.flops, self.finished, self.start = 0.0, 0, time.monotonic()
+        self.shapes, self.programs = plan.shapes, Counter[str]()
         self.task = None if bar is None else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
 
     def report(self, event: dict[str, Any]) -> None:
@@ -35,6 +37,14 @@ class Progress:
             self._line(_describe(event))
         elif event["event"] == "restarted":
             self._line(f"a worker ended with exit status {event['exit']}; its runs resume from their checkpoints")
+        elif event["event"] == "programs":
+            self.programs.update({name: count for name, count in event.items() if name != "event"})
+
+    def close(self) -> None:
+        """Say what was compiled."""
+        compiled, reused = self.programs["compiled"], self.programs["reused"]
+        shapes = f"{self.shapes} shape" + ("s" if self.shapes > 1 else "")
+        self._line(f"{shapes} of model and batch: {compiled} programs compiled, {reused} reused")
 
     def _line(self, text: str) -> None:
         if self.bar is not None:
@@ -61,7 +71,9 @@ def progress(plan: Plan, *, quiet: bool) -> Iterator[Progress]:
     """The display of a sweep, on standard error."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield Progress(plan, None, quiet)
+        shown = Progress(plan, None, quiet)
+        yield shown
+        shown.close()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -70,4 +82,6 @@ def progress(plan: Plan, *, quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
-        yield Progress(plan, bar, quiet)
+        shown = Progress(plan, bar, quiet)
+        yield shown
+        shown.close()

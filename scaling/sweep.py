@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import pandas as pd
 
-from scaling import calibration, data, store
+from scaling import calibration, compilation, data, store
 from scaling.config import RunConfig
-from scaling.executors import Failure, run_here, run_workers, time_in_worker
+from scaling.executors import Failure, run_here, run_workers, time_in_workers
 from scaling.plan import Plan
 from scaling.progress import Progress, progress
 from scaling.trunk import LoopConfig, check_fits
@@ -104,5 +104,9 @@ def estimate_seconds(plan: Plan, out: Path, workers: int | None = None, loop: Lo
     if not pending.runs:
         return 0.0
     runs = calibration.calibration_runs(pending)
-    pairs = time_in_worker(runs, out, loop) if workers else [calibration.seconds_per_step(r, loop) for r in runs]
+    if workers:
+        pairs = time_in_workers(runs, out, loop, workers)
+    else:
+        with compilation.kept(out):
+            pairs = [calibration.seconds_per_step(run, loop) for run in runs]
     return calibration.estimate(pending, [calibration.Timing(*pair) for pair in pairs], max(1, workers))

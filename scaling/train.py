@@ -6,7 +6,6 @@ M held-out windows, A micro-batches.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt
 
-from scaling.config import DataConfig, RunConfig
+from scaling.config import RunConfig
 from scaling.kernels import cross_entropy
 from scaling.optimizer import constrain, make_optimizer
 from scaling.parallel import Strategy
@@ -206,11 +205,7 @@ class Program:
 
 def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
     """The program of a run: compiled once per process and shape."""
-    optim = dataclasses.replace(
-        run.optim, lr=1.0, weight_decay=0.0, schedule="wsd_linear", warmup_tokens=0, cooldown_fraction=0.0
-    )
-    shape = RunConfig(run.model, DataConfig(), optim, tokens=run.batch_tokens)
-    return _program(shape, strategy, loss_range)
+    return _program(run.shape, strategy, loss_range)
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,8 +1,8 @@
 """A worker process: reads jobs as JSON lines from standard input, writes events as JSON lines to standard output.
 
 Jobs: `{"job": "train", "runs": [...], "out": ..., "loop": {...}}` trains the runs of one trunk;
-`{"job": "time", "runs": [...], "loop": {...}}` measures seconds per step. A job's last event is `done` or `failed`.
-Started by `scaling.executors`; an argument names the one core to run on.
+`{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. The last event of a job is `done`
+or `failed`. Started by `scaling.executors`; an argument names the one core to run on.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ def main() -> None:
 
 
 def _serve(job: dict[str, Any], runs: list[RunConfig], events: TextIO) -> dict[str, Any]:
+    from scaling import compilation
     from scaling.calibration import seconds_per_step
     from scaling.trunk import LoopConfig, train_trunk
 
-    loop = from_dict(LoopConfig, job["loop"])
-    if job["job"] == "time":
-        return {"seconds": [seconds_per_step(run, loop) for run in runs]}
-    train_trunk(runs, Path(job["out"]), loop, lambda event: _send(events, event))
+    loop, out = from_dict(LoopConfig, job["loop"]), Path(job["out"])
+    with compilation.kept(out) as programs:
+        if job["job"] == "time":
+            return {"seconds": [seconds_per_step(run, loop) for run in runs]}
+        train_trunk(runs, out, loop, lambda event: _send(events, event))
+    _send(events, {"event": "programs", **programs})
     return {}
 
 
