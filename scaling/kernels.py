@@ -55,9 +55,13 @@ product.defvjp(_product_forward, _product_backward)
 # --- attention -------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def split_heads(x: Float[Array, "B T I"], heads: int) -> Float[Array, "B H T K"]:
     """Heads before positions. The gradient is laid out in a pass of its own: fused with what is around, it is slow."""
+    return _split(x, heads)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split(x: Array, heads: int) -> Array:
     B, T, _ = x.shape
     return jnp.swapaxes(x.reshape(B, T, heads, -1), 1, 2)
 
@@ -68,7 +72,7 @@ def _split_backward(heads: int, saved: None, dy: Array) -> tuple[Array]:
     return (_barrier(jnp.swapaxes(_barrier(dy), 1, 2).reshape(B, T, -1)),)
 
 
-split_heads.defvjp(lambda x, heads: (split_heads(x, heads), None), _split_backward)
+_split.defvjp(lambda x, heads: (_split(x, heads), None), _split_backward)
 
 
 def causal_attention(

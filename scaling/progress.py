@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 
 from scaling.plan import Plan
 
+_WAYS = {"solo": "one after the other", "vmap": "side by side", "map": "in turn, in one program"}
+
 
 class Progress:
     """Takes the events of a sweep."""
@@ -37,6 +39,11 @@ class Progress:
             self._line(_describe(event))
         elif event["event"] == "restarted":
             self._line(f"a worker ended with exit status {event['exit']}; its runs resume from their checkpoints")
+        elif event["event"] == "packed":
+            how = {"solo": "one after the other", "vmap": "side by side", "map": "in turn, in one program"}[
+                event["how"]
+            ]
+            self._line(f"{event['members']} trunks of one shape train {how}")
         elif event["event"] == "programs":
             self.programs.update({name: count for name, count in event.items() if name != "event"})
 

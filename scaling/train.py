@@ -122,6 +122,16 @@ class Schedule(NamedTuple):
     decay: Any  # float32 (S,)
 
 
+class Chunk(NamedTuple):
+    """The next steps of a run, as the host has them: the arguments of `train_chunk`."""
+
+    state: Any  # a TrainState on the devices, or what stands for it where runs are packed
+    batches: np.ndarray  # int32 (S, B, T + 1)
+    schedule: Schedule
+    count: np.int32  # of the S steps
+    seed: np.uint32
+
+
 def train_chunk(
     state: TrainState,
     windows: Int[Array, "S B T1"],
@@ -183,6 +193,10 @@ class Program:
     def init(self, seed: int) -> TrainState:
         """A fresh state on the devices."""
         return self.strategy.replicate(self.recipe.init(seed))
+
+    def train(self, chunk: Chunk) -> tuple[TrainState, dict[str, Array]]:
+        """Dispatch a chunk; its state is donated. Nothing waits for it."""
+        return self.chunk(chunk.state, self.strategy.shard_batches(chunk.batches), *chunk[2:])
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

@@ -3,16 +3,20 @@
 All runs that differ only in their token budget share a constant-rate trunk. Each leaves it at its branch step,
 cools down in its own directory, is evaluated on the held-out slice and recorded. Everything is a function of the
 configuration and the step, so a run that was killed resumes from its last checkpoint to the same losses.
+
+A `Trainer` is a generator of chunks: it asks for steps to be trained and is sent the state and metrics they gave. Who
+drives it decides where: `train_trunk` alone, `scaling.packing` many at once in one program.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,10 +26,11 @@ from scaling.config import ConfigError, RunConfig
 from scaling.flops import flops_per_token
 from scaling.optimizer import schedule
 from scaling.parallel import StrategyName, choose
-from scaling.train import Evaluation, Schedule, TrainState, program
+from scaling.train import Chunk, Evaluation, Schedule, TrainState, program
 
 Report = Callable[[dict[str, Any]], None]
 Stage = Literal["trunk", "run"]
+How = Literal["auto", "solo", "vmap", "map"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,24 @@ class LoopConfig:
     chunk_steps: int = 16  # optimiser steps per dispatch
     checkpoint_seconds: float = 30.0
     strategy: StrategyName = "auto"
+    pack: How = "auto"  # runs of one shape in one program, without workers: side by side, in turn, or not
+    members: int = 8  # of such a pack, at most
     sweep: str = ""  # label of the run table
 
     def __post_init__(self) -> None:
         if self.chunk_steps < 1:
             raise ConfigError(f"loop.chunk_steps = {self.chunk_steps}: must be at least 1")
+        if self.members < 1:
+            raise ConfigError(f"loop.members = {self.members}: must be at least 1")
+
+
+_R = TypeVar("_R", covariant=True)
+Work = Generator[Chunk, tuple[Any, dict[str, Any]], _R]  # what it yields is trained, the result sent back
+
+
+def settled(state: Any) -> Any:
+    """A state that may have stayed among those it was trained with; valid until the next chunk."""
+    return state() if callable(state) else state
 
 
 class Diverged(Exception):
@@ -59,18 +77,29 @@ def train_trunk(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: 
     Raises:
         ConfigError: the runs do not share a trunk, or the data do not fit the model.
     """
+    if pending := unfinished(runs, out):
+        trainer = Trainer(pending, out, loop, report)
+        work = trainer.work()
+        with suppress(StopIteration):
+            chunk = next(work)
+            while True:
+                chunk = work.send(trainer.program.train(chunk))
+
+
+def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """The runs of one trunk that have no result yet, in the order in which they leave it: it only ever moves on.
+
+    Raises:
+        ConfigError: the runs do not share a trunk.
+    """
     if len({run.trunk_id for run in runs}) != 1:
         raise ConfigError("runs: must all share one trunk_id; group them first")
     pending = [run for run in runs if not store.is_finished(out, run)]
-    pending.sort(key=lambda run: (run.branch_step, run.steps))  # the trunk only ever moves on
-    if pending:
-        trainer = Trainer(pending, out, loop, report)
-        for run in pending:
-            trainer.finish(run)
+    return sorted(pending, key=lambda run: (run.branch_step, run.steps))
 
 
 class Trainer:
-    """Trains the runs of one trunk in order of their branch step."""
+    """Trains the unfinished runs of one trunk in order of their branch step."""
 
     def __init__(self, runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report) -> None:
         run = runs[0]
@@ -84,14 +113,19 @@ class Trainer:
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: Position | None = None
         self.trunk_diverged: Diverged | None = None
-        self.branches = [r.branch_step for r in runs]
+        self.runs = runs
 
-    def finish(self, run: RunConfig) -> None:
+    def work(self) -> Work[None]:
+        """Train the runs."""
+        for run in self.runs:
+            yield from self._finish(run)
+
+    def _finish(self, run: RunConfig) -> Work[None]:
         """Train a run to its end and record it, as diverged if its loss is no longer finite."""
         store.open_run(self.out, run)
         start = time.monotonic()
         try:
-            position = self._cool_down(run)
+            position = yield from self._cool_down(run)
             evaluation = self.program.evaluate(position.state, self.heldout)
             if not np.isfinite(evaluation.loss):
                 raise Diverged(run.steps)
@@ -103,30 +137,30 @@ class Trainer:
         store.write_result(self.out, run, row)
         self.report({"event": "finished", **row})
 
-    def _cool_down(self, run: RunConfig) -> Position:
+    def _cool_down(self, run: RunConfig) -> Work[Position]:
         folder = store.run_dir(self.out, run)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
             position = self._restore(checkpoints, run.steps)
             if position is None or position.step < run.branch_step:
-                trunk = self._advance_trunk(run)
+                trunk = yield from self._advance_trunk(run)
                 position = Position(trunk.step, self._copy(trunk.state), trunk.seconds)
-            return self._advance(position, run, "run", run.steps, folder, checkpoints)
+            return (yield from self._advance(position, run, "run", run.steps, folder, checkpoints))
         finally:
             checkpoints.close()
 
-    def _advance_trunk(self, run: RunConfig) -> Position:
+    def _advance_trunk(self, run: RunConfig) -> Work[Position]:
         """The trunk at the run's branch step."""
         if self.trunk_diverged is not None:
             raise self.trunk_diverged
         folder = store.trunk_dir(self.out, run)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoints = Checkpoints(folder / "checkpoints", protected=self.branches)
+        checkpoints = Checkpoints(folder / "checkpoints", protected=[run.branch_step for run in self.runs])
         try:
             at = self.trunk or self._restore(checkpoints, run.branch_step)
             at = at or Position(0, self.program.init(run.seed), 0.0)
             fresh = at.step < run.branch_step
-            self.trunk = self._advance(at, run, "trunk", run.branch_step, folder, checkpoints)
+            self.trunk = yield from self._advance(at, run, "trunk", run.branch_step, folder, checkpoints)
             if fresh:
                 self._save(checkpoints, self.trunk)
         except Diverged as diverged:
@@ -138,14 +172,14 @@ class Trainer:
 
     def _advance(
         self, at: Position, run: RunConfig, stage: Stage, stop: int, folder: Path, checkpoints: Checkpoints
-    ) -> Position:
+    ) -> Work[Position]:
         """Train to step `stop`. A chunk's metrics are read after the next one is dispatched."""
         started, saved = time.monotonic() - at.seconds, time.monotonic()
         state, step, unread = at.state, at.step, None
         log = folder / "metrics.jsonl"
         while step < stop:
             n = min(self.loop.chunk_steps, stop - step)
-            state, metrics = self._dispatch(state, run, stage, step, n)
+            state, metrics = yield self._chunk(state, run, stage, step, n)
             self._read(unread, run, log)
             step, unread = step + n, (step + n, n, metrics)
             if time.monotonic() - saved > self.loop.checkpoint_seconds and step < stop:
@@ -154,14 +188,13 @@ class Trainer:
                 self._save(checkpoints, Position(step, state, time.monotonic() - started))
                 saved = time.monotonic()
         self._read(unread, run, log)
-        return Position(step, state, time.monotonic() - started)
+        return Position(step, settled(state), time.monotonic() - started)
 
-    def _dispatch(self, state: TrainState, run: RunConfig, stage: Stage, step: int, n: int) -> tuple[TrainState, Any]:
+    def _chunk(self, state: Any, run: RunConfig, stage: Stage, step: int, n: int) -> Chunk:
         S = self.loop.chunk_steps
         factor = schedule(run, np.arange(step, step + S), stage)
         rates = Schedule(*(np.asarray(factor * peak, np.float32) for peak in (run.optim.lr, run.optim.weight_decay)))
-        batches = self.program.strategy.shard_batches(self.windows.batches(step, S))
-        return self.program.chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
+        return Chunk(state, self.windows.batches(step, S), rates, np.int32(n), np.uint32(run.seed))
 
     def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
         """Wait for a chunk, record it, and stop where its loss is not finite."""
@@ -179,7 +212,7 @@ class Trainer:
         self.report({"event": "progress", "flops": n * self.flops_per_step})
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:
-        state = self.program.strategy.gather(at.state)
+        state = self.program.strategy.gather(settled(at.state))
         checkpoints.save(at.step, {"state": state, "seconds": np.float64(at.seconds)})
 
     def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
@@ -220,7 +253,7 @@ class Position:
     """A state, its step, and the seconds of training that led to it."""
 
     step: int
-    state: TrainState
+    state: Any  # a TrainState; within a pack whatever stands for it
     seconds: float
 
 
