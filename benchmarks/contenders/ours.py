@@ -1,0 +1,37 @@
+"""This library's training step, as a sweep runs it: a chunk of steps in one dispatch."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from contenders import BETAS, CLIP, EPSILON, HEADS, LR, VOCAB, Contender, Shape
+from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.flops import count, flops_per_token
+from scaling.parallel import choose
+from scaling.train import Chunk, Schedule, program
+
+CALL_FLOPS = 2e11  # of a call, at most: a chunk of steps that each take seconds is no faster
+
+
+def build(shape: Shape) -> Contender:
+    """The program of a run of this shape."""
+    model = ModelConfig(width=shape.width, depth=shape.depth, n_heads=HEADS, vocab=VOCAB, context=shape.context)
+    optim = OptimConfig(
+        lr=LR, batch_size=shape.batch, beta1=BETAS[0], beta2=BETAS[1], epsilon=EPSILON, clip_norm=CLIP, warmup_tokens=0
+    )
+    run = RunConfig(model, DataConfig(), optim, tokens=shape.batch * shape.context)
+    steps = max(1, min(16, int(CALL_FLOPS / (run.batch_tokens * flops_per_token(model)))))
+    strategy = choose("auto", shape.batch)
+    compiled = program(run, strategy, None)
+    rng = np.random.default_rng(0)
+    windows = rng.integers(0, VOCAB, (steps, shape.batch, shape.context + 1), dtype=np.int32)
+    rates = Schedule(np.full(steps, LR, np.float32), np.zeros(steps, np.float32))
+    state = compiled.init(0)
+
+    def call() -> float:
+        nonlocal state
+        state, metrics = compiled.train(Chunk(state, windows, rates, np.int32(steps), np.uint32(0)))
+        return float(np.asarray(jax.device_get(metrics["loss"])).reshape(-1)[-1])
+
+    return Contender(count(model).n_total, steps, call)
