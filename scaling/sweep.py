@@ -96,13 +96,18 @@ def prepare(plan: Plan) -> dict[str, Any]:
     return {"train_tokens": min(lengths), "vocab": vocab}
 
 
+def measure(plan: Plan, out: Path, workers: int, loop: LoopConfig | None = None) -> list[calibration.Timing]:
+    """Timings of the plan's `calibration_runs`, as `workers` workers, or with 0 this process, would train them."""
+    loop = loop or LoopConfig()
+    runs = calibration.calibration_runs(plan)
+    pairs = time_in_worker(runs, out, loop) if workers else [calibration.seconds_per_step(r, loop) for r in runs]
+    return [calibration.Timing(*pair) for pair in pairs]
+
+
 def estimate_seconds(plan: Plan, out: Path, workers: int | None = None, loop: LoopConfig | None = None) -> float:
     """Wall seconds that the unfinished part of a plan will take on this machine, from a short measurement."""
     workers = default_workers() if workers is None else workers
-    loop = loop or LoopConfig()
     pending = unfinished(plan, out)
     if not pending.runs:
         return 0.0
-    runs = calibration.calibration_runs(pending)
-    pairs = time_in_worker(runs, out, loop) if workers else [calibration.seconds_per_step(r, loop) for r in runs]
-    return calibration.estimate(pending, [calibration.Timing(*pair) for pair in pairs], max(1, workers))
+    return calibration.estimate(pending, measure(pending, out, workers, loop), max(1, workers))
