@@ -8,7 +8,6 @@ lock and its crashes out of the caller's, and may have another number of devices
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -16,22 +15,13 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from scaling import libtpu
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.targets import Target
 
 CHUNK_STEPS = 16  # as `scaling.trunk.LoopConfig` has it
-EXTRA = "tpu-aot"
-
-# A machine without TPUs is not asked for its name and kind, and libtpu does not complain that they are unknown.
-QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -62,8 +52,8 @@ class Compiler:
     """
 
     def __init__(self, target: Target) -> None:
-        if target.kind == "tpu" and importlib.util.find_spec("libtpu") is None:
-            remedy = f"compiling for a TPU needs libtpu: pip install 'scaling[{EXTRA}]'"
+        if target.kind == "tpu" and not libtpu.installed():
+            remedy = f"compiling for a TPU needs libtpu: pip install 'scaling[{libtpu.EXTRA}]'"
             raise ConfigError(f"target {target.name!r}: {remedy}")
         self.target = target
 
@@ -72,7 +62,7 @@ class Compiler:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={target.devices}".strip()
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
         tpu = target.kind == "tpu"
-        environment |= {**QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} if tpu else {"XLA_FLAGS": flags}
+        environment |= {**libtpu.QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"} if tpu else {"XLA_FLAGS": flags}
         self._log = tempfile.TemporaryFile("w+")
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         self._process = subprocess.Popen(
@@ -111,18 +101,6 @@ class Compiler:
         if "error" in answer:
             raise RuntimeError(f"compiling for {self.target.name!r} failed: {answer['error']}")
         return Footprint(**answer)
-
-
-def hush() -> None:
-    """Keep JAX, where libtpu is installed and no TPU is, from printing at every start what it does not find.
-
-    To be called before JAX looks for devices; a machine with a chip of Google's (PCI vendor 0x1ae0), as far as is
-    seen, is left alone.
-    """
-    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    if importlib.util.find_spec("libtpu") and not any(v.read_text().strip() == "0x1ae0" for v in vendors):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
 
 
 # --- in the process of its own ----------------------------------------------------------------------------------
@@ -175,7 +153,7 @@ def _footprint(run: RunConfig, devices: list[Any], sharded: bool) -> dict[str, A
 
 
 def _refusal(message: str, arguments: int) -> Footprint:
-    """The compiler's words, and the bytes of temporaries that they state: '... HLO temporaries (20.42G) exceeds ...'."""
+    """The compiler's words and the bytes they state: '... required for HLO temporaries (20.42G) exceeds ...'."""
     text = message.partition("\n")[0]
     found = re.search(r"\(([\d.]+)([KMGT])\)", text)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -48,7 +48,7 @@ class Price:
 
     target: Target
     table: pd.DataFrame
-    utilisation: float | None
+    utilisation: float | int | None
     seconds: float
     rule: str
 
@@ -56,16 +56,17 @@ class Price:
 def price(
     plan: Plan | Iterable[RunConfig],
     target: Target,
-    utilisation: float | None = None,
+    utilisation: float | int | None = None,
     *,
-    timings: Sequence[calibration.Timing] | None = None,
+    measure: Callable[[Plan], Sequence[calibration.Timing]] | None = None,
     workers: int = 1,
     report: Report = lambda line: None,
 ) -> Price:
     """Compile every distinct shape of a plan for a target and tell what it takes.
 
     utilisation: share of the peak that training reaches; None for the target's.
-    timings: for `cpu`, of `calibration.calibration_runs(plan)`; without them its seconds are not a number.
+    measure: for `cpu`, the timings of a plan's `calibration_runs`; asked for the runs that fit. Without it, and for
+        what does not fit, seconds are not a number.
     workers: for `cpu`, runs trained at a time; each has an equal part of the memory.
     report: called with a line before each compilation.
 
@@ -74,31 +75,31 @@ def price(
         RuntimeError: the compiler failed for another reason than memory.
     """
     plan = plan if isinstance(plan, Plan) else Plan("plan", tuple(plan))
+    groups = _shapes(plan)
     if target.kind == "cpu":
         if utilisation is not None:
             raise ConfigError(f"utilisation = {utilisation}: not for the target 'cpu', whose speed is measured")
         target = dataclasses.replace(target, memory=target.memory / max(1, workers))
-    used = None if target.kind == "cpu" else target.utilisation if utilisation is None else utilisation
-    seconds_of = _clock(plan, target, used, timings)
-    groups = _shapes(plan)
-    rows = []
+    else:
+        utilisation = target.utilisation if utilisation is None else utilisation
+        times = [_seconds(trunks[0][0], target, utilisation) for trunks in groups]  # refuses before it compiles
     with Compiler(target) as compiler:
-        for trunks in groups:
-            row = _row(trunks[0][0], compiler, report)
-            steps = sum(map(trunk_steps, trunks))
-            step = seconds_of(trunks[0][0])
-            rows.append(row | {"seconds_per_step": step, "steps": steps, "seconds": step * steps})
-    table = pd.DataFrame(rows)
-    total = float(table["seconds"].sum())
-    if timings is not None and target.kind == "cpu":
-        total = calibration.estimate(plan, timings, max(1, workers))
-    return Price(target, table, used, total, RULES[target.kind])
+        rows = [_row(trunks[0][0], compiler, report) for trunks in groups]
+    steps = [sum(map(trunk_steps, trunks)) for trunks in groups]
+    if target.kind == "cpu":
+        fitting = [run for trunks, row in zip(groups, rows, strict=True) if row["fits"] for t in trunks for run in t]
+        times, total = _measured(groups, Plan(plan.name, tuple(fitting)), measure, workers)
+    else:
+        total = sum(a * b for a, b in zip(times, steps, strict=True))
+    table = pd.DataFrame(rows).assign(seconds_per_step=times, steps=steps)
+    table["seconds"] = table["seconds_per_step"] * table["steps"]
+    return Price(target, table, utilisation, total, RULES[target.kind])
 
 
 RULES = {
     "tpu": "bytes are those of the TPU's compiler; seconds are model FLOPs / (peak x utilisation)",
-    "gpu": "bytes are an estimate, those of the same program compiled for CPU; the limit is the 75 % of the memory that "
-    "JAX takes by default; seconds are model FLOPs / (peak x utilisation)",
+    "gpu": "bytes are an estimate, those of the same program compiled for CPU, held against the 75 % of a GPU's memory "
+    "that JAX takes by default; seconds are model FLOPs / (peak x utilisation)",
     "cpu": "bytes are those of the program that runs here; seconds are measured here",
 }
 
@@ -149,15 +150,27 @@ def _step_flops(run: RunConfig) -> float:
     return run.batch_tokens * flops_per_token(run.model)
 
 
-def _clock(
-    plan: Plan, target: Target, utilisation: float | None, timings: Sequence[calibration.Timing] | None
-) -> Callable[[RunConfig], float]:
-    """Seconds of a run's step."""
-    if target.kind == "cpu":
-        return lambda run: math.nan if timings is None else calibration.step_seconds(plan, timings, run)
-    return lambda run: target.seconds(
-        _step_flops(run), run.model.dtype, shares(run, target.devices), utilisation=utilisation
-    )
+def _seconds(run: RunConfig, target: Target, utilisation: float | int) -> float:
+    """Seconds of a step on the devices that share it."""
+    return target.seconds(_step_flops(run), run.model.dtype, shares(run, target.devices), utilisation)
+
+
+def _measured(
+    groups: Sequence[list[list[RunConfig]]],
+    fitting: Plan,
+    measure: Callable[[Plan], Sequence[calibration.Timing]] | None,
+    workers: int,
+) -> tuple[list[float], float]:
+    """Seconds of a step of each shape, and of the whole plan, which has some only if all of it fits."""
+    if measure is None or not fitting.runs:
+        return [math.nan] * len(groups), math.nan
+    timings, inside = measure(fitting), set(fitting.runs)
+    there = [trunks[0][0] in inside for trunks in groups]
+    times = [
+        calibration.step_seconds(fitting, timings, trunks[0][0]) if ok else math.nan
+        for trunks, ok in zip(groups, there, strict=True)
+    ]
+    return times, calibration.estimate(fitting, timings, max(1, workers)) if all(there) else math.nan
 
 
 def _row(run: RunConfig, compiler: Compiler, report: Report) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Target:
     utilisation: float = UTILISATION
     slice: tuple[int, ...] = ()
 
-    def seconds(self, flops: float | int, dtype: DType, devices: int, utilisation: float | None = None) -> float:
+    def seconds(self, flops: float | int, dtype: DType, devices: int, utilisation: float | int | None = None) -> float:
         """Seconds for so many FLOPs on `devices` of the devices, at a share `utilisation` of their peak.
 
         Raises:
