@@ -28,8 +28,8 @@ CHUNK_STEPS = 16  # as `scaling.trunk.LoopConfig` has it
 class Footprint:
     """Bytes that a training chunk takes of one device: what goes in, comes out, shares its place, and comes and goes.
 
-    `refused` is the compiler's message where the program exceeds the device's memory; the bytes are then those of the
-    arguments' shapes and, as far as the message states them, of the temporaries.
+    `refused` is the compiler's message where the program exceeds the device's memory; the total is then what the
+    message states.
     """
 
     arguments: int
@@ -153,11 +153,15 @@ def _footprint(run: RunConfig, devices: list[Any], sharded: bool) -> dict[str, A
 
 
 def _refusal(message: str, arguments: int) -> Footprint:
-    """The compiler's words and the bytes they state: '... required for HLO temporaries (20.42G) exceeds ...'."""
+    """The compiler's words: '... total memory required for HLO temporaries (20.42G) exceeds ...'.
+
+    Whatever they call it, the figure includes the arguments: for a program that needs nothing else it is their size.
+    """
     text = message.partition("\n")[0]
     found = re.search(r"\(([\d.]+)([KMGT])\)", text)
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return Footprint(arguments, 0, 0, round(float(found[1]) * scale[found[2]]) if found else 0, text)
+    stated = round(float(found[1]) * scale[found[2]]) if found else 0
+    return Footprint(arguments, 0, 0, max(0, stated - arguments), text)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from scaling.plan import Plan, trunk_steps
 from scaling.targets import Target
 
 Report = Callable[[str], None]
+Measure = Callable[[Plan], Sequence[calibration.Timing]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def price(
     target: Target,
     utilisation: float | int | None = None,
     *,
-    measure: Callable[[Plan], Sequence[calibration.Timing]] | None = None,
+    measure: Measure | None = None,
     workers: int = 1,
     report: Report = lambda line: None,
 ) -> Price:
@@ -75,22 +76,20 @@ def price(
         RuntimeError: the compiler failed for another reason than memory.
     """
     plan = plan if isinstance(plan, Plan) else Plan("plan", tuple(plan))
-    groups = _shapes(plan)
-    if target.kind == "cpu":
-        if utilisation is not None:
-            raise ConfigError(f"utilisation = {utilisation}: not for the target 'cpu', whose speed is measured")
+    groups, here = _shapes(plan), target.kind == "cpu"
+    if here and utilisation is not None:
+        raise ConfigError(f"utilisation = {utilisation}: not for the target 'cpu', whose speed is measured")
+    if here:
         target = dataclasses.replace(target, memory=target.memory / max(1, workers))
     else:
         utilisation = target.utilisation if utilisation is None else utilisation
-        times = [_seconds(trunks[0][0], target, utilisation) for trunks in groups]  # refuses before it compiles
+    steps = [sum(map(trunk_steps, trunks)) for trunks in groups]
+    times = [] if here else [_seconds(trunks[0][0], target, utilisation) for trunks in groups]  # refuses early
+    total = sum(a * b for a, b in zip(times, steps, strict=False))
     with Compiler(target) as compiler:
         rows = [_row(trunks[0][0], compiler, report) for trunks in groups]
-    steps = [sum(map(trunk_steps, trunks)) for trunks in groups]
-    if target.kind == "cpu":
-        fitting = [run for trunks, row in zip(groups, rows, strict=True) if row["fits"] for t in trunks for run in t]
-        times, total = _measured(groups, Plan(plan.name, tuple(fitting)), measure, workers)
-    else:
-        total = sum(a * b for a, b in zip(times, steps, strict=True))
+    if here:
+        times, total = _measured(groups, [row["fits"] for row in rows], measure, workers)
     table = pd.DataFrame(rows).assign(seconds_per_step=times, steps=steps)
     table["seconds"] = table["seconds_per_step"] * table["steps"]
     return Price(target, table, utilisation, total, RULES[target.kind])
@@ -156,21 +155,19 @@ def _seconds(run: RunConfig, target: Target, utilisation: float | int) -> float:
 
 
 def _measured(
-    groups: Sequence[list[list[RunConfig]]],
-    fitting: Plan,
-    measure: Callable[[Plan], Sequence[calibration.Timing]] | None,
-    workers: int,
+    groups: Sequence[list[list[RunConfig]]], fits: Sequence[bool], measure: Measure | None, workers: int
 ) -> tuple[list[float], float]:
-    """Seconds of a step of each shape, and of the whole plan, which has some only if all of it fits."""
-    if measure is None or not fitting.runs:
+    """Seconds of a step of each shape that fits, and of the whole plan, which has some only if all of it does."""
+    runs = [run for trunks, ok in zip(groups, fits, strict=True) if ok for trunk in trunks for run in trunk]
+    if measure is None or not runs:
         return [math.nan] * len(groups), math.nan
-    timings, inside = measure(fitting), set(fitting.runs)
-    there = [trunks[0][0] in inside for trunks in groups]
+    fitting = Plan("fitting", tuple(runs))
+    timings = measure(fitting)
     times = [
         calibration.step_seconds(fitting, timings, trunks[0][0]) if ok else math.nan
-        for trunks, ok in zip(groups, there, strict=True)
+        for trunks, ok in zip(groups, fits, strict=True)
     ]
-    return times, calibration.estimate(fitting, timings, max(1, workers)) if all(there) else math.nan
+    return times, calibration.estimate(fitting, timings, max(1, workers)) if all(fits) else math.nan
 
 
 def _row(run: RunConfig, compiler: Compiler, report: Report) -> dict[str, Any]:
