@@ -13,20 +13,26 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from scaling.libtpu import hush
+
 if TYPE_CHECKING:
     from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
     from scaling.data import DataError
     from scaling.plan import Plan, PlanConfig, grid_plan, isoflop_plan, make_plan
+    from scaling.price import Price, price
     from scaling.store import StoreError, run_table
     from scaling.sweep import SweepError, sweep
+    from scaling.targets import Target, parse_target
     from scaling.trunk import LoopConfig
 
 _HOME = {
     "config": ("ConfigError", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig"),
     "data": ("DataError",),
     "plan": ("Plan", "PlanConfig", "grid_plan", "isoflop_plan", "make_plan"),
+    "price": ("Price", "price"),
     "store": ("StoreError", "run_table"),
     "sweep": ("SweepError", "sweep"),
+    "targets": ("Target", "parse_target"),
     "trunk": ("LoopConfig",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -40,15 +46,21 @@ __all__ = [
     "OptimConfig",
     "Plan",
     "PlanConfig",
+    "Price",
     "RunConfig",
     "StoreError",
     "SweepError",
+    "Target",
     "grid_plan",
     "isoflop_plan",
     "make_plan",
+    "parse_target",
+    "price",
     "run_table",
     "sweep",
 ]
+
+hush()
 
 
 def __getattr__(name: str) -> Any:

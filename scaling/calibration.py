@@ -57,13 +57,17 @@ def calibration_runs(plan: Plan) -> list[RunConfig]:
 
 def estimate(plan: Plan, timings: Sequence[Timing], workers: int) -> float:
     """Seconds that a plan takes on `workers` equal workers, each trunk on one, the dearest first."""
-    points = [_step_flops(run) for run in calibration_runs(plan)]
     busy = [0.0] * workers
     start = float(np.mean([t.start for t in timings]))
     for trunk in plan.trunks():
-        step = float(np.interp(_step_flops(trunk[0]), points, [t.step for t in timings]))
-        busy[int(np.argmin(busy))] += start + step * trunk_steps(trunk)
+        busy[int(np.argmin(busy))] += start + step_seconds(plan, timings, trunk[0]) * trunk_steps(trunk)
     return max(busy)
+
+
+def step_seconds(plan: Plan, timings: Sequence[Timing], run: RunConfig) -> float:
+    """Seconds of a step of one of the plan's runs, between those measured of `calibration_runs(plan)`."""
+    points = [_step_flops(run) for run in calibration_runs(plan)]
+    return float(np.interp(_step_flops(run), points, [t.step for t in timings]))
 
 
 def _step_flops(run: RunConfig) -> float:

@@ -8,6 +8,7 @@ again to resume.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.resources
 import os
@@ -23,7 +24,7 @@ from scaling.cli_ask import AuditArgs, CompareArgs, NextArgs, PredictArgs
 from scaling.cli_fit import FitArgs, PlotArgs, Positional, ReportArgs, finished
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
-from scaling.printing import main_columns, print_table, show_plan
+from scaling.printing import main_columns, print_table, show_plan, show_price
 
 
 def preset_path(name: str) -> Path:
@@ -42,7 +43,8 @@ def preset_path(name: str) -> Path:
 class PlanArgs:
     """Print the runs of a plan, what they cost and how long they will take here, and train nothing.
 
-    Example: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
+    Examples: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
+              scaling plan --preset quickstart --target v5e:2x2 --optim.batch-size 64
     """
 
     config: Annotated[PlanConfig, tyro.conf.arg(name="")]
@@ -56,14 +58,34 @@ class PlanArgs:
     """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
     save: Path | None = None
     """Write the plan as JSON."""
+    target: str | None = None
+    """Price the plan for a machine instead: cpu, gpu:NAME[:COUNT] (gpu:h100:8), or a TPU slice (v5e:2x2; needs the
+    extra tpu). Every shape is compiled: does it fit, and if not, with what remedy."""
+    utilisation: float | None = None
+    """Share of the target's peak that training reaches. Default: 0.4."""
     json: bool = False
 
     def __call__(self) -> int:
         plan = make_plan(self.config)
         if self.save is not None:
             plan.to_json(self.save)
+        if self.target is not None:
+            self._price(plan, self.target)
+            return 0
         show_plan(plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json)
         return 0
+
+    def _price(self, plan: Plan, name: str) -> None:
+        from scaling.price import price
+        from scaling.sweep import default_workers, measure
+        from scaling.targets import parse_target
+
+        workers = default_workers() if self.workers is None else self.workers
+        clock = (lambda fitting: measure(fitting, self.out, workers)) if self.timing else None
+        report = functools.partial(print, file=sys.stderr)
+        target = parse_target(name)
+        answer = price(plan, target, self.utilisation, measure=clock, workers=workers, report=report)
+        show_price(answer, self.json)
 
 
 @dataclass(frozen=True)

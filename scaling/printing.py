@@ -12,6 +12,8 @@ from scaling.plan import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
+    from scaling.price import Price
+
 
 def print_json(value: Any) -> None:
     """Indented JSON on standard output; a number that is not finite is null, as JSON has none."""
@@ -85,6 +87,33 @@ def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_js
     if seconds is not None:
         left = len(unfinished(plan, out))
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
+
+
+def show_price(price: Price, as_json: bool = False) -> None:
+    """Print what a plan takes of a target: a row per shape, the remedies, the time and where the numbers come from."""
+    target, table = price.target, price.table
+    if as_json:
+        facts = {"name": target.name, "devices": target.devices, "memory": target.memory, "peak": target.peak}
+        rest = {"utilisation": price.utilisation, "seconds": price.seconds, "rule": price.rule}
+        print_json({"target": facts, "shapes": records(table), **rest})
+        return
+    shown = table.assign(GiB_per_device=table["bytes_per_device"] / 2**30)
+    columns = ["width", "depth", "n_total", "batch_size", "micro_batch", "devices", "GiB_per_device", "fits"]
+    print_table(shown.loc[:, [*columns, "flops_per_step", "seconds_per_step", "steps", "seconds"]], as_json=False)
+    for row in records(table.loc[~table["fits"]]):
+        shape = f"width {row['width']}, depth {row['depth']}"
+        if row["message"]:
+            print(f"{shape}: {row['message']}")
+        if row["remedy"] is None:
+            print(f"{shape}: neither remat nor smaller micro-batches nor fsdp over these devices make it fit")
+        else:
+            print(f"{shape}: fits with {row['remedy']}: {row['remedy_bytes'] / 2**30:.3g} GiB per device")
+    fitting = f"{table['fits'].sum()} of {len(table)} shapes fit"
+    print(f"{target.name}: {target.devices} x {target.memory / 2**30:.4g} GiB; {fitting}")
+    if math.isfinite(price.seconds):
+        stated = "" if price.utilisation is None else f" at a utilisation of {price.utilisation:g}"
+        print(f"about {price.seconds / 3600:.3g} hours{stated}")
+    print(price.rule)
 
 
 def format_value(value: Any) -> str:

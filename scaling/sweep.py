@@ -96,17 +96,22 @@ def prepare(plan: Plan) -> dict[str, Any]:
     return {"train_tokens": min(lengths), "vocab": vocab}
 
 
-def estimate_seconds(plan: Plan, out: Path, workers: int | None = None, loop: LoopConfig | None = None) -> float:
-    """Wall seconds that the unfinished part of a plan will take on this machine, from a short measurement."""
-    workers = default_workers() if workers is None else workers
+def measure(plan: Plan, out: Path, workers: int, loop: LoopConfig | None = None) -> list[calibration.Timing]:
+    """Timings of the plan's `calibration_runs`, as `workers` workers, or with 0 this process, would train them."""
     loop = loop or LoopConfig()
-    pending = unfinished(plan, out)
-    if not pending.runs:
-        return 0.0
-    runs = calibration.calibration_runs(pending)
+    runs = calibration.calibration_runs(plan)
     if workers:
         pairs = time_in_workers(runs, out, loop, workers)
     else:
         with compilation.kept(out):
             pairs = [calibration.seconds_per_step(run, loop) for run in runs]
-    return calibration.estimate(pending, [calibration.Timing(*pair) for pair in pairs], max(1, workers))
+    return [calibration.Timing(*pair) for pair in pairs]
+
+
+def estimate_seconds(plan: Plan, out: Path, workers: int | None = None, loop: LoopConfig | None = None) -> float:
+    """Wall seconds that the unfinished part of a plan will take on this machine, from a short measurement."""
+    workers = default_workers() if workers is None else workers
+    pending = unfinished(plan, out)
+    if not pending.runs:
+        return 0.0
+    return calibration.estimate(pending, measure(pending, out, workers, loop), max(1, workers))

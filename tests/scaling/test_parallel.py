@@ -106,9 +106,9 @@ def test_a_batch_that_does_not_split_is_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_this_file_names_devices() -> None:
-    """Nothing else in the package shards, maps or counts devices."""
+    """Nothing else in the package shards, maps or counts devices, but for what lowers programs for other machines."""
     package = Path(parallel.__file__).parent
     words = ("jax.pmap", "jax.local_device", "shard_map", "NamedSharding", "PartitionSpec")
     for path in package.rglob("*.py"):
-        if path.name != "parallel.py":
+        if path.name not in ("parallel.py", "lowering.py"):
             assert not [word for word in words if word in path.read_text()], path
