@@ -83,7 +83,8 @@ def summed_gradient(
         return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    pieces = windows.reshape(recipe.accumulate, -1, windows.shape[1])
+    # Each micro-batch takes every A-th row, so that where rows are split over devices every device has some of it.
+    pieces = windows.reshape(-1, recipe.accumulate, windows.shape[1]).swapaxes(0, 1)
     return jax.lax.scan(add, zero, (pieces, jnp.arange(recipe.accumulate)))[0]
 
 
@@ -178,7 +179,11 @@ class Program:
 
     def init(self, seed: int) -> TrainState:
         """A fresh state on the devices."""
-        return self.strategy.replicate(self.recipe.init(seed))
+        return self._init(seed)
+
+    @functools.cached_property
+    def _init(self) -> Callable[[int], TrainState]:
+        return self.strategy.compile_init(self.recipe.init, self.abstract_state)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -214,5 +219,6 @@ def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program
     recipe = Recipe(family, make_optimizer(shape.optim, family), shape.optim.accumulate, loss_range)
     rows = max(1, 4096 // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
-    evaluator = strategy.compile_evaluation(functools.partial(window_losses, recipe=recipe, rows=rows))
+    evaluate = functools.partial(window_losses, recipe=recipe, rows=strategy.at_once(rows))
+    evaluator = strategy.compile_evaluation(evaluate)
     return Program(recipe, strategy, chunk, evaluator, rows)

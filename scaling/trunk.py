@@ -191,11 +191,11 @@ class Trainer:
         if found is None:
             return None
         step, tree = found
-        return Position(step, self.program.strategy.replicate(tree["state"]), float(tree["seconds"]))
+        return Position(step, self.program.strategy.place(tree["state"]), float(tree["seconds"]))
 
     def _copy(self, state: TrainState) -> TrainState:
         """A state that may be donated while the trunk's own lives on."""
-        return self.program.strategy.replicate(self.program.strategy.gather(state))
+        return self.program.strategy.copy(state)
 
     def _row(self, run: RunConfig, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         tokens = run.steps * run.batch_tokens
