@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scaling import hosts
 from scaling.config import RunConfig, to_dict
 from scaling.trunk import LoopConfig, train_trunk
 
@@ -40,6 +41,8 @@ def run_here(trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, rep
         try:
             train_trunk(trunk, out, loop, report)
         except Exception as error:  # whatever it is, the other trunks go on and the sweep ends with its name
+            if hosts.several():  # the others may not know of it: they wait for this process, and end with it
+                hosts.abandon(error)
             failures.append(Failure(trunk, f"{type(error).__name__}: {error}"))
     return failures
 

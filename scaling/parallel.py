@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ class Strategy:
 
     def _devices(self) -> list[Any]:
         """Equally many of each process, those of one process side by side."""
-        each = self.devices // jax.process_count() if self.name == "fsdp" else self.devices
+        each = self.devices // jax.process_count()
         return [d for i in range(jax.process_count()) for d in jax.local_devices(process_index=i)[:each]]
 
     def _sharding(self, *axes: str | None) -> NamedSharding:
@@ -181,8 +181,11 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
     several processes `fsdp`.
 
     Raises:
-        ConfigError: a micro-batch does not split over the devices, or the strategy cannot span several processes.
+        ConfigError: a micro-batch does not split over the devices, the strategy cannot span several processes, or
+            there is none of that name.
     """
+    if name not in get_args(StrategyName):
+        raise ConfigError(f"loop.strategy = {name!r}: must be one of {', '.join(get_args(StrategyName))}")
     processes, micro_batch = jax.process_count(), batch_size // accumulate
     each = jax.local_device_count()
     if processes > 1 and name in ("single", "pmap"):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from scaling import data, provenance, store
+from scaling import data, hosts, provenance, store
 from scaling.checkpoint import Checkpoints
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import flops_per_token
@@ -61,7 +61,8 @@ def train_trunk(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: 
     """
     if len({run.trunk_id for run in runs}) != 1:
         raise ConfigError("runs: must all share one trunk_id; group them first")
-    pending = [run for run in runs if not store.is_finished(out, run)]
+    finished = hosts.decided([store.is_finished(out, run) for run in runs])
+    pending = [run for run, done in zip(runs, finished, strict=True) if not done]
     pending.sort(key=lambda run: (run.branch_step, run.steps))  # the trunk only ever moves on
     if pending:
         trainer = Trainer(pending, out, loop, report)
@@ -76,6 +77,7 @@ class Trainer:
         run = runs[0]
         self.out, self.loop, self.report = out, loop, report
         self.dataset = data.load(run.data)
+        hosts.agreed(f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint)
         check_fits(run, self.dataset)
         self.windows = data.Windows(self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed)
         self.heldout = data.heldout_windows(self.dataset.heldout, run.model.context, run.eval_tokens)
@@ -88,7 +90,8 @@ class Trainer:
 
     def finish(self, run: RunConfig) -> None:
         """Train a run to its end and record it, as diverged if its loss is no longer finite."""
-        store.open_run(self.out, run)
+        if hosts.is_first():
+            store.open_run(self.out, run)
         start = time.monotonic()
         try:
             position = self._cool_down(run)
@@ -100,7 +103,8 @@ class Trainer:
             evaluation, seconds = Evaluation(float("nan"), float("nan"), 0), time.monotonic() - start
             self.report({"event": "diverged", "run_id": run.run_id, "step": diverged.step})
         row = self._row(run, evaluation, seconds)
-        store.write_result(self.out, run, row)
+        if hosts.is_first():
+            store.write_result(self.out, run, row)
         self.report({"event": "finished", **row})
 
     def _cool_down(self, run: RunConfig) -> Position:
@@ -120,7 +124,6 @@ class Trainer:
         if self.trunk_diverged is not None:
             raise self.trunk_diverged
         folder = store.trunk_dir(self.out, run)
-        folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "checkpoints", protected=self.branches)
         try:
             at = self.trunk or self._restore(checkpoints, run.branch_step)
@@ -140,7 +143,7 @@ class Trainer:
         self, at: Position, run: RunConfig, stage: Stage, stop: int, folder: Path, checkpoints: Checkpoints
     ) -> Position:
         """Train to step `stop`. A chunk's metrics are read after the next one is dispatched."""
-        started, saved = time.monotonic() - at.seconds, time.monotonic()
+        started, timer = time.monotonic() - at.seconds, hosts.Timer(self.loop.checkpoint_seconds)
         state, step, unread = at.state, at.step, None
         log = folder / "metrics.jsonl"
         while step < stop:
@@ -148,11 +151,11 @@ class Trainer:
             state, metrics = self._dispatch(state, run, stage, step, n)
             self._read(unread, run, log)
             step, unread = step + n, (step + n, n, metrics)
-            if time.monotonic() - saved > self.loop.checkpoint_seconds and step < stop:
+            if timer.due() and step < stop:
                 self._read(unread, run, log)
                 unread = None
                 self._save(checkpoints, Position(step, state, time.monotonic() - started))
-                saved = time.monotonic()
+                timer.restart()
         self._read(unread, run, log)
         return Position(step, state, time.monotonic() - started)
 
@@ -160,7 +163,8 @@ class Trainer:
         S = self.loop.chunk_steps
         factor = schedule(run, np.arange(step, step + S), stage)
         rates = Schedule(*(np.asarray(factor * peak, np.float32) for peak in (run.optim.lr, run.optim.weight_decay)))
-        batches = self.program.strategy.shard_batches(self.windows.batches(step, S))
+        strategy = self.program.strategy
+        batches = strategy.shard_batches(self.windows.batches(step, S, strategy.rows(run.optim.batch_size)))
         return self.program.chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
 
     def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
@@ -175,7 +179,8 @@ class Trainer:
         if not finite.all():
             raise Diverged(step - n + int(np.argmin(finite)))
         means = {name: float(values.mean()) for name, values in metrics.items()}
-        store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
+        if hosts.is_first():
+            store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
         self.report({"event": "progress", "flops": n * self.flops_per_step})
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:

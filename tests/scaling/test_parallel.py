@@ -27,7 +27,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from scaling import store
-from scaling.config import RunConfig, from_dict
+from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.parallel import Strategy, choose
 from scaling.train import Schedule, program
 from scaling.trunk import LoopConfig, train_trunk
@@ -105,6 +105,10 @@ for name in ("single", "pmap", "fsdp"):
 for first, then in (("fsdp", "single"), ("pmap", "fsdp")):
     answer[f"{first}, {then}"] = [train(f"{first} {then}", first, chunks=3), *train(f"{first} {then}", then)]
 answer["chosen"] = [choose("auto", 6).devices, choose("auto", 16, 4).devices, choose("auto", 7).devices]
+try:
+    choose("fdsp", 16)
+except ConfigError as error:
+    answer["unknown"] = str(error)
 print(json.dumps(answer))
 """
 
@@ -213,6 +217,10 @@ def test_a_batch_that_does_not_split_is_an_error(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=r"optim.batch_size = 16: .*8 devices x 4 micro-batches"):
         choose(name, 16, accumulate=4)
     assert choose("single", 12) == Strategy("single", 1)
+
+
+def test_an_unknown_strategy_is_an_error(answer: dict[str, Any]) -> None:
+    assert answer["unknown"] == "loop.strategy = 'fdsp': must be one of auto, single, pmap, fsdp"
 
 
 def test_several_processes_train_under_fsdp(monkeypatch: pytest.MonkeyPatch) -> None:
