@@ -38,6 +38,7 @@ def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
     S = loop.chunk_steps
     shape = (S, run.optim.batch_size, run.model.context + 1)
     batches = np.random.default_rng(0).integers(0, run.model.vocab, shape, dtype=np.int32)
+    batches = batches[:, strategy.rows(run.optim.batch_size)]
     rates = Schedule(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
     state, times = compiled.init(0), []
     for _ in range(_CHUNKS + 1):

@@ -1,4 +1,8 @@
-"""Save and restore training states with Orbax: atomic, numbered by step, a bounded number kept."""
+"""Save and restore training states with Orbax: atomic, numbered by step, a bounded number kept.
+
+What is saved is a host copy, in one format for all strategies: a run may be resumed under another one. Where several
+processes train together, the first alone reads and writes, and tells the others what it read.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from scaling import hosts
 
 Tree = Any
 log = logging.getLogger(__name__)
@@ -25,16 +32,34 @@ class Checkpoints:
                 ocp.checkpoint_managers.CustomSteps(sorted(keep)),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
+        )
+        self._manager = None
+        if hosts.is_first():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, tree: Tree) -> None:
         """Write `tree` under `step`, whole or not at all; a step that is there already is left as it is."""
-        if step not in self._manager.all_steps():
+        if self._manager is not None and step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.StandardSave(_by_path(tree)), force=True)
 
     def restore_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
         """The latest state at or before a step; None when there is none. An unreadable one is passed over."""
+        found = self._read_latest(like, at_most)
+        step = hosts.decided(None if found is None else found[0])
+        if step is None:
+            return None
+        blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like) if found is None else found[1]
+        return step, jax.tree.map(lambda x: hosts.shared(np.asarray(x)), blank)
+
+    def _read_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
+        if self._manager is None:
+            return None
         abstract = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in _by_path(like).items()}
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step > at_most:
@@ -48,7 +73,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for whatever is under way."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
 
 def _by_path(tree: Tree) -> dict[str, Any]:

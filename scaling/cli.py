@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -103,15 +103,21 @@ class SweepArgs:
     out: Path = Path("runs/sweep")
     workers: int | None = None
     """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
+    """How devices share a run, see docs/devices.md: fsdp splits models that do not fit on one."""
     json: bool = False
     """Print the run table as JSON."""
 
     def __call__(self) -> int:
+        from scaling import hosts
         from scaling.sweep import sweep
+        from scaling.trunk import LoopConfig
 
+        hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
-        table = sweep(plan, self.out, workers=self.workers)
-        print_table(table if self.json else main_columns(table), self.json)
+        table = sweep(plan, self.out, workers=self.workers, loop=LoopConfig(strategy=self.strategy))
+        if hosts.is_first():
+            print_table(table if self.json else main_columns(table), self.json)
         return 0
 
 

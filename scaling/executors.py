@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from scaling import compilation, packing
+from scaling import compilation, hosts, packing
 from scaling.config import RunConfig, to_dict
 from scaling.trunk import LoopConfig, train_trunk
 
@@ -63,6 +63,8 @@ def _train_pack(
         try:
             train_trunk(trunk, out, loop, report)
         except Exception as error:
+            if hosts.several():  # the others may not know of it: they wait for this process, and end with it
+                hosts.abandon(error)
             failures.append((trunk, error))
     return failures
 

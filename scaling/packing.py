@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling import provenance, store
+from scaling import hosts, provenance, store
 from scaling.config import RunConfig, canonical_json, to_dict
 from scaling.data import load
 from scaling.parallel import Strategy, choose
@@ -174,7 +174,7 @@ def train_packed(
 
 def choose_way(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
     """The fastest way to train trunks of one shape: measured, or as measured before in this folder."""
-    if len(trunks) == 1 or loop.strategy not in ("auto", "single"):
+    if len(trunks) == 1 or loop.strategy not in ("auto", "single") or hosts.several():
         return "solo"
     if loop.pack != "auto":
         return loop.pack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import jax
 import pandas as pd
 
-from scaling import calibration, compilation, data, store
-from scaling.config import RunConfig
+from scaling import calibration, compilation, data, hosts, store
+from scaling.config import ConfigError, RunConfig
 from scaling.executors import Failure, run_here, run_workers, time_in_workers
+from scaling.parallel import choose
 from scaling.plan import Plan
 from scaling.progress import Progress, progress
 from scaling.trunk import LoopConfig, check_fits
@@ -48,25 +50,34 @@ def sweep(
     workers: processes, one per core; 0 for this process; None for `default_workers()`. The sweep may be
         interrupted at any time and called again.
 
+    Where the environment says that several processes are to train together (`scaling.hosts.join`), all of them call
+    this, over all of their devices; the first writes `out`, and all return the table.
+
     Raises:
         ConfigError, DataError: the plan cannot be trained; nothing was started.
         SweepError: some runs failed; all others are finished and in the store.
     """
     plan = plan if isinstance(plan, Plan) else Plan("sweep", tuple(plan))
     out = Path(out)
+    hosts.join()
     workers = default_workers() if workers is None else workers
     loop = dataclasses.replace(loop or LoopConfig(), sweep=plan.name)
-    prepare(plan)
+    if hosts.several():
+        _check_together(plan, loop, workers)
+    with hosts.all_or_none("preparing the data"):
+        prepare(plan)
     pending = unfinished(plan, out)
     if pending.runs:
-        with progress(pending, quiet=quiet) as shown:
+        with progress(pending, quiet=quiet or not hosts.is_first()) as shown:
             failures = _train(pending, out, loop, workers, shown)
         if failures:
             raise SweepError(failures)
+    if not hosts.is_first():
+        return _from_first(None)
     table = store.run_table(out, plan)
     if len(table):
         store.export(store.run_table(out), out)
-    return table
+    return _from_first(table)
 
 
 def _train(plan: Plan, out: Path, loop: LoopConfig, workers: int, shown: Progress) -> list[Failure]:
@@ -75,9 +86,28 @@ def _train(plan: Plan, out: Path, loop: LoopConfig, workers: int, shown: Progres
     return run_here(plan.trunks(), out, loop, shown.report)
 
 
+def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:
+    """Whether several processes can train this plan as one: what would fail later would fail in the midst of work."""
+    if workers > 0:
+        raise ConfigError(f"workers = {workers}: must be 0 where {jax.process_count()} processes train together")
+    for run in plan:
+        choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+    hosts.agreed("the plan", json.dumps([[run.run_id for run in plan], dataclasses.asdict(loop)]))
+
+
+def _from_first(table: pd.DataFrame | None) -> pd.DataFrame:
+    """The first process's table, on all."""
+    if table is not None and not hosts.several():
+        return table
+    plain = None if table is None else table.to_dict("split") | {"types": table.dtypes.astype(str).to_dict()}
+    plain = hosts.decided(plain)
+    return pd.DataFrame(plain["data"], columns=plain["columns"]).astype(plain["types"])
+
+
 def unfinished(plan: Plan, out: Path) -> Plan:
     """The runs of a plan that have no result yet."""
-    return dataclasses.replace(plan, runs=tuple(run for run in plan if not store.is_finished(out, run)))
+    done = hosts.decided([store.is_finished(out, run) for run in plan])
+    return dataclasses.replace(plan, runs=tuple(run for run, done in zip(plan, done, strict=True) if not done))
 
 
 def prepare(plan: Plan) -> dict[str, Any]:

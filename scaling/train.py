@@ -87,7 +87,8 @@ def summed_gradient(
         return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    pieces = windows.reshape(recipe.accumulate, -1, windows.shape[1])
+    # Each micro-batch takes every A-th row, so that where rows are split over devices every device has some of it.
+    pieces = windows.reshape(-1, recipe.accumulate, windows.shape[1]).swapaxes(0, 1)
     return jax.lax.scan(add, zero, (pieces, jnp.arange(recipe.accumulate)))[0]
 
 
@@ -126,7 +127,7 @@ class Chunk(NamedTuple):
     """The next steps of a run, as the host has them: the arguments of `train_chunk`."""
 
     state: Any  # a TrainState on the devices, or what stands for it where runs are packed
-    batches: np.ndarray  # int32 (S, B, T + 1)
+    batches: np.ndarray  # int32 (S, B, T + 1), of several processes each its rows
     schedule: Schedule
     count: np.int32  # of the S steps
     seed: np.uint32
@@ -192,7 +193,11 @@ class Program:
 
     def init(self, seed: int) -> TrainState:
         """A fresh state on the devices."""
-        return self.strategy.replicate(self.recipe.init(seed))
+        return self._init(seed)
+
+    @functools.cached_property
+    def _init(self) -> Callable[[int], TrainState]:
+        return self.strategy.compile_init(self.recipe.init, self.abstract_state)
 
     def train(self, chunk: Chunk) -> tuple[TrainState, dict[str, Array]]:
         """Dispatch a chunk; its state is donated. Nothing waits for it."""
@@ -228,7 +233,8 @@ def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program
     recipe = Recipe(family, make_optimizer(shape.optim, family), micro_batches(shape, strategy.devices), loss_range)
     rows = max(1, 4096 // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
-    evaluator = strategy.compile_evaluation(functools.partial(window_losses, recipe=recipe, rows=rows))
+    evaluate = functools.partial(window_losses, recipe=recipe, rows=strategy.at_once(rows))
+    evaluator = strategy.compile_evaluation(evaluate)
     return Program(recipe, strategy, chunk, evaluator, rows)
 
 

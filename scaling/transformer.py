@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scaling.config import ModelConfig
 from scaling.kernels import split_heads
 from scaling.ops import times
+from scaling.parallel import split_rows
 from scaling.parametrization import Parametrization, Role, parametrization
 
 Params = Any  # nested dictionary of arrays
@@ -88,7 +89,8 @@ class Linear(nnx.Module):
         self.ops, self.multiplier = rules.ops, rules.rule(role, **sizes).multiplier
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        return _times(self.ops.linear(x, [weight[...] for weight in self.weights], self.multiplier), self.scale)
+        y = self.ops.linear(split_rows(x), [weight[...] for weight in self.weights], self.multiplier)
+        return _times(split_rows(y), self.scale)
 
 
 def _scale(rules: Parametrization, rngs: nnx.Rngs, size: int) -> Weight | None:
@@ -231,7 +233,7 @@ class Transformer(nnx.Module):
     def __call__(self, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see) -> Float[Array, "B T V"]:
         """Logits in float32. Without a key there is no dropout."""
         config, ops = self.config, self.rules.ops
-        x = ops.embed(self.embedding[...], tokens_BxT, self.in_multiplier)
+        x = split_rows(ops.embed(self.embedding[...], split_rows(tokens_BxT), self.in_multiplier))
         if self.position is not None:
             x = ops.place(x, times(self.position[...][None, : x.shape[1]], self.in_multiplier))
         elif config.position == "sinusoidal":
@@ -240,7 +242,7 @@ class Transformer(nnx.Module):
         x = tap("embedding", dropout(x.astype(config.dtype), config.dropout, first))
         x = tap("final_norm", self.norm(self._layers(x, rest, tap)))
         weight = self.embedding[...].T if self.head is None else self.head[...]
-        logits = _times(ops.readout(x, weight, self.out_multiplier), self.head_scale)
+        logits = _times(split_rows(ops.readout(split_rows(x), weight, self.out_multiplier)), self.head_scale)
         return ops.loss_scale(tap("logits", logits.astype(jnp.float32)))
 
     def _layers(self, x: Float[Array, "B T D"], key: Key, tap: Tap) -> Float[Array, "B T D"]:

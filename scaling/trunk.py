@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from scaling import data, provenance, store
+from scaling import data, hosts, provenance, store
 from scaling.checkpoint import Checkpoints
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import flops_per_token
@@ -94,7 +94,8 @@ def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
     """
     if len({run.trunk_id for run in runs}) != 1:
         raise ConfigError("runs: must all share one trunk_id; group them first")
-    pending = [run for run in runs if not store.is_finished(out, run)]
+    finished = hosts.decided([store.is_finished(out, run) for run in runs])
+    pending = [run for run, done in zip(runs, finished, strict=True) if not done]
     return sorted(pending, key=lambda run: (run.branch_step, run.steps))
 
 
@@ -105,6 +106,7 @@ class Trainer:
         run = runs[0]
         self.out, self.loop, self.report = out, loop, report
         self.dataset = data.load(run.data)
+        hosts.agreed(f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint)
         check_fits(run, self.dataset)
         self.windows = data.Windows(self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed)
         self.heldout = data.heldout_windows(self.dataset.heldout, run.model.context, run.eval_tokens)
@@ -122,7 +124,8 @@ class Trainer:
 
     def _finish(self, run: RunConfig) -> Work[None]:
         """Train a run to its end and record it, as diverged if its loss is no longer finite."""
-        store.open_run(self.out, run)
+        if hosts.is_first():
+            store.open_run(self.out, run)
         start = time.monotonic()
         try:
             position = yield from self._cool_down(run)
@@ -134,7 +137,8 @@ class Trainer:
             evaluation, seconds = Evaluation(float("nan"), float("nan"), 0), time.monotonic() - start
             self.report({"event": "diverged", "run_id": run.run_id, "step": diverged.step})
         row = self._row(run, evaluation, seconds)
-        store.write_result(self.out, run, row)
+        if hosts.is_first():
+            store.write_result(self.out, run, row)
         self.report({"event": "finished", **row})
 
     def _cool_down(self, run: RunConfig) -> Work[Position]:
@@ -154,7 +158,6 @@ class Trainer:
         if self.trunk_diverged is not None:
             raise self.trunk_diverged
         folder = store.trunk_dir(self.out, run)
-        folder.mkdir(parents=True, exist_ok=True)
         checkpoints = Checkpoints(folder / "checkpoints", protected=[run.branch_step for run in self.runs])
         try:
             at = self.trunk or self._restore(checkpoints, run.branch_step)
@@ -174,7 +177,7 @@ class Trainer:
         self, at: Position, run: RunConfig, stage: Stage, stop: int, folder: Path, checkpoints: Checkpoints
     ) -> Work[Position]:
         """Train to step `stop`. A chunk's metrics are read after the next one is dispatched."""
-        started, saved = time.monotonic() - at.seconds, time.monotonic()
+        started, timer = time.monotonic() - at.seconds, hosts.Timer(self.loop.checkpoint_seconds)
         state, step, unread = at.state, at.step, None
         log = folder / "metrics.jsonl"
         while step < stop:
@@ -182,11 +185,11 @@ class Trainer:
             state, metrics = yield self._chunk(state, run, stage, step, n)
             self._read(unread, run, log)
             step, unread = step + n, (step + n, n, metrics)
-            if time.monotonic() - saved > self.loop.checkpoint_seconds and step < stop:
+            if timer.due() and step < stop:
                 self._read(unread, run, log)
                 unread = None
                 self._save(checkpoints, Position(step, state, time.monotonic() - started))
-                saved = time.monotonic()
+                timer.restart()
         self._read(unread, run, log)
         return Position(step, settled(state), time.monotonic() - started)
 
@@ -194,7 +197,8 @@ class Trainer:
         S = self.loop.chunk_steps
         factor = schedule(run, np.arange(step, step + S), stage)
         rates = Schedule(*(np.asarray(factor * peak, np.float32) for peak in (run.optim.lr, run.optim.weight_decay)))
-        return Chunk(state, self.windows.batches(step, S), rates, np.int32(n), np.uint32(run.seed))
+        batches = self.windows.batches(step, S, self.program.strategy.rows(run.optim.batch_size))
+        return Chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
 
     def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
         """Wait for a chunk, record it, and stop where its loss is not finite."""
@@ -208,7 +212,8 @@ class Trainer:
         if not finite.all():
             raise Diverged(step - n + int(np.argmin(finite)))
         means = {name: float(values.mean()) for name, values in metrics.items()}
-        store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
+        if hosts.is_first():
+            store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
         self.report({"event": "progress", "flops": n * self.flops_per_step})
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:
@@ -224,11 +229,11 @@ class Trainer:
         if found is None:
             return None
         step, tree = found
-        return Position(step, self.program.strategy.replicate(tree["state"]), float(tree["seconds"]))
+        return Position(step, self.program.strategy.place(tree["state"]), float(tree["seconds"]))
 
     def _copy(self, state: TrainState) -> TrainState:
         """A state that may be donated while the trunk's own lives on."""
-        return self.program.strategy.replicate(self.program.strategy.gather(state))
+        return self.program.strategy.copy(state)
 
     def _row(self, run: RunConfig, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         tokens = run.steps * run.batch_tokens

@@ -47,7 +47,7 @@ def train(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[float]:
     heldout = data.heldout_windows(text.heldout, run.model.context, 128 * run.model.context)
     heldout, losses = heldout[: len(heldout) // 32 * 32], []
     for rate in rates:
-        state = strategy.replicate(recipe.init(run.seed))
+        state = strategy.place(recipe.init(run.seed))
         for start in range(0, run.steps, CHUNK):
             n = min(CHUNK, run.steps - start)
             factor = schedule(run, np.arange(start, start + CHUNK), "run")

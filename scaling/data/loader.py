@@ -63,18 +63,22 @@ class Windows:
         """The permutation of window numbers that epoch `epoch` follows, shape (self.count,)."""
         return _permutation(self.seed, epoch, self.count)
 
-    def batches(self, start: int, count: int) -> Int32[np.ndarray, "S B window"]:
-        """Steps `start .. start + count - 1` as one array of shape (count, batch_size, context + 1)."""
+    def batches(self, start: int, count: int, rows: slice = slice(None)) -> Int32[np.ndarray, "S B window"]:
+        """Steps `start .. start + count - 1` as one array of shape (count, batch_size, context + 1).
+
+        rows: only these rows of each batch, where several processes share it
+        """
         if start < 0 or count < 1:
             raise DataError(f"batches(start={start}, count={count}): start must be >= 0 and count >= 1")
-        place = np.arange(start * self.batch_size, (start + count) * self.batch_size)
+        steps = np.arange(start * self.batch_size, (start + count) * self.batch_size).reshape(count, -1)
+        place = steps[:, rows].ravel()
         epoch, rank = np.divmod(place, self.count)
         window = np.empty_like(place)
         for number in range(epoch[0], epoch[-1] + 1):
             here = epoch == number
             window[here] = self.order(int(number))[rank[here]]
-        rows = self._views[window]  # gathers in the file's own, narrower dtype; widening afterwards is cheap
-        return rows.astype(np.int32).reshape(count, self.batch_size, self.context + 1)
+        tokens = self._views[window]  # gathers in the file's own, narrower dtype; widening afterwards is cheap
+        return tokens.astype(np.int32).reshape(count, -1, self.context + 1)
 
 
 @lru_cache(maxsize=4)

@@ -45,9 +45,7 @@ def train(
     rate = lr / (1.0 + np.arange(start, start + S))
     rates = Schedule(np.asarray(rate, np.float32), np.full(S, 1e-3, np.float32))
     batches = np.stack([random_windows(B, seed=step) for step in range(start, start + S)])
-    state, metrics = compiled.chunk(
-        SINGLE.replicate(jax.device_get(state)), batches, rates, np.int32(count), np.uint32(0)
-    )
+    state, metrics = compiled.chunk(SINGLE.place(jax.device_get(state)), batches, rates, np.int32(count), np.uint32(0))
     return state, np.asarray(metrics["loss"])[:count]
 
 
