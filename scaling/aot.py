@@ -85,7 +85,8 @@ class Compiler:
             RuntimeError: the compiler failed for another reason than memory.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        job = {"run": to_dict(run), "devices": devices, "sharded": sharded}
+        stands_for = "gpu" if self.target.kind == "gpu" else ""
+        job = {"run": to_dict(run), "devices": devices, "sharded": sharded, "stands_for": stands_for}
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -117,8 +118,7 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            run = from_dict(RunConfig, job["run"])
-            answer = {"topology": failure} if failure else _footprint(run, devices[: job["devices"]], job["sharded"])
+            answer = {"topology": failure} if failure else _footprint(job, devices[: job["devices"]])
         except Exception as error:  # whatever it is, the caller hears its name
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
@@ -136,12 +136,13 @@ def _devices(name: str) -> list[Any]:
     return list(topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds).devices)
 
 
-def _footprint(run: RunConfig, devices: list[Any], sharded: bool) -> dict[str, Any]:
+def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     import jax
 
-    from scaling.lowering import lower, lower_sharded
+    from scaling.lowering import lower
 
-    lowered = (lower_sharded if sharded else lower)(run, devices, CHUNK_STEPS)
+    run = from_dict(RunConfig, job["run"])
+    lowered = lower(run, devices, CHUNK_STEPS, job["sharded"], job["stands_for"])
     try:
         stats: Any = lowered.stages.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

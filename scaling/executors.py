@@ -13,14 +13,18 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from scaling import compilation, hosts, packing
 from scaling.config import RunConfig, to_dict
+from scaling.data import load
+from scaling.lowering import lower_chunk
+from scaling.parallel import choose, local_devices
+from scaling.train import program
 from scaling.trunk import LoopConfig, train_trunk
 
 Report = Callable[[dict[str, Any]], None]
@@ -39,11 +43,24 @@ class Failure:
 def run_here(trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, report: Report) -> list[Failure]:
     """Train trunk after trunk in this process, over all of its devices; those of one shape may share a program."""
     failures: list[tuple[list[RunConfig], Exception]] = []
-    with compilation.kept(out) as programs:
-        for pack in packing.group(trunks, loop.members * jax.local_device_count()):
+    packs = packing.group(trunks, loop.members * local_devices())
+    with compilation.kept(out) as programs, ThreadPoolExecutor(1) as ahead:
+        for pack, following in zip_longest(packs, packs[1:]):
+            ready = ahead.submit(compile_ahead, following[0][0], loop) if following else None
             failures += _train_pack(pack, out, loop, report)
+            wait([ready] if ready else [])
     report({"event": "programs", **programs})
     return [Failure(trunk, f"{type(error).__name__}: {error}") for trunk, error in failures]
+
+
+def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
+    """Load a run's data and compile its chunk into the folder of programs, while another run trains.
+
+    What fails here fails again where it is needed, and is told there.
+    """
+    strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+    compiled = program(run, strategy, load(run.data).loss_range)
+    lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 
 def _train_pack(

@@ -5,7 +5,6 @@ Axes: S steps of a chunk, B batch, T position.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -13,25 +12,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Float, Int
+from jax.sharding import SingleDeviceSharding
 
 from scaling.config import RunConfig
-from scaling.parallel import AXIS, Strategy
-from scaling.train import Program, Schedule, TrainState, program, train_chunk
-from scaling.transformer import Family, Key, Params, Tap, _see
+from scaling.parallel import SHARDS, Strategy
+from scaling.train import Program, Schedule, TrainState, program
 
 Shape = jax.ShapeDtypeStruct
 
 
 @dataclass(frozen=True)
 class Elsewhere(Strategy):
-    """A strategy over devices that are named instead of this machine's."""
+    """A strategy over devices that are named instead of this machine's; CPU devices may stand for those of a GPU."""
 
     where: tuple[Any, ...] = ()
+    stands_for: str = ""
 
-    def _local(self) -> list[Any]:
+    @property
+    def platform(self) -> str:
+        return self.stands_for or super().platform
+
+    def _devices(self) -> list[Any]:
         return list(self.where)
 
 
@@ -50,64 +51,35 @@ def arguments(state: TrainState, run: RunConfig, steps: int) -> tuple[Any, ...]:
     return state, windows, Schedule(rates, rates), Shape((), jnp.int32), Shape((), jnp.uint32)
 
 
-def lower(run: RunConfig, devices: list[Any], steps: int) -> Lowered:
-    """The chunk as the library runs it on these devices: `single` on one, else `pmap`."""
-    strategy = Elsewhere("single" if len(devices) == 1 else "pmap", len(devices), tuple(devices))
-    compiled = program(run, strategy, None)
-    alone = arguments(compiled.abstract_state, run, steps)
-    if strategy.name == "single":
-        here = SingleDeviceSharding(devices[0])
-        placed = jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=here), alone)
-        return Lowered(compiled.chunk.lower(*placed), _bytes(placed))
-    state, windows, *rest = alone
-    D, (S, B, T1) = len(devices), windows.shape
-    per_device = (jax.tree.map(lambda x: Shape((D, *x.shape), x.dtype), state), Shape((D, S, B // D, T1), jnp.int32))
-    return Lowered(compiled.chunk.lower(*per_device, *rest), _bytes(per_device) // D + _bytes(rest))
+def lower(run: RunConfig, devices: list[Any], steps: int, sharded: bool = False, stands_for: str = "") -> Lowered:
+    """The chunk as the library runs it on these devices: `single` on one, else `pmap`, or `fsdp` if `sharded`.
+
+    stands_for: platform to build the program for where the devices are only in the place of others.
+    """
+    name: Any = "fsdp" if sharded else "single" if len(devices) == 1 else "pmap"
+    strategy = Elsewhere(name, len(devices), tuple(devices), stands_for)
+    return lower_chunk(program(run, strategy, None), run, steps)
 
 
-def lower_sharded(run: RunConfig, devices: list[Any], steps: int) -> Lowered:
-    """The chunk with parameters and the optimiser's state split over the devices as well as the batch (FSDP)."""
-    mesh = Mesh(np.array(devices), (AXIS,))
-    compiled = program(run, Strategy("single", 1), None)
+def lower_chunk(compiled: Program, run: RunConfig, steps: int) -> Lowered:
+    """The chunk of a program, whose runs are of the shape of this one, as `Program.train` calls it."""
+    strategy = compiled.strategy
     state, windows, *rest = arguments(compiled.abstract_state, run, steps)
-    placed = jax.tree.map(functools.partial(_split, mesh=mesh), state)
-    rows = _place(windows, mesh, None, AXIS)
-    everywhere = jax.tree.map(functools.partial(_place, mesh=mesh), rest)
-    chunk = jax.jit(
-        functools.partial(train_chunk, recipe=_split_rows(compiled, mesh), axis=None),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, placed), NamedSharding(mesh, PartitionSpec())),
-    )
-    inputs = (placed, rows, *everywhere)
-    return Lowered(chunk.lower(*inputs), _bytes(inputs))
+    if strategy.name == "pmap":
+        D, (S, B, T1) = strategy.devices, windows.shape
+        mapped = (jax.tree.map(lambda x: Shape((D, *x.shape), x.dtype), state), Shape((D, S, B // D, T1), jnp.int32))
+        return Lowered(compiled.chunk.lower(*mapped, *rest), _bytes(mapped) // D + _bytes(rest))
+    if strategy.name == "fsdp":
+        state = jax.tree.map(_placed, state, strategy.shardings(state))
+        windows = _placed(windows, strategy.sharding(None, SHARDS))
+    else:
+        state = jax.tree.map(functools.partial(_placed, sharding=SingleDeviceSharding(strategy.first)), state)
+    inputs = (state, windows, *rest)
+    return Lowered(compiled.chunk.lower(*inputs), _bytes(inputs))
 
 
-def _split(leaf: Shape, mesh: Mesh) -> Shape:
-    """A leaf split along its longest axis that the devices divide; whole on each where there is none."""
-    axes = [i for i, size in enumerate(leaf.shape) if size % mesh.size == 0]
-    longest = max(axes, key=lambda i: leaf.shape[i], default=None)
-    return _place(leaf, mesh, *() if longest is None else (None,) * longest + (AXIS,))
-
-
-def _place(leaf: Shape, mesh: Mesh, *axes: str | None) -> Shape:
-    return Shape(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-
-
-@dataclass(frozen=True)
-class _SplitRows(Family):
-    """A family whose sequences are split over the devices, of every micro-batch anew."""
-
-    rows: Any = None
-
-    def apply(
-        self, params: Params, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see
-    ) -> Float[Array, "B T V"]:
-        return super().apply(params, jax.lax.with_sharding_constraint(tokens_BxT, self.rows), key, tap)
-
-
-def _split_rows(compiled: Program, mesh: Mesh) -> Any:
-    rows = NamedSharding(mesh, PartitionSpec(AXIS, None))
-    return dataclasses.replace(compiled.recipe, family=_SplitRows(**vars(compiled.recipe.family), rows=rows))
+def _placed(leaf: Shape, sharding: Any) -> Shape:
+    return Shape(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _bytes(tree: Any) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 from scaling import hosts, provenance, store
 from scaling.config import RunConfig, canonical_json, to_dict
 from scaling.data import load
-from scaling.parallel import Strategy, choose
+from scaling.parallel import Strategy, choose, local_devices, map_members
 from scaling.plan import trunk_steps
 from scaling.train import Chunk, Program, Recipe, Schedule, TrainState, program, train_chunk
 from scaling.trunk import How, LoopConfig, Report, Trainer, Work, unfinished
@@ -86,12 +86,11 @@ class Pack:
     """Members side by side on the devices; their states stay there, stacked, between chunks."""
 
     def __init__(self, program: Program, members: int, how: How) -> None:
-        self.devices = min(jax.local_device_count(), members)
+        self.devices = min(local_devices(), members)
         self.members = -(-members // self.devices)  # on each device
         chunk = functools.partial(packed_chunk, recipe=program.recipe, how=how)
-        used = jax.local_devices()[: self.devices]
-        self._chunk = jax.pmap(chunk, devices=used, donate_argnums=0)
-        self._put = jax.pmap(_put, devices=used, in_axes=(0, None, None, 0), donate_argnums=0)
+        self._chunk = map_members(chunk, self.devices)
+        self._put = map_members(_put, self.devices, axes=(0, None, None, 0))
         empty = lambda x: np.zeros((self.devices, self.members, *x.shape), x.dtype)  # noqa: E731
         self._states = jax.tree.map(empty, program.abstract_state)
 

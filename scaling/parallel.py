@@ -41,10 +41,20 @@ class Strategy:
     name: Literal["single", "pmap", "fsdp"]
     devices: int
 
+    @property
+    def first(self) -> Any:
+        """The first of the devices."""
+        return self._devices()[0]
+
+    @property
+    def platform(self) -> str:
+        """Of the devices: cpu, gpu or tpu."""
+        return self.first.platform
+
     def compile_init(self, init: Callable[[int], Tree], abstract: Tree) -> Callable[[int], Tree]:
         """Compile `init(seed)`, a state of the shapes of `abstract`; under fsdp no device ever holds all of it."""
         if self.name == "fsdp":
-            return jax.jit(init, static_argnums=0, out_shardings=self._shardings(abstract))
+            return jax.jit(init, static_argnums=0, out_shardings=self.shardings(abstract))
         return lambda seed: self.place(init(seed))
 
     def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,7 +69,7 @@ class Strategy:
 
         def split(*args: Any) -> tuple[Tree, Tree]:
             state, metrics = self._on_mesh(whole, *args)
-            return jax.lax.with_sharding_constraint(state, self._shardings(state)), self._replicated(metrics)
+            return jax.lax.with_sharding_constraint(state, self.shardings(state)), self._replicated(metrics)
 
         return jax.jit(split, donate_argnums=0)
 
@@ -76,7 +86,7 @@ class Strategy:
         if self.name == "single":
             return jax.device_put(host, self._devices()[0])
         if self.name == "fsdp":
-            return jax.tree.map(_from_host, host, self._shardings(host))
+            return jax.tree.map(_from_host, host, self.shardings(host))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (self.devices, *jnp.shape(x))), host)
 
     def gather(self, tree: Tree) -> Tree:
@@ -101,7 +111,7 @@ class Strategy:
         if self.name == "single":
             return jnp.asarray(batches_SxbxT)
         if self.name == "fsdp":
-            return jax.make_array_from_process_local_data(self._sharding(None, SHARDS), batches_SxbxT)
+            return jax.make_array_from_process_local_data(self.sharding(None, SHARDS), batches_SxbxT)
         S, b, T = batches_SxbxT.shape
         return np.ascontiguousarray(batches_SxbxT.reshape(S, self.devices, b // self.devices, T).swapaxes(0, 1))
 
@@ -114,7 +124,7 @@ class Strategy:
         if self.name == "single":
             return jnp.asarray(rows_MxT)
         if self.name == "fsdp":
-            return _from_host(rows_MxT, self._sharding())
+            return _from_host(rows_MxT, self.sharding())
         return rows_MxT.reshape(self.devices, -1, rows_MxT.shape[1])
 
     def _devices(self) -> list[Any]:
@@ -122,20 +132,21 @@ class Strategy:
         each = self.devices // jax.process_count()
         return [d for i in range(jax.process_count()) for d in jax.local_devices(process_index=i)[:each]]
 
-    def _sharding(self, *axes: str | None) -> NamedSharding:
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """Of an array whose axes these are on the mesh of fsdp; without axes a copy on each device."""
         return NamedSharding(Mesh(np.array(self._devices()), (SHARDS,)), PartitionSpec(*axes))
 
-    def _shardings(self, tree: Tree) -> Tree:
+    def shardings(self, tree: Tree) -> Tree:
         """Where fsdp keeps each array of a state."""
-        return jax.tree.map(lambda x: self._sharding(*split_axis(jnp.shape(x), self.devices)), tree)
+        return jax.tree.map(lambda x: self.sharding(*split_axis(jnp.shape(x), self.devices)), tree)
 
     def _on_mesh(self, function: Callable[..., Any], *args: Any) -> Any:
         """Trace a function so that its `split_rows` act."""
-        with jax.sharding.use_abstract_mesh(self._sharding().mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(self.sharding().mesh.abstract_mesh):
             return function(*args)
 
     def _replicated(self, tree: Tree) -> Tree:
-        return jax.lax.with_sharding_constraint(tree, self._sharding())
+        return jax.lax.with_sharding_constraint(tree, self.sharding())
 
 
 def split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
@@ -201,3 +212,13 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
         instead = ", or use the strategy 'single'" if processes == 1 else ", or start fewer processes"
         raise ConfigError(f"optim.batch_size = {batch_size}: must be a multiple of {unit} under {name}{instead}")
     return Strategy(name, devices)
+
+
+def local_devices() -> int:
+    """Number of this process's devices."""
+    return jax.local_device_count()
+
+
+def map_members(function: Callable[..., Any], devices: int, axes: Any = 0) -> Callable[..., Any]:
+    """Compile a function of stacked members, each device taking its share of axis 0; the first argument is donated."""
+    return jax.pmap(function, devices=jax.local_devices()[:devices], in_axes=axes, donate_argnums=0)

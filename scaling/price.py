@@ -81,10 +81,9 @@ def price(
         raise ConfigError(f"utilisation = {utilisation}: not for the target 'cpu', whose speed is measured")
     if here:
         target = dataclasses.replace(target, memory=target.memory / max(1, workers))
-    else:
-        utilisation = target.utilisation if utilisation is None else utilisation
+    used = target.utilisation if utilisation is None else utilisation
     steps = [sum(map(trunk_steps, trunks)) for trunks in groups]
-    times = [] if here else [_seconds(trunks[0][0], target, utilisation) for trunks in groups]  # refuses early
+    times = [] if here else [_seconds(trunks[0][0], target, used) for trunks in groups]  # refuses early
     total = sum(a * b for a, b in zip(times, steps, strict=False))
     with Compiler(target) as compiler:
         rows = [_row(trunks[0][0], compiler, report) for trunks in groups]
@@ -92,7 +91,7 @@ def price(
         times, total = _measured(groups, [row["fits"] for row in rows], measure, workers)
     table = pd.DataFrame(rows).assign(seconds_per_step=times, steps=steps)
     table["seconds"] = table["seconds_per_step"] * table["steps"]
-    return Price(target, table, utilisation, total, RULES[target.kind])
+    return Price(target, table, None if here else used, total, RULES[target.kind])
 
 
 RULES = {

@@ -12,7 +12,7 @@ import pytest
 
 from scaling import compilation
 from scaling.config import ModelConfig, OptimConfig, RunConfig
-from scaling.executors import run_here
+from scaling.executors import compile_ahead, run_here
 from scaling.parallel import Strategy
 from scaling.train import Schedule, _program, program
 from scaling.trunk import LoopConfig
@@ -40,6 +40,17 @@ def test_a_second_sweep_of_the_same_shapes_compiles_nothing(make_run: MakeRun, t
     again = programs(make_run(**{"seed": 3, "optim.lr": 3e-3, "tokens": 2560, "optim.schedule": "cosine"}), tmp_path)
     assert again["compiled"] == 0 and again["reused"] > 2
     assert programs(make_run(**{"model.width": 16}), tmp_path)["compiled"] > 2
+
+
+def test_the_next_shape_is_compiled_while_a_run_trains(make_run: MakeRun, tmp_path: Path) -> None:
+    """What is compiled ahead is what the run then asks for."""
+    run = make_run(**{"model.width": 24})
+    jax.clear_caches()
+    _program.cache_clear()
+    with compilation.kept(tmp_path) as ahead:
+        compile_ahead(run, LoopConfig())
+    assert ahead["compiled"] == 1
+    assert programs(run, tmp_path)["reused"] == 1
 
 
 def test_the_users_own_folder_goes_before(tmp_path: Path) -> None:

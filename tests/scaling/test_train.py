@@ -109,7 +109,7 @@ def test_a_batch_is_computed_in_pieces_that_fit_the_cache(make_run: MakeRun) -> 
     """512 tokens where the batch divides so, whole multiples of the configured pieces, at least one sequence each."""
 
     def pieces(**changes: Any) -> int:
-        return micro_batches(make_run(tokens=100_000, **changes), 1)
+        return micro_batches(make_run(tokens=100_000, **changes), SINGLE)
 
     assert pieces(**{"optim.batch_size": 32}) == 1  # 512 tokens of context 16
     assert pieces(**{"optim.batch_size": 128}) == 4
