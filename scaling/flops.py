@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import ModelConfig
+from scaling.kernels import computed_positions
 from scaling.parametrization import row_of
 
 _NORM_VECTORS = {"rmsnorm": 1, "nonparametric_rmsnorm": 0, "layernorm": 2, "none": 0}  # gains and biases
@@ -48,10 +49,10 @@ def count(config: ModelConfig) -> Counts:
 def forward_flops_per_token(config: ModelConfig, *, causal: bool = True) -> float:
     """FLOPs of the forward pass per token of a full context.
 
-    With `causal`, position t attends to t + 1 positions: (T + 1) / 2 on average. Without, to all T: what a dense
-    kernel with a mask executes.
+    With `causal`, position t attends to t + 1 positions: (T + 1) / 2 on average. Without, to as many as
+    `scaling.kernels` computes scores for, those it masks among them.
     """
-    seen = (config.context + 1) / 2 if causal else config.context
+    seen = (config.context + 1) / 2 if causal else computed_positions(config.context)
     attention = 2 * 2 * seen * config.heads * config.key_dim  # scores and values
     return float(2 * count(config).n_matmul + config.depth * attention)
 

@@ -102,6 +102,11 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(0, half), (half, length)] if length % 2 == 0 and half >= _MIN_BLOCK else [(0, length)]
 
 
+def computed_positions(length: int) -> float:
+    """Positions whose score is computed, per query: more than the (length + 1) / 2 that count, by those masked."""
+    return sum((stop - start) * stop for start, stop in _blocks(length)) / length
+
+
 def _attention_forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Any]:
     """Keeps the exponentials, so that the gradient computes none."""
     causal = np.tril(np.ones((q.shape[2],) * 2, bool))[None, None]
