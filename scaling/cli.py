@@ -105,6 +105,8 @@ class SweepArgs:
     """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
     strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
     """How devices share a run, see docs/devices.md: fsdp splits models that do not fit on one."""
+    pack: Literal["auto", "solo", "vmap", "map"] = "auto"
+    """Without workers, how runs of one shape share a program: side by side, in turn, or not; auto measures."""
     json: bool = False
     """Print the run table as JSON."""
 
@@ -115,7 +117,8 @@ class SweepArgs:
 
         hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
-        table = sweep(plan, self.out, workers=self.workers, loop=LoopConfig(strategy=self.strategy))
+        loop = LoopConfig(strategy=self.strategy, pack=self.pack)
+        table = sweep(plan, self.out, workers=self.workers, loop=loop)
         if hosts.is_first():
             print_table(table if self.json else main_columns(table), self.json)
         return 0
