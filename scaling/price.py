@@ -65,11 +65,10 @@ def price(
 ) -> Price:
     """Compile every distinct shape of a plan for a target and tell what it takes.
 
-    utilisation: share of the peak that training reaches; None for the target's.
-    measure: for `cpu`, the timings of a plan's `calibration_runs`; asked for the runs that fit. Without it, and for
-        what does not fit, seconds are not a number.
-    workers: for `cpu`, runs trained at a time; each has an equal part of the memory.
-    report: called with a line before each compilation.
+    `utilisation` is the share of the peak that training reaches; None for the target's. `measure` is for `cpu`: the
+    timings of a plan's `calibration_runs`, asked for the runs that fit; without it, and for what does not fit, seconds
+    are not a number. `workers`, for `cpu`: runs trained at a time, each with an equal part of the memory. `report` is
+    called with a line before each compilation.
 
     Raises:
         ConfigError: libtpu is not installed or knows no such slice; a utilisation outside (0, 1] or for `cpu`.
