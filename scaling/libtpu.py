@@ -8,12 +8,13 @@ from pathlib import Path
 
 EXTRA = "tpu"
 
-# A machine without TPUs is not asked for its name and kind, and libtpu does not complain that they are unknown.
+# A machine without TPUs is not asked for its name and kind; libtpu neither complains of that nor keeps logs.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
 }
 
 
