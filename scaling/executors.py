@@ -66,7 +66,10 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
 def _train_pack(
     trunks: list[list[RunConfig]], out: Path, loop: LoopConfig, report: Report
 ) -> list[tuple[list[RunConfig], Exception]]:
-    """Trunks of one shape, in one program where that is faster. A trunk that fails stops no other."""
+    """Trunks of one shape, in one program where that is faster. A trunk that fails stops no other.
+
+    Where the pack as a whole fails, too large for the memory perhaps, its trunks train one by one from where they were.
+    """
     try:
         how = packing.choose_way(trunks, out, loop)
     except Exception:  # e.g. no data: each trunk says so for itself
@@ -74,7 +77,10 @@ def _train_pack(
     if len(trunks) > 1:
         report({"event": "packed", "members": len(trunks), "how": how})
     if how != "solo":
-        return packing.train_packed(trunks, out, loop, report, how)
+        try:
+            return packing.train_packed(trunks, out, loop, report, how)
+        except Exception as error:
+            report({"event": "unpacked", "reason": f"{type(error).__name__}: {error}"})
     failures = []
     for trunk in trunks:
         try:

@@ -44,6 +44,8 @@ class Progress:
                 event["how"]
             ]
             self._line(f"{event['members']} trunks of one shape train {how}")
+        elif event["event"] == "unpacked":
+            self._line(f"training together failed ({event['reason']}); the trunks train one after the other")
         elif event["event"] == "programs":
             self.programs.update({name: count for name, count in event.items() if name != "event"})
 

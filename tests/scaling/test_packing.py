@@ -94,6 +94,16 @@ def test_a_member_that_fails_is_named_and_stops_no_other(
         assert read([trunk], tmp_path) == pytest.approx({trunk[0].run_id: alone[trunk[0].run_id]}, abs=1e-5)
 
 
+def test_a_pack_that_fails_as_a_whole_is_trained_one_by_one(
+    trunks: Trunks, alone: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: packing.Pack, chunks: Any) -> Any:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(packing.Pack, "train", full)
+    assert losses(trunks, tmp_path, LoopConfig(pack="map", chunk_steps=4)) == alone
+
+
 def test_only_one_shape_shares_a_program(trunks: Trunks, make_run: MakeRun) -> None:
     wide, other = [make_run(**{"model.width": 16})], [make_run(**{"data.source": "markov:tokens=50000"})]
     assert packing.group([trunks[0], wide, trunks[1], other, trunks[2]], 2) == [
