@@ -6,7 +6,7 @@ The same models, tokens and rates are trained twice: by `scaling.sweep`, sizes s
 cools down, and run by run, each in a process of its own that compiles its own program and follows a cosine over its
 own length, as many at once as there are cores. Printed are wall-clock seconds, programs compiled, FLOPs, the losses of
 both, and what the cosine runs would have cost at the losses of the sweep (by the slope of log loss over log FLOPs of
-the cosine runs of one size). `--share` shrinks every budget. A quarter of an hour on two cores at 1.0.
+the cosine runs of one size). `--share` shrinks every budget. Five minutes on two cores at 0.25.
 """
 
 from __future__ import annotations
