@@ -41,7 +41,7 @@ def main() -> None:
     started = time.monotonic()
     plan = make_plan(read_toml(preset_path(args.preset), PlanConfig))
     if unfinished(plan, args.out).runs:
-        show_plan(plan, args.out, timing=True, workers=args.workers)
+        show_plan(plan, args.out, timing=False, workers=args.workers)  # the sweep itself says how long
     runs = sweep(plan, args.out, workers=args.workers)
     result = study(runs, holdout="largest_budget", delta=args.delta, draws=args.draws)
     print(describe(result), end="\n\n")

@@ -51,10 +51,11 @@ class Strategy:
         """Of the devices: cpu, gpu or tpu."""
         return self.first.platform
 
-    def compile_init(self, init: Callable[[int], Tree], abstract: Tree) -> Callable[[int], Tree]:
+    def compile_init(self, init: Callable[[Any], Tree], abstract: Tree) -> Callable[[int], Tree]:
         """Compile `init(seed)`, a state of the shapes of `abstract`; under fsdp no device ever holds all of it."""
         if self.name == "fsdp":
-            return jax.jit(init, static_argnums=0, out_shardings=self.shardings(abstract))
+            drawn = jax.jit(init, out_shardings=self.shardings(abstract))
+            return lambda seed: drawn(np.uint32(seed))
         return lambda seed: self.place(init(seed))
 
     def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:

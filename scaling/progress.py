@@ -24,7 +24,8 @@ class Progress:
     def __init__(self, plan: Plan, bar: Bar | None, quiet: bool) -> None:
         self.total, self.runs = plan.flops, len(plan)
         self.bar, self.quiet = bar, quiet
-        self.flops, self.finished, self.start = 0.0, 0, time.monotonic()
+        self.flops, self.finished = 0.0, 0
+        self.first: tuple[float, float] | None = None  # FLOPs and time of the first progress: before it, compilation
         self.shapes, self.programs = plan.shapes, Counter[str]()
         self.task = None if bar is None else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
 
@@ -32,6 +33,7 @@ class Progress:
         """Show one event."""
         if event["event"] == "progress":
             self.flops += event["flops"]
+            self.first = self.first or (self.flops, time.monotonic())
             if self.bar is not None and self.task is not None:
                 self.bar.update(self.task, advance=event["flops"])
         elif event["event"] == "finished":
@@ -40,10 +42,7 @@ class Progress:
         elif event["event"] == "restarted":
             self._line(f"a worker ended with exit status {event['exit']}; its runs resume from their checkpoints")
         elif event["event"] == "packed":
-            how = {"solo": "one after the other", "vmap": "side by side", "map": "in turn, in one program"}[
-                event["how"]
-            ]
-            self._line(f"{event['members']} trunks of one shape train {how}")
+            self._line(f"{event['members']} trunks of one shape train {_WAYS[event['how']]}")
         elif event["event"] == "unpacked":
             self._line(f"training together failed ({event['reason']}); the trunks train one after the other")
         elif event["event"] == "programs":
@@ -59,14 +58,14 @@ class Progress:
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
         elif not self.quiet:
-            share = self.flops / self.total
-            elapsed = time.monotonic() - self.start
-            left = elapsed * (1 - share) / share if share > 0 else float("nan")
-            print(
-                f"[{self.finished}/{self.runs}  {share:4.0%}  {left:4.0f} s left]  {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            head = f"[{self.finished}/{self.runs}  {self.flops / self.total:4.0%}  {self._seconds_left():4.0f} s left]"
+            print(f"{head}  {text}", file=sys.stderr, flush=True)
+
+    def _seconds_left(self) -> float:
+        """At the rate since the first progress; NaN before a second one."""
+        flops, since = self.first or (0.0, 0.0)
+        done = self.flops - flops
+        return (time.monotonic() - since) * (self.total - self.flops) / done if done > 0 else float("nan")
 
 
 def _describe(row: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ from scaling.unit_scaling import UnitOps
 
 Range = tuple[int, int] | None  # targets lo <= id < hi count in the loss; None: all do
 
-_CACHED_TOKENS = 512  # of a micro-batch on CPU, whose activations then stay in a core's own cache
+_CACHED_TOKENS = 512  # seen at once on CPU: the activations then stay in a core's own cache
+_EVALUATED_TOKENS = 4096  # seen at once by an accelerator that evaluates
 
 
 class TrainState(NamedTuple):
@@ -47,7 +48,7 @@ class Recipe:
     accumulate: int
     loss_range: Range
 
-    def init(self, seed: int) -> TrainState:
+    def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step."""
         params = self.family.init(seed)
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -231,7 +232,7 @@ def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
 def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
     family = build(shape.model)
     recipe = Recipe(family, make_optimizer(shape.optim, family), micro_batches(shape, strategy), loss_range)
-    rows = max(1, 4096 // shape.model.context)
+    rows = max(1, (_CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS) // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
     evaluate = functools.partial(window_losses, recipe=recipe, rows=strategy.at_once(rows))
     evaluator = strategy.compile_evaluation(evaluate)

@@ -9,6 +9,7 @@ A Flax NNX module used functionally: `build` splits it once into a graph definit
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from scaling.config import ModelConfig
 from scaling.kernels import split_heads
@@ -61,12 +62,24 @@ def _weight(
 ) -> Weight:
     rule = rules.rule(role, fan_in, base_fan_in)
     if role in _ONES:
-        value = jnp.ones(shape)
+        value = np.ones(shape, np.float32)
     elif zero or rule.init_std == 0.0:
-        value = jnp.zeros(shape)
+        value = np.zeros(shape, np.float32)
     else:
-        value = rule.init_std * jax.random.normal(rngs.params(), shape)
+        value = _normal(rngs.params(), shape, rule.init_std)
     return Weight(value, role=role, rule=rule)
+
+
+def _normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> np.ndarray | Array:
+    """Normal values: the first of as many as the next power of two, which are the same ones.
+
+    Outside of a program each shape would be compiled for its draw; powers of two are few.
+    """
+    size = math.prod(shape)
+    draws = jax.random.normal(key, (1 << (size - 1).bit_length(),))
+    if isinstance(draws, jax.core.Tracer):
+        return std * draws[:size].reshape(shape)
+    return np.float32(std) * np.asarray(draws)[:size].reshape(shape)
 
 
 class Linear(nnx.Module):
@@ -292,9 +305,10 @@ class Family:
     roles: Any  # tree like the parameters: role of each
     rules: Any  # tree like the parameters: `Rule` of each
 
-    def init(self, seed: int) -> Params:
+    def init(self, seed: int | UInt[Array, ""]) -> Params:
         """Fresh parameters, float32."""
-        return nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(params=seed))))
+        params = nnx.to_pure_dict(nnx.state(Transformer(self.config, nnx.Rngs(params=jax.random.key(seed)))))
+        return jax.tree.map(jnp.asarray, params)
 
     def apply(
         self, params: Params, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see
