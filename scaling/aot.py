@@ -21,8 +21,6 @@ from scaling import libtpu
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.targets import Target
 
-CHUNK_STEPS = 16  # as `scaling.trunk.LoopConfig` has it
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -140,9 +138,10 @@ def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     import jax
 
     from scaling.lowering import lower
+    from scaling.trunk import LoopConfig
 
     run = from_dict(RunConfig, job["run"])
-    lowered = lower(run, devices, CHUNK_STEPS, job["sharded"], job["stands_for"])
+    lowered = lower(run, devices, LoopConfig().chunk_steps, job["sharded"], job["stands_for"])
     try:
         stats: Any = lowered.stages.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

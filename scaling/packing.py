@@ -180,7 +180,7 @@ def choose_way(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
     if sum(trunk_steps(trunk) for trunk in trunks) < _WORTH_MEASURING:
         return "solo"
     path, run = out / "packing.json", trunks[0][0]
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = _measured(path)
     shape = hashlib.sha256(canonical_json(to_dict(run.shape)).encode()).hexdigest()[:16]
     key = f"{shape} x{len(trunks)} on {provenance.columns()['device']}"
     if key not in known:
@@ -188,6 +188,14 @@ def choose_way(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
         out.mkdir(parents=True, exist_ok=True)
         store.write_atomically(path, json.dumps(known, indent=1))
     return min(known[key], key=known[key].__getitem__)
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What is known of earlier measurements; a damaged file is one that knows nothing, and is written anew."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def measure(run: RunConfig, members: int, loop: LoopConfig) -> dict[How, float]:

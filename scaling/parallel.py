@@ -203,7 +203,7 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
     if processes > 1 and name in ("single", "pmap"):
         raise ConfigError(f"loop.strategy = {name!r}: {processes} processes train together; use 'fsdp' or 'auto'")
     if name == "auto":
-        each = max((d for d in range(1, each + 1) if micro_batch % (d * processes) == 0), default=each)
+        each = sharing(micro_batch, each, processes) or each
         name = "fsdp" if processes > 1 else "pmap" if each > 1 else "single"
     if name == "single":
         return Strategy("single", 1)
@@ -213,6 +213,11 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
         instead = ", or use the strategy 'single'" if processes == 1 else ", or start fewer processes"
         raise ConfigError(f"optim.batch_size = {batch_size}: must be a multiple of {unit} under {name}{instead}")
     return Strategy(name, devices)
+
+
+def sharing(micro_batch: int, devices: int, processes: int = 1) -> int:
+    """How many of each process's devices share a micro-batch: as many as split it evenly, 0 where none do."""
+    return max((d for d in range(1, devices + 1) if micro_batch % (d * processes) == 0), default=0)
 
 
 def local_devices() -> int:

@@ -20,6 +20,7 @@ from scaling import calibration
 from scaling.aot import Compiler, Footprint
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import count, flops_per_token
+from scaling.parallel import sharing
 from scaling.plan import Plan, trunk_steps
 from scaling.targets import Target
 
@@ -102,9 +103,8 @@ RULES = {
 
 
 def shares(run: RunConfig, devices: int) -> int:
-    """How many of the devices share a step: as many as split a micro-batch evenly, as `scaling.parallel.choose`."""
-    micro_batch = run.optim.batch_size // run.optim.accumulate
-    return max(d for d in range(1, devices + 1) if micro_batch % d == 0)
+    """How many of the devices share a step."""
+    return sharing(run.optim.batch_size // run.optim.accumulate, devices)
 
 
 def remedies(run: RunConfig, target: Target, state_bytes: int = 0) -> Iterator[Remedy]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from scaling.config import ModelConfig
@@ -77,7 +78,7 @@ def _normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> np.ndarray
     """
     size = math.prod(shape)
     draws = jax.random.normal(key, (1 << (size - 1).bit_length(),))
-    if isinstance(draws, jax.core.Tracer):
+    if isinstance(draws, Tracer):
         return std * draws[:size].reshape(shape)
     return np.float32(std) * np.asarray(draws)[:size].reshape(shape)
 
