@@ -56,6 +56,7 @@ COLUMNS: dict[str, str] = {
     "weight_decay": "weight decay",
     # data
     "source": "data source",
+    "fingerprint": "sha256 of the source's text",
     "tokenizer": "tokenizer's name",
     # outcome
     "loss": "held-out loss, nats per token",

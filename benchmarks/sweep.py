@@ -128,7 +128,7 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
         check=True,
     ).stderr
     seconds = time.monotonic() - start
-    ours = sweep(plan, out / "sweep", quiet=True)
+    ours = sweep(plan, out / "sweep", show="quiet")
     their_seconds, their_programs, theirs = process_per_run(alone(plan), out)
     order = ["n_matmul", "tokens"]
     ours, theirs = (table.sort_values(order, ignore_index=True) for table in (ours, theirs))

@@ -6,6 +6,7 @@ processes train together, the first alone reads and writes, and tells the others
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from scaling import hosts
 
 Tree = Any
+_DIGEST, _DIGEST_BYTES = "digest", 32
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +48,8 @@ class Checkpoints:
     def save(self, step: int, tree: Tree) -> None:
         """Write `tree` under `step`, whole or not at all; a step that is there already is left as it is."""
         if self._manager is not None and step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(_by_path(tree)), force=True)
+            leaves = _by_path(tree)
+            self._manager.save(step, args=ocp.args.StandardSave({**leaves, _DIGEST: _digest(leaves)}), force=True)
 
     def restore_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
         """The latest state at or before a step; None when there is none. An unreadable one is passed over."""
@@ -61,11 +64,14 @@ class Checkpoints:
         if self._manager is None:
             return None
         abstract = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in _by_path(like).items()}
+        wanted = {**abstract, _DIGEST: jax.ShapeDtypeStruct((_DIGEST_BYTES,), np.uint8)}
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step > at_most:
                 continue
             try:
-                leaves = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                leaves = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+                if not np.array_equal(_digest({path: leaves[path] for path in abstract}), leaves[_DIGEST]):
+                    raise ValueError("its checksum is wrong")
                 return step, jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in abstract])
             except (ValueError, OSError, KeyError) as error:
                 log.warning("checkpoint %d cannot be read (%s): an earlier one is used", step, error)
@@ -80,3 +86,12 @@ class Checkpoints:
 def _by_path(tree: Tree) -> dict[str, Any]:
     """Leaves by their path: names on disk, and no demand on the tree's own node types."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _digest(leaves: dict[str, Any]) -> np.ndarray:
+    """Of all bytes: Orbax notices a file that is cut short, not a bit that has flipped."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for path in sorted(leaves):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaves[path]).view(np.uint8).data)
+    return np.frombuffer(digest.digest(), np.uint8)

@@ -107,6 +107,11 @@ class SweepArgs:
     """How devices share a run, see docs/devices.md: fsdp splits models that do not fit on one."""
     pack: Literal["auto", "solo", "vmap", "map"] = "auto"
     """Without workers, how runs of one shape share a program: side by side, in turn, or not; auto measures."""
+    retry: Literal["none", "failed"] = "none"
+    """failed: try again the runs that have failed before; else a sweep leaves them alone and names them."""
+    progress: Literal["auto", "bar", "plain", "json", "quiet"] = "auto"
+    """What to show on standard error: a bar, a line per run, every event as a JSON line, nothing; auto: a bar on a
+    terminal, else lines."""
     json: bool = False
     """Print the run table as JSON."""
 
@@ -118,7 +123,7 @@ class SweepArgs:
         hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         loop = LoopConfig(strategy=self.strategy, pack=self.pack)
-        table = sweep(plan, self.out, workers=self.workers, loop=loop)
+        table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=self.retry == "failed", show=self.progress)
         if hosts.is_first():
             print_table(table if self.json else main_columns(table), self.json)
         return 0
@@ -242,6 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, StoreError, FileNotFoundError) as error:
         print(f"scaling: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from scaling.executors import explain
+
+        print(f"scaling: {explain(error)}", file=sys.stderr)
+        return 3
     except ValueError as error:
         print(f"scaling: {error}", file=sys.stderr)
         return 1

@@ -1,29 +1,37 @@
-"""What a person sees of a running sweep: one bar in FLOPs with its ETA, or plain lines without a terminal."""
+"""What a person, or a program, sees of a running sweep.
+
+`bar`: one bar in FLOPs with its time left; `plain`: a line for each run; `json`: every event as a JSON line; `quiet`:
+nothing. `auto` is the bar on a terminal, else plain lines. All on standard error. The time left is what remains in
+FLOPs at the rate measured since the first step: what is restored from checkpoints counts as done, not as speed.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from scaling.plan import Plan
+from scaling.store import plain
 
+Show = Literal["auto", "bar", "plain", "json", "quiet"]
 _WAYS = {"solo": "one after the other", "vmap": "side by side", "map": "in turn, in one program"}
 
 
 class Progress:
     """Takes the events of a sweep."""
 
-    def __init__(self, plan: Plan, bar: Bar | None, quiet: bool) -> None:
+    def __init__(self, plan: Plan, bar: Bar | None, show: Show) -> None:
         self.total, self.runs = plan.flops, len(plan)
-        self.bar, self.quiet = bar, quiet
+        self.bar, self.show = bar, show
         self.flops, self.finished = 0.0, 0
         self.first: tuple[float, float] | None = None  # FLOPs and time of the first progress: before it, compilation
         self.shapes, self.programs = plan.shapes, Counter[str]()
@@ -31,7 +39,14 @@ class Progress:
 
     def report(self, event: dict[str, Any]) -> None:
         """Show one event."""
-        if event["event"] == "progress":
+        if self.show == "json":
+            print(json.dumps(plain(event)), file=sys.stderr, flush=True)
+        elif event["event"] == "restored":
+            self.flops += event["flops"]
+            self.first = self.first and (self.first[0] + event["flops"], self.first[1])
+            if self.bar is not None and self.task is not None:
+                self.bar.update(self.task, advance=event["flops"])
+        elif event["event"] == "progress":
             self.flops += event["flops"]
             self.first = self.first or (self.flops, time.monotonic())
             if self.bar is not None and self.task is not None:
@@ -40,7 +55,9 @@ class Progress:
             self.finished += 1
             self._line(_describe(event))
         elif event["event"] == "restarted":
-            self._line(f"a worker ended with exit status {event['exit']}; its runs resume from their checkpoints")
+            self._line(f"{event['reason']}; its runs resume from their checkpoints")
+        elif event["event"] == "mixed":
+            self._line(f"{event['folder']}: begun under {event['before']}, goes on under {event['now']}")
         elif event["event"] == "packed":
             self._line(f"{event['members']} trunks of one shape train {_WAYS[event['how']]}")
         elif event["event"] == "unpacked":
@@ -50,6 +67,8 @@ class Progress:
 
     def close(self) -> None:
         """Say what was compiled."""
+        if self.show == "json":
+            return
         compiled, reused = self.programs["compiled"], self.programs["reused"]
         shapes = f"{self.shapes} shape" + ("s" if self.shapes > 1 else "")
         self._line(f"{shapes} of model and batch: {compiled} programs compiled, {reused} reused")
@@ -57,7 +76,7 @@ class Progress:
     def _line(self, text: str) -> None:
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
-        elif not self.quiet:
+        elif self.show != "quiet":
             head = f"[{self.finished}/{self.runs}  {self.flops / self.total:4.0%}  {self._seconds_left():4.0f} s left]"
             print(f"{head}  {text}", file=sys.stderr, flush=True)
 
@@ -75,11 +94,13 @@ def _describe(row: dict[str, Any]) -> str:
 
 
 @contextmanager
-def progress(plan: Plan, *, quiet: bool) -> Iterator[Progress]:
+def progress(plan: Plan, show: Show = "auto") -> Iterator[Progress]:
     """The display of a sweep, on standard error."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        shown = Progress(plan, None, quiet)
+    if show == "auto":
+        show = "bar" if console.is_terminal else "plain"
+    if show != "bar":
+        shown = Progress(plan, None, show)
         yield shown
         shown.close()
         return
@@ -90,6 +111,6 @@ def progress(plan: Plan, *, quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
-        shown = Progress(plan, bar, quiet)
+        shown = Progress(plan, bar, show)
         yield shown
         shown.close()

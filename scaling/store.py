@@ -1,18 +1,22 @@
 """Run directories and the run table.
 
 `OUT/<run id>/` holds `config.json`, `metrics.jsonl` (append-only), `checkpoints/` and last, written atomically,
-`result.json`: a run is finished if and only if that file is there. `OUT/trunk-<trunk id>/` holds what runs on one
-trunk share. Nothing is parsed from logs or names. The columns are documented in `analysis/runs.py`.
+`result.json`: a run is finished if and only if that file is there. A run that could not be trained has a
+`failure.json` in its place. `OUT/trunk-<trunk id>/` holds what runs on one trunk share. Nothing is parsed from logs or
+names. The columns are documented in `analysis/runs.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,15 @@ COLUMNS = (
     *("n_total", "n_non_embedding", "n_matmul", "tokens", "unique_tokens", "epochs"),
     *("flops", "flops_6nd", "flops_spent"),
     *("optimizer", "lr", "batch_tokens", "warmup_tokens", "schedule", "cooldown_fraction", "weight_decay"),
-    *("source", "tokenizer", "loss", "loss_se", "bits_per_byte", "diverged", "undercooled"),
+    *("source", "fingerprint", "tokenizer", "loss", "loss_se", "bits_per_byte", "diverged", "undercooled"),
     *("device", "wall_seconds", "versions", "commit"),
 )
+
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
+
+
+_LATER = ("flops_spent", "fingerprint")  # not in a result, or not in those of earlier versions
 
 
 class StoreError(RuntimeError):
@@ -39,16 +49,54 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file whole or not at all, durable once this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with open(aside, "w") as file:
+    try:
+        _write_durably(aside, text, "w")
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    _make_durable(path.parent)
+
+
+def create(path: Path, text: str) -> bool:
+    """Write a file whole if there is none of its name: of several processes at once, on NFS too, one succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write_durably(aside, text, "x")
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            return os.stat(aside).st_nlink == 2  # made by us, though the answer was lost
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with suppress(FileExistsError):
+                _write_durably(path, text, "x")
+                return True
+            return False
+        _make_durable(path.parent)
+        return True
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _write_durably(path: Path, text: str, mode: str) -> None:
+    with open(path, mode) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _make_durable(folder: Path) -> None:
+    """See that the names in a folder survive a loss of power."""
+    there = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(there)
     finally:
-        os.close(folder)
+        os.close(there)
 
 
 def run_dir(out: Path, run: RunConfig) -> Path:
@@ -83,10 +131,43 @@ def open_run(out: Path, run: RunConfig) -> Path:
     return folder
 
 
-def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> None:
-    """End a run: its one row of the run table. NaN is stored as null, so that the file is JSON."""
-    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in outcome.items()}
-    write_atomically(run_dir(out, run) / "result.json", json.dumps(plain, indent=1, allow_nan=False))
+def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> bool:
+    """End a run: its one row of the run table. NaN is stored as null, so that the file is JSON.
+
+    Returns whether this is the run's result: one that is there already stays.
+    """
+    written = create(run_dir(out, run) / "result.json", json.dumps(plain(outcome), indent=1, allow_nan=False))
+    forget_failure(out, run)
+    return written
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: null for what is not finite."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def write_failure(out: Path, run: RunConfig, reason: str) -> None:
+    """Record why a run could not be trained, if the disk lets us: the next sweep leaves it out unless told to retry."""
+    if not is_finished(out, run):
+        with suppress(OSError):
+            write_atomically(run_dir(out, run) / "failure.json", json.dumps({"reason": reason, "time": time.time()}))
+
+
+def failure(out: Path, run: RunConfig) -> str | None:
+    """Why an unfinished run could not be trained; None where nothing is recorded."""
+    if is_finished(out, run):
+        return None
+    try:
+        return str(json.loads((run_dir(out, run) / "failure.json").read_text())["reason"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return "failure.json cannot be read"
+
+
+def forget_failure(out: Path, run: RunConfig) -> None:
+    """Let a run be tried again."""
+    (run_dir(out, run) / "failure.json").unlink(missing_ok=True)
 
 
 def append_metrics(path: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -128,11 +209,7 @@ def read_results(out: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: cannot be read ({error}); {remedy}") from None
-        missing = (
-            [name for name in COLUMNS if name != "flops_spent" and name not in row]
-            if isinstance(row, dict)
-            else COLUMNS
-        )
+        missing = [name for name in COLUMNS if name not in (*_LATER, *row)] if isinstance(row, dict) else COLUMNS
         if missing:
             raise StoreError(f"{path}: lacks {', '.join(missing[:4])}; {remedy}")
         yield row

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import pandas as pd
 
-from scaling import calibration, compilation, data, hosts, store
+from scaling import calibration, compilation, data, hosts, preemption, store
 from scaling.config import ConfigError, RunConfig
-from scaling.executors import Failure, run_here, run_workers, time_in_workers
+from scaling.executors import Failure, run_here
 from scaling.parallel import choose
 from scaling.plan import Plan
-from scaling.progress import Progress, progress
-from scaling.trunk import LoopConfig, check_fits
+from scaling.progress import Progress, Show, progress
+from scaling.trunk import LoopConfig, changed, check_fits
+from scaling.workers import run_workers, time_in_workers
 
 
 class SweepError(RuntimeError):
@@ -26,8 +27,14 @@ class SweepError(RuntimeError):
 
     def __init__(self, failures: list[Failure]) -> None:
         self.failures = failures
-        lines = [f"{run.run_id}: {failure.reason}" for failure in failures for run in failure.runs]
-        super().__init__(f"{len(lines)} runs failed; what finished is kept:\n" + "\n".join(lines))
+        lines = [f"{_row(run)}  {failure.reason}" for failure in failures for run in failure.runs]
+        head = f"{'run':16}  width  depth        tokens  seed  reason"
+        rest = "mend the cause, then `scaling sweep --retry failed`: a sweep leaves alone what has failed"
+        super().__init__("\n".join([f"{len(lines)} runs failed; what finished is kept:", head, *lines, rest]))
+
+
+def _row(run: RunConfig) -> str:
+    return f"{run.run_id}  {run.model.width:5}  {run.model.depth:5}  {run.tokens:12,}  {run.seed:4}"
 
 
 def default_workers() -> int:
@@ -43,12 +50,18 @@ def sweep(
     *,
     workers: int | None = None,
     loop: LoopConfig | None = None,
-    quiet: bool = False,
+    show: Show = "auto",
+    retry: bool = False,
 ) -> pd.DataFrame:
     """Train what is missing below `out` and return the run table of the plan.
 
     workers: processes, one per core; 0 for this process; None for `default_workers()`. The sweep may be
         interrupted at any time and called again.
+    show: the display on standard error, see `scaling.progress`.
+    retry: try again what has failed before; else such runs are left out, and named in the SweepError.
+
+    Several sweeps, on this machine or on others that see the same folder, share the work: each trunk is trained by one
+    of them (`scaling.claims`), and all return when the plan is done.
 
     Where the environment says that several processes are to train together (`scaling.hosts.join`), all of them call
     this, over all of their devices; the first writes `out`, and all return the table.
@@ -66,12 +79,19 @@ def sweep(
         _check_together(plan, loop, workers)
     with hosts.all_or_none("preparing the data"):
         prepare(plan)
+        check_text(plan, out)
     pending = unfinished(plan, out)
+    failures = [] if retry else _failed_before(pending, out)
+    if hosts.is_first():
+        for run in pending if retry else ():
+            store.forget_failure(out, run)
+    left_out = {run.run_id for failure in failures for run in failure.runs}
+    pending = dataclasses.replace(pending, runs=tuple(run for run in pending if run.run_id not in left_out))
     if pending.runs:
-        with progress(pending, quiet=quiet or not hosts.is_first()) as shown:
-            failures = _train(pending, out, loop, workers, shown)
-        if failures:
-            raise SweepError(failures)
+        with preemption.heeded(), progress(pending, show if hosts.is_first() else "quiet") as shown:
+            failures += _train(pending, out, loop, workers, shown)
+    if failures:
+        raise SweepError(failures)
     if not hosts.is_first():
         return _from_first(None)
     table = store.run_table(out, plan)
@@ -81,9 +101,36 @@ def sweep(
 
 
 def _train(plan: Plan, out: Path, loop: LoopConfig, workers: int, shown: Progress) -> list[Failure]:
+    """Train a plan's trunks; what fails is recorded for the next sweep, but for runs that finished all the same."""
     if workers > 0:
-        return run_workers(plan.trunks(), out, loop, shown.report, workers)
-    return run_here(plan.trunks(), out, loop, shown.report)
+        failures = run_workers(plan.trunks(), out, loop, shown.report, workers)
+    else:
+        failures = run_here(plan.trunks(), out, loop, shown.report)
+    failures = [Failure(unfinished(Plan("failed", tuple(f.runs)), out).runs, f.reason) for f in failures]
+    if hosts.is_first():
+        for failure in failures:
+            for run in failure.runs:
+                store.write_failure(out, run, failure.reason)
+    return [failure for failure in failures if failure.runs]
+
+
+def _failed_before(plan: Plan, out: Path) -> list[Failure]:
+    reasons = hosts.decided([store.failure(out, run) for run in plan])
+    return [Failure([run], f"{reason} (before)") for run, reason in zip(plan, reasons, strict=True) if reason]
+
+
+def check_text(plan: Plan, out: Path) -> None:
+    """Whether the plan's finished runs were trained on the text that is there now: losses on others do not compare.
+
+    Raises:
+        DataError: some were not.
+    """
+    rows = {row["run_id"]: row.get("fingerprint") for row in store.read_results(out)} if hosts.is_first() else {}
+    texts = {config: data.load(config).fingerprint for config in dict.fromkeys(run.data for run in plan)}
+    for run in plan:
+        now, before = texts[run.data], rows.get(run.run_id)
+        if before not in (None, now):
+            raise data.DataError(changed(run, before, now))
 
 
 def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from scaling import data, hosts, provenance, store
+from scaling import data, hosts, preemption, provenance, store
 from scaling.checkpoint import Checkpoints
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import flops_per_token
@@ -39,12 +39,19 @@ class LoopConfig:
 
     chunk_steps: int = 16  # optimiser steps per dispatch
     checkpoint_seconds: float = 30.0
+    stall_seconds: float = 1800.0  # a worker silent for so long is taken to hang: longer than any compilation
+    attempts: int = 3  # of a trunk whose process dies without progress
     strategy: StrategyName = "auto"
     pack: How = "auto"  # runs of one shape in one program, without workers: side by side, in turn, or not
     members: int = 8  # of such a pack, at most
     sweep: str = ""  # label of the run table
 
     def __post_init__(self) -> None:
+        for name in ("checkpoint_seconds", "stall_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"loop.{name} = {getattr(self, name)}: must not be negative")
+        if self.attempts < 1:
+            raise ConfigError(f"loop.attempts = {self.attempts}: must be at least 1")
         if self.chunk_steps < 1:
             raise ConfigError(f"loop.chunk_steps = {self.chunk_steps}: must be at least 1")
         if self.members < 1:
@@ -108,6 +115,7 @@ class Trainer:
         self.dataset = data.load(run.data)
         hosts.agreed(f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint)
         check_fits(run, self.dataset)
+        self._text = np.frombuffer(bytes.fromhex(self.dataset.fingerprint), np.uint8)
         self.windows = data.Windows(self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed)
         self.heldout = data.heldout_windows(self.dataset.heldout, run.model.context, run.eval_tokens)
         strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
@@ -115,7 +123,7 @@ class Trainer:
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: Position | None = None
         self.trunk_diverged: Diverged | None = None
-        self.runs = runs
+        self.runs, self.done = runs, 0  # steps of the trunk that are trained or restored
 
     def work(self) -> Work[None]:
         """Train the runs."""
@@ -137,15 +145,16 @@ class Trainer:
             evaluation, seconds = Evaluation(float("nan"), float("nan"), 0), time.monotonic() - start
             self.report({"event": "diverged", "run_id": run.run_id, "step": diverged.step})
         row = self._row(run, evaluation, seconds)
-        if hosts.is_first():
-            store.write_result(self.out, run, row)
-        self.report({"event": "finished", **row})
+        written = not hosts.is_first() or store.write_result(self.out, run, row)
+        self.report({"event": "finished" if written else "repeated", **row})
 
     def _cool_down(self, run: RunConfig) -> Work[Position]:
         folder = store.run_dir(self.out, run)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
             position = self._restore(checkpoints, run.steps)
+            if position is not None:
+                self._credit(min(position.step, run.branch_step), max(0, position.step - run.branch_step))
             if position is None or position.step < run.branch_step:
                 trunk = yield from self._advance_trunk(run)
                 position = Position(trunk.step, self._copy(trunk.state), trunk.seconds)
@@ -161,9 +170,12 @@ class Trainer:
         checkpoints = Checkpoints(folder / "checkpoints", protected=[run.branch_step for run in self.runs])
         try:
             at = self.trunk or self._restore(checkpoints, run.branch_step)
+            if at is not None:
+                self._credit(at.step, 0)
             at = at or Position(0, self.program.init(run.seed), 0.0)
             fresh = at.step < run.branch_step
             self.trunk = yield from self._advance(at, run, "trunk", run.branch_step, folder, checkpoints)
+            self.done = max(self.done, self.trunk.step)
             if fresh:
                 self._save(checkpoints, self.trunk)
         except Diverged as diverged:
@@ -185,11 +197,14 @@ class Trainer:
             state, metrics = yield self._chunk(state, run, stage, step, n)
             self._read(unread, run, log)
             step, unread = step + n, (step + n, n, metrics)
-            if timer.due() and step < stop:
+            preempted = not hosts.several() and preemption.requested()
+            if (timer.due() or preempted) and step < stop:
                 self._read(unread, run, log)
                 unread = None
                 self._save(checkpoints, Position(step, state, time.monotonic() - started))
                 timer.restart()
+                if preempted:
+                    raise preemption.Preempted
         self._read(unread, run, log)
         return Position(step, settled(state), time.monotonic() - started)
 
@@ -218,18 +233,23 @@ class Trainer:
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:
         state = self.program.strategy.gather(settled(at.state))
-        checkpoints.save(at.step, {"state": state, "seconds": np.float64(at.seconds)})
+        checkpoints.save(at.step, saved(state, at.seconds, self._text))
 
     def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
-        like = {
-            "state": self.program.abstract_state,
-            "seconds": np.float64(0.0),
-        }
-        found = checkpoints.restore_latest(like, at_most)
+        found = checkpoints.restore_latest(saved(self.program.abstract_state), at_most)
         if found is None:
             return None
         step, tree = found
+        if not np.array_equal(tree["text"], self._text):
+            raise data.DataError(changed(self.runs[0], tree["text"].tobytes().hex(), self.dataset.fingerprint))
         return Position(step, self.program.strategy.place(tree["state"]), float(tree["seconds"]))
+
+    def _credit(self, trunk: int, cooldown: int) -> None:
+        """Report steps that need not be trained because a checkpoint has them; those of the trunk only once."""
+        new = max(0, trunk - self.done) + cooldown
+        self.done = max(self.done, trunk)
+        if new:
+            self.report({"event": "restored", "flops": new * self.flops_per_step})
 
     def _copy(self, state: TrainState) -> TrainState:
         """A state that may be donated while the trunk's own lives on."""
@@ -241,6 +261,7 @@ class Trainer:
         return {
             **store.describe(run),
             "sweep": self.loop.sweep,
+            "fingerprint": self.dataset.fingerprint,
             "status": "diverged" if diverged else "finished",
             "unique_tokens": min(tokens, self.windows.tokens_per_epoch),
             "epochs": max(1.0, self.windows.epochs(tokens)),  # tokens / unique_tokens
@@ -262,6 +283,11 @@ class Position:
     seconds: float
 
 
+def saved(state: Any, seconds: float = 0.0, text: np.ndarray | None = None) -> dict[str, Any]:
+    """What a checkpoint holds: a state, its seconds of training, and the sha256 of the text it was trained on."""
+    return {"state": state, "seconds": np.float64(seconds), "text": np.zeros(32, np.uint8) if text is None else text}
+
+
 def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     """Whether a model can be trained on a data set.
 
@@ -273,3 +299,11 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     if run.model.vocab < dataset.vocab:
         remedy = f"source {run.data.source!r} has {dataset.vocab} token ids: raise it to at least that"
         raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
+
+
+def changed(run: RunConfig, before: str, now: str) -> str:
+    """What is wrong where a run was begun on another text."""
+    texts = f"sha256 {before[:12]} when run {run.run_id} was trained, {now[:12]} now"
+    return (
+        f"data.source = {run.data.source!r}: its text has changed ({texts}); bring it back, or sweep into another --out"
+    )

@@ -1,8 +1,9 @@
 """A worker process: reads jobs as JSON lines from standard input, writes events as JSON lines to standard output.
 
 Jobs: `{"job": "train", "runs": [...], "out": ..., "loop": {...}}` trains the runs of one trunk;
-`{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. The last event of a job is `done`
-or `failed`. Started by `scaling.executors`; an argument names the one core to run on.
+`{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. The last event of a job is
+`done`, `failed`, or `busy` where another process holds the trunk. Started by `scaling.workers`; an argument names the
+one core to run on. A worker ends with the process that started it.
 """
 
 from __future__ import annotations
@@ -10,40 +11,74 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from scaling.config import RunConfig, from_dict
 
+_ORPHANED = 143  # exit status of what is ended by SIGTERM
+
 
 def main() -> None:
     """Serve jobs until standard input closes."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if len(sys.argv) > 1:
         os.sched_setaffinity(0, {int(sys.argv[1])})  # before JAX counts the cores for its thread pools
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not among the events
-    for line in sys.stdin:
-        job = json.loads(line)
-        try:
-            runs = [from_dict(RunConfig, run) for run in job["runs"]]
-            result = _serve(job, runs, events)
-            _send(events, {"event": "done", **result})
-        except Exception as error:  # whatever it is, the worker lives on and the sweep ends with its name
-            _send(events, {"event": "failed", "error": f"{type(error).__name__}: {error}"})
+    from scaling import preemption
+    from scaling.claims import Claims
+
+    claims = Claims()
+    with suppress(preemption.Preempted), preemption.heeded():
+        for line in sys.stdin:
+            _send(events, _answer(json.loads(line), claims, events))
 
 
-def _serve(job: dict[str, Any], runs: list[RunConfig], events: TextIO) -> dict[str, Any]:
-    from scaling import compilation
+def _answer(job: dict[str, Any], claims: Any, events: TextIO) -> dict[str, Any]:
+    """Do a job; its last event."""
+    from scaling.claims import ClaimLost
+    from scaling.executors import explain
+
+    try:
+        runs = [from_dict(RunConfig, run) for run in job["runs"]]
+        return _serve(job, runs, claims, events)
+    except ClaimLost as lost:
+        return {"event": "busy", "error": str(lost)}
+    except Exception as error:  # whatever it is, the worker lives on and the sweep ends with its name
+        return {"event": "failed", "error": explain(error)}
+
+
+def _serve(job: dict[str, Any], runs: list[RunConfig], claims: Any, events: TextIO) -> dict[str, Any]:
+    from scaling import compilation, store
     from scaling.calibration import seconds_per_step
     from scaling.trunk import LoopConfig, train_trunk
 
     loop, out = from_dict(LoopConfig, job["loop"]), Path(job["out"])
-    with compilation.kept(out) as programs:
-        if job["job"] == "time":
-            return {"seconds": [seconds_per_step(run, loop) for run in runs]}
-        train_trunk(runs, out, loop, lambda event: _send(events, event))
-    _send(events, {"event": "programs", **programs})
-    return {}
+
+    def report(event: dict[str, Any]) -> None:
+        _send(events, event)
+
+    if job["job"] == "time":
+        with compilation.kept(out):
+            return {"event": "done", "seconds": [seconds_per_step(run, loop) for run in runs]}
+    with claims.held(store.trunk_dir(out, runs[0]), report) as claim:
+        if claim is None:
+            return {"event": "busy"}
+        with compilation.kept(out) as programs:
+            train_trunk(runs, out, loop, claim.checking(report))
+    report({"event": "programs", **programs})
+    return {"event": "done"}
+
+
+def _end_with(parent: int) -> None:
+    """Exit when the parent is gone: nobody listens any more, and its successor wants the trunk."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(_ORPHANED)
 
 
 def _send(events: TextIO, event: dict[str, Any]) -> None:

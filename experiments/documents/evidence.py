@@ -20,6 +20,7 @@ from scaling.plan import Plan
 from scaling.sweep import sweep
 from scaling.train import Recipe, TrainState
 from scaling.transformer import Params, build
+from scaling.trunk import saved
 
 Frame = Any
 
@@ -60,7 +61,7 @@ class Evidence:
 
         family = build(run.model)
         recipe = Recipe(family, make_optimizer(run.optim, family), 1, None)
-        like = {"state": jax.eval_shape(lambda: recipe.init(0)), "seconds": np.float64(0.0)}
+        like = saved(jax.eval_shape(lambda: recipe.init(0)))
         checkpoints = Checkpoints(store.trunk_dir(self.out / "runs", run) / "checkpoints")
         try:
             found = checkpoints.restore_latest(like, run.branch_step)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from scaling import executors
+from scaling import executors, workers
 from scaling.config import RunConfig
-from scaling.executors import run_here, run_workers
+from scaling.executors import run_here
 from scaling.trunk import LoopConfig
+from scaling.workers import run_workers
 
 MakeRun = Callable[..., RunConfig]
 Event = dict[str, Any]
@@ -25,7 +26,8 @@ WORKER = """
 import json, os, sys, time
 for line in sys.stdin:
     seed = json.loads(line)["runs"][0]["seed"]
-    print(json.dumps({"event": "progress", "flops": float(seed), "pid": os.getpid()}), flush=True)
+    if seed != 2:
+        print(json.dumps({"event": "progress", "flops": float(seed), "pid": os.getpid()}), flush=True)
     if seed == 1:
         print(json.dumps({"event": "failed", "error": "ValueError: seed 1"}), flush=True)
     elif seed == 2 or (seed == 3 and not os.path.exists(sys.argv[1])):
@@ -33,23 +35,26 @@ for line in sys.stdin:
         os._exit(7)
     elif seed == 4:
         time.sleep(60)
+    elif seed == 5 and not os.path.exists(sys.argv[1]):
+        open(sys.argv[1], "w").close()
+        print(json.dumps({"event": "busy"}), flush=True)
     else:
         print(json.dumps({"event": "done"}), flush=True)
 """
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[asyncio.subprocess.Process]:
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[subprocess.Popen[bytes]]:
     """The processes started, each in place of a worker that would load JAX."""
     processes = []
 
-    async def start(log: Path, core: int | None) -> asyncio.subprocess.Process:
-        pipe = asyncio.subprocess.PIPE
+    def start(log: Path, core: int | None) -> subprocess.Popen[bytes]:
+        del log, core
         command = [sys.executable, "-c", WORKER, str(tmp_path / "died")]
-        processes.append(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
+        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return processes[-1]
 
-    monkeypatch.setattr(executors, "_start", start)
+    monkeypatch.setattr(workers, "start", start)
     return processes
 
 
@@ -79,7 +84,8 @@ def test_a_dead_worker_is_replaced_and_its_job_taken_up_again(
     events: list[Event] = []
     assert not run_workers(trunks(make_run, 3, 10), tmp_path, LoopConfig(), events.append, 1)
     assert [event.get("flops") for event in events if event["event"] == "progress"] == [3, 3, 10]
-    assert [event["exit"] for event in events if event["event"] == "restarted"] == [7]
+    reasons = [event["reason"] for event in events if event["event"] == "restarted"]
+    assert reasons == [f"the worker ended (exit status 7); see {tmp_path / 'logs'}"]
     assert len(started) == 2
 
 
@@ -89,8 +95,25 @@ def test_a_job_that_kills_its_worker_every_time_is_given_up(
     jobs = trunks(make_run, 2, 10)
     failures = run_workers(jobs, tmp_path, LoopConfig(), lambda event: None, 1)
     assert [failure.runs for failure in failures] == [jobs[0]]
-    assert f"the worker died 3 times (exit status 7); see {tmp_path / 'logs'}" in failures[0].reason
+    assert f"the worker ended (exit status 7); see {tmp_path / 'logs'} (3 times without progress)" in failures[0].reason
     assert len(started) == 4
+
+
+def test_a_worker_that_falls_silent_is_replaced(started: list[Any], make_run: MakeRun, tmp_path: Path) -> None:
+    loop = LoopConfig(stall_seconds=0.5, attempts=1)
+    failures = run_workers(trunks(make_run, 4, 10), tmp_path, loop, lambda event: None, 1)
+    assert [failure.runs[0].seed for failure in failures] == [4]
+    assert "said nothing for 0 s" in failures[0].reason or "said nothing for 1 s" in failures[0].reason
+    assert len(started) == 2 and all(process.returncode is not None for process in started)
+
+
+def test_a_trunk_that_another_process_holds_is_asked_for_again(
+    started: list[Any], make_run: MakeRun, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    assert not run_workers(trunks(make_run, 5, 10), tmp_path, LoopConfig(), events.append, 1)
+    assert [event["flops"] for event in events] == [5, 10, 5]
+    assert len(started) == 1
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from scaling.trunk import LoopConfig
 faulthandler.dump_traceback_later(280)
 short, long, longer = (from_dict(RunConfig, run) for run in json.loads(sys.argv[1]))
 out, loop = Path(sys.argv[2]), from_dict(LoopConfig, json.loads(sys.argv[3]))
-scaling.sweep([short], out, loop=loop, quiet=True)
-table = scaling.sweep([short, long], out, loop=loop, quiet=True)  # from the trunk's checkpoint
+scaling.sweep([short], out, loop=loop, show="quiet")
+table = scaling.sweep([short, long], out, loop=loop, show="quiet")  # from the trunk's checkpoint
 answer = {"processes": jax.process_count(), "devices": jax.device_count(), "table": table.to_dict("list")}
 answer["types"] = [str(kind) for kind in table.dtypes]
 
@@ -46,7 +46,7 @@ other = dataclasses.replace(short, seed=jax.process_index())
 odd = dataclasses.replace(short, optim=dataclasses.replace(short.optim, batch_size=18))
 for name, runs, workers in (("plan", [other], 0), ("workers", [short], 2), ("batch", [odd], 0)):
     try:
-        scaling.sweep(runs, out, workers=workers, quiet=True)
+        scaling.sweep(runs, out, workers=workers, show="quiet")
     except ConfigError as error:
         answer[name] = str(error)
 try:
@@ -63,7 +63,7 @@ def full(*args):
 
 
 store.append_metrics = full  # which only the first process calls
-scaling.sweep([longer], out, loop=loop, quiet=True)
+scaling.sweep([longer], out, loop=loop, show="quiet")
 """
 
 
@@ -127,8 +127,8 @@ def test_two_processes_give_the_losses_of_one(
     together: list[dict[str, Any]], runs: list[RunConfig], folder: Path, tmp_path: Path
 ) -> None:
     """On 2 x 4 devices and on one: every line of the trunk's and the runs' metrics, and the results."""
-    sweep(runs[:1], tmp_path, workers=0, loop=LOOP, quiet=True)  # the same two calls
-    alone = sweep(runs[:2], tmp_path, workers=0, loop=LOOP, quiet=True)
+    sweep(runs[:1], tmp_path, workers=0, loop=LOOP, show="quiet")  # the same two calls
+    alone = sweep(runs[:2], tmp_path, workers=0, loop=LOOP, show="quiet")
     assert [(found["processes"], found["devices"]) for found in together] == [(2, 8), (2, 8)]
     logs = sorted(tmp_path.glob("*/metrics.jsonl"))
     assert len(logs) == 3

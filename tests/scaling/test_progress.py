@@ -13,7 +13,7 @@ def events(plan: Plan) -> list[dict]:
     return [
         {"event": "progress", "flops": plan.flops / 2},
         {"event": "finished", "run_id": "a" * 16, "loss": 2.5, "diverged": False, **shape},
-        {"event": "restarted", "exit": -9},
+        {"event": "restarted", "reason": "the worker ended (signal 9)"},
         {"event": "programs", "compiled": 5, "reused": 2},
         {"event": "progress", "flops": plan.flops / 2},
         {"event": "finished", "run_id": "b" * 16, "loss": None, "diverged": True, **shape},
@@ -26,7 +26,7 @@ def plan(make_run) -> Plan:
 
 
 def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
-    with progress(plan, quiet=False) as shown:
+    with progress(plan, show="plain") as shown:
         for event in events(plan):
             shown.report(event)
     lines = capsys.readouterr().err.splitlines()
@@ -34,14 +34,14 @@ def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
     assert lines[0].startswith("[1/2   50%")
     assert "aaaaaaaa" in lines[0]
     assert "loss 2.5000" in lines[0]
-    assert "exit status -9" in lines[1]
+    assert "signal 9" in lines[1]
     assert lines[2].startswith("[2/2  100%")
     assert "diverged" in lines[2]
     assert lines[3].endswith("1 shape of model and batch: 5 programs compiled, 2 reused")
 
 
 def test_quiet_is_quiet(plan, capsys):
-    with progress(plan, quiet=True) as shown:
+    with progress(plan, show="quiet") as shown:
         for event in events(plan):
             shown.report(event)
     captured = capsys.readouterr()

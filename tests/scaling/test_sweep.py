@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import data, executors, store
+from scaling import data, store
+from scaling import workers as workers_module
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.plan import Plan
 from scaling.progress import Progress
@@ -43,7 +45,7 @@ def plan(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def here(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     """The plan trained in this process."""
     out = tmp_path_factory.mktemp("here")
-    return out, sweep(plan, out, workers=0, loop=LOOP, quiet=True)
+    return out, sweep(plan, out, workers=0, loop=LOOP, show="quiet")
 
 
 def test_the_table_is_that_of_the_plan(plan: Plan, here: tuple[Path, pd.DataFrame]) -> None:
@@ -62,17 +64,17 @@ def test_a_second_call_trains_nothing(
     out, table = here
     assert len(unfinished(plan, out)) == 0
     monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
-    pd.testing.assert_frame_equal(sweep(plan, out, workers=0, quiet=True), table)
-    part = sweep([plan.runs[0]], out, workers=0, quiet=True)
+    pd.testing.assert_frame_equal(sweep(plan, out, workers=0, show="quiet"), table)
+    part = sweep([plan.runs[0]], out, workers=0, show="quiet")
     assert part["run_id"].tolist() == [plan.runs[0].run_id]
 
 
 def test_a_plan_that_cannot_be_trained_starts_nothing(plan: Plan, make_run: MakeRun, tmp_path: Path) -> None:
     wrong = make_run(**{"model.vocab": 8})
     with pytest.raises(ConfigError, match=r"model.vocab = 8"):
-        sweep([*plan, wrong], tmp_path / "out", workers=0, quiet=True)
+        sweep([*plan, wrong], tmp_path / "out", workers=0, show="quiet")
     with pytest.raises(data.DataError, match="no/such/folder"):
-        sweep([make_run(**{"data.source": "no/such/folder"})], tmp_path / "out", workers=0, quiet=True)
+        sweep([make_run(**{"data.source": "no/such/folder"})], tmp_path / "out", workers=0, show="quiet")
     assert not (tmp_path / "out").exists()
 
 
@@ -84,7 +86,7 @@ def test_a_damaged_result_is_reported_and_its_remedy_works(
     whole = path.read_text()
     path.write_text(whole[:100])
     with pytest.raises(StoreError, match=r"result\.json: cannot be read .*; remove .* and the next sweep trains"):
-        sweep(plan, out, workers=0, quiet=True)
+        sweep(plan, out, workers=0, show="quiet")
     path.unlink()
     assert unfinished(plan, out).runs == (plan.runs[0],)
     path.write_text(whole)
@@ -99,11 +101,11 @@ def workers(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     worker is killed. (Store, the error, the events.)"""
     out, events = tmp_path_factory.mktemp("workers"), []
     (store.open_run(out, plan.runs[2]) / "config.json").write_text("{")
-    processes: list[asyncio.subprocess.Process] = []
-    start = executors._start
+    processes: list[subprocess.Popen[bytes]] = []
+    start = workers_module.start
 
-    async def recorded(log: Path, core: int | None) -> asyncio.subprocess.Process:
-        processes.append(await start(log, core))
+    def recorded(log: Path, core: int | None) -> subprocess.Popen[bytes]:
+        processes.append(start(log, core))
         return processes[-1]
 
     class Shown(Progress):
@@ -114,10 +116,10 @@ def workers(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
     @contextmanager
     def progress(*_: Any, **__: Any) -> Iterator[Shown]:
-        yield Shown(plan, None, quiet=True)
+        yield Shown(plan, None, "quiet")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executors, "_start", recorded)
+        patch.setattr(workers_module, "start", recorded)
         patch.setattr(module, "progress", progress)
         with pytest.raises(SweepError) as error:
             sweep(plan, out, workers=2, loop=LOOP)
@@ -128,14 +130,15 @@ def workers(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_a_failing_job_is_named_and_stops_no_other(plan: Plan, workers: tuple[Path, str, list[Event]]) -> None:
     out, message, _ = workers
     failed = plan.runs[2].run_id
-    assert f"1 runs failed; what finished is kept:\n{failed}: StoreError: " in message
+    assert "1 runs failed; what finished is kept:" in message and "scaling sweep --retry failed" in message
+    assert re.search(rf"{failed} +\d+ +\d+ +[\d,]+ +\d+  StoreError: ", message)
     assert "config.json: cannot be read" in message and "remove the folder" in message
     assert [run.run_id for run in unfinished(plan, out)] == [failed]
 
 
 def test_a_killed_worker_is_replaced(workers: tuple[Path, str, list[Event]]) -> None:
     _, _, events = workers
-    assert [event["exit"] for event in events if event["event"] == "restarted"] == [-9]
+    assert ["killed" in event["reason"] for event in events if event["event"] == "restarted"] == [True]
     assert sum(event["event"] == "finished" for event in events) == 3
 
 
@@ -155,7 +158,9 @@ def test_the_remedy_of_a_failed_job_is_enough(
 ) -> None:
     out = workers[0]
     (store.run_dir(out, plan.runs[2]) / "config.json").unlink()
-    table = sweep(plan, out, workers=0, loop=LOOP, quiet=True)
+    with pytest.raises(SweepError, match=r"config.json: cannot be read .* \(before\)"):  # not tried again unasked
+        sweep(plan, out, workers=0, loop=LOOP, show="quiet")
+    table = sweep(plan, out, workers=0, loop=LOOP, show="quiet", retry=True)
     assert table["run_id"].tolist() == here[1]["run_id"].tolist()
     np.testing.assert_allclose(table["loss"], here[1]["loss"], atol=1e-6)
 
@@ -174,7 +179,7 @@ def test_a_trained_markov_source_ends_at_its_entropy(tmp_path: Path) -> None:
         tokens=900_000,
         eval_tokens=65_536,
     )
-    row = sweep([run], tmp_path, workers=0, quiet=True).iloc[0]
+    row = sweep([run], tmp_path, workers=0, show="quiet").iloc[0]
     windows = data.heldout_windows(data.load(run.data).heldout, run.model.context, run.eval_tokens)
     markov = data.open_synthetic(source)
     exact = -markov.oracle_logprob(windows).mean()

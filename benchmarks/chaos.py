@@ -1,0 +1,196 @@
+"""Kill a sweep again and again, at random times, and see that nothing is lost, nothing done twice, no loss changed.
+
+    python benchmarks/chaos.py [--kills 200] [--runs 40] [--workers 3] [--json]
+
+The same sweep is trained once undisturbed, then under fire: every second or two a worker or the whole sweep gets a
+SIGKILL or a SIGTERM, and a sweep that is gone is started again. Rounds, each in a new folder, go on until there were
+that many kills and the last round is over. Then, by what lies in the folders: is every run there once, were results
+written twice, are the losses those of the undisturbed sweep to the last bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+
+from scaling import DataConfig, LoopConfig, ModelConfig, OptimConfig, Plan, RunConfig, sweep
+from scaling.flops import flops_per_token
+from scaling.store import run_table, trunk_dir
+
+_SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Chaos:
+    """Kill a sweep many times and compare it with an undisturbed one."""
+
+    kills: int = 200
+    runs: int = 40
+    workers: int = 3
+    steps: int = 400
+    """Of the longest run; its trunk has a second one of half the steps."""
+    seconds: float = 2.0
+    """Between two kills, on average."""
+    seed: int = 0
+    out: Path | None = None
+    """Folder to keep; default: a temporary one."""
+    json: bool = False
+
+
+def make_plan(args: Chaos) -> Plan:
+    """Pairs of runs on a trunk, of two widths and many seeds."""
+    runs = []
+    for number in range(args.runs // 2):
+        model = ModelConfig(width=(16, 24)[number % 2], depth=1, n_heads=2, vocab=64, context=32)
+        optim = OptimConfig(lr=1e-2, batch_size=8, warmup_tokens=2560)
+        source = DataConfig("markov:states=64,branching=4,tokens=400000")
+        for share in (2, 1):
+            tokens = args.steps // share * 8 * 32
+            runs.append(RunConfig(model, source, optim, tokens=tokens, seed=number, eval_tokens=8192))
+    return Plan("chaos", tuple(runs))
+
+
+def train(plan: Path, out: Path, workers: int) -> None:
+    """What is killed: a sweep in a process of its own, its events as JSON lines."""
+    loop = LoopConfig(checkpoint_seconds=0.5, attempts=1000)
+    sweep(Plan.from_json(plan), out, workers=workers, loop=loop, show="json")
+
+
+def under_fire(plan: Path, out: Path, args: Chaos, dice: random.Random, left: int) -> tuple[Counter[str], list[str]]:
+    """One sweep to its end, with at most `left` kills: counts of them, and the ids reported as finished."""
+    counts: Counter[str] = Counter()
+    log = out.with_suffix(".jsonl")
+    command = [sys.executable, __file__, "sweep", str(plan), str(out), str(args.workers)]
+    while True:
+        with open(log, "ab") as events, open(out.with_suffix(".log"), "ab") as errors:
+            process = subprocess.Popen(command, stdout=errors, stderr=events)
+        counts["starts"] += 1
+        while process.poll() is None:
+            time.sleep(dice.expovariate(1 / args.seconds))
+            if counts["kills"] < left:
+                counts += _kill(process, dice)
+        if process.wait() == 0:
+            return counts, _finished(log)
+
+
+def _kill(process: subprocess.Popen[bytes], dice: random.Random) -> Counter[str]:
+    """One kill of a process of the sweep, or none where there is none any more. Needs Linux's /proc."""
+    try:
+        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        whole = dice.random() < 0.2
+        if not whole and not workers:
+            return Counter()
+        chosen, number = process.pid if whole else dice.choice(workers), dice.choice(_SIGNALS)
+        os.kill(chosen, number)
+    except (FileNotFoundError, ProcessLookupError):
+        return Counter()
+    return Counter(["kills", f"{number.name} to {'the sweep' if whole else 'a worker'}"])
+
+
+def _finished(log: Path) -> list[str]:
+    events = [_parsed(line) for line in log.read_text().splitlines()]
+    return [event["run_id"] for event in events if event.get("event") in ("finished", "repeated")]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def wasted(plan: Plan, out: Path) -> float:
+    """FLOPs of steps that were trained, logged, lost and trained again."""
+    flops = 0.0
+    for path, run in _logs(plan, out):
+        last = 0
+        for row in map(_parsed, path.read_text().splitlines()):
+            step = int(row.get("step", last))
+            flops += max(0, last - step + 16) * run.batch_tokens * flops_per_token(run.model) if step <= last else 0.0
+            last = max(last, step)
+    return flops
+
+
+def _logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
+    for trunk in plan.trunks():
+        folders = [out / run.run_id for run in trunk] + [trunk_dir(out, trunk[0])]
+        for folder in folders:
+            if (folder / "metrics.jsonl").exists():
+                yield folder / "metrics.jsonl", trunk[0]
+
+
+def compare(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
+    """Runs lost, and those whose loss is not that of the undisturbed sweep to the last bit."""
+    both = calm.set_index("run_id")[["loss", "loss_se"]].join(
+        hit.set_index("run_id")[["loss", "loss_se"]], rsuffix="_hit"
+    )
+    there = both["loss_hit"].notna()
+    same = (both["loss"] == both["loss_hit"]) & (both["loss_se"] == both["loss_se_hit"])
+    return {"lost": int((~there).sum()), "different": int((there & ~same).sum())}
+
+
+def attack(args: Chaos, folder: Path) -> dict[str, Any]:
+    """All rounds; what came of them."""
+    plan, dice = make_plan(args), random.Random(args.seed)
+    plan.to_json(folder / "plan.json")
+    start = time.monotonic()
+    command = [sys.executable, __file__, "sweep", str(folder / "plan.json"), str(folder / "calm"), str(args.workers)]
+    subprocess.run(command, check=True, capture_output=True)
+    calm, quiet_seconds = run_table(folder / "calm"), time.monotonic() - start
+    total: Counter[str] = Counter()
+    rounds = 0
+    while total["kills"] < args.kills:
+        out = folder / f"round-{rounds}"
+        counts, finished = under_fire(folder / "plan.json", out, args, dice, args.kills - total["kills"])
+        claims = [len(list((trunk_dir(out, trunk[0]) / "claims").iterdir())) - 1 for trunk in plan.trunks()]
+        found = compare(calm, run_table(out))
+        twice = sum(count - 1 for count in Counter(finished).values())
+        total += counts + Counter(found | {"duplicated": twice, "resumes": sum(claims)})
+        total["wasted"] += int(wasted(plan, out))
+        rounds += 1
+        print(f"round {rounds}: {dict(counts)}, {found}", file=sys.stderr, flush=True)
+    return {
+        **{name: total[name] for name in ("kills", "starts", "resumes", "lost", "duplicated", "different")},
+        **{name: count for name, count in sorted(total.items()) if name.startswith("SIG")},
+        "rounds": rounds,
+        "runs": len(plan) * rounds,
+        "wasted_flops": float(total["wasted"]),
+        "wasted_share": total["wasted"] / (plan.flops * rounds),
+        "calm_seconds": quiet_seconds,
+        "seconds": time.monotonic() - start - quiet_seconds,
+    }
+
+
+def main() -> None:
+    """Attack, and say what came of it."""
+    if sys.argv[1:2] == ["sweep"]:
+        return train(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    args = tyro.cli(Chaos, description=__doc__)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.out or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        answer = attack(dataclasses.replace(args, out=folder), folder)
+    for name, value in answer.items():
+        print(f"{name:24} {value}")
+    if args.json:
+        print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
