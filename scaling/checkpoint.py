@@ -1,4 +1,4 @@
-"""Save and restore training states with Orbax: atomic, numbered by step, a bounded number kept.
+"""Save and restore training states with Orbax: atomic, beside training, numbered by step, a bounded number kept.
 
 What is saved is a host copy, in one format for all strategies: a run may be resumed under another one. Where several
 processes train together, the first alone reads and writes, and tells the others what it read.
@@ -36,7 +36,7 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=True,
             create=False,
             multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
         )
@@ -46,7 +46,10 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, tree: Tree) -> None:
-        """Write `tree` under `step`, whole or not at all; a step that is there already is left as it is."""
+        """Write `tree` under `step`, whole or not at all; a step that is there already is left as it is.
+
+        The arrays are on the host. The writing goes on while training does; whatever follows here waits for it.
+        """
         if self._manager is not None and step not in self._manager.all_steps():
             leaves = _by_path(tree)
             self._manager.save(step, args=ocp.args.StandardSave({**leaves, _DIGEST: _digest(leaves)}), force=True)
@@ -63,6 +66,7 @@ class Checkpoints:
     def _read_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
         if self._manager is None:
             return None
+        self.wait()
         abstract = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in _by_path(like).items()}
         wanted = {**abstract, _DIGEST: jax.ShapeDtypeStruct((_DIGEST_BYTES,), np.uint8)}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -77,8 +81,13 @@ class Checkpoints:
                 log.warning("checkpoint %d cannot be read (%s): an earlier one is used", step, error)
         return None
 
+    def wait(self) -> None:
+        """Wait for what is being written."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Wait for whatever is under way."""
+        """Wait for what is being written, and end."""
         if self._manager is not None:
             self._manager.close()
 

@@ -35,6 +35,7 @@ def checkpoints(tmp_path: Path) -> Iterator[Checkpoints]:
     manager = Checkpoints(tmp_path, protected=[10])
     for step in (10, 20, 30, 40):
         manager.save(step, state(step))
+    manager.wait()
     yield manager
     manager.close()
 
@@ -111,3 +112,24 @@ def test_an_unfinished_checkpoint_is_none(tmp_path: Path) -> None:
     manager.close()
     assert found is not None
     assert_equal(found[1], state(20))
+
+
+def test_a_flipped_bit_is_noticed_and_an_earlier_state_used(
+    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flip that the storage does not notice: what is restored differs from what was saved in one bit."""
+    restore = checkpoints._manager.restore
+
+    def flipped(step: int, **how: Any) -> Any:
+        leaves = restore(step, **how)
+        if step == 40:
+            first = next(path for path in sorted(leaves) if path != "digest")
+            hit = np.array(leaves[first], ndmin=1)
+            hit.view(np.uint8).reshape(-1)[0] ^= 1
+            leaves[first] = hit.reshape(np.shape(leaves[first]))
+        return leaves
+
+    monkeypatch.setattr(checkpoints._manager, "restore", flipped)
+    found = checkpoints.restore_latest(state(0), at_most=100)
+    assert found is not None and found[0] == 30
+    assert "checksum is wrong" in caplog.text
