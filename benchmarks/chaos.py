@@ -2,9 +2,10 @@
 
     python benchmarks/chaos.py [--kills 200] [--runs 40] [--workers 3] [--json]
 
-The same sweep is trained once undisturbed, then under fire: every few seconds a worker or the whole sweep gets a
-SIGKILL or a SIGTERM, and a sweep that is gone is started again. Rounds, each in a new folder, go on until there were
-that many kills and the last round is over. Then, by what lies in the folders: is every run there once, were results
+The same sweep is trained once undisturbed, then under fire: after some random number of chunks of training, or of
+tenths of a second where nothing may have been trained yet, a worker or the whole sweep gets a SIGKILL or a SIGTERM, and
+a sweep that is gone is started again. Rounds, each in a new folder, go on until there were that many kills and the last
+round is over. Then, by what lies in the folders: is every run there once, were results
 written twice, are the losses those of the undisturbed sweep to the last bit.
 """
 
@@ -44,8 +45,8 @@ class Chaos:
     workers: int = 3
     steps: int = 4000
     """Of the longest run; its trunk has a second one of half the steps."""
-    seconds: float = 3.0
-    """Between two kills, on average."""
+    chunks: int = 40
+    """Of training between two kills, on average; every fourth kill comes sooner."""
     seed: int = 0
     out: Path | None = None
     """Folder to keep; default: a temporary one."""
@@ -81,11 +82,28 @@ def under_fire(plan: Path, out: Path, args: Chaos, dice: random.Random, left: in
             process = subprocess.Popen(command, stdout=errors, stderr=events)
         counts["starts"] += 1
         while process.poll() is None:
-            time.sleep(dice.expovariate(1 / args.seconds))
+            _wait(process, log, args.chunks, dice)
             if counts["kills"] < left:
                 counts += _kill(process, dice)
         if process.wait() == 0:
             return counts, _finished(log)
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, chunks: int, dice: random.Random) -> None:
+    """Until some chunks have been trained, or for a moment, or until the sweep is over."""
+    before = log.stat().st_size
+    if dice.random() < 0.25:
+        time.sleep(dice.uniform(0.0, 3.0))
+        return
+    aim = dice.expovariate(1 / chunks)
+    while process.poll() is None and _chunks(log, before) < aim:
+        time.sleep(0.05)
+
+
+def _chunks(log: Path, start: int) -> int:
+    with open(log, "rb") as file:
+        file.seek(start)
+        return file.read().count(b'"progress"')
 
 
 def _kill(process: subprocess.Popen[bytes], dice: random.Random) -> Counter[str]:
