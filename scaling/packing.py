@@ -28,6 +28,7 @@ from scaling.config import RunConfig, canonical_json, to_dict
 from scaling.data import load
 from scaling.parallel import Strategy, choose, local_devices, map_members
 from scaling.plan import trunk_steps
+from scaling.preemption import Preempted
 from scaling.train import Chunk, Program, Recipe, Schedule, TrainState, program, train_chunk
 from scaling.trunk import How, LoopConfig, Report, Trainer, Work, unfinished
 
@@ -157,13 +158,18 @@ def train_packed(
     answers: dict[int, Any] = dict.fromkeys(works)
     while answers:
         chunks: dict[int, Chunk] = {}
+        notice: Preempted | None = None
         for i, answer in answers.items():
             try:
                 chunks[i] = works[i].send(answer)
             except StopIteration:
                 pass
+            except Preempted as told:  # this member has saved; the others are to do so too
+                notice = told
             except Exception as error:  # whatever it is, the other members go on
                 failures.append((trunks[i], error))
+        if notice is not None:
+            raise notice
         answers = pack.train(chunks) if chunks else {}
     return failures
 
