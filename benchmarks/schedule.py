@@ -3,7 +3,7 @@
     python benchmarks/schedule.py [--workers 64] [--draws 20] [--json]
 
 A plan of a thousand runs is made by `scaling.plan`; its trunks, each the work of one worker at a time, are taken by
-workers of one to `--spread` times the slowest one's speed. A worker fails at exponential times: its trunk loses what was
+workers of one to four times the slowest one's speed. A worker fails at exponential times: its trunk loses what was
 trained since the last checkpoint and is taken up again by whoever asks, before the trunks that wait and once the claim
 has expired; the worker is back after a delay. Orders: `longest`, that of `Plan.trunks`, which sweeps use; `planned`,
 as the runs are listed; `random`; `shortest`; and two that know the workers' speeds: `matched`, the longest first with
