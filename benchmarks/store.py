@@ -5,9 +5,9 @@
 The quickstart's grid at as many seeds as it takes is written as if it had been trained, a folder, a configuration, a
 log and a result for each run, into a temporary folder. Then, each in a fresh process with its peak of resident memory:
 listing the folder, reading the run table, exporting it, and asking of each run whether it is finished, as a sweep does
-when it starts. Claims are taken and released one after the other in folders of their own. A checkpoint of the least and
-of the largest model says what those add. Files are read back from the memory of the machine, not from its disk: what a
-network file system adds is its time for an operation, and the operations are counted here. Linux only.
+when it starts; and the table a second time with every file a millisecond late (`far`), as over a network. Claims are
+taken and released one after the other in folders of their own. A checkpoint of the least and of the largest model says
+what those add. Files are read back from the memory of the machine, not from its disk. Linux only.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from scaling.cli import preset_path
 from scaling.config import RunConfig, read_toml, to_dict
 
 CLAIMS = 500  # taken and released, for a rate
+DELAY = 1e-3  # seconds that opening a file takes longer in the task "far"
+TASKS = ("list", "table", "far", "export", "start")
 LINES = 20  # of a log: the quickstart's runs have 40 to 200 of this length
 
 
@@ -86,6 +88,17 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
+def delay_opening(seconds: float) -> None:
+    """Have every file that is opened by its number wait, as for the server of a network file system."""
+    at_once = os.open
+
+    def late(*arguments: Any, **options: Any) -> int:
+        time.sleep(seconds)
+        return at_once(*arguments, **options)
+
+    os.open = late
+
+
 def perform(task: str, out: Path, runs: int) -> dict[str, float]:
     """One measurement, in this process."""
     if task == "start":
@@ -95,9 +108,12 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
     work: dict[str, Callable[[], int]] = {
         "list": lambda: len(os.listdir(out)),
         "table": lambda: len(store.run_table(out)),
+        "far": lambda: len(store.run_table(out)),
         "start": lambda: sum(store.is_finished(out, run) for run in plan),
     }
     answer: dict[str, float] = {}
+    if task == "far":
+        delay_opening(DELAY)
     if task == "export":
         table = store.run_table(out)
         before = peak_memory()
@@ -181,7 +197,7 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
         answer["write_seconds"], _ = timed(
             lambda: [write_run(out, *pair) for pair in zip(plan.runs, losses, strict=True)]
         )
-    for task in ("list", "table", "export", "start"):
+    for task in TASKS:
         answer |= {f"{task}_{name}": value for name, value in in_a_new_process(task, out, args.runs).items()}
     exported = {path.suffix[1:]: path.stat().st_size for path in out.glob("runs.*")}
     answer |= {f"{suffix}_bytes_per_run": size / len(plan) for suffix, size in exported.items()}
@@ -201,12 +217,12 @@ def show(answer: dict[str, Any]) -> None:
     """The table that `docs/scale.md` has."""
     runs = answer["runs"]
     print(f"{runs:,} runs        seconds   microseconds a run   memory before, peak (MB)")
-    for task in ("list", "table", "export", "start"):
+    for task in TASKS:
         seconds, before, peak = (answer[f"{task}_{name}"] for name in ("seconds", "before", "peak"))
         print(f"{task:16} {seconds:9.2f} {1e6 * seconds / runs:20.1f} {before / 1e6:17.0f} {peak / 1e6:6.0f}")
     print()
     for name, value in answer.items():
-        if not name.startswith(("list_", "table_seconds", "table_before", "table_peak")):
+        if not name.endswith(("_before", "_peak", "_found")):
             print(f"{name:28} {value:,.6g}")
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import math
 import numbers
-import sys
 import tomllib
 import types
 import typing
@@ -328,7 +327,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         _require(isinstance(value, dict), path, value, "must be a table")
         return from_dict(typing.cast(type, hint), value, path)
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value) if abs(value) <= sys.float_info.max else math.inf
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
         _require(math.isfinite(number), path, value, "must be finite")
         _require(hint is float or number.is_integer(), path, value, "must be a whole number")
         return number if hint is float else int(typing.cast(int, value))

@@ -134,11 +134,13 @@ def _value(column: str, value: Any) -> Any:
         raise ValueError(f"has {column} = {value!r:.40}, not true or false")
     if value is None and column not in _DIVISORS:
         return math.nan
-    if type(value) in (int, float) and abs(value) < (math.inf if type(value) is float else 2**63):
-        if value > 0 or column not in _DIVISORS:
-            return value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"has {column} = {value!r:.40}, not a number")
+    if not abs(value) < (math.inf if isinstance(value, float) else 2**63):
+        raise ValueError(f"has {column} = {value!r:.40}, not a number of moderate size")
+    if column in _DIVISORS and value <= 0:
         raise ValueError(f"has {column} = {value!r:.40}, not a positive number")
-    raise ValueError(f"has {column} = {value!r:.40}, not a number of moderate size")
+    return value
 
 
 def read_rows(out: Path, names: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
