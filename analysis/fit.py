@@ -16,6 +16,7 @@ from analysis.certify import Certificate, certify, design_problem, refuse_uniden
 from analysis.law import Binding, Law, NotIdentifiedError, bind
 from analysis.laws import get_law
 from analysis.protocol import Protocol, check_options, check_prior, objective_value, row_scales
+from analysis.readers import json_object
 from analysis.runs import Runs, load_runs
 
 if TYPE_CHECKING:
@@ -129,11 +130,17 @@ class Fit:
         Raises:
             ValueError: the text is not a fit.
         """
-        text = str(source)
-        raw = json.loads(text if text.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
+        raw = json_object(source, "Fit.to_json")
         missing = {"law", "protocol", "params", "data"} - set(raw)
         if missing:
             raise ValueError(f"not a fit: {', '.join(sorted(missing))} missing; give what Fit.to_json wrote")
+        try:
+            return cls._of(raw, law or get_law(raw["law"]))
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not a fit ({type(error).__name__}: {error}); give what Fit.to_json wrote") from None
+
+    @classmethod
+    def _of(cls, raw: dict[str, Any], law: Law) -> Fit:
         protocol, certificate = raw["protocol"], raw["certificate"]
         protocol["excluded"] = tuple((int(row), str(why)) for row, why in protocol["excluded"])
         protocol["notes"] = tuple(protocol["notes"])
@@ -143,7 +150,7 @@ class Fit:
             certificate[name] = tuple(certificate[name])
         p = len(raw["free"])
         return cls(
-            law=law or get_law(raw["law"]),
+            law=law,
             protocol=Protocol(**protocol),
             params=raw["params"],
             free=tuple(raw["free"]),

@@ -1,8 +1,12 @@
-"""Tables from files or frames, as they stand: no row is judged here. Nothing that a file holds is executed."""
+"""Tables from files or frames, as they stand: no row is judged here.
+
+Nothing that a file holds is executed, and its text loses what no reader can see and a terminal would obey.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
+# Control characters but tab and newline, halves of surrogate pairs, changes of direction: XML and UTF-8 refuse some.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +44,35 @@ def read_table(source: str | Path | pd.DataFrame, ids: Sequence[str] = ()) -> So
         FileNotFoundError: no such file.
         ValueError: unreadable file, or two columns of one name.
     """
-    found = _of_frame(source) if isinstance(source, pd.DataFrame) else _of_file(Path(source), ids)
-    names = pd.Index([str(c) for c in found.frame.columns])
+    found = _of_frame(source) if isinstance(source, pd.DataFrame) else _cleaned(_of_file(Path(source), ids))
+    names = pd.Index([visible(str(c)) for c in found.frame.columns])
     if not names.is_unique:
         raise ValueError(f"{found.label} has two columns of one name: {sorted(set(names[names.duplicated()]))}")
     found.frame.columns = names
+    return found
+
+
+def visible(text: str) -> str:
+    """Text with a replacement character for each that cannot be seen."""
+    return _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def json_object(source: str | Path, author: str) -> dict[str, Any]:
+    """A JSON text, or that of the file at a path.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no JSON object; the message asks for what `author` wrote.
+    """
+    text = str(source)
+    inline = text.lstrip().startswith("{")
+    named = "the text" if inline else text
+    try:
+        found = json.loads(text if inline else Path(source).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{named} is not JSON ({error}); give what {author} wrote") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{named} is no JSON object; give what {author} wrote")
     return found
 
 
@@ -92,6 +122,17 @@ def _of_file(path: Path, ids: Sequence[str]) -> Source:
     return Source(frame.reset_index(drop=True), np.arange(len(frame)), str(path), [])
 
 
+def _cleaned(read: Source) -> Source:
+    for name, column in read.frame.items():
+        if not pd.api.types.is_numeric_dtype(column.dtype) and any(_is_odd(value) for value in column):
+            read.frame[name] = [visible(value) if _is_odd(value) else value for value in column]
+    return read
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, str) and _UNSEEN.search(value) is not None
+
+
 def _of_jsonl(path: Path) -> Source:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
@@ -101,6 +142,9 @@ def _of_jsonl(path: Path) -> Source:
             continue
         try:
             row = json.loads(line)
+            if "\\u" in line:  # halves of surrogate pairs, which pandas refuses
+                row = json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+            repr(row)  # what is nested too deeply cannot be shown
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):

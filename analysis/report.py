@@ -22,6 +22,7 @@ from analysis.allocate import counted_flops_per_token
 from analysis.approaches import IsoFlop
 from analysis.fit import Fit
 from analysis.plots import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
+from analysis.readers import visible
 from analysis.runs import Runs, load_runs
 from analysis.style import LEVEL, STYLE, Frame, HoverPoints, count_text, flops_text, law_numbers
 from analysis.tables import Table, between, exponent_text
@@ -89,7 +90,7 @@ def write_report(
         provenance=tables.pairs_table({"run table": runs.source, "columns": runs.columns, **(provenance or {})}),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(visible(page), encoding="utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.flags import FORMULAS, flags, truth
-from analysis.readers import Source, numbers, read_table
+from analysis.readers import Source, numbers, read_table, visible
 from analysis.units import checked_units, convert
 
 COLUMNS: dict[str, str] = {
@@ -201,7 +201,8 @@ def load_runs(
     _check_names(named)
     read = read_table(source, (*_IDS, *([trunk] if trunk else [])))
     asked = dict(N=N, D=D, C=C, loss=loss, trunk=trunk, seed=seed, budget=budget, loss_se=loss_se, weight=weight)
-    columns = _resolve(asked | named, list(read.frame.columns), read.label)
+    wanted = {name: None if column is None else visible(column) for name, column in (asked | named).items()}
+    columns = _resolve(wanted, list(read.frame.columns), read.label)
     units = checked_units(units or {}, columns)
     if read.frame.empty:
         raise ValueError(f"{read.label} has no row" + _first_reasons(read.unread) + "; a run table needs at least one")
@@ -325,14 +326,14 @@ def _row_reasons(
 
     if "status" in frame.columns:
         status = frame["status"].astype(str)
-        refuse(status != "finished", lambda i: f"status is {status[i]!r}, not 'finished'")
+        refuse(status != "finished", lambda i: f"status is {status[i]!r:.80}, not 'finished'")
     if "diverged" in frame.columns:
         refuse(truth(frame["diverged"]), lambda i: "diverged: its loss became non-finite")
     for name in (n for n in given if n not in ("budget", "loss_se")):
         refuse(frame[columns[name]].isna(), lambda i, c=columns[name]: f"{c} is missing")
     for name in (n for n in given if n != "budget"):
         raw, number, c = frame[columns[name]], given[name], columns[name]
-        refuse(number.isna() & raw.notna(), lambda i, c=c, r=raw: f"{c} is {r[i]!r}, not a number")
+        refuse(number.isna() & raw.notna(), lambda i, c=c, r=raw: f"{c} is {r[i]!r:.80}, not a number")
         refuse(np.isinf(number), lambda i, c=c: f"{c} is infinite")
         refuse(number <= 0, lambda i, c=c, v=number: f"{c} is {v[i]:g}; it must be positive")
         unit, nats = units.get(name, ""), values[name]

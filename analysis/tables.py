@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,11 +52,13 @@ class Table:
 
 def cell(value: Any, write: Write | None = None) -> Cell:
     """A cell of any value; numbers through `write`, missing ones empty."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         text = "" if value is None or value is pd.NaT or value is pd.NA else str(value)
         return Cell(text, text.lower(), False)
-    if not np.isfinite(value):
-        return Cell("" if np.isnan(value) else str(value), "", True)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return Cell("more than 1e308" if value > 0 else "less than -1e308", "", True)
+    if not math.isfinite(value):
+        return Cell("" if math.isnan(value) else str(value), "", True)
     return Cell((write or number_text)(value), float(value), True)
 
 

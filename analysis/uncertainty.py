@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis.law import Law
 from analysis.laws import get_law
+from analysis.readers import json_object
 
 if TYPE_CHECKING:
     from analysis.fit import Fit
@@ -120,14 +121,22 @@ class Bootstrap:
 
     @classmethod
     def from_json(cls, source: str | Path, law: Law | None = None) -> Bootstrap:
-        """Read what `to_json` wrote: a path, or the text itself."""
-        text = str(source)
-        raw = json.loads(text if text.lstrip().startswith("{") else Path(source).read_text(encoding="utf-8"))
-        raw["law"] = law or get_law(raw["law"])
-        raw["draws"] = {k: np.array(v, float) for k, v in raw["draws"].items()}
-        raw["notes"] = tuple(raw["notes"])
-        raw["growth"] = tuple(raw.get("growth", (0.0, 1.0)))
-        return cls(**raw)
+        """Read what `to_json` wrote: a path, or the text itself.
+
+        Raises:
+            ValueError: the text is not a bootstrap.
+        """
+        raw = json_object(source, "Bootstrap.to_json")
+        try:
+            raw["law"] = law or get_law(raw["law"])
+            raw["draws"] = {k: np.array(v, float) for k, v in raw["draws"].items()}
+            raw["notes"] = tuple(raw["notes"])
+            raw["growth"] = tuple(raw.get("growth", (0.0, 1.0)))
+            return cls(**raw)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"not a bootstrap ({type(error).__name__}: {error}); give what Bootstrap.to_json wrote"
+            ) from None
 
 
 def quantiles(draws: np.ndarray, level: float) -> tuple[Any, Any]:

@@ -243,12 +243,12 @@ class RunConfig:
         optim = dataclasses.replace(self.optim, schedule="wsd_linear", **rates)
         return RunConfig(self.model, DataConfig(), optim, tokens=self.batch_tokens)
 
-    @property
+    @functools.cached_property  # a sweep of many runs asks for it many times
     def run_id(self) -> str:
         """Hash of everything that decides the outcome."""
         return _digest(_identity(self))
 
-    @property
+    @functools.cached_property  # a sweep of many runs asks for it many times
     def trunk_id(self) -> str:
         """Hash shared by all runs that differ only in their token budget and cooldown; a cosine run is alone."""
         if self.optim.schedule == "cosine":
@@ -327,7 +327,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         _require(isinstance(value, dict), path, value, "must be a table")
         return from_dict(typing.cast(type, hint), value, path)
     if hint in (int, float) and isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            number = math.inf
         _require(math.isfinite(number), path, value, "must be finite")
         _require(hint is float or number.is_integer(), path, value, "must be a whole number")
         return number if hint is float else int(typing.cast(int, value))
@@ -347,6 +350,6 @@ def read_toml(path: str | Path, cls: type[T]) -> T:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"preset {str(path)!r}: no such file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is not a TOMLDecodeError
         raise ConfigError(f"preset {str(path)!r}: not valid TOML: {error}") from None
     return from_dict(cls, values)

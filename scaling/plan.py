@@ -205,7 +205,9 @@ class Plan:
             return Plan(content["name"], tuple(runs), tuple(refused))
         except FileNotFoundError:
             raise ConfigError(f"plan {str(path)!r}: no such file") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(f"plan {str(path)!r}: not a plan ({error})") from None
 
 

@@ -17,32 +17,17 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from scaling.config import ConfigError, RunConfig, from_dict, to_dict
+from scaling.config import RunConfig, from_dict, to_dict
+from scaling.rows import COLUMNS, StoreError, parse, printable, read_plain, read_rows
 
-COLUMNS = (
-    *("run_id", "trunk_id", "sweep", "seed", "status", "budget"),
-    *("width", "depth", "n_heads", "d_ff", "vocab", "context", "parametrization"),
-    *("n_total", "n_non_embedding", "n_matmul", "tokens", "unique_tokens", "epochs"),
-    *("flops", "flops_6nd", "flops_spent"),
-    *("optimizer", "lr", "batch_tokens", "warmup_tokens", "schedule", "cooldown_fraction", "weight_decay"),
-    *("source", "fingerprint", "tokenizer", "loss", "loss_se", "bits_per_byte", "diverged", "undercooled"),
-    *("device", "wall_seconds", "versions", "commit"),
-)
-
-
+_PIECE = 4096  # rows that are held as Python's own objects
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
-
-
-_LATER = ("flops_spent", "fingerprint")  # not in a result, or not in those of earlier versions
-
-
-class StoreError(RuntimeError):
-    """A run directory that cannot be read; the message names the file and the remedy."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -120,10 +105,10 @@ def open_run(out: Path, run: RunConfig) -> Path:
     path = folder / "config.json"
     if path.exists():
         try:
-            there = from_dict(RunConfig, json.loads(path.read_text()))
-        except (ValueError, ConfigError) as error:
+            there = from_dict(RunConfig, parse(read_plain(path)))
+        except (OSError, ValueError, RecursionError) as error:
             remedy = "remove the folder and the next sweep trains the run again"
-            raise StoreError(f"{path}: cannot be read ({error}); {remedy}") from None
+            raise StoreError(printable(f"{path}: cannot be read ({error}); {remedy}")) from None
         if there.run_id != run.run_id:
             raise StoreError(f"{path}: holds run {there.run_id}, not {run.run_id}; move the folder away")
     else:
@@ -158,10 +143,11 @@ def failure(out: Path, run: RunConfig) -> str | None:
     if is_finished(out, run):
         return None
     try:
-        return str(json.loads((run_dir(out, run) / "failure.json").read_text())["reason"])
+        reason = str(parse(read_plain(run_dir(out, run) / "failure.json"))["reason"])
+        return "\n".join(printable(line) for line in reason.splitlines())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "failure.json cannot be read"
 
 
@@ -188,31 +174,22 @@ def append_metrics(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def read_metrics(path: Path) -> pd.DataFrame:
     """The metrics of a run or trunk, one row per logged step, a torn line skipped."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
-def read_results(out: Path) -> Iterator[dict[str, Any]]:
-    """The rows of all finished runs below `out`.
+def read_results(out: Path, runs: Iterable[RunConfig] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of the finished runs below `out`, of all or of the given runs.
 
     Raises:
-        StoreError: a result that is no JSON object or lacks columns; names the file and the remedy.
+        StoreError: a result that is no JSON object, lacks columns or has the wrong ones; names the file and the remedy.
     """
-    for path in sorted(out.glob("*/result.json")):
-        remedy = f"remove {path.parent} and the next sweep trains the run again"
-        try:
-            row = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path}: cannot be read ({error}); {remedy}") from None
-        missing = [name for name in COLUMNS if name not in (*_LATER, *row)] if isinstance(row, dict) else COLUMNS
-        if missing:
-            raise StoreError(f"{path}: lacks {', '.join(missing[:4])}; {remedy}")
-        yield row
+    return read_rows(out, None if runs is None else [run.run_id for run in runs])
 
 
 def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.DataFrame:
@@ -224,10 +201,9 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     Raises:
         StoreError: see `read_results`.
     """
-    rows = [{**row, "flops_spent": row["flops"]} for row in read_results(Path(out))]
-    table: Any = pd.DataFrame(rows, columns=list(COLUMNS))
-    if runs is not None:
-        table = table.loc[table["run_id"].isin([run.run_id for run in runs])].copy()
+    rows = ({**row, "flops_spent": float(row["flops"])} for row in read_results(Path(out), runs))
+    pieces = [pd.DataFrame(first, columns=list(COLUMNS)) for first in iter(lambda: list(islice(rows, _PIECE)), [])]
+    table: Any = pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=list(COLUMNS))
     for name in ("budget", "loss", "loss_se", "bits_per_byte"):
         table[name] = table[name].astype(float)
     table = table.sort_values(by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True)
