@@ -188,11 +188,11 @@ def append_metrics(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 def read_metrics(path: Path) -> pd.DataFrame:
     """The metrics of a run or trunk, one row per logged step, a torn line skipped."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
@@ -224,10 +224,16 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     Raises:
         StoreError: see `read_results`.
     """
-    rows = [{**row, "flops_spent": row["flops"]} for row in read_results(Path(out))]
-    table: Any = pd.DataFrame(rows, columns=list(COLUMNS))
+    rows: Iterable[dict[str, Any]] = read_results(Path(out))
     if runs is not None:
-        table = table.loc[table["run_id"].isin([run.run_id for run in runs])].copy()
+        wanted = {run.run_id for run in runs}
+        rows = [row for row in rows if row["run_id"] in wanted]
+    return tabulate(rows)
+
+
+def tabulate(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The run table of some results."""
+    table: Any = pd.DataFrame([{**row, "flops_spent": row["flops"]} for row in rows], columns=list(COLUMNS))
     for name in ("budget", "loss", "loss_se", "bits_per_byte"):
         table[name] = table[name].astype(float)
     table = table.sort_values(by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True)
