@@ -22,7 +22,7 @@ import tyro
 
 from scaling.cli_ask import AuditArgs, CompareArgs, NextArgs, PredictArgs
 from scaling.cli_fit import FitArgs, PlotArgs, ReportArgs
-from scaling.cli_look import RunsArgs
+from scaling.cli_look import RunsArgs, WatchArgs
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
 from scaling.printing import main_columns, print_table, show_plan, show_price
@@ -134,6 +134,7 @@ VERBS: dict[str, type] = {
     "plan": PlanArgs,
     "sweep": SweepArgs,
     "runs": RunsArgs,
+    "watch": WatchArgs,
     "fit": FitArgs,
     "plot": PlotArgs,
     "predict": PredictArgs,

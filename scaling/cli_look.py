@@ -5,7 +5,10 @@ They read the folder alone, so they serve one that another process, machine or p
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +17,12 @@ import tyro
 
 from scaling.cli_fit import Positional
 from scaling.config import ConfigError
-from scaling.printing import main_columns, print_curve, print_json, print_pairs, print_table, records
+from scaling.printing import finite, main_columns, print_curve, print_json, print_pairs, print_table, records
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from scaling.watch import Look, Watcher
 
 Words = tyro.conf.UseAppendAction[tuple[str, ...]]  # one per flag
 
@@ -89,6 +94,64 @@ class RunsArgs:
             rest = "train some with `scaling sweep --out`; --all-runs lists those that are not finished"
             raise ConfigError(f"{self.out}: no {'finished ' * (which == 'finished')}run below this folder; {rest}")
         return table
+
+
+@dataclass(frozen=True)
+class WatchArgs:
+    """Show how far a sweep is, who trains what, what failed and the law so far, from its folder alone.
+
+    Example: scaling watch runs/mine
+    """
+
+    out: Positional[Path]
+    once: bool = False
+    """Print one look and end."""
+    interval: float = 10.0
+    """Seconds between looks."""
+    fit: bool = True
+    """Fit a law to what has finished, again after each run."""
+    law: str = "chinchilla"
+    json: bool = False
+    """Print each look as a JSON line."""
+
+    def __call__(self) -> int:
+        from rich.console import Console
+
+        from scaling import watch
+
+        if not self.out.is_dir():
+            raise ConfigError(f"{self.out}: no such folder; give the --out of a sweep")
+        if not self.interval > 0:
+            raise ConfigError(f"--interval {self.interval:g}: must be positive")
+        watcher = watch.Watcher(self.out, self._law if self.fit else None)
+        try:
+            if self.json:
+                look = self._lines(watcher)
+            elif self.once:
+                look = watcher.look()
+                print("\n".join([watch.summary(look), *watch.details(look)]))
+            else:
+                look = watch.show(watcher, self.interval, Console())
+        except KeyboardInterrupt:
+            return 130
+        return 3 if look.is_over and look.failed else 0
+
+    def _lines(self, watcher: Watcher) -> Look:
+        while True:
+            look = watcher.look()
+            print(json.dumps(finite(dataclasses.asdict(look)), allow_nan=False), flush=True)
+            if self.once or look.is_over:
+                return look
+            time.sleep(self.interval)
+
+    def _law(self, table: pd.DataFrame) -> str:
+        from analysis import fit, load_runs
+
+        runs = load_runs(table)
+        found = fit(runs, law=self.law)
+        values = {**found.params, **found.derived()}
+        named = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return f"{found.law.name} of {len(runs)} runs: {named} (`scaling fit` gives the intervals)"
 
 
 def show_run(out: Path, prefix: str, as_json: bool) -> None:

@@ -46,7 +46,7 @@ _UNDONE = ("failed", "unfinished", "unreadable")
 _TRUTH = ("diverged", "undercooled")
 _POSITIVE = ("n_matmul", "tokens", "flops", "batch_tokens")  # what `store.tabulate` computes with
 _MAYBE = ("budget", "loss", "loss_se", "bits_per_byte")
-_WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, ZeroDivisionError)
+WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, ZeroDivisionError)
 
 
 class Unreadable(ValueError):
@@ -111,7 +111,7 @@ def read_config(out: Path, run_id: str) -> RunConfig:
         found = run.run_id
     except Unreadable:
         raise
-    except _WRONG as error:
+    except WRONG as error:
         raise Unreadable(f"{path}: {clean(error)}") from None
     if found != run_id:
         raise Unreadable(f"{path}: holds run {found}")
@@ -158,7 +158,7 @@ def _entry(out: Path, run_id: str) -> Entry | None:
         reason = store.failure(out, run)
     except Unreadable as error:
         return Entry(run_id, "unreadable", {"run_id": run_id}, clean(error))
-    except (*_WRONG, OSError) as error:
+    except (*WRONG, OSError) as error:
         return Entry(run_id, "unreadable", {"run_id": run_id}, clean(f"{folder}: {type(error).__name__}"))
     return Entry(run_id, "unfinished" if reason is None else "failed", row, clean(reason or ""))
 

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """Indented JSON on standard output; a number that is not finite is null, as JSON has none."""
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
