@@ -178,7 +178,7 @@ def _is_dead(text: str) -> bool:
         owner = _owner(text)
         there = owner["machine"] is not None and owner["machine"] == _machine()
         return there and owner["started"] is not None and _started(int(owner["pid"])) != owner["started"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 

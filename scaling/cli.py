@@ -22,10 +22,11 @@ import tyro
 
 from scaling.cli_ask import AuditArgs, CompareArgs, NextArgs, PredictArgs
 from scaling.cli_fit import FitArgs, PlotArgs, ReportArgs
-from scaling.cli_look import RunsArgs, WatchArgs
+from scaling.cli_look import RunsArgs, TrackArgs, WatchArgs
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
 from scaling.printing import main_columns, print_table, show_plan, show_price
+from scaling.trackers import Kind
 
 
 def preset_path(name: str) -> Path:
@@ -113,18 +114,25 @@ class SweepArgs:
     progress: Literal["auto", "bar", "plain", "json", "quiet"] = "auto"
     """What to show on standard error: a bar, a line per run, every event as a JSON line, nothing; auto: a bar on a
     terminal, else lines."""
+    tracker: tyro.conf.UseAppendAction[tuple[Kind, ...]] = ()
+    """Mirror the runs to tensorboard, wandb, mlflow or trackio as they train; repeat the flag for more."""
+    tracker_project: str | None = None
+    """Name of the project or experiment there. Default: the name of --out."""
     json: bool = False
     """Print the run table as JSON."""
 
     def __call__(self) -> int:
         from scaling import hosts
+        from scaling.mirror import mirrored
         from scaling.sweep import sweep
         from scaling.trunk import LoopConfig
 
         hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         loop = LoopConfig(strategy=self.strategy, pack=self.pack)
-        table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=self.retry == "failed", show=self.progress)
+        with mirrored(self.out, self.tracker if hosts.is_first() else (), self.tracker_project):
+            retry = self.retry == "failed"
+            table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=retry, show=self.progress)
         if hosts.is_first():
             print_table(table if self.json else main_columns(table), self.json)
         return 0
@@ -135,6 +143,7 @@ VERBS: dict[str, type] = {
     "sweep": SweepArgs,
     "runs": RunsArgs,
     "watch": WatchArgs,
+    "track": TrackArgs,
     "fit": FitArgs,
     "plot": PlotArgs,
     "predict": PredictArgs,

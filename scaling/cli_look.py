@@ -18,6 +18,7 @@ import tyro
 from scaling.cli_fit import Positional
 from scaling.config import ConfigError
 from scaling.printing import finite, main_columns, print_curve, print_json, print_pairs, print_table, records
+from scaling.trackers import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,6 +153,41 @@ class WatchArgs:
         values = {**found.params, **found.derived()}
         named = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         return f"{found.law.name} of {len(runs)} runs: {named} (`scaling fit` gives the intervals)"
+
+
+@dataclass(frozen=True)
+class TrackArgs:
+    """Mirror a sweep's folder to experiment trackers: what they do not have yet, and nothing twice.
+
+    Example: scaling track runs/mine --to wandb --project scaling-laws
+    """
+
+    out: Positional[Path]
+    to: tyro.conf.UseAppendAction[tuple[Kind, ...]]
+    """tensorboard, wandb, mlflow or trackio; repeat the flag for more."""
+    project: str | None = None
+    """Name of the project or experiment there. Default: the folder's name."""
+    state: Path | None = None
+    """File that says what was mirrored, for one tracker, where the folder cannot be written. Default: below
+    OUT/tracked."""
+
+    def __call__(self) -> int:
+        from scaling.mirror import Mirror
+
+        if not self.out.is_dir():
+            raise ConfigError(f"{self.out}: no such folder; give the --out of a sweep")
+        if not self.to:
+            raise ConfigError("--to: name a tracker, as --to tensorboard")
+        if self.state is not None and len(self.to) > 1:
+            raise ConfigError(f"--state {self.state}: serves one tracker; give one --to")
+        for kind in dict.fromkeys(self.to):
+            mirror = Mirror(self.out, kind, self.project, self.state)
+            try:
+                steps, rows = mirror.update()
+            finally:
+                mirror.close()
+            print(f"{kind}: {steps} steps and {rows} finished runs that were not there")
+        return 0
 
 
 def show_run(out: Path, prefix: str, as_json: bool) -> None:

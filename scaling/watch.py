@@ -276,14 +276,16 @@ def show(watcher: Watcher, interval: float, console: Any) -> Look:
 
     console: of rich.
     """
-    from rich.console import Group
     from rich.live import Live
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
-    def view(look: Look) -> Group:
-        bar = ProgressBar(total=(look.flops + look.left) or 1.0, completed=look.flops)
-        return Group(bar, Text("\n".join([summary(look), *details(look)])))
+    def view(look: Look) -> Table:
+        rows = Table.grid()
+        rows.add_row(ProgressBar(total=(look.flops + look.left) or 1.0, completed=look.flops))
+        rows.add_row(Text("\n".join([summary(look), *details(look)])))
+        return rows
 
     look = watcher.look()
     if console.is_terminal:

@@ -282,7 +282,21 @@ def test_a_law_that_the_runs_cannot_identify_exits_with_1(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "verb",
-    ["plan", "sweep", "runs", "watch", "fit", "plot", "predict", "next", "compare", "audit", "report", "reproduce"],
+    [
+        "plan",
+        "sweep",
+        "runs",
+        "watch",
+        "track",
+        "fit",
+        "plot",
+        "predict",
+        "next",
+        "compare",
+        "audit",
+        "report",
+        "reproduce",
+    ],
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
