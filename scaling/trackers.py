@@ -8,11 +8,13 @@ so that `analysis.from_wandb`, `from_mlflow` and `from_tensorboard` read the tab
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import importlib
+import io
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,10 +100,10 @@ class TensorBoard:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # type: ignore
 
         self.steps = run.steps
-        self.writer = SummaryWriter(str(self.place.folder / "tensorboard" / run.run_id))
+        self.writer = SummaryWriter(str(self.place.folder / "tensorboard" / run.run_id), flush_secs=10)
         if not again:
             self.writer.add_text("config", f"```json\n{json.dumps(to_dict(run), indent=1)}\n```", 0)
 
@@ -126,7 +128,7 @@ class WandB:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
-        import wandb
+        import wandb  # type: ignore
 
         columns = {name: value for name, value in known(store.describe(run)).items() if name != "run_id"}
         quiet: dict[str, Any] = {"silent": True, "console": "off", "x_disable_stats": True, "x_disable_meta": True}
@@ -166,22 +168,25 @@ class MLflow:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient  # type: ignore
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.place.folder / 'mlflow.db').resolve()}"
         self.steps, self.client = run.steps, MlflowClient(tracking_uri=uri)
         there = self.client.get_experiment_by_name(self.place.project)
         experiment = self.client.create_experiment(self.place.project) if there is None else there.experiment_id
         found = list(self.client.search_runs([experiment], f"tags.`scaling.run_id` = '{run.run_id}'", max_results=1))
+        columns = store.describe(run)
+        self.there = set(columns)
         if found:
             self.id = found[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
             tags = {"scaling.run_id": run.run_id, "config": json.dumps(to_dict(run))}
             self.id = self.client.create_run(experiment, run_name=run.run_id[:8], tags=tags).info.run_id
+            self._columns(columns)
 
     def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # type: ignore
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for step, row in steps.items() for name, value in row.items()]
@@ -189,13 +194,17 @@ class MLflow:
             self.client.log_batch(self.id, metrics=metrics[first : first + _BATCH])
 
     def finish(self, row: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+        self._columns({name: value for name, value in row.items() if name not in ("status", *self.there)})
+        self.client.set_terminated(self.id, "FINISHED" if row["status"] == "finished" else "FAILED")
+
+    def _columns(self, row: Mapping[str, Any]) -> None:
+        """Numbers as metrics, which keep all digits, the rest as parameters."""
+        from mlflow.entities import Param  # type: ignore
 
         values = numbers(row)
         self.log({self.steps: values})
-        rest = {name: str(value)[:_LONGEST] for name, value in known(row).items() if name not in (*values, "status")}
+        rest = {name: str(value)[:_LONGEST] for name, value in known(row).items() if name not in values}
         self.client.log_batch(self.id, params=[Param(name, value) for name, value in rest.items() if value])
-        self.client.set_terminated(self.id, "FINISHED" if row["status"] == "finished" else "FAILED")
 
     def pause(self) -> None:
         self.client.set_terminated(self.id, "KILLED")
@@ -208,13 +217,16 @@ class Trackio:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
-        import trackio
+        import trackio  # type: ignore
 
         config = {**known(store.describe(run)), "config": to_dict(run)}
         own: Any = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self.steps = run.steps
-        with contextlib.redirect_stdout(sys.stderr):
-            self.run = trackio.init(self.place.project, name=run.run_id, config=config, resume="allow", **own)
+        begin = functools.partial(
+            trackio.init, self.place.project, name=run.run_id, config=config, resume="allow", **own
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # a sweep's own output is a table
+            self.run: Any = contextvars.copy_context().run(begin)  # else it ends the run that was begun before
 
     def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
         for step, metrics in steps.items():
@@ -225,5 +237,5 @@ class Trackio:
         self.pause()
 
     def pause(self) -> None:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO()):
             self.run.finish()
