@@ -150,9 +150,13 @@ class WatchArgs:
 
         runs = load_runs(table)
         found = fit(runs, law=self.law)
-        values = {**found.params, **found.derived()}
-        named = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        return f"{found.law.name} of {len(runs)} runs: {named} (`scaling fit` gives the intervals)"
+        errors = found.standard_errors
+        named = [
+            f"{name} {v:.4g}" + (f" ± {errors[name]:.2g}" if name in errors else "") for name, v in found.params.items()
+        ]
+        named += [f"{name} {value:.4g}" for name, value in found.derived().items()]
+        doubt = "" if found.certificate.ok else "; the optimum is NOT certified"
+        return f"{found.law.name} of {len(runs)} runs: {'  '.join(named)}{doubt}"
 
 
 @dataclass(frozen=True)
