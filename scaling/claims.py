@@ -96,7 +96,7 @@ class Claims:
         """The claim of a trunk's folder, or None while another process holds it."""
         folder = folder / "claims"
         folder.mkdir(parents=True, exist_ok=True)
-        last = max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=0)
+        last = _last(folder)
         if last and not self._is_free(folder / str(last)):
             return None
         path = folder / str(last + 1)
@@ -134,13 +134,30 @@ class Claims:
             text = path.read_text()
         except OSError:
             text = ""
-        if text.endswith(_RELEASED) or _is_dead(text):
+        if is_ended(text):
             return True
         length, since = self._heard.get(path, (-1, 0.0))
         if len(text) != length:
             self._heard[path] = (len(text), time.monotonic())
             return False
         return time.monotonic() - since > self.expiry
+
+
+def last_claim(folder: Path) -> Path | None:
+    """The last claim of a trunk's folder, for who only looks; None where nobody ever claimed it."""
+    folder = folder / "claims"
+    with suppress(OSError):
+        return folder / str(number) if (number := _last(folder)) else None
+    return None
+
+
+def is_ended(text: str) -> bool:
+    """Whether who wrote a claim has let go of it, or is certain to be gone."""
+    return text.endswith(_RELEASED) or _is_dead(text)
+
+
+def _last(folder: Path) -> int:
+    return max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=0)
 
 
 def _me() -> dict[str, Any]:
@@ -161,7 +178,7 @@ def _is_dead(text: str) -> bool:
         owner = _owner(text)
         there = owner["machine"] is not None and owner["machine"] == _machine()
         return there and owner["started"] is not None and _started(int(owner["pid"])) != owner["started"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 

@@ -1,9 +1,9 @@
 """The `scaling` command: its verbs that train, and the way from a command line to a verb.
 
-The verbs that analyse are in `scaling.cli_fit` and `scaling.cli_ask`. These three files alone import both packages, and
-lazily: a verb that fits never loads Flax, one that trains never loads the fitting code. Exit status: 0 done; 1 the data
-cannot carry the answer; 2 wrong usage or configuration; 3 some runs failed, the others are kept; 130 interrupted, call
-again to resume.
+The verbs that analyse are in `scaling.cli_fit` and `scaling.cli_ask`, those that look at a folder in
+`scaling.cli_look`. These four files alone import both packages, and lazily: a verb that fits never loads Flax, one that
+trains never loads the fitting code. Exit status: 0 done; 1 the data cannot carry the answer; 2 wrong usage or
+configuration; 3 some runs failed, the others are kept; 130 interrupted, call again to resume.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scaling.cli_ask import AuditArgs, CompareArgs, NextArgs, PredictArgs
-from scaling.cli_fit import FitArgs, PlotArgs, Positional, ReportArgs, finished
+from scaling.cli_fit import FitArgs, PlotArgs, ReportArgs
+from scaling.cli_look import RunsArgs, TrackArgs, WatchArgs
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
 from scaling.printing import main_columns, print_table, show_plan, show_price
+from scaling.trackers import Kind
 
 
 def preset_path(name: str) -> Path:
@@ -112,44 +114,27 @@ class SweepArgs:
     progress: Literal["auto", "bar", "plain", "json", "quiet"] = "auto"
     """What to show on standard error: a bar, a line per run, every event as a JSON line, nothing; auto: a bar on a
     terminal, else lines."""
+    tracker: tyro.conf.UseAppendAction[tuple[Kind, ...]] = ()
+    """Mirror the runs to tensorboard, wandb, mlflow or trackio as they train; repeat the flag for more."""
+    tracker_project: str | None = None
+    """Name of the project or experiment there. Default: the name of --out."""
     json: bool = False
     """Print the run table as JSON."""
 
     def __call__(self) -> int:
         from scaling import hosts
+        from scaling.mirror import mirrored
         from scaling.sweep import sweep
         from scaling.trunk import LoopConfig
 
         hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         loop = LoopConfig(strategy=self.strategy, pack=self.pack)
-        table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=self.retry == "failed", show=self.progress)
+        with mirrored(self.out, self.tracker if hosts.is_first() else (), self.tracker_project):
+            retry = self.retry == "failed"
+            table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=retry, show=self.progress)
         if hosts.is_first():
             print_table(table if self.json else main_columns(table), self.json)
-        return 0
-
-
-@dataclass(frozen=True)
-class RunsArgs:
-    """Print the run table of a sweep's folder.
-
-    Example: scaling runs runs/mine --all
-    """
-
-    out: Positional[Path]
-    all: bool = False
-    """All columns."""
-    export: bool = False
-    """Also write runs.parquet and runs.csv into the folder."""
-    json: bool = False
-
-    def __call__(self) -> int:
-        from scaling import store
-
-        table = finished(self.out)
-        if self.export:
-            store.export(table, self.out)
-        print_table(table if self.all or self.json else main_columns(table), self.json)
         return 0
 
 
@@ -157,6 +142,8 @@ VERBS: dict[str, type] = {
     "plan": PlanArgs,
     "sweep": SweepArgs,
     "runs": RunsArgs,
+    "watch": WatchArgs,
+    "track": TrackArgs,
     "fit": FitArgs,
     "plot": PlotArgs,
     "predict": PredictArgs,

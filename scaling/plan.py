@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,6 +191,11 @@ class Plan:
         refused = [{"run": to_dict(run), "reason": reason} for run, reason in self.refused]
         content = {"name": self.name, "runs": [to_dict(run) for run in self.runs], "refused": refused}
         store.write_atomically(Path(path), json.dumps(content, indent=1))
+
+    def save(self, out: Path) -> None:
+        """Keep the plan in the folder of its runs, so that who looks there knows what is still to come."""
+        name = re.sub(r"[^\w.-]", "_", self.name)[:80]
+        self.to_json(out / "plans" / f"{name or 'sweep'}.json")
 
     @staticmethod
     def from_json(path: str | Path) -> Plan:

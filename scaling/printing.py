@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +19,15 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """Indented JSON on standard output; a number that is not finite is null, as JSON has none."""
-    print(json.dumps(_finite(value), indent=1, allow_nan=False))
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
+        return {name: finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -41,8 +44,8 @@ def print_table(table: pd.DataFrame, as_json: bool) -> None:
         print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
 
 
-def main_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a run table that fit on a screen."""
+def main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The columns of a run table that fit on a screen, and some more."""
     names = [
         "run_id",
         "status",
@@ -56,7 +59,33 @@ def main_columns(table: pd.DataFrame) -> pd.DataFrame:
         "loss_se",
         "bits_per_byte",
     ]
+    names += [name for name in (*also, "reason") if name in table.columns and name not in names]
     return table[names].assign(run_id=table["run_id"].str[:8])
+
+
+def print_pairs(pairs: Mapping[str, Any]) -> None:
+    """A line per name, with its value or, side by side, its values."""
+    rows = [(name, value if isinstance(value, list) else [value]) for name, value in pairs.items()]
+    wide = max((len(name) for name, _ in rows), default=0)
+    columns = [max(len(format_value(v)) for v in column) for column in zip(*(v for _, v in rows), strict=True)]
+    for name, values in rows:
+        line = "  ".join(format_value(v).ljust(w) for v, w in zip(values, columns, strict=True))
+        print(f"{name:<{wide}}  {line}".rstrip())
+
+
+def print_curve(history: pd.DataFrame) -> None:
+    """The learning curve of a run: training loss over tokens, both on logarithmic axes."""
+    from scaling.curve import draw
+
+    if not {"tokens", "loss"} <= set(history.columns):
+        print("\nno metrics yet")
+        return
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    points = history[["tokens", "loss"]].astype(float)
+    lines = draw(points["tokens"].tolist(), points["loss"].tolist(), braille=encoding.startswith("utf"))
+    if lines:
+        print("\ntraining loss, nats per token, over tokens")
+        print("\n".join(lines))
 
 
 def show_plan(plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False) -> None:

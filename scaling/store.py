@@ -201,7 +201,12 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     Raises:
         StoreError: see `read_results`.
     """
-    rows = ({**row, "flops_spent": float(row["flops"])} for row in read_results(Path(out), runs))
+    return tabulate(read_results(Path(out), runs))
+
+
+def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The run table of some results."""
+    rows = ({**row, "flops_spent": float(row["flops"])} for row in results)
     pieces = [pd.DataFrame(first, columns=list(COLUMNS)) for first in iter(lambda: list(islice(rows, _PIECE)), [])]
     table: Any = pd.concat(pieces, ignore_index=True) if pieces else pd.DataFrame(columns=list(COLUMNS))
     for name in ("budget", "loss", "loss_se", "bits_per_byte"):

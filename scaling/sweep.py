@@ -88,6 +88,8 @@ def sweep(
     left_out = {run.run_id for failure in failures for run in failure.runs}
     pending = dataclasses.replace(pending, runs=tuple(run for run in pending if run.run_id not in left_out))
     if pending.runs:
+        if hosts.is_first():
+            plan.save(out)
         with preemption.heeded(), progress(pending, show if hosts.is_first() else "quiet") as shown:
             failures += _train(pending, out, loop, workers, shown)
     if failures:

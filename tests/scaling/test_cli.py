@@ -237,6 +237,11 @@ def test_plan_and_sweep_and_runs(tmp_path, capsys):
     assert {row["run_id"] for row in rows} == {run["run_id"] for run in planned["runs"]}
     assert main(["runs", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == rows
+    assert main(["watch", str(out), "--once", "--json"]) == 0  # which knows of the plan that the sweep left there
+    seen = json.loads(capsys.readouterr().out)
+    assert (seen["finished"], seen["waiting"], seen["left"]) == (4, 0, 0)
+    assert seen["flops"] == pytest.approx(planned["flops"])
+    assert [path.name for path in (out / "plans").iterdir()] == ["quickstart.json"]
 
 
 def test_saved_plan_is_the_same_plan(tmp_path, capsys):
@@ -281,7 +286,22 @@ def test_a_law_that_the_runs_cannot_identify_exits_with_1(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "sweep", "runs", "fit", "plot", "predict", "next", "compare", "audit", "report", "reproduce"]
+    "verb",
+    [
+        "plan",
+        "sweep",
+        "runs",
+        "watch",
+        "track",
+        "fit",
+        "plot",
+        "predict",
+        "next",
+        "compare",
+        "audit",
+        "report",
+        "reproduce",
+    ],
 )
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:

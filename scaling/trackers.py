@@ -1,0 +1,241 @@
+"""Experiment trackers behind one small interface: TensorBoard, Weights & Biases, MLflow and Trackio.
+
+A tracker is told of one run: where it begins, its metrics by step, its row of the run table. Columns keep their names,
+so that `analysis.from_wandb`, `from_mlflow` and `from_tensorboard` read the table back; what is logged by step is named
+`train/...`, because `loss` is the held-out loss and nothing else. The packages are extras, imported when asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from scaling import store
+from scaling.config import ConfigError, RunConfig, to_dict
+
+Kind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+_BATCH = 1000  # metrics that MLflow takes at once
+_LONGEST = 6000  # characters of a parameter of MLflow
+
+
+class Tracker(Protocol):
+    """What is told of one run. A run that is paused may be started again, by another process too."""
+
+    def start(self, run: RunConfig, again: bool) -> None:
+        """Begin a run, or go on with one that was paused."""
+        ...
+
+    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+        """Metrics by step, the steps in order and later than all before."""
+        ...
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        """The run's row of the run table: it is over."""
+        ...
+
+    def pause(self) -> None:
+        """Write what was logged, and leave the run unfinished."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tracker keeps its runs: under a project's name, and in files below a folder if it has no server."""
+
+    project: str
+    folder: Path
+
+
+def opener(kind: Kind, place: Place) -> Callable[[], Tracker]:
+    """What makes trackers of a kind.
+
+    Raises:
+        ConfigError: its package is not installed.
+    """
+    try:
+        importlib.import_module(_PACKAGES[kind])
+    except ImportError as error:
+        remedy = f"pip install 'scaling[{kind}]'"
+        raise ConfigError(
+            f"tracker {kind}: the package {_PACKAGES[kind]} cannot be imported ({error}); {remedy}"
+        ) from None
+    made: dict[Kind, Callable[[Place], Tracker]] = {
+        "tensorboard": TensorBoard,
+        "wandb": WandB,
+        "mlflow": MLflow,
+        "trackio": Trackio,
+    }
+    return lambda: made[kind](place)
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The columns of a row that are finite numbers; a truth value is none."""
+    plain = {
+        name: value for name, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    return {name: float(value) for name, value in plain.items() if math.isfinite(value)}
+
+
+def known(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that have a value."""
+    return {name: value for name, value in store.plain(dict(row)).items() if value is not None}
+
+
+class TensorBoard:
+    """Event files in `FOLDER/tensorboard/<run id>`. They hold numbers alone, of 32 bits."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def start(self, run: RunConfig, again: bool) -> None:
+        from tensorboardX import SummaryWriter  # type: ignore
+
+        self.steps = run.steps
+        self.writer = SummaryWriter(str(self.place.folder / "tensorboard" / run.run_id), flush_secs=10)
+        if not again:
+            self.writer.add_text("config", f"```json\n{json.dumps(to_dict(run), indent=1)}\n```", 0)
+
+    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+        for step, metrics in steps.items():
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, step)
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        truths = {name: float(value) for name, value in row.items() if isinstance(value, bool)}
+        self.log({self.steps: {**numbers(row), **truths}})
+        self.pause()
+
+    def pause(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """Runs of a project of Weights & Biases under their own ids; offline as WANDB_MODE says, then in `FOLDER/wandb`."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def start(self, run: RunConfig, again: bool) -> None:
+        import wandb  # type: ignore
+
+        columns = {name: value for name, value in known(store.describe(run)).items() if name != "run_id"}
+        quiet: dict[str, Any] = {"silent": True, "console": "off", "x_disable_stats": True, "x_disable_meta": True}
+        self.columns = columns
+        self.run = wandb.init(
+            project=self.place.project,
+            id=run.run_id,
+            name=run.run_id[:8],
+            dir=str(self.place.folder),
+            config={**columns, "config": to_dict(run)},
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(disable_git=True, save_code=False, **quiet),
+        )
+
+    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+        for step, metrics in steps.items():
+            self.run.log(dict(metrics), step=step)
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        rest = {name: value for name, value in known(row).items() if name not in ("run_id", *self.columns)}
+        state = rest.pop("status")  # W&B has a state of its own
+        self.run.summary.update(rest)
+        self.run.finish(exit_code=0 if state == "finished" else 1)
+
+    def pause(self) -> None:
+        self.run.finish(exit_code=1)
+
+
+class MLflow:
+    """Runs of an experiment, at MLFLOW_TRACKING_URI or in the database `FOLDER/mlflow.db`.
+
+    MLflow gives ids of its own; a run of ours is known by its tag `scaling.run_id`, and is not begun twice.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def start(self, run: RunConfig, again: bool) -> None:
+        from mlflow import MlflowClient  # type: ignore
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.place.folder / 'mlflow.db').resolve()}"
+        self.steps, self.client = run.steps, MlflowClient(tracking_uri=uri)
+        there = self.client.get_experiment_by_name(self.place.project)
+        experiment = self.client.create_experiment(self.place.project) if there is None else there.experiment_id
+        found = list(self.client.search_runs([experiment], f"tags.`scaling.run_id` = '{run.run_id}'", max_results=1))
+        columns = store.describe(run)
+        self.there = set(columns)
+        if found:
+            self.id = found[0].info.run_id
+            self.client.update_run(self.id, status="RUNNING")
+        else:
+            tags = {"scaling.run_id": run.run_id, "config": json.dumps(to_dict(run))}
+            self.id = self.client.create_run(experiment, run_name=run.run_id[:8], tags=tags).info.run_id
+            self._columns(columns)
+
+    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+        from mlflow.entities import Metric  # type: ignore
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for step, row in steps.items() for name, value in row.items()]
+        for first in range(0, len(metrics), _BATCH):
+            self.client.log_batch(self.id, metrics=metrics[first : first + _BATCH])
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        self._columns({name: value for name, value in row.items() if name not in ("status", *self.there)})
+        self.client.set_terminated(self.id, "FINISHED" if row["status"] == "finished" else "FAILED")
+
+    def _columns(self, row: Mapping[str, Any]) -> None:
+        """Numbers as metrics, which keep all digits, the rest as parameters."""
+        from mlflow.entities import Param  # type: ignore
+
+        values = numbers(row)
+        self.log({self.steps: values})
+        rest = {name: str(value)[:_LONGEST] for name, value in known(row).items() if name not in values}
+        self.client.log_batch(self.id, params=[Param(name, value) for name, value in rest.items() if value])
+
+    def pause(self) -> None:
+        self.client.set_terminated(self.id, "KILLED")
+
+
+class Trackio:
+    """Runs of a project of Trackio, in its own folder: TRACKIO_DIR, or where it keeps all projects."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def start(self, run: RunConfig, again: bool) -> None:
+        import trackio  # type: ignore
+
+        config = {**known(store.describe(run)), "config": to_dict(run)}
+        own: Any = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self.steps = run.steps
+        begin = functools.partial(
+            trackio.init, self.place.project, name=run.run_id, config=config, resume="allow", **own
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # a sweep's own output is a table
+            self.run: Any = contextvars.copy_context().run(begin)  # else it ends the run that was begun before
+
+    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+        for step, metrics in steps.items():
+            self.run.log(dict(metrics), step=step)
+
+    def finish(self, row: Mapping[str, Any]) -> None:
+        self.run.log(known(row), step=self.steps)
+        self.pause()
+
+    def pause(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.run.finish()
