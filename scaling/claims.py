@@ -96,12 +96,17 @@ class Claims:
         """The claim of a trunk's folder, or None while another process holds it."""
         folder = folder / "claims"
         folder.mkdir(parents=True, exist_ok=True)
-        last = max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=0)
+        last = _last(folder)
         if last and not self._is_free(folder / str(last)):
             return None
         path = folder / str(last + 1)
         me = _me()
         return Claim(path, me["versions"]) if store.create(path, json.dumps(me)) else None
+
+    def is_free(self, folder: Path) -> bool:
+        """Whether `take` would now give the claim of a trunk's folder, to a process that has watched as this one."""
+        folder = folder / "claims"
+        return not folder.is_dir() or not (last := _last(folder)) or self._is_free(folder / str(last))
 
     @contextmanager
     def held(self, folder: Path, report: Report) -> Iterator[Claim | None]:
@@ -178,6 +183,11 @@ def _started(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     return None
+
+
+def _last(folder: Path) -> int:
+    """The number of the last claim in a folder; 0 without one."""
+    return max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=0)
 
 
 def _next(path: Path) -> Path:
