@@ -103,6 +103,11 @@ class Claims:
         me = _me()
         return Claim(path, me["versions"]) if store.create(path, json.dumps(me)) else None
 
+    def is_free(self, folder: Path) -> bool:
+        """Whether `take` would now give the claim of a trunk's folder, to a process that has watched as this one."""
+        folder = folder / "claims"
+        return not folder.is_dir() or not (last := _last(folder)) or self._is_free(folder / str(last))
+
     @contextmanager
     def held(self, folder: Path, report: Report) -> Iterator[Claim | None]:
         """Take a claim and keep it alive from a thread of its own; None while another process holds it."""
@@ -157,6 +162,7 @@ def is_ended(text: str) -> bool:
 
 
 def _last(folder: Path) -> int:
+    """The number of the last claim in a folder; 0 without one."""
     return max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=0)
 
 

@@ -14,7 +14,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ import tyro
 from scaling.cli_ask import AuditArgs, CompareArgs, NextArgs, PredictArgs
 from scaling.cli_fit import FitArgs, PlotArgs, ReportArgs
 from scaling.cli_look import RunsArgs, TrackArgs, WatchArgs
+from scaling.clusters import Cluster, RayConfig, SlurmConfig
 from scaling.config import ConfigError, read_toml
 from scaling.plan import Plan, PlanConfig, make_plan
 from scaling.printing import main_columns, print_table, show_plan, show_price
@@ -105,6 +106,11 @@ class SweepArgs:
     out: Path = Path("runs/sweep")
     workers: int | None = None
     """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where to train: on this machine, or a job per trunk on a cluster, all of whose machines see --out; see
+    docs/clusters.md (extras slurm, ray)."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
     strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
     """How devices share a run, see docs/devices.md: fsdp splits models that do not fit on one."""
     pack: Literal["auto", "solo", "vmap", "map"] = "auto"
@@ -130,12 +136,20 @@ class SweepArgs:
         hosts.join()
         plan = make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         loop = LoopConfig(strategy=self.strategy, pack=self.pack)
+        where: dict[str, Any] = {"workers": self.workers, "executor": self._cluster()}
+        retry = self.retry == "failed"
         with mirrored(self.out, self.tracker if hosts.is_first() else (), self.tracker_project):
-            retry = self.retry == "failed"
-            table = sweep(plan, self.out, workers=self.workers, loop=loop, retry=retry, show=self.progress)
+            table = sweep(plan, self.out, **where, loop=loop, retry=retry, show=self.progress)
         if hosts.is_first():
             print_table(table if self.json else main_columns(table), self.json)
         return 0
+
+    def _cluster(self) -> Cluster | None:
+        """The cluster that was asked for."""
+        for name, default in (("slurm", SlurmConfig()), ("ray", RayConfig())):
+            if getattr(self, name) != default and self.executor != name:
+                raise ConfigError(f"--{name}.*: only with --executor {name}; here it is {self.executor}")
+        return None if self.executor == "local" else getattr(self, self.executor)
 
 
 VERBS: dict[str, type] = {

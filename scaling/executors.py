@@ -28,7 +28,7 @@ from scaling.train import program
 from scaling.trunk import LoopConfig, train_trunk
 
 Report = Callable[[dict[str, Any]], None]
-_PATIENCE = 1.0  # seconds between looks at a trunk that another process holds
+_PATIENCE, _LONGEST = 1.0, 30.0  # seconds until a trunk that another process holds is asked for again, ever later
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "raise the quota or free space",
@@ -99,6 +99,7 @@ def drive(
     results: dict[int, dict[str, Any]] = {}
     failures: dict[int, Failure] = {}
     deaths: Counter[int] = Counter()
+    asked: Counter[int] = Counter()
     later: list[tuple[float, int]] = []  # when to ask again for a trunk that was busy
     try:
         waiting = {executor.submit(job): i for i, job in enumerate(jobs)}
@@ -113,7 +114,8 @@ def drive(
                 if outcome.kind == "done":
                     results[i] = outcome.result
                 elif outcome.kind == "busy":
-                    later.append((time.monotonic() + _PATIENCE, i))
+                    later.append((time.monotonic() + min(_LONGEST, _PATIENCE * 1.5 ** asked[i]), i))
+                    asked[i] += 1
                 elif outcome.kind == "died" and _one_more(deaths, i, outcome.advanced) < attempts:
                     report({"event": "restarted", "reason": outcome.reason})
                     waiting[executor.submit(jobs[i], again=True)] = i

@@ -13,8 +13,9 @@ import jax
 import pandas as pd
 
 from scaling import calibration, compilation, data, hosts, preemption, store
+from scaling.clusters import Cluster, SlurmConfig
 from scaling.config import ConfigError, RunConfig
-from scaling.executors import Failure, run_here
+from scaling.executors import Executor, Failure, Job, drive, run_here
 from scaling.parallel import choose
 from scaling.plan import Plan
 from scaling.progress import Progress, Show, progress
@@ -49,6 +50,7 @@ def sweep(
     out: str | Path,
     *,
     workers: int | None = None,
+    executor: Cluster | None = None,
     loop: LoopConfig | None = None,
     show: Show = "auto",
     retry: bool = False,
@@ -57,6 +59,8 @@ def sweep(
 
     workers: processes, one per core; 0 for this process; None for `default_workers()`. The sweep may be
         interrupted at any time and called again.
+    executor: a cluster to train on instead, `scaling.clusters.SlurmConfig` or `RayConfig`; its machines
+        must all see `out`.
     show: the display on standard error, see `scaling.progress`.
     retry: try again what has failed before; else such runs are left out, and named in the SweepError.
 
@@ -73,7 +77,9 @@ def sweep(
     plan = plan if isinstance(plan, Plan) else Plan("sweep", tuple(plan))
     out = Path(out)
     hosts.join()
-    workers = default_workers() if workers is None else workers
+    if executor is not None and (workers is not None or hosts.several()):
+        raise ConfigError("executor: a cluster trains in processes of its own; leave out `workers`, start one process")
+    workers = default_workers() if workers is None and executor is None else workers or 0
     loop = dataclasses.replace(loop or LoopConfig(), sweep=plan.name)
     if hosts.several():
         _check_together(plan, loop, workers)
@@ -91,7 +97,7 @@ def sweep(
         if hosts.is_first():
             plan.save(out)
         with preemption.heeded(), progress(pending, show if hosts.is_first() else "quiet") as shown:
-            failures += _train(pending, out, loop, workers, shown)
+            failures += _train(pending, out, loop, executor or workers, shown)
     if failures:
         raise SweepError(failures)
     if not hosts.is_first():
@@ -102,10 +108,13 @@ def sweep(
     return _from_first(table)
 
 
-def _train(plan: Plan, out: Path, loop: LoopConfig, workers: int, shown: Progress) -> list[Failure]:
+def _train(plan: Plan, out: Path, loop: LoopConfig, where: Cluster | int, shown: Progress) -> list[Failure]:
     """Train a plan's trunks; what fails is recorded for the next sweep, but for runs that finished all the same."""
-    if workers > 0:
-        failures = run_workers(plan.trunks(), out, loop, shown.report, workers)
+    if not isinstance(where, int):
+        jobs = [Job(trunk) for trunk in plan.trunks()]
+        failures, _ = drive(_open(where, out, loop, shown), jobs, shown.report, loop.attempts)
+    elif where > 0:
+        failures = run_workers(plan.trunks(), out, loop, shown.report, where)
     else:
         failures = run_here(plan.trunks(), out, loop, shown.report)
     failures = [Failure(unfinished(Plan("failed", tuple(f.runs)), out).runs, f.reason) for f in failures]
@@ -114,6 +123,16 @@ def _train(plan: Plan, out: Path, loop: LoopConfig, workers: int, shown: Progres
             for run in failure.runs:
                 store.write_failure(out, run, failure.reason)
     return [failure for failure in failures if failure.runs]
+
+
+def _open(cluster: Cluster, out: Path, loop: LoopConfig, shown: Progress) -> Executor:
+    if isinstance(cluster, SlurmConfig):
+        from scaling.slurm import Slurm
+
+        return Slurm(out, loop, shown.report, cluster)
+    from scaling.raycluster import Ray
+
+    return Ray(out, loop, shown.report, cluster)
 
 
 def _failed_before(plan: Plan, out: Path) -> list[Failure]:

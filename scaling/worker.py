@@ -35,11 +35,11 @@ def main() -> None:
     claims = Claims()
     with suppress(preemption.Preempted), preemption.heeded():
         for line in sys.stdin:
-            _send(events, _answer(json.loads(line), claims, events))
+            _send(events, answer(json.loads(line), claims, events))
 
 
-def _answer(job: dict[str, Any], claims: Any, events: TextIO) -> dict[str, Any]:
-    """Do a job; its last event."""
+def answer(job: dict[str, Any], claims: Any, events: TextIO) -> dict[str, Any]:
+    """Do a job; its last event. Raises Preempted where the process was told to end."""
     from scaling.claims import ClaimLost
     from scaling.executors import explain
 

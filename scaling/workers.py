@@ -183,12 +183,17 @@ def time_in_workers(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, work
 def start(log: Path, core: int | None) -> subprocess.Popen[bytes]:
     """A worker with one computing thread on one core."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment = os.environ | threads | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | single_thread()
     command = [sys.executable, "-m", "scaling.worker", *([] if core is None else [str(core)])]
     with open(log, "ab") as errors:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
+
+
+def single_thread() -> dict[str, str]:
+    """Environment variables of a process with one computing thread."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    return threads | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def _status(process: subprocess.Popen[bytes]) -> str:

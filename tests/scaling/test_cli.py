@@ -315,3 +315,10 @@ def test_an_unknown_verb_is_wrong_usage(capsys):
         main(["fti"])
     assert stop.value.code == 2
     assert "fti" in capsys.readouterr().err
+
+
+def test_settings_of_a_cluster_that_is_not_asked_for_are_refused(tmp_path, capsys):
+    assert main(["sweep", *TINY, "--out", str(tmp_path), "--slurm.minutes", "5"]) == 2
+    assert "--slurm.*: only with --executor slurm; here it is local" in capsys.readouterr().err
+    assert main(["sweep", *TINY, "--out", str(tmp_path), "--executor", "ray", "--workers", "2"]) == 2
+    assert "leave out `workers`" in capsys.readouterr().err
