@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,7 +261,11 @@ def offline_run(path: Path) -> Any:
 def test_wandb_reads_the_same_table(out, runs, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     track("wandb", out)
-    found = [offline_run(path) for path in sorted(out.glob("wandb/offline-run-*/run-*.wandb"))]
+    for _ in range(100):  # W&B's own process may still be writing the last file
+        found = [offline_run(path) for path in sorted(out.glob("wandb/offline-run-*/run-*.wandb"))]
+        if len(found) == 4 and all(run.state != "running" for run in found):
+            break
+        time.sleep(0.1)
     assert {run.id: run.state for run in found} == {
         run.run_id: state for run, state in zip(runs, ("finished", "finished", "failed", "failed"), strict=True)
     }
