@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint lock bench docs clean
+.PHONY: quickstart test test-slow test-clusters lint lock bench docs clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart --out runs/quickstart
@@ -15,6 +15,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Sweeps on a SLURM of one node, where its programs are installed (slurm-wlm, munge), and on a Ray of two nodes.
+test-clusters: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/python -m pytest -m '' -rs tests/scaling/test_slurm.py tests/scaling/test_ray.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
