@@ -50,8 +50,8 @@ class Job:
 class Outcome:
     """How a job ended.
 
-    done; failed, for `reason`; died: its process is gone or was stopped, and may have `advanced` before; busy: another
-    process holds the trunk.
+    done; failed, for `reason`; died: its process is gone or was stopped, and may have `advanced` to a newer checkpoint
+    before; busy: another process holds the trunk.
     """
 
     ticket: int

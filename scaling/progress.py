@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -33,6 +33,7 @@ class Progress:
         self.total, self.runs = plan.flops, len(plan)
         self.bar, self.show = bar, show
         self.flops, self.finished = 0.0, 0
+        self.done: defaultdict[str, float] = defaultdict(float)  # FLOPs of each trunk
         self.first: tuple[float, float] | None = None  # FLOPs and time of the first progress: before it, compilation
         self.shapes, self.programs = plan.shapes, Counter[str]()
         self.task = None if bar is None else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
@@ -41,16 +42,8 @@ class Progress:
         """Show one event."""
         if self.show == "json":
             print(json.dumps(plain(event)), file=sys.stderr, flush=True)
-        elif event["event"] == "restored":
-            self.flops += event["flops"]
-            self.first = self.first and (self.first[0] + event["flops"], self.first[1])
-            if self.bar is not None and self.task is not None:
-                self.bar.update(self.task, advance=event["flops"])
-        elif event["event"] == "progress":
-            self.flops += event["flops"]
-            self.first = self.first or (self.flops, time.monotonic())
-            if self.bar is not None and self.task is not None:
-                self.bar.update(self.task, advance=event["flops"])
+        elif event["event"] in ("started", "restored", "progress"):
+            self._count(event)
         elif event["event"] == "finished":
             self.finished += 1
             self._line(_describe(event))
@@ -64,6 +57,19 @@ class Progress:
             self._line(f"training together failed ({event['reason']}); the trunks train one after the other")
         elif event["event"] == "programs":
             self.programs.update({name: count for name, count in event.items() if name != "event"})
+
+    def _count(self, event: dict[str, Any]) -> None:
+        """Add FLOPs to those of a trunk; one that starts again has lost what no checkpoint gives back."""
+        trunk = event["trunk"]
+        added = event["flops"] if event["event"] != "started" else -self.done[trunk]
+        self.done[trunk] += added
+        if event["event"] == "progress":
+            self.first = self.first or (self.flops + added, time.monotonic())
+        else:
+            self.first = self.first and (self.first[0] + added, self.first[1])
+        self.flops += added
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, advance=added)
 
     def close(self) -> None:
         """Say what was compiled."""

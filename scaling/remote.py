@@ -12,7 +12,6 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 from scaling import store
 from scaling.claims import EXPIRY, Claims
-from scaling.config import RunConfig
 from scaling.executors import Job, Outcome, Report
 from scaling.trunk import LoopConfig
 from scaling.worker import answer
@@ -76,7 +74,7 @@ class Post:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{job.runs[0].trunk_id}-{uuid.uuid4().hex[:8]}.json"
         store.write_atomically(path, json.dumps(message(job, self.out, self.loop) | {"cwd": os.getcwd()}))
-        return Posted(ticket, job, path, standing(self.out, job.runs), heard=time.monotonic())
+        return Posted(ticket, job, path, store.standing(self.out, job.runs), heard=time.monotonic())
 
     def read(self, posted: Posted) -> None:
         """Pass on what the job has said since the last time."""
@@ -115,28 +113,12 @@ class Post:
             return Outcome(posted.ticket, "done", result=rest)
         if kind in ("failed", "busy"):
             return Outcome(posted.ticket, kind, error)
-        return Outcome(posted.ticket, "died", reason, standing(self.out, posted.job.runs) != posted.before)
+        return Outcome(posted.ticket, "died", reason, store.standing(self.out, posted.job.runs) != posted.before)
 
     def _forget(self, posted: Posted) -> None:
         for path in (posted.path, events_of(posted.path)):
             with suppress(OSError):
                 path.unlink()
-
-
-def standing(out: Path, runs: Sequence[RunConfig]) -> list[int]:
-    """How far a trunk and its runs have come: their newest checkpoints, and how many are finished.
-
-    Progress that no checkpoint holds is none, as the next process would begin without it.
-    """
-    folders = [store.trunk_dir(out, runs[0]), *(store.run_dir(out, run) for run in runs)]
-    return [_newest(folder / "checkpoints") for folder in folders] + [sum(store.is_finished(out, run) for run in runs)]
-
-
-def _newest(folder: Path) -> int:
-    try:
-        return max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=-1)
-    except OSError:
-        return -1
 
 
 def events_of(path: Path) -> Path:

@@ -33,7 +33,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scaling import preemption, remote
+from scaling import preemption, remote, store
 from scaling.clusters import SlurmConfig
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.executors import Job, Outcome, Report
@@ -237,14 +237,14 @@ def train(path: str) -> str:
 
     plain = json.loads(Path(path).read_text())
     runs, out = [from_dict(RunConfig, run) for run in plain["runs"]], Path(plain["out"])
-    before = remote.standing(out, runs)
+    before = store.standing(out, runs)
     with preemption.heeded():
         signal.signal(signal.SIGUSR2, on_time_out)  # in place of submitit's
         try:
             return remote.serve(Path(path))
         except preemption.Preempted:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            if timed_out and remote.standing(out, runs) != before:
+            if timed_out and store.standing(out, runs) != before:
                 _requeue()
             raise SystemExit(_SAVED) from None
 

@@ -15,7 +15,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -97,6 +97,22 @@ def trunk_dir(out: Path, run: RunConfig) -> Path:
 def is_finished(out: Path, run: RunConfig) -> bool:
     """Whether the run has its result."""
     return (run_dir(out, run) / "result.json").exists()
+
+
+def standing(out: Path, runs: Sequence[RunConfig]) -> list[int]:
+    """How far a trunk and its runs have come: their newest checkpoints, and how many are finished.
+
+    Progress that no checkpoint holds is none, as the next process would begin without it.
+    """
+    folders = [trunk_dir(out, runs[0]), *(run_dir(out, run) for run in runs)]
+    return [_newest(folder / "checkpoints") for folder in folders] + [sum(is_finished(out, run) for run in runs)]
+
+
+def _newest(folder: Path) -> int:
+    try:
+        return max((int(name) for name in os.listdir(folder) if name.isascii() and name.isdecimal()), default=-1)
+    except OSError:
+        return -1
 
 
 def open_run(out: Path, run: RunConfig) -> Path:

@@ -78,8 +78,8 @@ class Diverged(Exception):
 def train_trunk(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report) -> None:
     """Train all unfinished runs of one trunk, in the order in which they leave it.
 
-    `report` receives `{"event": "progress", "flops": ...}` after each chunk and `{"event": "finished", ...}` with
-    the row of each run.
+    `report` receives events: `started` with the `trunk`, `restored` with the FLOPs that a checkpoint saves, `progress`
+    with those of each chunk, `finished` with the row of each run (`repeated` if it had one), `diverged`.
 
     Raises:
         ConfigError: the runs do not share a trunk, or the data do not fit the model.
@@ -127,6 +127,7 @@ class Trainer:
 
     def work(self) -> Work[None]:
         """Train the runs."""
+        self._tell("started", 0.0)
         for run in self.runs:
             yield from self._finish(run)
 
@@ -229,7 +230,7 @@ class Trainer:
         means = {name: float(values.mean()) for name, values in metrics.items()}
         if hosts.is_first():
             store.append_metrics(log, [{"step": step, "tokens": step * run.batch_tokens, **means}])
-        self.report({"event": "progress", "flops": n * self.flops_per_step})
+        self._tell("progress", n * self.flops_per_step)
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:
         state = self.program.strategy.gather(settled(at.state))
@@ -249,7 +250,10 @@ class Trainer:
         new = max(0, trunk - self.done) + cooldown
         self.done = max(self.done, trunk)
         if new:
-            self.report({"event": "restored", "flops": new * self.flops_per_step})
+            self._tell("restored", new * self.flops_per_step)
+
+    def _tell(self, event: str, flops: float) -> None:
+        self.report({"event": event, "trunk": self.runs[0].trunk_id, "flops": flops})
 
     def _copy(self, state: TrainState) -> TrainState:
         """A state that may be donated while the trunk's own lives on."""

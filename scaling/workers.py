@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaling import store
 from scaling.config import RunConfig, to_dict
 from scaling.executors import Failure, Job, Outcome, Report, drive
 from scaling.trunk import LoopConfig
@@ -31,7 +32,8 @@ class Slot:
     core: int | None
     process: subprocess.Popen[bytes] | None = None
     ticket: int | None = None
-    advanced: bool = False  # the worker has reported progress in this job
+    job: Job | None = None
+    before: list[int] = field(default_factory=list)  # how far its trunk was when it began
     heard: float = 0.0
     text: bytes = b""  # of a line that has not ended yet
 
@@ -92,7 +94,8 @@ class Workers:
     def _fill(self) -> None:
         while self.queue and (slot := self._free()) is not None:
             ticket, job = self.queue.popleft()
-            slot.ticket, slot.advanced, slot.heard, slot.text = ticket, False, time.monotonic(), b""
+            slot.ticket, slot.job, slot.heard, slot.text = ticket, job, time.monotonic(), b""
+            slot.before = store.standing(self.out, job.runs)
             if slot.process is None:
                 slot.process = start(self.out / "logs" / f"worker-{slot.number}.log", slot.core)
                 assert slot.process.stdout is not None
@@ -131,16 +134,16 @@ class Workers:
         ended = []
         for event in map(json.loads, lines):
             if event["event"] not in ("done", "failed", "busy"):
-                slot.advanced |= event["event"] == "progress"
                 self.report(event)
             elif slot.ticket is not None:
-                ended.append(Outcome(slot.ticket, event.pop("event"), event.pop("error", ""), slot.advanced, event))
+                ended.append(Outcome(slot.ticket, event.pop("event"), event.pop("error", ""), result=event))
                 slot.ticket = None
         return ended
 
     def _bury(self, slot: Slot, reason: str) -> Outcome:
-        assert slot.ticket is not None
-        outcome = Outcome(slot.ticket, "died", f"{reason}; see {self.out / 'logs'}", slot.advanced)
+        assert slot.ticket is not None and slot.job is not None
+        advanced = store.standing(self.out, slot.job.runs) != slot.before
+        outcome = Outcome(slot.ticket, "died", f"{reason}; see {self.out / 'logs'}", advanced)
         slot.ticket = None
         self._drop(slot)
         return outcome

@@ -11,11 +11,11 @@ from scaling.progress import progress
 def events(plan: Plan) -> list[dict]:
     shape = {"width": 8, "depth": 1, "tokens": 1280, "flops": plan.flops}
     return [
-        {"event": "progress", "flops": plan.flops / 2},
+        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
         {"event": "finished", "run_id": "a" * 16, "loss": 2.5, "diverged": False, **shape},
         {"event": "restarted", "reason": "the worker ended (signal 9)"},
         {"event": "programs", "compiled": 5, "reused": 2},
-        {"event": "progress", "flops": plan.flops / 2},
+        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
         {"event": "finished", "run_id": "b" * 16, "loss": None, "diverged": True, **shape},
     ]
 
@@ -46,3 +46,12 @@ def test_quiet_is_quiet(plan, capsys):
             shown.report(event)
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
+
+
+def test_a_trunk_that_starts_again_counts_what_its_checkpoint_has(plan, capsys):
+    with progress(plan, show="plain") as shown:
+        for name, share in (("started", 0), ("progress", 0.5), ("started", 0), ("restored", 0.25), ("progress", 0.25)):
+            shown.report({"event": name, "trunk": "a", "flops": plan.flops * share})
+        assert shown.flops == pytest.approx(0.5 * plan.flops)
+        shown.report({"event": "restored", "trunk": "b", "flops": plan.flops * 0.5})
+        assert shown.flops == pytest.approx(plan.flops)
