@@ -25,6 +25,7 @@ import pandas as pd
 
 from scaling import store
 from scaling.config import ConfigError, RunConfig, from_dict
+from scaling.rows import printable
 from scaling.store import COLUMNS
 
 Which = Literal["finished", "failed", "all"]
@@ -73,7 +74,7 @@ class Entry:
 
 def clean(text: object) -> str:
     """Text of a file as one line that a terminal shows and does not obey."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    return printable(" ".join(str(text).splitlines()))
 
 
 def read_json(path: Path) -> dict[str, Any]:
