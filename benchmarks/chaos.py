@@ -43,9 +43,9 @@ class Chaos:
     kills: int = 200
     runs: int = 40
     workers: int = 3
-    steps: int = 4000
+    steps: int = 3000
     """Of the longest run; its trunk has a second one of half the steps."""
-    chunks: int = 40
+    chunks: int = 20
     """Of training between two kills, on average; every fourth kill comes sooner."""
     seed: int = 0
     out: Path | None = None
