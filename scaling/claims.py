@@ -136,7 +136,7 @@ class Claims:
     def _is_free(self, path: Path) -> bool:
         """Whether the holder of the last claim is done, dead or silent for too long."""
         try:
-            text = path.read_text()
+            text = path.read_text(errors="replace")
         except OSError:
             text = ""
         if is_ended(text):

@@ -99,7 +99,7 @@ def drive(
     results: dict[int, dict[str, Any]] = {}
     failures: dict[int, Failure] = {}
     deaths: Counter[int] = Counter()
-    asked: Counter[int] = Counter()
+    pause: dict[int, float] = {}
     later: list[tuple[float, int]] = []  # when to ask again for a trunk that was busy
     try:
         waiting = {executor.submit(job): i for i, job in enumerate(jobs)}
@@ -114,8 +114,8 @@ def drive(
                 if outcome.kind == "done":
                     results[i] = outcome.result
                 elif outcome.kind == "busy":
-                    later.append((time.monotonic() + min(_LONGEST, _PATIENCE * 1.5 ** asked[i]), i))
-                    asked[i] += 1
+                    later.append((time.monotonic() + pause.get(i, _PATIENCE), i))
+                    pause[i] = min(_LONGEST, 1.5 * pause.get(i, _PATIENCE))
                 elif outcome.kind == "died" and _one_more(deaths, i, outcome.advanced) < attempts:
                     report({"event": "restarted", "reason": outcome.reason})
                     waiting[executor.submit(jobs[i], again=True)] = i

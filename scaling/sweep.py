@@ -84,13 +84,7 @@ def sweep(
     with hosts.all_or_none("preparing the data"):
         prepare(plan)
         check_text(plan, out)
-    pending = unfinished(plan, out)
-    failures = [] if retry else _failed_before(pending, out)
-    if hosts.is_first():
-        for run in pending if retry else ():
-            store.forget_failure(out, run)
-    left_out = {run.run_id for failure in failures for run in failure.runs}
-    pending = dataclasses.replace(pending, runs=tuple(run for run in pending if run.run_id not in left_out))
+    pending, failures = _to_train(plan, out, retry)
     if pending.runs:
         if hosts.is_first():
             plan.save(out)
@@ -104,6 +98,18 @@ def sweep(
     if len(table):
         store.export(store.run_table(out), out)
     return _from_first(table)
+
+
+def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
+    """What is unfinished, and without `retry` apart from it what has failed before."""
+    pending = unfinished(plan, out)
+    failures = [] if retry else _failed_before(pending, out)
+    if retry and hosts.is_first():
+        for run in pending:
+            store.forget_failure(out, run)
+    left_out = {run.run_id for failure in failures for run in failure.runs}
+    runs = tuple(run for run in pending if run.run_id not in left_out)
+    return dataclasses.replace(pending, runs=runs), failures
 
 
 def _train(plan: Plan, out: Path, loop: LoopConfig, where: Cluster | int, shown: Progress) -> list[Failure]:

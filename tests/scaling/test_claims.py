@@ -102,10 +102,12 @@ def test_a_process_of_this_machine_that_is_gone_loses_the_trunk_at_once(tmp_path
         assert Claims().take(tmp_path) is not None
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"machine": 1}', '{"pid": "x"}', "\x00" * 100, "9" * 5000])
-def test_an_unreadable_claim_is_waited_for(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"machine": 1}', b'{"pid": "x"}', b"\x00" * 100, b"9" * 5000, b"\xff"]
+)
+def test_an_unreadable_claim_is_waited_for(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "claims").mkdir()
-    (tmp_path / "claims" / "1").write_text(text)
+    (tmp_path / "claims" / "1").write_bytes(text)
     other = Claims(expiry=0.0)
     assert other.take(tmp_path) is None
     time.sleep(0.01)
