@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: quickstart test test-slow test-clusters lint lock bench docs clean
+.PHONY: quickstart test test-slow test-clusters test-gpu lint lock bench docs clean
 
 quickstart: $(READY)
 	$(BIN)/python -m experiments.quickstart --out runs/quickstart
@@ -20,6 +20,11 @@ test-slow: $(READY)
 test-clusters: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/python -m pytest -m '' -rs tests/scaling/test_slurm.py tests/scaling/test_ray.py
+
+# On a machine with an NVIDIA GPU.
+test-gpu: $(READY)
+	$(BIN)/pip install --quiet --editable '.[cuda]'
+	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -rs tests/scaling/test_gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,11 +16,18 @@ _PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "numpy")
 
 @functools.cache
 def columns() -> dict[str, str]:
-    """`device`, `versions` (a JSON object) and `commit` (empty outside a checkout)."""
+    """`device`, `versions` (a JSON object; empty for what is not installed) and `commit` (empty outside a checkout)."""
     device = jax.devices()[0]
-    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
     kind = f"{device.platform}:{device.device_kind} x{jax.device_count()}"
     return {"device": kind, "versions": json.dumps(versions), "commit": _commit()}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # this package, run from a folder on the path
+        return ""
 
 
 def _commit() -> str:

@@ -230,7 +230,7 @@ def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
 
 @functools.lru_cache(maxsize=32)
 def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
-    family = build(shape.model)
+    family = build(shape.model, unroll=strategy.platform == "gpu")
     recipe = Recipe(family, make_optimizer(shape.optim, family), micro_batches(shape, strategy), loss_range)
     rows = max(1, (_CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS) // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))

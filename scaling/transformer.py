@@ -244,7 +244,9 @@ class Transformer(nnx.Module):
         self.in_multiplier = rules.rule("embedding", config.vocab).multiplier
         self.out_multiplier = rules.rule("readout", **sizes).multiplier
 
-    def __call__(self, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see) -> Float[Array, "B T V"]:
+    def __call__(
+        self, tokens_BxT: Int[Array, "B T"], key: Key = None, tap: Tap = _see, unroll: bool = False
+    ) -> Float[Array, "B T V"]:
         """Logits in float32. Without a key there is no dropout."""
         config, ops = self.config, self.rules.ops
         x = split_rows(ops.embed(self.embedding[...], split_rows(tokens_BxT), self.in_multiplier))
@@ -254,12 +256,12 @@ class Transformer(nnx.Module):
             x = ops.place(x, jnp.asarray(sinusoids(x.shape[1], config.width))[None])
         first, rest = (None, None) if key is None else jax.random.split(key)
         x = tap("embedding", dropout(x.astype(config.dtype), config.dropout, first))
-        x = tap("final_norm", self.norm(self._layers(x, rest, tap)))
+        x = tap("final_norm", self.norm(self._layers(x, rest, tap, unroll)))
         weight = self.embedding[...].T if self.head is None else self.head[...]
         logits = _times(split_rows(ops.readout(split_rows(x), weight, self.out_multiplier)), self.head_scale)
         return ops.loss_scale(tap("logits", logits.astype(jnp.float32)))
 
-    def _layers(self, x: Float[Array, "B T D"], key: Key, tap: Tap) -> Float[Array, "B T D"]:
+    def _layers(self, x: Float[Array, "B T D"], key: Key, tap: Tap, unroll: bool) -> Float[Array, "B T D"]:
         config = self.config
         weights = [tuple(self.rules.residual(2 * layer + i) for i in range(2)) for layer in range(config.depth)]
         keys = [None] * config.depth if key is None else jax.random.split(key, config.depth)
@@ -279,7 +281,7 @@ class Transformer(nnx.Module):
         def body(x: Array, layer: Any) -> tuple[Array, None]:
             return call(graph, *_with_x(x, layer)), None
 
-        return jax.lax.scan(body, x, (state, stacked, None if key is None else keys))[0]
+        return jax.lax.scan(body, x, (state, stacked, None if key is None else keys), unroll=unroll)[0]
 
 
 def _call(graph: Any, state: Any, x: Array, weights: Any, key: Key) -> Array:
@@ -305,6 +307,7 @@ class Family:
     graph: Any
     roles: Any  # tree like the parameters: role of each
     rules: Any  # tree like the parameters: `Rule` of each
+    unroll: bool = False  # scanned layers follow each other in the program: the same parameters, no loop
 
     def init(self, seed: int | UInt[Array, ""]) -> Params:
         """Fresh parameters, float32."""
@@ -321,19 +324,22 @@ class Family:
             stream after it), "final_norm", "logits"; what it returns takes the activation's place. Not for scanned
             layers.
         """
-        return nnx.merge(self.graph, _as_state(params))(tokens_BxT, key, tap)
+        return nnx.merge(self.graph, _as_state(params))(tokens_BxT, key, tap, self.unroll)
 
 
 def _as_state(params: Params) -> Any:
     return nnx.State(params)
 
 
-def build(config: ModelConfig) -> Family:
-    """Split the module once into its structure and its parameters' roles; no parameter is computed."""
+def build(config: ModelConfig, unroll: bool = False) -> Family:
+    """Split the module once into its structure and its parameters' roles; no parameter is computed.
+
+    unroll: compile scanned layers one after the other, which on a GPU is faster (docs/performance.md).
+    """
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0)))
     graph, state = nnx.split(model)
     is_weight = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     pick = lambda name: jax.tree.map(  # noqa: E731
         lambda w: w.get_metadata()[name], nnx.to_pure_dict(state, lambda w: w), is_leaf=is_weight
     )
-    return Family(config, graph, pick("role"), pick("rule"))
+    return Family(config, graph, pick("role"), pick("rule"), unroll)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the laws are stated for CPU; a GPU's own are in scaling/test_gpu.py
+
 import jax
 import pytest
 

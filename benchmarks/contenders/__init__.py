@@ -1,15 +1,17 @@
 """Training steps of one architecture by several hands, for `benchmarks/step.py`.
 
-Each module has `build(shape) -> Contender`: pre-norm RMSNorm with gains, RoPE, RMSNorm of queries and keys, four heads,
-GELU feed-forward of ratio 4, no biases, untied head, AdamW, gradients clipped at norm 1, float32.
+Each module has `build(shape) -> Contender`: pre-norm RMSNorm with gains, RoPE, RMSNorm of queries and keys, GELU
+feed-forward of ratio 4, no biases, untied head, AdamW, gradients clipped at norm 1, parameters in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-VOCAB, HEADS, LR, BETAS, EPSILON, CLIP = 256, 4, 1e-3, (0.9, 0.99), 1e-8, 1.0
+from scaling.config import ModelConfig
+
+LR, BETAS, EPSILON, CLIP = 1e-3, (0.9, 0.99), 1e-8, 1.0
 
 
 class Shape(NamedTuple):
@@ -19,6 +21,18 @@ class Shape(NamedTuple):
     depth: int
     context: int
     batch: int
+    vocab: int = 256
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of products and activations
+
+    @property
+    def heads(self) -> int:
+        """Four, or more of size 128."""
+        return max(4, self.width // 128)
+
+    def model(self) -> ModelConfig:
+        """As this library has it."""
+        sizes: Any = {"vocab": self.vocab, "context": self.context, "dtype": self.dtype}
+        return ModelConfig(width=self.width, depth=self.depth, n_heads=self.heads, **sizes)
 
 
 class Contender(NamedTuple):

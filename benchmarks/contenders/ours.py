@@ -5,27 +5,30 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from contenders import BETAS, CLIP, EPSILON, HEADS, LR, VOCAB, Contender, Shape
-from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from contenders import BETAS, CLIP, EPSILON, LR, Contender, Shape
+from scaling.config import DataConfig, OptimConfig, RunConfig
 from scaling.flops import count, flops_per_token
 from scaling.parallel import choose
 from scaling.train import Chunk, Schedule, program
+from scaling.trunk import LoopConfig
 
-CALL_FLOPS = 2e11  # of a call, at most: a chunk of steps that each take seconds is no faster
+CALL_FLOPS = 2e11  # of a call on CPU, at most: a chunk of steps that each take seconds is no faster
 
 
 def build(shape: Shape) -> Contender:
     """The program of a run of this shape."""
-    model = ModelConfig(width=shape.width, depth=shape.depth, n_heads=HEADS, vocab=VOCAB, context=shape.context)
+    model = shape.model()
     optim = OptimConfig(
         lr=LR, batch_size=shape.batch, beta1=BETAS[0], beta2=BETAS[1], epsilon=EPSILON, clip_norm=CLIP, warmup_tokens=0
     )
     run = RunConfig(model, DataConfig(), optim, tokens=shape.batch * shape.context)
-    steps = max(1, min(16, int(CALL_FLOPS / (run.batch_tokens * flops_per_token(model)))))
     strategy = choose("auto", shape.batch)
+    steps = LoopConfig().chunk_steps
+    if strategy.platform == "cpu":
+        steps = max(1, min(steps, int(CALL_FLOPS / (run.batch_tokens * flops_per_token(model)))))
     compiled = program(run, strategy, None)
     rng = np.random.default_rng(0)
-    windows = rng.integers(0, VOCAB, (steps, shape.batch, shape.context + 1), dtype=np.int32)
+    windows = rng.integers(0, shape.vocab, (steps, shape.batch, shape.context + 1), dtype=np.int32)
     rates = Schedule(np.full(steps, LR, np.float32), np.zeros(steps, np.float32))
     state = compiled.init(0)
 

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
 
-from contenders import BETAS, CLIP, EPSILON, HEADS, LR, VOCAB, Contender, Shape
+from contenders import BETAS, CLIP, EPSILON, LR, Contender, Shape
 
 
 def _rope(x: jax.Array) -> jax.Array:
     T, K = x.shape[1], x.shape[3]
     angle = jnp.arange(T)[:, None] * 10_000.0 ** (-jnp.arange(0, K, 2) / K)
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    cos, sin = jnp.cos(angle)[None, :, None].astype(x.dtype), jnp.sin(angle)[None, :, None].astype(x.dtype)
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
 
 
 class _Block(nn.Module):
+    heads: int
+    dtype: str
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         B, T, D = x.shape
-        h = nn.RMSNorm()(x)
-        q, k, v = (nn.Dense(D, use_bias=False)(h).reshape(B, T, HEADS, -1) for _ in range(3))
-        q, k = _rope(nn.RMSNorm()(q)), _rope(nn.RMSNorm()(k))
+        norm = functools.partial(nn.RMSNorm, dtype=self.dtype)
+        dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        h = norm()(x)
+        q, k, v = (dense(D)(h).reshape(B, T, self.heads, -1) for _ in range(3))
+        q, k = _rope(norm()(q)), _rope(norm()(k))
         scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
         mask = nn.make_causal_mask(jnp.ones((B, T)))
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e30))
         y = jnp.einsum("bhts,bshk->bthk", weights, v).reshape(B, T, D)
-        x = x + nn.Dense(D, use_bias=False)(y)
-        h = nn.Dense(4 * D, use_bias=False)(nn.RMSNorm()(x))
-        return x + nn.Dense(D, use_bias=False)(nn.gelu(h))
+        x = x + dense(D)(y)
+        return x + dense(D)(nn.gelu(dense(4 * D)(norm()(x))))
 
 
 class _Model(nn.Module):
@@ -40,16 +46,18 @@ class _Model(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = nn.Embed(VOCAB, self.shape.width)(tokens)
-        for _ in range(self.shape.depth):
-            x = _Block()(x)
-        return nn.Dense(VOCAB, use_bias=False)(nn.RMSNorm()(x))
+        shape = self.shape
+        x = nn.Embed(shape.vocab, shape.width, dtype=shape.dtype)(tokens)
+        for _ in range(shape.depth):
+            x = _Block(shape.heads, shape.dtype)(x)
+        logits = nn.Dense(shape.vocab, use_bias=False, dtype=shape.dtype)(nn.RMSNorm(dtype=shape.dtype)(x))
+        return logits.astype(jnp.float32)
 
 
 def build(shape: Shape) -> Contender:
     """A jitted step."""
     model = _Model(shape)
-    windows = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (shape.batch, shape.context + 1)))
+    windows = jnp.asarray(np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.context + 1)))
     params = model.init(jax.random.key(0), windows[:, :-1])
     adamw = optax.adamw(LR, b1=BETAS[0], b2=BETAS[1], eps=EPSILON, weight_decay=0.0)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), adamw)

@@ -23,9 +23,9 @@ def main() -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
     from contenders import Shape
 
-    width, depth, context, batch = shape
+    shape = Shape(*shape)
     started = time.perf_counter()
-    contender = importlib.import_module(f"contenders.{name}").build(Shape(width, depth, context, batch))
+    contender = importlib.import_module(f"contenders.{name}").build(shape)
     first = contender.call()
     ready = {"parameters": contender.parameters, "start": time.perf_counter() - started, "first": first}
     print(json.dumps(ready), flush=True)
@@ -34,7 +34,7 @@ def main() -> None:
         while (seconds := time.perf_counter() - started) < float(line):
             contender.call()
             calls += 1
-        tokens = calls * contender.steps_per_call * batch * context
+        tokens = calls * contender.steps_per_call * shape.batch * shape.context
         print(json.dumps({"tokens": tokens, "seconds": seconds}), flush=True)
 
 

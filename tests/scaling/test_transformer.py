@@ -178,6 +178,16 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(make_model: MakeM
     assert_close(other_grads, stacked(grads) if other.scanned else grads)
 
 
+def test_a_scan_laid_out_in_a_row_is_the_scan(make_model: MakeModel) -> None:
+    """The same logits and no loop in the program, as a GPU has it."""
+    config = make_model(depth=2, zero_init_outputs=False, scan_layers="always")
+    loop, row = build(config), build(config, unroll=True)
+    params = loop.init(0)
+    applied = [jax.jit(family.apply).lower(params, windows()[:, :-1]) for family in (loop, row)]
+    assert ["while" in lowered.as_text() for lowered in applied] == [True, False]
+    np.testing.assert_allclose(*(lowered.compile()(params, windows()[:, :-1]) for lowered in applied), atol=1e-5)
+
+
 def test_scanned_layers_are_initialised_as_unrolled_ones(make_model: MakeModel) -> None:
     config = make_model(depth=3, zero_init_outputs=False)
     unrolled = build(config).init(5)
