@@ -17,8 +17,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 # Sweeps on a SLURM of one node, where its programs are installed (slurm-wlm, munge), and on a Ray of two nodes.
-test-clusters: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+test-clusters: $(VENV)/.ray
 	$(BIN)/python -m pytest -m '' -rs tests/scaling/test_slurm.py tests/scaling/test_ray.py
 
 # On a machine with an NVIDIA GPU.
@@ -49,6 +48,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(VENV)/.ray: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	touch $(VENV)/.ray
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache docs/_build

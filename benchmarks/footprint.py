@@ -1,10 +1,9 @@
-"""Bytes that `scaling plan --target gpu:NAME` foresees, against those of the GPU that is here.
+"""Bytes that `scaling plan --target gpu:NAME` counts, against those of the GPU that is here.
 
     python benchmarks/footprint.py [--target gpu:h100] [--json]
 
-For each shape: the total of the training chunk compiled for CPU in the place of a GPU (what a plan is priced by), that
-of the same chunk compiled for this GPU, and the most that the GPU's allocator had handed out while a chunk ran, in a
-process of its own; then whether the estimate would have refused what fits or let pass what does not.
+For each shape: the count (`scaling.gpu_memory`), the total of the training chunk compiled for this GPU, and the most
+that the GPU's allocator had handed out while chunks ran, in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import tyro
 
-from scaling.aot import Compiler
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.gpu_memory import footprint
 from scaling.targets import parse_target
 from scaling.trunk import LoopConfig
 
 SHAPES = (  # width, depth, context, batch, remat
     (256, 6, 512, 32, False),
+    (512, 8, 512, 32, False),
     (1024, 12, 1024, 8, False),
     (1024, 12, 1024, 8, True),
     (2048, 8, 1024, 32, False),
@@ -85,17 +85,16 @@ def main() -> None:
         print(json.dumps(measured(args, run_of(args, SHAPES[args.shape]))))
         return
     target, rows = parse_target(args.target), []
-    print(f"{'shape':>26} {'estimated':>10} {'compiled':>9} {'in use':>8}  GB of {target.memory / 1e9:.0f}")
-    with Compiler(target) as compiler:
-        for index, shape in enumerate(SHAPES):
-            estimate = compiler.footprint(run_of(args, shape), 1).total
-            flags = ["--shape", str(index), "--dtype", args.dtype, "--vocab", str(args.vocab)]
-            out = subprocess.run([sys.executable, __file__, *flags], text=True, capture_output=True)
-            found = json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else {"error": out.stderr[-300:]}
-            rows.append({"shape": shape, "estimated": estimate, **found})
-            values = [estimate, found.get("compiled"), found.get("in_use")]
-            text = " ".join(f"{'-' if v is None else f'{v / 1e9:.2f}':>9}" for v in values)
-            print(f"{shape!s:>26} {text}  {found.get('refused') or found.get('error') or ''}", flush=True)
+    print(f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}")
+    for index, shape in enumerate(SHAPES):
+        counted = footprint(run_of(args, shape), 1).total
+        flags = ["--shape", str(index), "--dtype", args.dtype, "--vocab", str(args.vocab)]
+        out = subprocess.run([sys.executable, __file__, *flags], text=True, capture_output=True)
+        found = json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else {"error": out.stderr[-300:]}
+        rows.append({"shape": shape, "counted": counted, **found})
+        values = [counted, found.get("compiled"), found.get("in_use")]
+        text = " ".join(f"{'-' if v is None else f'{v / 1e9:.2f}':>9}" for v in values)
+        print(f"{shape!s:>32} {text}  {found.get('refused') or found.get('error') or ''}", flush=True)
     if args.json:
         print(json.dumps(rows))
 

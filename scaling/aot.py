@@ -1,8 +1,8 @@
 """Programs compiled for devices that need not be here, and what they take: ahead of time, in a process of its own.
 
-For a TPU slice the real training chunk is compiled by `libtpu`, which needs no TPU (`jax.experimental.topologies`).
-For anything else it is compiled on as many virtual CPU devices. The process of its own keeps libtpu's messages, its
-lock and its crashes out of the caller's, and may have another number of devices.
+For a TPU slice the real training chunk is compiled by `libtpu`, which needs no TPU (`jax.experimental.topologies`);
+for `cpu` on as many virtual devices. A GPU's compiler needs a GPU: see `gpu_memory`. The process of its own keeps
+libtpu's messages, its lock and its crashes out of the caller's, and may have another number of devices.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Footprint:
 
 
 class Compiler:
-    """A process that compiles training chunks for one target; use as a context.
+    """A process that compiles training chunks for one target, `cpu` or a TPU; use as a context.
 
     Raises:
         ConfigError: a TPU target, and libtpu is not installed or knows no such slice.
@@ -83,8 +83,7 @@ class Compiler:
             RuntimeError: the compiler failed for another reason than memory.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        stands_for = "gpu" if self.target.kind == "gpu" else ""
-        job = {"run": to_dict(run), "devices": devices, "sharded": sharded, "stands_for": stands_for}
+        job = {"run": to_dict(run), "devices": devices, "sharded": sharded}
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -141,7 +140,7 @@ def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     from scaling.trunk import LoopConfig
 
     run = from_dict(RunConfig, job["run"])
-    lowered = lower(run, devices, LoopConfig().chunk_steps, job["sharded"], job["stands_for"])
+    lowered = lower(run, devices, LoopConfig().chunk_steps, job["sharded"])
     try:
         stats: Any = lowered.stages.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

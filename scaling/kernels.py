@@ -79,16 +79,16 @@ def causal_attention(
     q: Float[Array, "B H T K"], k: Float[Array, "B H T K"], v: Float[Array, "B H T K"], scale: float
 ) -> Float[Array, "B H T K"]:
     """Softmax attention over the positions up to each one; `scale` multiplies q.k, the softmax is in float32."""
-    if _has_cudnn(q):
+    if jax.default_backend() == "gpu" and has_cudnn(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
         return jnp.swapaxes(y, 1, 2)
     return _attention(q, k, v, scale)
 
 
-def _has_cudnn(q: Array) -> bool:
-    """Whether cuDNN's fused attention takes these queries."""
-    return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+def has_cudnn(dtype: str, head_dim: int) -> bool:
+    """Whether cuDNN's fused attention takes queries of this type and size."""
+    return dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -23,14 +23,9 @@ Shape = jax.ShapeDtypeStruct
 
 @dataclass(frozen=True)
 class Elsewhere(Strategy):
-    """A strategy over devices that are named instead of this machine's; CPU devices may stand for those of a GPU."""
+    """A strategy over devices that are named instead of this machine's."""
 
     where: tuple[Any, ...] = ()
-    stands_for: str = ""
-
-    @property
-    def platform(self) -> str:
-        return self.stands_for or super().platform
 
     def _devices(self) -> list[Any]:
         return list(self.where)
@@ -51,13 +46,10 @@ def arguments(state: TrainState, run: RunConfig, steps: int) -> tuple[Any, ...]:
     return state, windows, Schedule(rates, rates), Shape((), jnp.int32), Shape((), jnp.uint32)
 
 
-def lower(run: RunConfig, devices: list[Any], steps: int, sharded: bool = False, stands_for: str = "") -> Lowered:
-    """The chunk as the library runs it on these devices: `single` on one, else `pmap`, or `fsdp` if `sharded`.
-
-    stands_for: platform to build the program for where the devices are only in the place of others.
-    """
+def lower(run: RunConfig, devices: list[Any], steps: int, sharded: bool = False) -> Lowered:
+    """The chunk as the library runs it on these devices: `single` on one, else `pmap`, or `fsdp` if `sharded`."""
     name: Any = "fsdp" if sharded else "single" if len(devices) == 1 else "pmap"
-    strategy = Elsewhere(name, len(devices), tuple(devices), stands_for)
+    strategy = Elsewhere(name, len(devices), tuple(devices))
     return lower_chunk(program(run, strategy, None), run, steps)
 
 

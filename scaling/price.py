@@ -1,13 +1,14 @@
 """The price of a plan on a machine that need not be here: does each shape fit, with what remedy, how long will it take.
 
 Every distinct shape of the plan is compiled ahead of time: for a TPU slice by the TPU's own compiler, whose bytes and
-refusals are the machine's; for a GPU on this CPU, whose bytes are an estimate (XLA lays out and fuses differently
-there). Seconds are model FLOPs (`scaling.flops`) over the peak at a stated utilisation, recomputation not counted; on
-`cpu` they are those that `scaling.calibration` measures.
+refusals are the machine's. For a GPU, whose compiler needs one, the bytes are counted (`scaling.gpu_memory`). Seconds
+are model FLOPs (`scaling.flops`) over the peak at a stated utilisation, recomputation not counted; on `cpu` they are
+those that `scaling.calibration` measures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from scaling import calibration
+from scaling import calibration, gpu_memory
 from scaling.aot import Compiler, Footprint
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import count, flops_per_token
@@ -26,6 +27,7 @@ from scaling.targets import Target
 
 Report = Callable[[str], None]
 Measure = Callable[[Plan], Sequence[calibration.Timing]]
+Weigh = Callable[[RunConfig, int, bool], Footprint]  # a run, devices that share it, whether its state is split
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def price(
     workers: int = 1,
     report: Report = lambda line: None,
 ) -> Price:
-    """Compile every distinct shape of a plan for a target and tell what it takes.
+    """Compile every distinct shape of a plan for a target, or for a GPU count, and tell what it takes.
 
     `utilisation` is the share of the peak that training reaches; None for the target's. `measure` is for `cpu`: the
     timings of a plan's `calibration_runs`, asked for the runs that fit; without it, and for what does not fit, seconds
@@ -85,8 +87,9 @@ def price(
     steps = [sum(map(trunk_steps, trunks)) for trunks in groups]
     times = [] if here else [_seconds(trunks[0][0], target, used) for trunks in groups]  # refuses early
     total = sum(a * b for a, b in zip(times, steps, strict=False))
-    with Compiler(target) as compiler:
-        rows = [_row(trunks[0][0], compiler, report) for trunks in groups]
+    with contextlib.nullcontext() if target.kind == "gpu" else Compiler(target) as compiler:
+        weigh = gpu_memory.footprint if compiler is None else compiler.footprint
+        rows = [_row(trunks[0][0], target, weigh, report) for trunks in groups]
     if here:
         times, total = _measured(groups, [row["fits"] for row in rows], measure, workers)
     table = pd.DataFrame(rows).assign(seconds_per_step=times, steps=steps)
@@ -96,8 +99,8 @@ def price(
 
 RULES = {
     "tpu": "bytes are those of the TPU's compiler; seconds are model FLOPs / (peak x utilisation)",
-    "gpu": "bytes are an estimate, those of the same program compiled for CPU, held against the 75 % of a GPU's memory "
-    "that JAX takes by default; seconds are model FLOPs / (peak x utilisation)",
+    "gpu": "bytes are an estimate, of what the backward pass keeps, held against the 75 % of a GPU's memory that JAX "
+    "takes by default; seconds are model FLOPs / (peak x utilisation)",
     "cpu": "bytes are those of the program that runs here; seconds are measured here",
 }
 
@@ -168,19 +171,18 @@ def _measured(
     return times, calibration.estimate(fitting, timings, max(1, workers)) if all(fits) else math.nan
 
 
-def _row(run: RunConfig, compiler: Compiler, report: Report) -> dict[str, Any]:
+def _row(run: RunConfig, target: Target, weigh: Weigh, report: Report) -> dict[str, Any]:
     """A shape, its bytes, and the first remedy that fits if it does not."""
-    target = compiler.target
     devices = shares(run, target.devices)
     name = f"width {run.model.width}, depth {run.model.depth}, {run.optim.batch_size} sequences a step"
-    report(f"compiling for {target.name}: {name}")
-    taken = compiler.footprint(run, devices)
+    report(f"weighing for {target.name}: {name}")
+    taken = weigh(run, devices, False)
     text, found = "", None
     if not _fits(taken, target):
         text = None
         for remedy in remedies(run, target, taken.arguments):
-            report(f"does not fit; compiling with {remedy.text}")
-            candidate = compiler.footprint(remedy.run, devices, remedy.sharded)
+            report(f"does not fit; weighing with {remedy.text}")
+            candidate = weigh(remedy.run, devices, remedy.sharded)
             if _fits(candidate, target):
                 text, found = remedy.text, candidate.total
                 break

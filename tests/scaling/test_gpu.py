@@ -17,15 +17,14 @@ import numpy as np
 import pytest
 
 from scaling import store
-from scaling.aot import Compiler
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.executors import run_here
+from scaling.gpu_memory import footprint
 from scaling.kernels import _attention, causal_attention
 from scaling.lowering import lower
 from scaling.packing import How
 from scaling.plan import Plan
 from scaling.sweep import SweepError, sweep
-from scaling.targets import parse_target
 from scaling.trunk import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
@@ -139,11 +138,10 @@ def test_what_does_not_fit_is_recorded_and_stops_no_other(make_run: MakeRun, tmp
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_priced_beforehand_are_near_those_of_the_gpu(dtype: str) -> None:
-    """Never less than nine tenths of what the GPU's compiler asks for."""
+    """In float32, where attention is ours, the compiler fuses some of what is counted."""
     model = ModelConfig(width=512, depth=8, n_heads=4, vocab=32_768, context=512, dtype=dtype)  # type: ignore[arg-type]
     run = RunConfig(model, DataConfig(), OptimConfig(batch_size=32), tokens=32 * 512)
     stats: Any = lower(run, jax.devices()[:1], LoopConfig().chunk_steps).stages.compile().memory_analysis()
     parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, -stats.alias_size_in_bytes)
-    with Compiler(parse_target("gpu:h100")) as compiler:
-        estimate = compiler.footprint(run, 1).total
-    assert estimate > 0.9 * (sum(parts) + stats.temp_size_in_bytes)
+    share = footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
+    assert 0.9 < share < (1.1 if dtype == "bfloat16" else 2.0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scaling import Plan, grid_plan, libtpu
+from scaling import Plan, gpu_memory, grid_plan, libtpu
 from scaling.aot import Compiler, Footprint
 from scaling.calibration import Timing, calibration_runs, estimate
 from scaling.cli import main
@@ -33,13 +33,13 @@ def plan(make_run: MakeRun) -> Plan:
 
 @pytest.fixture
 def weigh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
-    """In the compiler's place 1000 bytes of state and 100 per sequence at a time, a tenth with remat; no program.
+    """For compiler and count 1000 bytes of state and 100 per sequence at a time, a tenth with remat; no program.
 
     The list grows by (width, micro-batches, remat, sharded) of each shape that is weighed.
     """
     seen = []
 
-    def footprint(self: Compiler, run: RunConfig, devices: int, sharded: bool = False) -> Footprint:
+    def footprint(run: RunConfig, devices: int, sharded: bool = False) -> Footprint:
         seen.append((run.model.width, run.optim.accumulate, run.model.remat, sharded))
         sequences = run.optim.batch_size // run.optim.accumulate // devices
         state = 1000 // (devices if sharded else 1)
@@ -47,7 +47,8 @@ def weigh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
 
     monkeypatch.setattr(Compiler, "__enter__", lambda self: self)
     monkeypatch.setattr(Compiler, "__exit__", lambda self, *error: None)
-    monkeypatch.setattr(Compiler, "footprint", footprint)
+    monkeypatch.setattr(Compiler, "footprint", lambda self, *args: footprint(*args))
+    monkeypatch.setattr(gpu_memory, "footprint", footprint)
     return seen
 
 
@@ -142,10 +143,10 @@ def test_a_remedy_is_the_same_training(make_run: MakeRun) -> None:
 
 @pytest.fixture(scope="module")
 def compiler() -> Iterator[Compiler]:
-    """Four GPUs, in the place of which are four virtual CPU devices; XLA is told not to take its time."""
+    """Four virtual CPU devices; XLA is told not to take its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        with Compiler(parse_target("gpu:h100:4")) as compiler:
+        with Compiler(dataclasses.replace(parse_target("cpu"), devices=4)) as compiler:
             compiler.footprint = functools.cache(compiler.footprint)  # each program is compiled once
             yield compiler
 
@@ -178,18 +179,19 @@ def test_a_remedy_has_been_compiled_and_fits(
 ) -> None:
     monkeypatch.setattr(Compiler, "__enter__", lambda self: self)
     monkeypatch.setattr(Compiler, "__exit__", lambda self, *error: None)
-    weighed = lambda self, run, devices, sharded=False: compiler.footprint(run, devices)  # noqa: E731
+    weighed = lambda self, run, devices, sharded: compiler.footprint(run, devices)  # noqa: E731
     monkeypatch.setattr(Compiler, "footprint", weighed)
     lines: list[str] = []
     limit = plain.total - 1
-    row = the_row(price([make_run(**WIDE)], machine(limit), report=lines.append))
+    here = dataclasses.replace(parse_target("cpu"), memory=limit)
+    row = the_row(price([make_run(**WIDE)], here, report=lines.append))
     assert (row["fits"], row["bytes_per_device"], row["remedy"]) == (False, plain.total, "--model.remat")
     assert row["remedy_bytes"] == compiler.footprint(make_run(**WIDE, **{"model.remat": True}), 1).total <= limit
     assert len(lines) == 2
 
 
 def test_a_compiler_that_fails_says_why(make_run: MakeRun, compiler: Compiler) -> None:
-    with pytest.raises(RuntimeError, match=r"compiling for 'gpu:h100:4' failed: .*3"):
+    with pytest.raises(RuntimeError, match=r"compiling for 'cpu' failed: .*3"):
         compiler.footprint(make_run(**{"optim.batch_size": 4}), 3, True)
     with Compiler(compiler.target) as other:
         other._process.kill()
