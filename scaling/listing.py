@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import operator
 import os
 import re
@@ -25,28 +24,19 @@ import pandas as pd
 
 from scaling import store
 from scaling.config import ConfigError, RunConfig, from_dict
-from scaling.rows import printable
-from scaling.store import COLUMNS
+from scaling.rows import COLUMNS, FLAGS, IDS, MAX_BYTES, TEXTS, checked, parse, printable, read_plain
 
 Which = Literal["finished", "failed", "all"]
 Frame = Any  # a DataFrame, whose columns type checkers cannot follow
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-_LIMIT = 4 << 20  # bytes; a result has two thousand
 _ID = re.compile(r"[0-9a-f]{16}")
 _PREFIX = re.compile(r"[0-9a-f]{1,16}")
 _CONDITION = re.compile(r"\s*([A-Za-z_]\w*)\s*(==|!=|>=|<=|>|<|~)\s*(.*?)\s*")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     **{"==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 }
-_IDS = ("run_id", "trunk_id")
-_TEXT = (
-    *(*_IDS, "sweep", "status", "parametrization", "optimizer", "schedule", "source", "fingerprint", "tokenizer"),
-    *("device", "versions", "commit", "reason"),
-)
+_TEXT = (*IDS, *TEXTS, "reason")
 _UNDONE = ("failed", "unfinished", "unreadable")
-_TRUTH = ("diverged", "undercooled")
-_POSITIVE = ("n_matmul", "tokens", "flops", "batch_tokens")  # what `store.tabulate` computes with
-_MAYBE = ("budget", "loss", "loss_se", "bits_per_byte")
 WRONG = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, ZeroDivisionError)
 
 
@@ -77,24 +67,18 @@ def clean(text: object) -> str:
     return printable(" ".join(str(text).splitlines()))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
     """The JSON object of a file that anyone may have written.
 
     Raises:
-        Unreadable: no file, too large, or no JSON object.
+        Unreadable: no plain file, larger than `limit` bytes, or no JSON object.
     """
     try:
-        if not path.is_file():
-            raise Unreadable(f"{path}: no such file")
-        with open(path, "rb") as file:
-            content = file.read(_LIMIT + 1)
-        if len(content) > _LIMIT:
-            raise Unreadable(f"{path}: larger than {_LIMIT >> 20} MiB")
-        value = json.loads(content)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise Unreadable(f"{path}: cannot be read ({type(error).__name__})") from None
-    except ValueError as error:  # an integer of too many digits, or ours from above
-        raise error if isinstance(error, Unreadable) else Unreadable(f"{path}: cannot be read ({error})") from None
+        value = parse(read_plain(path, limit))
+    except FileNotFoundError:
+        raise Unreadable(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(clean(f"{path}: cannot be read ({error})")) from None
     if not isinstance(value, dict):
         raise Unreadable(f"{path}: holds no JSON object")
     return value
@@ -165,50 +149,21 @@ def _entry(out: Path, run_id: str) -> Entry | None:
 
 
 def result(out: Path, run_id: str) -> dict[str, Any]:
-    """The row of a finished run, each value of the kind that its column has.
+    """The row of a finished run, each value of the kind that its column has; None for a missing number.
 
     Raises:
         Unreadable: it is not there, or is damaged.
     """
     path = out / run_id / "result.json"
     row = read_json(path)
-    missing = [name for name in COLUMNS if name not in row and name not in ("flops_spent", "fingerprint")]
-    if missing:
-        raise Unreadable(f"{path}: lacks {', '.join(missing[:4])}")
-    row = _shown({name: row[name] for name in COLUMNS if name in row})
-    wrong = [name for name, value in row.items() if not _is_fit(name, value)]
-    if wrong:
-        raise Unreadable(f"{path}: {wrong[0]} = {str(row[wrong[0]])[:40]!r}")
-    if row["run_id"] != run_id:
-        raise Unreadable(f"{path}: holds another run")
-    return row
+    try:
+        return store.plain(checked(row, run_id))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(clean(f"{path}: {error}")) from None
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     return {name: clean(value) if isinstance(value, str) else value for name, value in row.items()}
-
-
-def _is_fit(name: str, value: Any) -> bool:
-    """Whether a column can hold a value."""
-    if name in ("run_id", "trunk_id"):
-        return isinstance(value, str) and _ID.fullmatch(value) is not None
-    if name in ("schedule", "status"):
-        return isinstance(value, str)
-    if name in _MAYBE and value is None:
-        return True
-    number = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-    if name in _POSITIVE:
-        return number and value > 0
-    if name in (*_MAYBE, "cooldown_fraction"):
-        return number
-    return number or value is None or isinstance(value, str | bool)
-
-
-def _finite(value: int | float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def history(out: Path, run: RunConfig) -> Frame:
@@ -261,7 +216,7 @@ def _typed(column: Frame, name: str) -> Frame:
     """A column of one kind of value, so that it can be compared, sorted and written."""
     if name in _TEXT:
         return column.where(column.notna(), "").astype(str)
-    if name in _TRUTH:
+    if name in FLAGS:
         return column.map({True: True, False: False}).astype("boolean")
     return pd.to_numeric(column, errors="coerce")
 
@@ -308,9 +263,9 @@ def _holds(column: Frame, name: str, op: str, value: str, condition: str) -> Fra
     if name not in _TEXT and op != "~":
         column = _typed(column, name)
         try:
-            wanted = {"true": True, "false": False}[value.lower()] if name in _TRUTH else float(value)
+            wanted = {"true": True, "false": False}[value.lower()] if name in FLAGS else float(value)
         except (ValueError, KeyError):
-            kind = "true or false" if name in _TRUTH else "a number"
+            kind = "true or false" if name in FLAGS else "a number"
             raise ConfigError(f"--where {condition!r}: {name} is {kind}, or none") from None
         return (_OPERATORS[op](column, wanted) & column.notna()).astype(bool)
     text = column.astype(str)
@@ -318,7 +273,7 @@ def _holds(column: Frame, name: str, op: str, value: str, condition: str) -> Fra
         return text.str.contains(value, regex=False)
     if op not in ("==", "!="):
         raise ConfigError(f"--where {condition!r}: {name} is text; it can be compared by ==, != and ~")
-    same = text.str.startswith(value) if name in _IDS else text == value
+    same = text.str.startswith(value) if name in IDS else text == value
     return same if op == "==" else ~same
 
 

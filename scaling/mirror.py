@@ -21,6 +21,7 @@ from scaling.config import RunConfig
 from scaling.trackers import Kind, Place, Tracker, opener
 
 _SECONDS = 10.0  # between two looks during a sweep
+_MEMORY = 2**24  # bytes that what was mirrored may take: a hundred for each run
 
 
 class Mirror:
@@ -99,7 +100,7 @@ def _read_state(path: Path) -> dict[str, dict[str, Any]]:
     """
     if not path.exists():
         return {}
-    state = listing.read_json(path)
+    state = listing.read_json(path, _MEMORY)
     for entry in state.values():
         if not isinstance(entry, dict) or type(entry.get("step")) is not int or type(entry.get("finished")) is not bool:
             raise listing.Unreadable(f"{path}: does not say what was mirrored; remove it to mirror everything again")

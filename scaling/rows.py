@@ -31,10 +31,10 @@ COLUMNS = (
 MAX_BYTES = 2**20  # of a result or a configuration, which have one or two thousand
 
 _LATER = ("flops_spent", "fingerprint")  # not in a result, or not in those of earlier versions
-_IDS = ("run_id", "trunk_id")
-_FLAGS = ("diverged", "undercooled")
-_TEXTS = ("sweep", "status", "parametrization", "optimizer", "schedule", "source", "fingerprint", "tokenizer")
-_TEXTS = (*_TEXTS, "device", "versions", "commit")
+IDS = ("run_id", "trunk_id")
+FLAGS = ("diverged", "undercooled")
+TEXTS = ("sweep", "status", "parametrization", "optimizer", "schedule", "source", "fingerprint", "tokenizer")
+TEXTS = (*TEXTS, "device", "versions", "commit")
 _DIVISORS = ("tokens", "batch_tokens", "n_matmul", "flops")
 _ID = re.compile(r"[0-9a-f]{16}")
 _PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -50,7 +50,7 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def read_plain(path: str | Path) -> bytes:
+def read_plain(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     """The content of a small plain file: nothing that a link leads to, and nothing that never ends.
 
     Raises:
@@ -61,14 +61,14 @@ def read_plain(path: str | Path) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ValueError("it is no plain file")
-        pieces, left = [], MAX_BYTES + 1
+        pieces, left = [], limit + 1
         while left and (piece := os.read(handle, left)):
             pieces.append(piece)
             left -= len(piece)
     finally:
         os.close(handle)
     if not left:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        raise ValueError(f"it has more than {limit:,} bytes")
     return b"".join(pieces)
 
 
@@ -120,15 +120,15 @@ def _value(column: str, value: Any) -> Any:
     Raises:
         ValueError: it is of another one.
     """
-    if column in _TEXTS and isinstance(value, str):
+    if column in TEXTS and isinstance(value, str):
         return printable(value)
-    if column in _TEXTS:
+    if column in TEXTS:
         raise ValueError(f"has {column} = {value!r:.40}, not a text")
-    if column in _IDS:
+    if column in IDS:
         if isinstance(value, str) and _ID.fullmatch(value):
             return value
         raise ValueError(f"has {column} = {value!r:.40}, not 16 hexadecimal digits")
-    if column in _FLAGS:
+    if column in FLAGS:
         if isinstance(value, bool):
             return value
         raise ValueError(f"has {column} = {value!r:.40}, not true or false")

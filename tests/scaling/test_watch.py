@@ -25,7 +25,7 @@ def record(out: Path, run: RunConfig, **outcome: Any) -> None:
     """Store a run as the trainer does, without training it."""
     store.open_run(out, run)
     row = {name: None for name in COLUMNS if name != "flops_spent"} | store.describe(run)
-    row |= dict.fromkeys(("fingerprint", "device", "commit"), "")
+    row |= dict.fromkeys(("sweep", "fingerprint", "device", "versions", "commit"), "")
     row |= {"unique_tokens": row["tokens"], "epochs": 1.0, "wall_seconds": 0.5, "bits_per_byte": 2.0}
     store.write_result(out, run, row | {"status": "finished", "diverged": False, "loss": 1.5} | outcome)
 
