@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from analysis.design import Suggestion, default_candidates, suggest
     from analysis.envelope import Envelope, training_envelope
     from analysis.fit import Certificate, Fit, Protocol, fit
-    from analysis.imports import from_mlflow, from_tensorboard, from_wandb
+    from analysis.imports import from_mlflow, from_tensorboard, from_trackio, from_wandb
     from analysis.influence import Influence, delta_sweep, influence
     from analysis.law import Law, Link, Nonlinear, NotIdentifiedError
     from analysis.laws import LAWS, broken_power_law, monomial, power_law, register
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "runs": ("COLUMNS", "Runs", "load_runs"),
     "tuned": ("tuned",),
-    "imports": ("from_mlflow", "from_tensorboard", "from_wandb"),
+    "imports": ("from_mlflow", "from_tensorboard", "from_trackio", "from_wandb"),
     "law": ("Law", "Link", "Nonlinear", "NotIdentifiedError"),
     "laws": ("LAWS", "broken_power_law", "monomial", "power_law", "register"),
     "fit": ("Certificate", "Fit", "Protocol", "fit"),
@@ -95,6 +95,7 @@ __all__ = [
     "fit",
     "from_mlflow",
     "from_tensorboard",
+    "from_trackio",
     "from_wandb",
     "hull_distance",
     "influence",

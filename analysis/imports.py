@@ -1,4 +1,4 @@
-"""Run tables from Weights & Biases, MLflow and TensorBoard, for `load_runs`.
+"""Run tables from Weights & Biases, MLflow, TensorBoard and Trackio, for `load_runs`.
 
     table = analysis.from_wandb("entity/project", history=["tokens", "val_loss"])
     runs = analysis.load_runs(table, N="model.params", D="tokens", loss="val_loss")
@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 _MLFLOW_INFINITY = 1.7976931348623157e308  # MLflow's database holds this for an infinite metric
+_TRACKIO_NUMBERS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _MLFLOW_OWN = ("run_id", "experiment_id", "experiment", "status", "name")
 
 
@@ -132,6 +133,47 @@ def from_tensorboard(folder: str | Path, scalars: Sequence[str] | None = None) -
     return _text_ids(pd.concat(tables, ignore_index=True))
 
 
+def from_trackio(database: str | Path, history: Sequence[str] | None = None) -> pd.DataFrame:
+    """Runs of a Trackio project: one row per run with the last value of every key, or with `history` one per step.
+
+    `run_id` is the run's name, as Trackio shows it, or Trackio's own id where several runs have one name. The other
+    columns are those of `from_wandb`; pictures and tables are left out. Trackio keeps no state of a run: there is a
+    `status` only if one was logged.
+
+    Args:
+        database: the project's SQLite file, PROJECT.db in Trackio's folder (TRACKIO_DIR), opened read-only and without
+            the package `trackio`.
+        history: logged keys; the steps at which all of them were logged in one call.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not Trackio's database, no run in it, or no step with all the keys of `history`.
+    """
+    path, wanted = Path(database), [history] if isinstance(history, str) else history
+    if not path.is_file():
+        raise FileNotFoundError(f"no Trackio database at {path}; give PROJECT.db in the folder of TRACKIO_DIR")
+    configs, logged = _trackio_database(path)
+    names = Counter(name for _, name in configs)
+    rows = []
+    for (own_id, name), config in configs.items():
+        run_id = name if names[name] == 1 else own_id
+        steps = logged.get(own_id, [])
+        if wanted is None:
+            last = {key: value for values in steps for key, value in values.items()}
+            rows.append(_united({"run_id": run_id, "name": name}, config=config, summary=last))
+        else:
+            own = {"run_id": run_id, "trunk_id": run_id, "name": name}
+            whole = [{key: values[key] for key in wanted} for values in steps if set(wanted) <= set(values)]
+            rows += [_united(own, history=values, config=config) for values in whole]
+    if not configs:
+        raise ValueError(f"from_trackio: no run in {path}")
+    if not rows:
+        raise ValueError(
+            f"from_trackio: no step in {path} has all of {list(wanted or ())}; name keys that are logged in one call"
+        )
+    return _text_ids(pd.DataFrame(rows))
+
+
 def _wandb_runs(path: str) -> Iterable[Any]:
     try:
         import wandb  # type: ignore
@@ -211,6 +253,23 @@ def _mlflow_database(path: Path) -> pd.DataFrame:
     for run, key, value, is_nan in metrics:
         table.get(run, {})[f"metrics.{key}"] = float("nan") if is_nan else _metric(value)
     return pd.DataFrame(list(table.values()))
+
+
+def _trackio_database(path: Path) -> tuple[dict[tuple[str, str], Any], dict[str, list[dict[str, Any]]]]:
+    """({(own id, name): configuration}, {own id: what each call logged, in order})."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as base:
+            found = base.execute("SELECT run_id, run_name, config FROM configs ORDER BY id").fetchall()
+            calls = base.execute("SELECT run_id, step, metrics FROM metrics ORDER BY id").fetchall()
+        configs = {(str(run), str(name)): _flat(json.loads(config)) for run, name, config in found}
+        logged: dict[str, list[dict[str, Any]]] = {}
+        for run, step, text in calls:
+            values = {key: value for key, value in json.loads(text).items() if not isinstance(value, dict)}
+            plain = {key: _TRACKIO_NUMBERS.get(str(value), value) for key, value in _flat(values).items()}
+            logged.setdefault(str(run), []).append({"step": step, **plain})
+    except (sqlite3.Error, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a Trackio database: {error}") from error
+    return configs, logged
 
 
 def _metric(value: Any) -> float:

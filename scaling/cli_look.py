@@ -174,6 +174,8 @@ class TrackArgs:
     state: Path | None = None
     """File that says what was mirrored, for one tracker, where the folder cannot be written. Default: below
     OUT/tracked."""
+    figures: tuple[Path, ...] = ()
+    """Figures too: PNG files or folders of them, as `scaling fit --out` writes them; into a run named "figures"."""
 
     def __call__(self) -> int:
         from scaling.mirror import Mirror
@@ -188,9 +190,11 @@ class TrackArgs:
             mirror = Mirror(self.out, kind, self.project, self.state)
             try:
                 steps, rows = mirror.update()
+                shown = mirror.show(self.figures)
             finally:
                 mirror.close()
-            print(f"{kind}: {steps} steps and {rows} finished runs that were not there")
+            pictures = f", {shown} figures" if self.figures else ""
+            print(f"{kind}: {steps} steps and {rows} finished runs that were not there{pictures}")
         return 0
 
 

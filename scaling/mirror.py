@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling import listing, store
-from scaling.config import RunConfig
+from scaling.config import ConfigError, RunConfig
 from scaling.trackers import Kind, Place, Tracker, opener
 
 _SECONDS = 10.0  # between two looks during a sweep
@@ -53,6 +53,25 @@ class Mirror:
                     new, over = self._mirror(self.runs[run_id])
                     steps, rows = steps + new, rows + over
         return steps, rows
+
+    def show(self, paths: Sequence[Path]) -> int:
+        """Write figures, PNG files or folders of them, by the names of their files; how many.
+
+        Raises:
+            ConfigError: a path is neither, or two figures have one name.
+        """
+        files = [file for path in paths for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+        figures = {file.stem: file for file in files}
+        for file in files:
+            if file.suffix != ".png" or not file.is_file():
+                raise ConfigError(
+                    f"--figures {file}: no PNG file; give what `scaling fit --out` writes with --format png"
+                )
+            if figures[file.stem] != file:
+                raise ConfigError(f"--figures: {figures[file.stem]} and {file} have one name; give one of them")
+        if figures:
+            self.make().show(figures)
+        return len(figures)
 
     def close(self) -> None:
         """Leave the runs that are not finished to a later mirror."""

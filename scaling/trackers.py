@@ -1,8 +1,9 @@
 """Experiment trackers behind one small interface: TensorBoard, Weights & Biases, MLflow and Trackio.
 
 A tracker is told of one run: where it begins, its metrics by step, its row of the run table. Columns keep their names,
-so that `analysis.from_wandb`, `from_mlflow` and `from_tensorboard` read the table back; what is logged by step is named
-`train/...`, because `loss` is the held-out loss and nothing else. The packages are extras, imported when asked for.
+so that `analysis.from_wandb`, `from_mlflow`, `from_tensorboard` and `from_trackio` read the table back; what is logged
+by step is named `train/...`, because `loss` is the held-out loss and nothing else. Figures are of no run: a tracker
+that was not told of one shows them in a run named `figures`. The packages are extras, imported when asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Kind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
 _BATCH = 1000  # metrics that MLflow takes at once
 _LONGEST = 6000  # characters of a parameter of MLflow
+_FIGURES = "figures"
 
 
 class Tracker(Protocol):
@@ -47,6 +49,10 @@ class Tracker(Protocol):
 
     def pause(self) -> None:
         """Write what was logged, and leave the run unfinished."""
+        ...
+
+    def show(self, figures: Mapping[str, Path]) -> None:
+        """Pictures by name, PNG files, in the run `figures` of the project."""
         ...
 
 
@@ -120,6 +126,15 @@ class TensorBoard:
     def pause(self) -> None:
         self.writer.close()
 
+    def show(self, figures: Mapping[str, Path]) -> None:
+        from matplotlib.image import imread
+        from tensorboardX import SummaryWriter  # type: ignore
+
+        with SummaryWriter(str(self.place.folder / "tensorboard" / _FIGURES)) as writer:
+            for name, path in figures.items():
+                pixels = imread(path)[..., :3]  # floats; ours have no transparent parts
+                writer.add_image(name, (255 * pixels).round().astype("uint8"), 0, dataformats="HWC")
+
 
 class WandB:
     """Runs of a project of Weights & Biases under their own ids; offline as WANDB_MODE says, then in `FOLDER/wandb`."""
@@ -128,17 +143,19 @@ class WandB:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
+        self.columns = {name: value for name, value in known(store.describe(run)).items() if name != "run_id"}
+        self.run = self._begin(run.run_id, run.run_id[:8], {**self.columns, "config": to_dict(run)})
+
+    def _begin(self, run_id: str, name: str, config: dict[str, Any]) -> Any:
         import wandb  # type: ignore
 
-        columns = {name: value for name, value in known(store.describe(run)).items() if name != "run_id"}
         quiet: dict[str, Any] = {"silent": True, "console": "off", "x_disable_stats": True, "x_disable_meta": True}
-        self.columns = columns
-        self.run = wandb.init(
+        return wandb.init(
             project=self.place.project,
-            id=run.run_id,
-            name=run.run_id[:8],
+            id=run_id,
+            name=name,
             dir=str(self.place.folder),
-            config={**columns, "config": to_dict(run)},
+            config=config,
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(disable_git=True, save_code=False, **quiet),
@@ -157,6 +174,13 @@ class WandB:
     def pause(self) -> None:
         self.run.finish(exit_code=1)
 
+    def show(self, figures: Mapping[str, Path]) -> None:
+        import wandb  # type: ignore
+
+        run = self._begin(_FIGURES, _FIGURES, {})
+        run.log({name: wandb.Image(str(path)) for name, path in figures.items()})
+        run.finish(exit_code=1)  # no finished run of the table
+
 
 class MLflow:
     """Runs of an experiment, at MLFLOW_TRACKING_URI or in the database `FOLDER/mlflow.db`.
@@ -168,22 +192,31 @@ class MLflow:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
+        columns = store.describe(run)
+        self.steps, self.there = run.steps, set(columns)
+        if self._begin(run.run_id, run.run_id[:8], {"config": json.dumps(to_dict(run))}):
+            self._columns(columns)
+
+    def _begin(self, run_id: str, name: str, tags: dict[str, str]) -> bool:
+        """Go on with a run of ours or begin it; whether it was begun."""
         from mlflow import MlflowClient  # type: ignore
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(self.place.folder / 'mlflow.db').resolve()}"
-        self.steps, self.client = run.steps, MlflowClient(tracking_uri=uri)
+        folder, server = self.place.folder.resolve(), os.environ.get("MLFLOW_TRACKING_URI")
+        self.client = MlflowClient(tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}")
         there = self.client.get_experiment_by_name(self.place.project)
-        experiment = self.client.create_experiment(self.place.project) if there is None else there.experiment_id
-        found = list(self.client.search_runs([experiment], f"tags.`scaling.run_id` = '{run.run_id}'", max_results=1))
-        columns = store.describe(run)
-        self.there = set(columns)
+        if there is None:
+            files = None if server else (folder / "mlflow-artifacts").as_uri()
+            experiment = self.client.create_experiment(self.place.project, artifact_location=files)
+        else:
+            experiment = there.experiment_id
+        found = list(self.client.search_runs([experiment], f"tags.`scaling.run_id` = '{run_id}'", max_results=1))
         if found:
             self.id = found[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
         else:
-            tags = {"scaling.run_id": run.run_id, "config": json.dumps(to_dict(run))}
-            self.id = self.client.create_run(experiment, run_name=run.run_id[:8], tags=tags).info.run_id
-            self._columns(columns)
+            tags = {"scaling.run_id": run_id, **tags}
+            self.id = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        return not found
 
     def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
         from mlflow.entities import Metric  # type: ignore
@@ -209,6 +242,12 @@ class MLflow:
     def pause(self) -> None:
         self.client.set_terminated(self.id, "KILLED")
 
+    def show(self, figures: Mapping[str, Path]) -> None:
+        self._begin(_FIGURES, _FIGURES, {})
+        for path in figures.values():
+            self.client.log_artifact(self.id, str(path))
+        self.pause()  # no finished run of the table
+
 
 class Trackio:
     """Runs of a project of Trackio, in its own folder: TRACKIO_DIR, or where it keeps all projects."""
@@ -217,16 +256,16 @@ class Trackio:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
+        self.steps = run.steps
+        self.run = self._begin(run.run_id, {**known(store.describe(run)), "config": to_dict(run)})
+
+    def _begin(self, name: str, config: dict[str, Any]) -> Any:
         import trackio  # type: ignore
 
-        config = {**known(store.describe(run)), "config": to_dict(run)}
         own: Any = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        self.steps = run.steps
-        begin = functools.partial(
-            trackio.init, self.place.project, name=run.run_id, config=config, resume="allow", **own
-        )
+        begin = functools.partial(trackio.init, self.place.project, name=name, config=config, resume="allow", **own)
         with contextlib.redirect_stdout(io.StringIO()):  # a sweep's own output is a table
-            self.run: Any = contextvars.copy_context().run(begin)  # else it ends the run that was begun before
+            return contextvars.copy_context().run(begin)  # else it ends the run that was begun before
 
     def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
         for step, metrics in steps.items():
@@ -239,3 +278,10 @@ class Trackio:
     def pause(self) -> None:
         with contextlib.redirect_stdout(io.StringIO()):
             self.run.finish()
+
+    def show(self, figures: Mapping[str, Path]) -> None:
+        import trackio  # type: ignore
+
+        self.run = self._begin(_FIGURES, {})
+        self.run.log({name: trackio.Image(str(path)) for name, path in figures.items()})
+        self.pause()

@@ -195,6 +195,59 @@ def test_mlflow_database_is_read_without_mlflow(tmp_path: Path, prefix: str) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["ml flow.db"]
 
 
+TRACKIO = """
+CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, timestamp TEXT NOT NULL,
+  run_name TEXT NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL);
+CREATE TABLE configs (id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, run_name TEXT NOT NULL,
+  config TEXT NOT NULL, created_at TEXT NOT NULL, UNIQUE(run_id));
+"""
+
+
+def _trackio(path: Path, *runs: tuple[str, str, str, list[str]]) -> Path:
+    """A database of runs: own id, name, configuration, what each step logged."""
+    with closing(sqlite3.connect(path)) as base:
+        base.executescript(TRACKIO)
+        for own_id, name, config, steps in runs:
+            base.execute("INSERT INTO configs VALUES (NULL, ?, ?, ?, '')", (own_id, name, config))
+            for step, metrics in enumerate(steps):
+                base.execute("INSERT INTO metrics VALUES (NULL, ?, '', ?, ?, ?)", (own_id, name, step, metrics))
+        base.commit()
+    return path
+
+
+def test_trackio_database_is_read_without_trackio(tmp_path: Path) -> None:
+    image = '{"_type": "trackio.image", "file_path": "x.png"}'
+    steps = ['{"val_loss": 4.0, "tokens": 100}', f'{{"val_loss": 3.0, "tokens": 200, "curve": {image}}}', '{"lr": 0.1}']
+    path = _trackio(
+        tmp_path / "project.db",
+        ("11", "007", '{"optim": {"lr": 0.5}, "n_params": 1000}', steps),
+        ("12", "twin", '{"n_params": 2000}', ['{"val_loss": "NaN"}']),
+        ("13", "twin", '{"n_params": 3000}', ['{"val_loss": "Infinity", "tokens": 1}']),
+    )
+    before = path.read_bytes()
+    table = analysis.from_trackio(path)
+    assert list(table["run_id"]) == ["007", "12", "13"] and list(table["name"]) == ["007", "twin", "twin"]
+    assert table["val_loss"][0] == 3.0 and np.isnan(table["val_loss"][1]) and np.isposinf(table["val_loss"][2])
+    assert table["optim.lr"][0] == 0.5 and table["lr"][0] == 0.1 and "curve" not in table
+    curve = analysis.from_trackio(str(path), ["step", "val_loss", "tokens"])
+    assert list(curve["step"]) == [0, 1, 0] and list(curve["tokens"]) == [100, 200, 1]
+    assert list(curve["trunk_id"]) == ["007", "007", "13"]
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["project.db"]
+    with pytest.raises(ValueError, match=r"no step .* has all of \['val_loss', 'lr'\]; name keys .* in one call"):
+        analysis.from_trackio(path, ["val_loss", "lr"])
+
+
+@pytest.mark.parametrize("config", ["[1]", "{", '"text"'])
+def test_a_file_that_is_no_trackio_database_is_an_error(tmp_path: Path, config: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"PROJECT\.db in the folder of TRACKIO_DIR"):
+        analysis.from_trackio(tmp_path / "absent.db")
+    for path in (_database(tmp_path / "mlflow.db"), _trackio(tmp_path / "odd.db", ("1", "a", config, []))):
+        with pytest.raises(ValueError, match=r"is not a Trackio database"):
+            analysis.from_trackio(path)
+    with pytest.raises(ValueError, match="no run in"):
+        analysis.from_trackio(_trackio(tmp_path / "empty.db"))
+
+
 def test_a_file_that_is_no_mlflow_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database" * 100)
     with pytest.raises(ValueError, match=r"text\.db is not an MLflow database"):

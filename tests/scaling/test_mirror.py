@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 import analysis
 from scaling import listing, mirror, store
@@ -99,6 +100,18 @@ class Told:
     def pause(self) -> None:
         self.events.append("pause")
 
+    def show(self, figures: Mapping[str, Path]) -> None:
+        self.told["figures"] = list(figures)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A PNG file of 3 x 2 pixels in a folder of its own."""
+    path = tmp_path / "fit" / "frontier.png"
+    path.parent.mkdir()
+    imsave(path, np.linspace(0, 1, 18).reshape(2, 3, 3))
+    return path
+
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
@@ -140,6 +153,19 @@ def test_a_run_goes_on_where_the_mirror_before_left_it(out, runs, told):
     events = told[run.run_id]
     assert steps(events) == [7, 14, 20]
     assert [e for e in events if isinstance(e, str)] == ["start", "pause", "again", "finished"]
+
+
+def test_figures_are_shown_by_the_names_of_their_files(out, told, picture, capsys):
+    argv = ["track", str(out), "--to", "wandb", "--figures"]
+    assert main([*argv, str(picture.parent)]) == 0
+    assert told["figures"] == ["frontier"] and "1 figures" in capsys.readouterr().out
+    assert main([*argv, str(picture), str(picture.parent)]) == 0  # one file, told of twice
+    twin = picture.parent / "more" / "frontier.png"
+    twin.parent.mkdir()
+    twin.write_bytes(picture.read_bytes())
+    for wrong, message in ((picture.parent / "law.json", "law.json: no PNG file"), (twin, "have one name")):
+        assert main([*argv, str(picture), str(wrong)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_projects_and_kinds_are_mirrored_apart(out, told):
@@ -190,11 +216,12 @@ def test_a_tracker_that_is_not_installed_is_named(out, monkeypatch, capsys):
 # --- trackers that are there ------------------------------------------------------------------------------------
 
 
-def track(kind: str, out: Path) -> None:
+def track(kind: str, out: Path, *figures: Path) -> None:
     """Mirror a folder with a package that may be missing."""
     package = {"tensorboard": "tensorboardX"}.get(kind, kind)
     pytest.importorskip(package, reason=f"the package {package} is not installed: pip install 'scaling[{kind}]'")
-    assert main(["track", str(out), "--to", kind]) == 0
+    flags = ["--figures", *map(str, figures)] if figures else []
+    assert main(["track", str(out), "--to", kind, *flags]) == 0
 
 
 def same(table: Any, out: Path, run_id: str = "run_id", exact: bool = True) -> None:
@@ -210,9 +237,13 @@ def same(table: Any, out: Path, run_id: str = "run_id", exact: bool = True) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tensorboard_reads_the_same_numbers(out, runs):
+def test_tensorboard_reads_the_same_numbers(out, runs, picture):
     pytest.importorskip("tensorboard", reason="reading needs the package tensorboard: pip install 'scaling[import]'")
-    track("tensorboard", out)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    track("tensorboard", out, picture)
+    (image,) = EventAccumulator(str(out / "tensorboard" / "figures")).Reload().Images("frontier")
+    assert (image.width, image.height) == (3, 2)
     last = ["n_matmul", "tokens", "flops", "loss", "budget", "lr", "diverged"]
     table = analysis.from_tensorboard(out / "tensorboard", last)
     assert len(table) == 3  # also the one that diverged: it is refused for its missing loss
@@ -260,11 +291,13 @@ def offline_run(path: Path) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_reads_the_same_table(out, runs, monkeypatch):
+def test_wandb_reads_the_same_table(out, runs, monkeypatch, picture):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    track("wandb", out)
+    track("wandb", out, picture)
+    assert [path.name[:8] for path in out.glob("wandb/offline-run-*-figures/files/media/images/*.png")] == ["frontier"]
     for _ in range(100):  # W&B's own process may still be writing the last file
-        found = [offline_run(path) for path in sorted(out.glob("wandb/offline-run-*/run-*.wandb"))]
+        found = [offline_run(path) for path in sorted(out.glob("wandb/offline-run-*/run-[0-9a-f]*.wandb"))]
+        found = [run for run in found if run.id != "figures"]
         if len(found) == 4 and all(run.state != "running" for run in found):
             break
         time.sleep(0.1)
@@ -277,13 +310,15 @@ def test_wandb_reads_the_same_table(out, runs, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_reads_the_same_table_and_begins_no_run_twice(out, runs, monkeypatch):
+def test_mlflow_reads_the_same_table_and_begins_no_run_twice(out, runs, monkeypatch, picture):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     track("mlflow", out)
     for path in (out / "tracked").iterdir():
         path.unlink()  # even where what was mirrored is forgotten
-    track("mlflow", out)
+    track("mlflow", out, picture)
+    assert [path.read_bytes() for path in out.glob("mlflow-artifacts/*/artifacts/*")] == [picture.read_bytes()]
     table = analysis.from_mlflow(out / "mlflow.db")
+    table = table.loc[table["name"] != "figures"]
     states = dict(zip(table["params.run_id"], table["status"], strict=True))
     assert states == dict(zip([run.run_id for run in runs], ("finished", "finished", "failed", "killed"), strict=True))
     same(table, out, run_id="params.run_id")
@@ -291,15 +326,13 @@ def test_mlflow_reads_the_same_table_and_begins_no_run_twice(out, runs, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_trackio_holds_every_step_and_the_row(out, runs, monkeypatch, tmp_path):
+def test_trackio_reads_the_same_table(out, runs, monkeypatch, tmp_path, picture):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    track("trackio", out)
-    with contextlib.closing(sqlite3.connect(tmp_path / "trackio" / "mine.db")) as base:
-        query = "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id"
-        rows = base.execute(query, (runs[0].run_id,)).fetchall()
-    assert [step for step, _ in rows] == [7, 14, 17, 20, 20]
-    wanted = listing.result(out, runs[0].run_id)
-    last = json.loads(rows[-1][1])
-    assert {name: last[name] for name in ("run_id", "loss", "n_matmul", "lr", "status")} == {
-        name: wanted[name] for name in ("run_id", "loss", "n_matmul", "lr", "status")
-    }
+    track("trackio", out, picture)
+    base = tmp_path / "trackio" / "mine.db"
+    table = analysis.from_trackio(base)
+    assert set(table["run_id"]) == {*(run.run_id for run in runs), "figures"}
+    same(table, out)
+    curve = analysis.from_trackio(base, ["step", "train/loss"])
+    assert list(curve.loc[curve["run_id"] == runs[0].run_id, "step"]) == [7, 14, 17, 20]
+    assert len(list((tmp_path / "trackio").rglob("*.png"))) == 1
