@@ -115,12 +115,12 @@ class Claims:
         if claim is None:
             yield None
             return
-        if (before := claim.begun_under()) not in (None, claim.versions):
-            report({"event": "mixed", "folder": str(folder), "before": before, "now": claim.versions})
         ended = threading.Event()
         thread = threading.Thread(target=self._beat, args=(claim, ended), daemon=True)
         thread.start()
         try:
+            if (before := claim.begun_under()) not in (None, claim.versions):
+                report({"event": "mixed", "folder": str(folder), "before": before, "now": claim.versions})
             yield claim
         finally:
             ended.set()

@@ -56,6 +56,24 @@ def test_what_is_released_is_free_at_once_and_what_is_held_is_not(tmp_path: Path
     assert Claims().take(tmp_path) is not None
 
 
+def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a trunk that another version began, which is told; where the one that is told cannot go on, the next may."""
+    with Claims().held(tmp_path, ignore):
+        pass
+    told: list[dict[str, Any]] = []
+
+    def refuse(event: dict[str, Any]) -> None:
+        told.append(event)
+        raise BrokenPipeError
+
+    monkeypatch.setattr(claims.provenance, "columns", lambda: {"versions": "other", "commit": ""})
+    with pytest.raises(BrokenPipeError), Claims().held(tmp_path, refuse):
+        pytest.fail("entered")
+    assert [(event["event"], event["now"]) for event in told] == [("mixed", "other")]
+    with Claims().held(tmp_path, ignore) as claim:
+        assert claim is not None
+
+
 def test_a_heartbeat_keeps_the_trunk_and_silence_loses_it(tmp_path: Path, elsewhere: Claim) -> None:
     other = Claims(expiry=0.2)
     for _ in range(4):
