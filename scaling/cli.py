@@ -58,7 +58,8 @@ class PlanArgs:
     timing: bool = True
     """Measure this machine for some seconds to tell how long the plan takes."""
     workers: int | None = None
-    """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    """Processes, each on a GPU of its own or else on a core; 0: this process over all its devices. Default: one per
+    core on CPU, 0 elsewhere."""
     save: Path | None = None
     """Write the plan as JSON."""
     target: str | None = None
@@ -105,7 +106,8 @@ class SweepArgs:
     """Train a plan saved by `scaling plan --save` instead of one from flags."""
     out: Path = Path("runs/sweep")
     workers: int | None = None
-    """Processes, one per core; 0: this process over all its devices. Default: one per core on CPU."""
+    """Processes, each on a GPU of its own or else on a core; 0: this process over all its devices. Default: one per
+    core on CPU, 0 elsewhere."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Where to train: on this machine, or a job per trunk on a cluster, all of whose machines see --out; see
     docs/clusters.md (extras slurm, ray)."""

@@ -49,12 +49,15 @@ def join() -> None:
 
 def is_first() -> bool:
     """Whether this process is the one that writes files and speaks to people."""
-    return jax.process_index() == 0
+    return not several() or jax.process_index() == 0
 
 
 def several() -> bool:
-    """Whether this process trains together with others."""
-    return jax.process_count() > 1
+    """Whether this process trains together with others.
+
+    Where it joined none JAX is not asked: it would take the GPUs, which a sweep leaves to its workers.
+    """
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def shared(array: np.ndarray) -> np.ndarray:
@@ -101,7 +104,9 @@ def all_or_none(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    failed = np.atleast_1d(multihost_utils.process_allgather(np.asarray(failure is not None)))
+    failed = np.zeros(1, bool)
+    if several():
+        failed = np.atleast_1d(multihost_utils.process_allgather(np.asarray(failure is not None)))
     if failure is not None:
         raise failure
     if failed.any():

@@ -57,10 +57,11 @@ def sweep(
 ) -> pd.DataFrame:
     """Train what is missing below `out` and return the run table of the plan.
 
-    `workers` are processes, one per core; 0 is this process, None `default_workers()`. `executor` is a cluster to
-    train on instead, `scaling.clusters.SlurmConfig` or `RayConfig`; its machines must all see `out`. `show` is the
-    display on standard error (`scaling.progress`). With `retry` what has failed before is tried again; else such runs
-    are left out, and named in the SweepError. The sweep may be interrupted at any time and called again.
+    `workers` are processes, each on a GPU of its own or else on a core; 0 is this process, None `default_workers()`.
+    `executor` is a cluster to train on instead, `scaling.clusters.SlurmConfig` or `RayConfig`; its machines must all
+    see `out`. `show` is the display on standard error (`scaling.progress`). With `retry` what has failed before is
+    tried again; else such runs are left out, and named in the SweepError. The sweep may be interrupted at any time and
+    called again.
 
     Several sweeps, on this machine or on others that see the same folder, share the work: each trunk is trained by one
     of them (`scaling.claims`), and all return when the plan is done.

@@ -3,7 +3,7 @@
 Jobs: `{"job": "train", "runs": [...], "out": ..., "loop": {...}}` trains the runs of one trunk;
 `{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. The last event of a job is
 `done`, `failed`, or `busy` where another process holds the trunk. Started by `scaling.workers`; an argument names the
-one core to run on. A worker ends with the process that started it.
+one core to run on, the environment a GPU. A worker ends with the process that started it.
 """
 
 from __future__ import annotations

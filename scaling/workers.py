@@ -1,4 +1,4 @@
-"""The executor of one machine: single-threaded worker processes, each pinned to one core."""
+"""The executor of one machine: worker processes, each pinned to one GPU, or single-threaded to one core."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ _GRACE = 15.0  # seconds for a worker to save and end, when told to
 
 @dataclass
 class Slot:
-    """A place for one worker: its core, its process, and the job that it has."""
+    """A place for one worker: its process, and the job that it has."""
 
     number: int
-    core: int | None
     process: subprocess.Popen[bytes] | None = None
     ticket: int | None = None
     job: Job | None = None
@@ -42,7 +42,8 @@ class Slot:
 class Workers:
     """Jobs on `count` worker processes (`scaling.worker`), each started when there is a job for it.
 
-    A worker that says nothing for `loop.stall_seconds` is killed, as its device may hang.
+    On a machine with GPUs each has one of them in turn (`gpus`), else one core. A worker that says nothing for
+    `loop.stall_seconds` is killed, as its device may hang.
     """
 
     out: Path
@@ -97,7 +98,7 @@ class Workers:
             slot.ticket, slot.job, slot.heard, slot.text = ticket, job, time.monotonic(), b""
             slot.before = store.standing(self.out, job.runs)
             if slot.process is None:
-                slot.process = start(self.out / "logs" / f"worker-{slot.number}.log", slot.core)
+                slot.process = start(self.out / "logs" / f"worker-{slot.number}.log", slot.number, self.count)
                 assert slot.process.stdout is not None
                 os.set_blocking(slot.process.stdout.fileno(), False)
                 self.selector.register(slot.process.stdout, selectors.EVENT_READ, slot)
@@ -113,9 +114,7 @@ class Workers:
                 return slot
         if len(self.slots) == self.count:
             return None
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        number = len(self.slots)
-        self.slots.append(Slot(number, cores[number % len(cores)] if cores else None))
+        self.slots.append(Slot(len(self.slots)))
         return self.slots[-1]
 
     def _hear(self, slot: Slot) -> list[Outcome]:
@@ -183,13 +182,42 @@ def time_in_workers(runs: Sequence[RunConfig], out: Path, loop: LoopConfig, work
     return [(step, start) for result in results for step, start in result["seconds"]]
 
 
-def start(log: Path, core: int | None) -> subprocess.Popen[bytes]:
-    """A worker with one computing thread on one core."""
+def start(log: Path, number: int, count: int) -> subprocess.Popen[bytes]:
+    """Worker `number` of `count`: on its GPU, or with one computing thread on its core."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | single_thread()
-    command = [sys.executable, "-m", "scaling.worker", *([] if core is None else [str(core)])]
+    there, command = gpus(), [sys.executable, "-m", "scaling.worker"]
+    if there:
+        own = one_gpu(there, number, count)
+    else:
+        own = single_thread()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        command += [str(cores[number % len(cores)])] if cores else []
+    environment, pipe = os.environ | own, subprocess.PIPE
     with open(log, "ab") as errors:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment)
+
+
+def gpus() -> list[str]:
+    """NVIDIA GPUs that JAX would use in a new process, as CUDA_VISIBLE_DEVICES names them.
+
+    Found without JAX: asked, it would take most of their memory.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "cuda").split(",")
+    if not {"cuda", "gpu"} & set(platforms) or not any(find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+        return []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    numbers = (path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*"))
+    return [str(number) for number in sorted(int(name) for name in numbers if name.isdecimal())]
+
+
+def one_gpu(there: Sequence[str], number: int, count: int) -> dict[str, str]:
+    """Environment variables of worker `number` of `count`, whose GPU several may share."""
+    own = {"CUDA_VISIBLE_DEVICES": there[number % len(there)]}
+    sharing = -(-count // len(there))
+    if sharing > 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
+    return own
 
 
 def single_thread() -> dict[str, str]:

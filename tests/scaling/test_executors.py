@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from scaling import executors, workers
 from scaling.config import RunConfig
 from scaling.executors import run_here
+from scaling.sweep import SweepError, sweep
 from scaling.trunk import LoopConfig
 from scaling.workers import run_workers
 
@@ -48,8 +51,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[subprocess.
     """The processes started, each in place of a worker that would load JAX."""
     processes = []
 
-    def start(log: Path, core: int | None) -> subprocess.Popen[bytes]:
-        del log, core
+    def start(log: Path, number: int, count: int) -> subprocess.Popen[bytes]:
+        del log, number, count
         command = [sys.executable, "-c", WORKER, str(tmp_path / "died")]
         processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return processes[-1]
@@ -153,3 +156,68 @@ def test_in_this_process_a_trunk_that_fails_stops_no_other(
     failures = run_here(jobs, tmp_path, LoopConfig(), lambda event: None)
     assert trained == [jobs[0], jobs[2]]
     assert [(failure.runs, failure.reason) for failure in failures] == [(jobs[1], "OSError: disk full")]
+
+
+# --- places for workers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """JAX's plugin for CUDA is installed, and nothing else is said."""
+    monkeypatch.setattr(workers, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("platforms", "visible", "found"),
+    [
+        (None, "0,1", ["0", "1"]),
+        ("cuda,cpu", " 3,GPU-8f", ["3", "GPU-8f"]),
+        (None, "", []),
+        (None, "-1", []),
+        ("cpu", "0,1", []),
+    ],
+)
+def test_gpus_are_those_that_jax_may_use(
+    cuda: pytest.MonkeyPatch, platforms: str | None, visible: str, found: list[str]
+) -> None:
+    cuda.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if platforms is not None:
+        cuda.setenv("JAX_PLATFORMS", platforms)
+    assert workers.gpus() == found
+    cuda.setattr(workers, "find_spec", lambda name: None)
+    assert workers.gpus() == []
+
+
+def test_each_worker_has_a_gpu_or_its_share_of_one(cuda: pytest.MonkeyPatch) -> None:
+    alone = [workers.one_gpu(["0", "1"], number, 2) for number in range(2)]
+    assert alone == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    shared = [workers.one_gpu(["0", "1"], number, 3) for number in range(3)]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own in shared] == ["0", "1", "0"]
+    assert {own["XLA_PYTHON_CLIENT_MEM_FRACTION"] for own in shared} == {"0.450"}
+    cuda.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".2")
+    assert workers.one_gpu(["0"], 0, 4) == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_a_worker_is_told_of_its_place(cuda: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A GPU and no core, or one thread on one core."""
+    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('CUDA_VISIBLE_DEVICES')]))"
+    real = subprocess.Popen
+    cuda.setattr(subprocess, "Popen", lambda command, **pipes: real([command[0], "-c", show, *command[3:]], **pipes))
+    for visible, place in (("5,6", [[], "6"]), ("", [[str(sorted(os.sched_getaffinity(0))[-1])], ""])):
+        cuda.setenv("CUDA_VISIBLE_DEVICES", visible)
+        cores = len(os.sched_getaffinity(0))
+        with workers.start(tmp_path / "log", 1 if visible else cores - 1, cores) as process:
+            assert json.loads(process.communicate()[0]) == place
+
+
+def test_a_sweep_with_workers_leaves_the_devices_alone(
+    started: list[Any], make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX would take most of a GPU's memory as soon as it is asked how many there are."""
+    for name in ("devices", "local_devices", "device_count", "process_count", "process_index", "default_backend"):
+        monkeypatch.setattr(jax, name, lambda *_, name=name: pytest.fail(f"jax.{name}()"))
+    with pytest.raises(SweepError, match="exit status 7"):
+        sweep([make_run(seed=2)], tmp_path, workers=2, show="quiet")

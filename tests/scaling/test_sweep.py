@@ -104,8 +104,8 @@ def workers(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     processes: list[subprocess.Popen[bytes]] = []
     start = workers_module.start
 
-    def recorded(log: Path, core: int | None) -> subprocess.Popen[bytes]:
-        processes.append(start(log, core))
+    def recorded(*place: Any) -> subprocess.Popen[bytes]:
+        processes.append(start(*place))
         return processes[-1]
 
     class Shown(Progress):
