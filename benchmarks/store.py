@@ -5,9 +5,9 @@
 The quickstart's grid at as many seeds as it takes is written as if it had been trained, a folder, a configuration, a
 log and a result for each run, into a temporary folder. Then, each in a fresh process with its peak of resident memory:
 listing the folder, reading the run table, exporting it, and asking of each run whether it is finished, as a sweep does
-when it starts; and the table a second time with every file a millisecond late (`far`), as over a network. Claims are
-taken and released one after the other in folders of their own. A checkpoint of the least and of the largest model says
-what those add. Files are read back from the memory of the machine, not from its disk. Linux only.
+when it starts; the table and the asking a second time with every file a millisecond late (`far`), as over a network.
+Claims are taken and released one after the other in folders of their own. A checkpoint of the least and of the largest
+model says what those add. Files are read back from the memory of the machine, not from its disk. Linux only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from scaling.cli import preset_path
 from scaling.config import RunConfig, read_toml, to_dict
 
 CLAIMS = 500  # taken and released, for a rate
-DELAY = 1e-3  # seconds that opening a file takes longer in the task "far"
-TASKS = ("list", "table", "far", "export", "start")
+DELAY = 1e-3  # seconds that a file is late in the tasks that are far
+TASKS = ("list", "table", "far", "export", "start", "start_far")
 LINES = 20  # of a log: the quickstart's runs have 40 to 200 of this length
 
 
@@ -88,20 +88,22 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def delay_opening(seconds: float) -> None:
-    """Have every file that is opened by its number wait, as for the server of a network file system."""
-    at_once = os.open
+def delay_answers(seconds: float) -> None:
+    """Have whoever opens a file by its path or asks for it wait, as for the server of a network file system."""
 
-    def late(*arguments: Any, **options: Any) -> int:
-        time.sleep(seconds)
-        return at_once(*arguments, **options)
+    def late(at_once: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            time.sleep(seconds)
+            return at_once(*arguments, **options)
 
-    os.open = late
+        return call
+
+    os.open, os.stat = late(os.open), late(os.stat)
 
 
 def perform(task: str, out: Path, runs: int) -> dict[str, float]:
     """One measurement, in this process."""
-    if task == "start":
+    if task.startswith("start"):
         plan = many_runs(runs)
         names, _ = timed(lambda: [store.run_dir(out, run) for run in plan])
     before = peak_memory()
@@ -109,18 +111,19 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
         "list": lambda: len(os.listdir(out)),
         "table": lambda: len(store.run_table(out)),
         "far": lambda: len(store.run_table(out)),
-        "start": lambda: sum(store.is_finished(out, run) for run in plan),
+        "start": lambda: sum(store.finished(out, plan.runs)),
+        "start_far": lambda: sum(store.finished(out, plan.runs)),
     }
     answer: dict[str, float] = {}
-    if task == "far":
-        delay_opening(DELAY)
+    if task.endswith("far"):
+        delay_answers(DELAY)
     if task == "export":
         table = store.run_table(out)
         before = peak_memory()
         work["export"] = lambda: len(table) if all(store.export(table, out)) else 0
         answer["table_bytes"] = float(table.memory_usage(deep=True).sum())
     seconds, found = timed(work[task])
-    if task == "start":
+    if task.startswith("start"):
         answer["names_seconds"] = names
     return answer | {"seconds": seconds, "found": found, "before": before, "peak": peak_memory()}
 

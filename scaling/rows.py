@@ -38,7 +38,7 @@ TEXTS = (*TEXTS, "device", "versions", "commit")
 _DIVISORS = ("tokens", "batch_tokens", "n_matmul", "flops")
 _ID = re.compile(r"[0-9a-f]{16}")
 _PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-_BATCH, _THREADS = 64, 16
+_BATCH, THREADS = 64, 16
 
 
 class StoreError(RuntimeError):
@@ -150,12 +150,12 @@ def read_rows(out: Path, names: Iterable[str] | None = None) -> Iterator[dict[st
         StoreError: a result that is damaged or no result; names the file and the remedy.
     """
     folders = sorted(_folders(out) if names is None else set(names))
-    with ThreadPoolExecutor(_THREADS if len(folders) > _BATCH else 1) as pool:
+    with ThreadPoolExecutor(THREADS if len(folders) > _BATCH else 1) as pool:
         batches = (folders[start : start + _BATCH] for start in range(0, len(folders), _BATCH))
         waiting: deque[Future[list[dict[str, Any]]]] = deque()
         for batch in batches:
             waiting.append(pool.submit(_read_batch, str(out), batch))
-            if len(waiting) > 2 * _THREADS:  # what is read and not yet asked for stays little
+            if len(waiting) > 2 * THREADS:  # what is read and not yet asked for stays little
                 yield from waiting.popleft().result()
         for future in waiting:
             yield from future.result()

@@ -16,6 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 import pandas as pd
 
 from scaling.config import RunConfig, from_dict, to_dict
-from scaling.rows import COLUMNS, StoreError, parse, printable, read_plain, read_rows
+from scaling.rows import COLUMNS, THREADS, StoreError, parse, printable, read_plain, read_rows
 
 _PIECE = 4096  # rows that are held as Python's own objects
+_ASKED = 64  # runs that a thread asks for one after the other
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without hard links
 
 
@@ -97,6 +99,17 @@ def trunk_dir(out: Path, run: RunConfig) -> Path:
 def is_finished(out: Path, run: RunConfig) -> bool:
     """Whether the run has its result."""
     return (run_dir(out, run) / "result.json").exists()
+
+
+def finished(out: Path, runs: Sequence[RunConfig]) -> list[bool]:
+    """Whether each run has its result. Many are asked by several threads: over a network each answer takes long."""
+
+    def ask(some: Sequence[RunConfig]) -> list[bool]:
+        return [is_finished(out, run) for run in some]
+
+    pieces = [runs[first : first + _ASKED] for first in range(0, len(runs), _ASKED)]
+    with ThreadPoolExecutor(THREADS if len(pieces) > 1 else 1) as pool:
+        return [done for piece in pool.map(ask, pieces) for done in piece]
 
 
 def standing(out: Path, runs: Sequence[RunConfig]) -> list[int]:

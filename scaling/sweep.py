@@ -179,7 +179,7 @@ def _from_first(table: pd.DataFrame | None) -> pd.DataFrame:
 
 def unfinished(plan: Plan, out: Path) -> Plan:
     """The runs of a plan that have no result yet."""
-    done = hosts.decided([store.is_finished(out, run) for run in plan])
+    done = hosts.decided(store.finished(out, plan.runs))
     return dataclasses.replace(plan, runs=tuple(run for run, done in zip(plan, done, strict=True) if not done))
 
 

@@ -101,7 +101,7 @@ def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
     """
     if len({run.trunk_id for run in runs}) != 1:
         raise ConfigError("runs: must all share one trunk_id; group them first")
-    finished = hosts.decided([store.is_finished(out, run) for run in runs])
+    finished = hosts.decided(store.finished(out, runs))
     pending = [run for run, done in zip(runs, finished, strict=True) if not done]
     return sorted(pending, key=lambda run: (run.branch_step, run.steps))
 
