@@ -24,6 +24,7 @@ from scaling.config import RunConfig
 from scaling.data import load
 from scaling.lowering import lower_chunk
 from scaling.parallel import choose, local_devices
+from scaling.stall import watched
 from scaling.train import program
 from scaling.trunk import LoopConfig, train_trunk
 
@@ -177,12 +178,12 @@ class Here:
 
     def _train(self, trunks: list[list[RunConfig]]) -> list[tuple[list[RunConfig], Exception | None]]:
         """Train those trunks of a pack that no other process holds: each with what stopped it."""
-        with ExitStack() as held:
+        with ExitStack() as held, watched(self.report, self.loop.stall_seconds) as report:
             claims = [self._claim(held, trunk) for trunk in trunks]
             ours = hosts.decided([claim is not None for claim in claims])
             mine = [trunk for trunk, own in zip(trunks, ours, strict=True) if own]
             by_trunk = {id(trunk): claim for trunk, claim in zip(trunks, claims, strict=True)}
-            stopped = {id(t): error for t, error in _train_pack(mine, by_trunk, self.out, self.loop, self.report)}
+            stopped = {id(t): error for t, error in _train_pack(mine, by_trunk, self.out, self.loop, report)}
             busy = ClaimLost("another process trains it")
             return [(trunk, stopped.get(id(trunk)) if own else busy) for trunk, own in zip(trunks, ours, strict=True)]
 

@@ -73,7 +73,9 @@ class Post:
         """The job as a file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{job.runs[0].trunk_id}-{uuid.uuid4().hex[:8]}.json"
-        store.write_atomically(path, json.dumps(message(job, self.out, self.loop) | {"cwd": os.getcwd()}))
+        store.write_atomically(
+            path, json.dumps(message(job, self.out, self.loop) | {"cwd": os.getcwd(), "alone": True})
+        )
         return Posted(ticket, job, path, store.standing(self.out, job.runs), heard=time.monotonic())
 
     def read(self, posted: Posted) -> None:

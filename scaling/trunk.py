@@ -39,7 +39,7 @@ class LoopConfig:
 
     chunk_steps: int = 16  # optimiser steps per dispatch
     checkpoint_seconds: float = 30.0
-    stall_seconds: float = 1800.0  # a worker silent for so long is taken to hang: longer than any compilation
+    stall_seconds: float = 1800.0  # silence that is taken for a hanging device: longer than any compilation
     attempts: int = 3  # of a trunk whose process dies without progress
     strategy: StrategyName = "auto"
     pack: How = "auto"  # runs of one shape in one program, without workers: side by side, in turn, or not
@@ -47,9 +47,10 @@ class LoopConfig:
     sweep: str = ""  # label of the run table
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_seconds", "stall_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"loop.{name} = {getattr(self, name)}: must not be negative")
+        if self.checkpoint_seconds < 0:
+            raise ConfigError(f"loop.checkpoint_seconds = {self.checkpoint_seconds}: must not be negative")
+        if self.stall_seconds <= 0:
+            raise ConfigError(f"loop.stall_seconds = {self.stall_seconds}: must be positive")
         if self.attempts < 1:
             raise ConfigError(f"loop.attempts = {self.attempts}: must be at least 1")
         if self.chunk_steps < 1:

@@ -1,7 +1,8 @@
 """A worker process: reads jobs as JSON lines from standard input, writes events as JSON lines to standard output.
 
 Jobs: `{"job": "train", "runs": [...], "out": ..., "loop": {...}}` trains the runs of one trunk;
-`{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. The last event of a job is
+`{"job": "time", "runs": [...], "out": ..., "loop": {...}}` measures seconds per step. Where `"alone"` is true nobody
+watches the process, and it ends itself when training hangs. The last event of a job is
 `done`, `failed`, or `busy` where another process holds the trunk. Started by `scaling.workers`; an argument names the
 one core to run on, the environment a GPU. A worker ends with the process that started it.
 """
@@ -13,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,6 +56,7 @@ def answer(job: dict[str, Any], claims: Any, events: TextIO) -> dict[str, Any]:
 def _serve(job: dict[str, Any], runs: list[RunConfig], claims: Any, events: TextIO) -> dict[str, Any]:
     from scaling import compilation, store
     from scaling.calibration import seconds_per_step
+    from scaling.stall import watched
     from scaling.trunk import LoopConfig, train_trunk
 
     loop, out = from_dict(LoopConfig, job["loop"]), Path(job["out"])
@@ -68,8 +70,9 @@ def _serve(job: dict[str, Any], runs: list[RunConfig], claims: Any, events: Text
     with claims.held(store.trunk_dir(out, runs[0]), report) as claim:
         if claim is None:
             return {"event": "busy"}
-        with compilation.kept(out) as programs:
-            train_trunk(runs, out, loop, claim.checking(report))
+        watch = watched(report, loop.stall_seconds) if job.get("alone") else nullcontext(report)
+        with compilation.kept(out) as programs, watch as heard:
+            train_trunk(runs, out, loop, claim.checking(heard))
     report({"event": "programs", **programs})
     return {"event": "done"}
 
