@@ -175,7 +175,7 @@ class TrackArgs:
     """File that says what was mirrored, for one tracker, where the folder cannot be written. Default: below
     OUT/tracked."""
     figures: tuple[Path, ...] = ()
-    """Figures too: PNG files or folders of them, as `scaling fit --out` writes them; into a run named "figures"."""
+    """Figures too: PNG files or folders of them, as `scaling plot` writes them; into a run named "figures"."""
 
     def __call__(self) -> int:
         from scaling.mirror import Mirror

@@ -64,9 +64,7 @@ class Mirror:
         figures = {file.stem: file for file in files}
         for file in files:
             if file.suffix != ".png" or not file.is_file():
-                raise ConfigError(
-                    f"--figures {file}: no PNG file; give what `scaling fit --out` writes with --format png"
-                )
+                raise ConfigError(f"--figures {file}: no PNG file; give what `scaling plot` writes, with --format png")
             if figures[file.stem] != file:
                 raise ConfigError(f"--figures: {figures[file.stem]} and {file} have one name; give one of them")
         if figures:
