@@ -2,7 +2,7 @@
 
     python benchmarks/footprint.py [--target gpu:h100] [--json]
 
-For each shape: the count (`scaling.gpu_memory`), the total of the training chunk compiled for this GPU, and the most
+For each shape: the count (`scaling.memory`), the total of the training chunk compiled for this GPU, and the most
 that the GPU's allocator had handed out while chunks ran, in a process of its own.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.gpu_memory import footprint
+from scaling.memory import gpu_footprint
 from scaling.targets import parse_target
 from scaling.trunk import LoopConfig
 
@@ -87,7 +87,7 @@ def main() -> None:
     target, rows = parse_target(args.target), []
     print(f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}")
     for index, shape in enumerate(SHAPES):
-        counted = footprint(run_of(args, shape), 1).total
+        counted = gpu_footprint(run_of(args, shape), 1).total
         flags = ["--shape", str(index), "--dtype", args.dtype, "--vocab", str(args.vocab)]
         out = subprocess.run([sys.executable, __file__, *flags], text=True, capture_output=True)
         found = json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else {"error": out.stderr[-300:]}

@@ -1,7 +1,7 @@
 """Programs compiled for devices that need not be here, and what they take: ahead of time, in a process of its own.
 
 For a TPU slice the real training chunk is compiled by `libtpu`, which needs no TPU (`jax.experimental.topologies`);
-for `cpu` on as many virtual devices. A GPU's compiler needs a GPU: see `gpu_memory`. The process of its own keeps
+for `cpu` on as many virtual devices. A GPU's compiler needs a GPU: see `scaling.memory`. The process of its own keeps
 libtpu's messages, its lock and its crashes out of the caller's, and may have another number of devices.
 """
 

@@ -17,7 +17,8 @@ class SlurmConfig:
     """Time limit of a job. One that reaches it saves, is requeued and resumes."""
     flops_per_second: float | None = None
     """What a job reaches: short jobs then ask for twice the minutes that their FLOPs take, and start the sooner."""
-    memory_gb: float = 8.0
+    memory_gb: float | None = None
+    """Of a job. Default: twice what its model is counted to take, and no less than 8."""
     cpus: int = 1
     """Cores of a job. With one, and no GPU, it computes in one thread as a local worker does."""
     gpus: int = 0
@@ -31,8 +32,9 @@ class SlurmConfig:
     """Further options of sbatch, without the dashes: qos high constraint a100."""
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("minutes", "memory_gb", "cpus", "parallel", "notice")}
-        _positive("slurm", **numbers, interval=self.interval, flops_per_second=self.flops_per_second or 1.0)
+        numbers = {name: getattr(self, name) for name in ("minutes", "cpus", "parallel", "notice", "interval")}
+        told = {"flops_per_second": self.flops_per_second, "memory_gb": self.memory_gb}
+        _positive("slurm", **numbers, **{name: value for name, value in told.items() if value is not None})
         if self.gpus < 0:
             raise ConfigError(f"slurm.gpus = {self.gpus}: must not be negative")
         for name in ("job-name", "job_name", "array", "signal", "no-requeue", "no_requeue"):

@@ -1,7 +1,7 @@
 """The price of a plan on a machine that need not be here: does each shape fit, with what remedy, how long will it take.
 
 Every distinct shape of the plan is compiled ahead of time: for a TPU slice by the TPU's own compiler, whose bytes and
-refusals are the machine's. For a GPU, whose compiler needs one, the bytes are counted (`scaling.gpu_memory`). Seconds
+refusals are the machine's. For a GPU, whose compiler needs one, the bytes are counted (`scaling.memory`). Seconds
 are model FLOPs (`scaling.flops`) over the peak at a stated utilisation, recomputation not counted; on `cpu` they are
 those that `scaling.calibration` measures.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from scaling import calibration, gpu_memory
+from scaling import calibration, memory
 from scaling.aot import Compiler, Footprint
 from scaling.config import ConfigError, RunConfig
 from scaling.flops import count, flops_per_token
@@ -88,7 +88,7 @@ def price(
     times = [] if here else [_seconds(trunks[0][0], target, used) for trunks in groups]  # refuses early
     total = sum(a * b for a, b in zip(times, steps, strict=False))
     with contextlib.nullcontext() if target.kind == "gpu" else Compiler(target) as compiler:
-        weigh = gpu_memory.footprint if compiler is None else compiler.footprint
+        weigh = memory.gpu_footprint if compiler is None else compiler.footprint
         rows = [_row(trunks[0][0], target, weigh, report) for trunks in groups]
     if here:
         times, total = _measured(groups, [row["fits"] for row in rows], measure, workers)

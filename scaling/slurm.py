@@ -37,12 +37,14 @@ from scaling import preemption, remote, store
 from scaling.clusters import SlurmConfig
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.executors import Job, Outcome, Report
+from scaling.memory import host_bytes
 from scaling.plan import trunk_flops
 from scaling.remote import Post, Posted
 from scaling.trunk import LoopConfig
 
 _ARRAY = 1000  # tasks; MaxArraySize is 1001 unless a cluster says otherwise
 _MARGIN, _START = 2.0, 5  # of estimated minutes, and minutes to begin in
+_MEMORY = 8.0  # GB that a job asks for at least, most of it for Python, JAX and its compiler
 _GRACE = 45.0  # seconds for cancelled jobs to save and end; SLURM kills them after its KillWait, 30
 _NEVER = ("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "AccountNotAllowed", "QOSNotAllowed")
 _HELD = "launch failed requeued held"
@@ -129,14 +131,14 @@ class Slurm:
         return self.post.folder / "logs" / f"{number}_0_log.err"
 
     def _submit_waiting(self) -> list[Outcome]:
-        """Submit the jobs whose trunks are free, as one array for each time limit; the others are busy."""
+        """Submit the jobs whose trunks are free, as an array for each limit of time and memory; the others are busy."""
         if time.monotonic() < self.pause:
             return []
-        buckets: dict[int, list[tuple[int, Job]]] = defaultdict(list)
+        buckets: dict[tuple[int, float], list[tuple[int, Job]]] = defaultdict(list)
         busy = []
         for ticket, job in self.waiting:
             if self.post.is_free(job):
-                buckets[minutes(job, self.config)].append((ticket, job))
+                buckets[minutes(job, self.config), gigabytes(job, self.config)].append((ticket, job))
             else:
                 busy.append(Outcome(ticket, "busy"))
         self.waiting.clear()
@@ -145,11 +147,11 @@ class Slurm:
                 self._submit_array(limit, jobs[i : i + _ARRAY])
         return busy
 
-    def _submit_array(self, limit: int, jobs: list[tuple[int, Job]]) -> None:
+    def _submit_array(self, limit: tuple[int, float], jobs: list[tuple[int, Job]]) -> None:
         posted = [self.post.write(ticket, job) for ticket, job in jobs]
         executor = self.submitit.SlurmExecutor(self.post.folder / "logs", max_num_timeout=0)
         try:
-            executor.update_parameters(**self._parameters(limit))
+            executor.update_parameters(**self._parameters(*limit))
             numbers = [job.job_id for job in executor.map_array(train, [str(p.path) for p in posted])]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             for each in posted:
@@ -163,14 +165,14 @@ class Slurm:
         self.accepted += len(jobs)
         self.there |= dict(zip(numbers, posted, strict=True))
 
-    def _parameters(self, limit: int) -> dict[str, Any]:
+    def _parameters(self, limit: int, memory: float) -> dict[str, Any]:
         """Of `sbatch`, as submitit calls them."""
         config = self.config
         exports = remote.environment(config.cpus, config.gpus > 0).items()
         return {
             "job_name": self.name,
             "time": limit,
-            "mem": f"{math.ceil(config.memory_gb * 1024)}M",
+            "mem": f"{math.ceil(memory * 1024)}M",
             "cpus_per_task": config.cpus,
             "signal_delay_s": config.notice,
             "array_parallelism": config.parallel,
@@ -202,6 +204,14 @@ def minutes(job: Job, config: SlurmConfig) -> int:
     while limit // 2 >= need:
         limit //= 2
     return limit
+
+
+def gigabytes(job: Job, config: SlurmConfig) -> float:
+    """The memory that a job asks for: where none is set a power of two, so that many jobs ask for the same."""
+    if config.memory_gb is not None:
+        return config.memory_gb
+    need = max(_MEMORY, 2 * host_bytes(job.runs[0]) / 2**30)
+    return 2.0 ** math.ceil(math.log2(need))
 
 
 def queue(name: str) -> dict[str, tuple[str, str]] | None:

@@ -27,7 +27,7 @@ from scaling.unit_scaling import UnitOps
 
 Range = tuple[int, int] | None  # targets lo <= id < hi count in the loss; None: all do
 
-_CACHED_TOKENS = 512  # seen at once on CPU: the activations then stay in a core's own cache
+CACHED_TOKENS = 512  # seen at once on CPU: the activations then stay in a core's own cache
 _EVALUATED_TOKENS = 4096  # seen at once by an accelerator that evaluates
 
 
@@ -232,7 +232,7 @@ def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
 def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
     family = build(shape.model, unroll=strategy.platform == "gpu")
     recipe = Recipe(family, make_optimizer(shape.optim, family), micro_batches(shape, strategy), loss_range)
-    rows = max(1, (_CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS) // shape.model.context)
+    rows = max(1, (CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS) // shape.model.context)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
     evaluate = functools.partial(window_losses, recipe=recipe, rows=strategy.at_once(rows))
     evaluator = strategy.compile_evaluation(evaluate)
@@ -249,4 +249,4 @@ def micro_batches(run: RunConfig, strategy: Strategy) -> int:
     if strategy.platform != "cpu" or run.model.dropout > 0 or isinstance(parametrization(run.model).ops, UnitOps):
         return pieces
     fitting = (n for n in range(pieces, rows + 1, pieces) if rows % n == 0)
-    return next((n for n in fitting if rows // n * run.model.context <= _CACHED_TOKENS), rows)
+    return next((n for n in fitting if rows // n * run.model.context <= CACHED_TOKENS), rows)

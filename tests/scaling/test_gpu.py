@@ -19,9 +19,9 @@ import pytest
 from scaling import store
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.executors import run_here
-from scaling.gpu_memory import footprint
 from scaling.kernels import _attention, causal_attention
 from scaling.lowering import lower
+from scaling.memory import gpu_footprint
 from scaling.packing import How
 from scaling.plan import Plan
 from scaling.sweep import SweepError, sweep
@@ -143,5 +143,5 @@ def test_bytes_priced_beforehand_are_near_those_of_the_gpu(dtype: str) -> None:
     run = RunConfig(model, DataConfig(), OptimConfig(batch_size=32), tokens=32 * 512)
     stats: Any = lower(run, jax.devices()[:1], LoopConfig().chunk_steps).stages.compile().memory_analysis()
     parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, -stats.alias_size_in_bytes)
-    share = footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
+    share = gpu_footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
     assert 0.9 < share < (1.1 if dtype == "bfloat16" else 2.0)

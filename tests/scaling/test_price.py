@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scaling import Plan, gpu_memory, grid_plan, libtpu
+from scaling import Plan, grid_plan, libtpu, memory
 from scaling.aot import Compiler, Footprint
 from scaling.calibration import Timing, calibration_runs, estimate
 from scaling.cli import main
@@ -48,7 +48,7 @@ def weigh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
     monkeypatch.setattr(Compiler, "__enter__", lambda self: self)
     monkeypatch.setattr(Compiler, "__exit__", lambda self, *error: None)
     monkeypatch.setattr(Compiler, "footprint", lambda self, *args: footprint(*args))
-    monkeypatch.setattr(gpu_memory, "footprint", footprint)
+    monkeypatch.setattr(memory, "gpu_footprint", footprint)
     return seen
 
 

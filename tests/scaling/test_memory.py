@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from scaling.clusters import SlurmConfig
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.gpu_memory import footprint, layer_bytes
+from scaling.executors import Job
+from scaling.flops import count
+from scaling.memory import gpu_footprint, host_bytes, layer_bytes
+from scaling.slurm import gigabytes
 
 MakeRun = Callable[..., RunConfig]
 
@@ -33,13 +37,13 @@ def run_of(width: int, depth: int, heads: int, context: int, batch: int, remat: 
 def test_the_count_is_within_a_tenth_of_the_compiler(
     shape: tuple[int, int, int, int, int, bool], measured: int
 ) -> None:
-    assert footprint(run_of(*shape), 1).total == pytest.approx(measured, rel=0.1)
+    assert gpu_footprint(run_of(*shape), 1).total == pytest.approx(measured, rel=0.1)
 
 
 def test_what_saves_memory_saves_some(make_run: MakeRun) -> None:
     run = run_of(256, 4, 4, 256, 64, False)
-    plain, shared, split = footprint(run, 1), footprint(run, 4), footprint(run, 4, sharded=True)
-    pieces = footprint(dataclasses.replace(run, optim=dataclasses.replace(run.optim, accumulate=8)), 1)
+    plain, shared, split = gpu_footprint(run, 1), gpu_footprint(run, 4), gpu_footprint(run, 4, sharded=True)
+    pieces = gpu_footprint(dataclasses.replace(run, optim=dataclasses.replace(run.optim, accumulate=8)), 1)
     assert shared.temporaries < plain.temporaries and pieces.temporaries < plain.temporaries
     assert pieces.arguments == plain.arguments
     assert split.aliased == pytest.approx(shared.aliased / 4, abs=1)
@@ -52,3 +56,14 @@ def test_float32_and_scores_of_our_own_are_more(make_run: MakeRun) -> None:
     scores = 4 * model.heads * (128 * 128 + 128 * 256) / 256  # two blocks of queries (`scaling.kernels`)
     assert layer_bytes(own) == 2 * layer_bytes(model) + scores
     assert layer_bytes(dataclasses.replace(model, activation="swiglu")) > layer_bytes(model)
+
+
+def test_a_job_asks_for_what_its_model_takes() -> None:
+    """For small models the least, else twice the count as a power of two, of which the state is a part; or as told."""
+    ask = lambda run, **told: gigabytes(Job([run]), SlurmConfig(**told))  # noqa: E731
+    small, large = run_of(256, 4, 4, 256, 64, False), run_of(2048, 16, 16, 1024, 8, False)
+    state = 12 * count(large.model).n_total
+    assert 2 * state < host_bytes(large) < 6 * state
+    assert ask(small) == 8
+    assert 2 * host_bytes(large) / 2**30 <= ask(large) < 4 * host_bytes(large) / 2**30 and ask(large) in (64, 128)
+    assert ask(large, memory_gb=3.0) == 3
