@@ -41,3 +41,4 @@ def heeded() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        _requested.clear()

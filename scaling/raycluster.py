@@ -97,11 +97,19 @@ class Ray:
         return None
 
     def cancel(self) -> None:
-        """Interrupt the tasks, and kill those that do not save and end in time."""
-        for force in (False, True):
-            for reference in self.there:
-                self.ray.cancel(reference, force=force)
-            self._ready(_GRACE)
+        """Tell the tasks to save and end, and kill those that do not in time.
+
+        Through their files, as Ray (2.60) aborts this process now and then when a task that it interrupts returns.
+        """
+        for reference, posted in self.there.items():
+            self.post.read(posted)
+            self.post.recall(posted)
+            if not posted.offset:  # it has not begun
+                self.ray.cancel(reference)
+        ended = self._ready(_GRACE)
+        for reference in self.there.keys() - set(ended):
+            self.ray.cancel(reference, force=True)
+        self._ready(_GRACE)
         for posted in self.there.values():
             self.post.outcome(posted, "cancelled")
         self.there.clear()
@@ -162,7 +170,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def train(path: str) -> str:
-    """Do the job of a file, within Ray, which cancels a task by an interrupt: save then, and end."""
+    """Do the job of a file, within Ray, whose interrupt is a notice: save then, and end."""
     with preemption.heeded():
         before = signal.signal(signal.SIGINT, preemption.request)
         try:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling import store
+from scaling import preemption, store
 from scaling.claims import EXPIRY, Claims
 from scaling.executors import Job, Outcome, Report
 from scaling.trunk import LoopConfig
@@ -117,6 +119,11 @@ class Post:
             return Outcome(posted.ticket, kind, error)
         return Outcome(posted.ticket, "died", reason, store.standing(self.out, posted.job.runs) != posted.before)
 
+    def recall(self, posted: Posted) -> None:
+        """Tell a job that is under way to save and end."""
+        with suppress(OSError):
+            posted.path.unlink()
+
     def _forget(self, posted: Posted) -> None:
         for path in (posted.path, events_of(posted.path)):
             with suppress(OSError):
@@ -134,17 +141,44 @@ def events_of(path: Path) -> Path:
 def serve(path: Path) -> str:
     """Do the job of a file, tell of it in the file beside, and return its last word: done, failed or busy.
 
+    The job is wanted as long as its file is there.
+
     Raises:
-        Preempted: the process was told to end; what was trained is in a checkpoint.
+        Preempted: the process was told to end, or the job is not wanted; what was trained is in a checkpoint.
     """
     job = json.loads(path.read_text())
     with suppress(OSError):  # relative paths of data mean what they meant where the sweep was started
         os.chdir(job["cwd"])
     until = time.monotonic() + _PATIENCE
     claims = Claims()
-    with open(events_of(path), "a", buffering=1) as events:
+    with open(events_of(path), "a", buffering=1) as events, _wanted(path):
         events.write("\n")  # ends a line that was torn
         while (last := answer(job, claims, events))["event"] == "busy" and time.monotonic() < until:
+            if preemption.requested():
+                break
             time.sleep(1.0)
         events.write(json.dumps(last) + "\n")
     return last["event"]
+
+
+@contextmanager
+def _wanted(path: Path) -> Iterator[None]:
+    """Take it for a notice when the file of the job is removed."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            try:
+                open(path, "rb").close()  # NFS then asks the server
+            except FileNotFoundError:
+                return preemption.request()
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

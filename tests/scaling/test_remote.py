@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scaling import remote, store
+from scaling import preemption, remote, store
 from scaling.claims import Claims
 from scaling.clusters import RayConfig
 from scaling.config import ConfigError, RunConfig
@@ -56,6 +58,29 @@ def test_a_job_that_fails_says_why(post: Post, make_run: MakeRun) -> None:
     assert remote.serve(posted.path) == "failed"
     outcome = post.outcome(posted, "gone")
     assert outcome is not None and outcome.kind == "failed" and "model.vocab = 8" in outcome.reason
+
+
+def test_a_job_that_is_not_wanted_saves_and_ends(post: Post, make_run: MakeRun, tmp_path: Path) -> None:
+    """No checkpoint is due for an hour, so the one that is there was asked for."""
+    post.loop = LoopConfig(chunk_steps=4, checkpoint_seconds=3600.0)
+    run = make_run(tokens=64 * 50_000)
+    posted = post.write(1, Job([run]))
+
+    def recall() -> None:
+        while not any(event["event"] == "progress" for event in seen):
+            seen.extend(json.loads(line) for line in remote.events_of(posted.path).read_text().splitlines()[1:-1])
+            time.sleep(0.1)
+        post.recall(posted)
+
+    seen: list[Event] = [{"event": ""}]
+    remote.events_of(posted.path).touch()
+    with ThreadPoolExecutor(1) as pool, preemption.heeded():
+        done = pool.submit(recall)
+        with pytest.raises(preemption.Preempted):
+            remote.serve(posted.path)
+        done.result()
+    assert list((store.trunk_dir(tmp_path, run) / "checkpoints").glob("[0-9]*"))
+    assert not store.is_finished(tmp_path, run) and not preemption.requested()
 
 
 def test_a_job_whose_trunk_is_held_is_busy(
