@@ -33,8 +33,10 @@ MAX_BYTES = 2**20  # of a result or a configuration, which have one or two thous
 _LATER = ("flops_spent", "fingerprint")  # not in a result, or not in those of earlier versions
 IDS = ("run_id", "trunk_id")
 FLAGS = ("diverged", "undercooled")
-TEXTS = ("sweep", "status", "parametrization", "optimizer", "schedule", "source", "fingerprint", "tokenizer")
-TEXTS = (*TEXTS, "device", "versions", "commit")
+TEXTS = (
+    *("sweep", "status", "parametrization", "optimizer", "schedule", "source", "fingerprint", "tokenizer"),
+    *("device", "versions", "commit"),
+)
 _DIVISORS = ("tokens", "batch_tokens", "n_matmul", "flops")
 _ID = re.compile(r"[0-9a-f]{16}")
 _PLAIN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -93,12 +93,15 @@ def sweep(
             failures += _train(pending, out, loop, executor or workers, shown)
     if failures:
         raise SweepError(failures)
-    if not hosts.is_first():
-        return _from_first(None)
+    return _from_first(_exported(plan, out) if hosts.is_first() else None)
+
+
+def _exported(plan: Plan, out: Path) -> pd.DataFrame:
+    """The run table of the plan; that of the whole folder is written beside the runs."""
     table = store.run_table(out, plan)
     if len(table):
         store.export(store.run_table(out), out)
-    return _from_first(table)
+    return table
 
 
 def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
