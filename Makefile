@@ -18,12 +18,12 @@ test-slow: $(READY)
 
 # Sweeps on a SLURM of one node, where its programs are installed (slurm-wlm, munge), and on a Ray of two nodes.
 test-clusters: $(VENV)/.ray
-	$(BIN)/python -m pytest -m '' -rs tests/scaling/test_slurm.py tests/scaling/test_ray.py
+	$(BIN)/python -m pytest -m '' -rs tests/scaling/execution/test_slurm.py tests/scaling/execution/test_ray.py
 
 # On a machine with an NVIDIA GPU.
 test-gpu: $(READY)
 	$(BIN)/pip install --quiet --editable '.[cuda]'
-	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -rs tests/scaling/test_gpu.py
+	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -rs tests/scaling/training/test_gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

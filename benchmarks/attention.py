@@ -1,9 +1,11 @@
-"""Time of the gradient of causal attention: ours against `jax.nn.dot_product_attention`.
+"""Time of the gradient of causal attention: ours against
+`jax.nn.dot_product_attention`.
 
     python benchmarks/attention.py
 
-Both compute the same numbers (tests/scaling/test_kernels.py). The two are timed in turn on this machine's default
-device; printed are medians, the ratio pair by pair, and its spread. Expect a ratio near 0.3 on CPU.
+Both compute the same numbers (tests/scaling/test_kernels.py). The two are timed in turn
+on this machine's default device; printed are medians, the ratio pair by pair, and its
+spread. Expect a ratio near 0.3 on CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.kernels import causal_attention
+from scaling.model.kernels import causal_attention
 
 ROUNDS, CALLS = 15, 5
 SHAPES = ((4, 4, 128, 16), (32, 4, 128, 16), (8, 4, 256, 32))  # B, H, T, K
@@ -24,12 +26,21 @@ SHAPES = ((4, 4, 128, 16), (32, 4, 128, 16), (8, 4, 256, 32))  # B, H, T, K
 def theirs(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
     """The library's attention on the same layout."""
     q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
-    return jnp.moveaxis(jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True), 2, 1)
+    return jnp.moveaxis(
+        jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True), 2, 1
+    )
 
 
-def gradient(attention: Callable[..., jax.Array], scale: float) -> Callable[..., tuple[jax.Array, ...]]:
+def gradient(
+    attention: Callable[..., jax.Array], scale: float
+) -> Callable[..., tuple[jax.Array, ...]]:
     """Compiled gradient of the sum of squares of the output."""
-    return jax.jit(jax.grad(lambda q, k, v: jnp.square(attention(q, k, v, scale)).sum(), argnums=(0, 1, 2)))
+    return jax.jit(
+        jax.grad(
+            lambda q, k, v: jnp.square(attention(q, k, v, scale)).sum(),
+            argnums=(0, 1, 2),
+        )
+    )
 
 
 def seconds(function: Callable[..., object], arguments: tuple[jax.Array, ...]) -> float:
@@ -42,13 +53,23 @@ def seconds(function: Callable[..., object], arguments: tuple[jax.Array, ...]) -
 
 def main() -> None:
     """Time every shape and print a line for each."""
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind} x{jax.device_count()}, float32")
+    print(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind} x{jax.device_count()}, float32"
+    )
     for shape in SHAPES:
-        arguments = tuple(jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 3))
+        arguments = tuple(
+            jax.random.normal(key, shape)
+            for key in jax.random.split(jax.random.key(0), 3)
+        )
         functions = [gradient(f, shape[-1] ** -0.5) for f in (causal_attention, theirs)]
         for function in functions:
             seconds(function, arguments)
-        times = np.array([[seconds(function, arguments) for function in functions] for _ in range(ROUNDS)])
+        times = np.array(
+            [
+                [seconds(function, arguments) for function in functions]
+                for _ in range(ROUNDS)
+            ]
+        )
         ours, library = 1e3 * np.median(times, axis=0)
         low, middle, high = np.quantile(times[:, 0] / times[:, 1], [0.0, 0.5, 1.0])
         print(

@@ -1,10 +1,13 @@
-"""Kill a sweep again and again, at random times, and see that nothing is lost, nothing done twice, no loss changed.
+"""Kill a sweep again and again, at random times, and see that nothing is lost, nothing
+done twice, no loss changed.
 
     python benchmarks/chaos.py [--kills 200] [--runs 40] [--workers 3] [--json]
 
-The same sweep is trained once undisturbed, then under fire: after some random number of chunks of training, or of
-tenths of a second where nothing may have been trained yet, a worker or the whole sweep gets a SIGKILL or a SIGTERM, and
-a sweep that is gone is started again. Rounds, each in a new folder, go on until there were that many kills and the last
+The same sweep is trained once undisturbed, then under fire: after some random number of
+chunks of training, or of tenths of a second where nothing may have been trained yet, a
+worker or the whole sweep gets a SIGKILL or a SIGTERM, and a sweep that is gone is
+started again. Rounds, each in a new folder, go on until there were that many kills and
+the last
 round is over. Then, by what lies in the folders: is every run there once, were results
 written twice, are the losses those of the undisturbed sweep to the last bit.
 """
@@ -29,9 +32,18 @@ from typing import Any
 import pandas as pd
 import tyro
 
-from scaling import DataConfig, LoopConfig, ModelConfig, OptimConfig, Plan, RunConfig, sweep
-from scaling.flops import flops_per_token
-from scaling.store import run_table, trunk_dir
+from scaling import (
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    Plan,
+    RunConfig,
+    sweep,
+)
+from scaling.model.flops import flops_per_token
+from scaling.store.run_dirs import trunk_dir
+from scaling.store.table import run_table
 
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
 
@@ -57,12 +69,18 @@ def make_plan(args: Chaos) -> Plan:
     """Pairs of runs on a trunk, of two widths and many seeds."""
     runs = []
     for number in range(args.runs // 2):
-        model = ModelConfig(width=(16, 24)[number % 2], depth=1, n_heads=2, vocab=64, context=32)
+        model = ModelConfig(
+            width=(16, 24)[number % 2], depth=1, n_heads=2, vocab=64, context=32
+        )
         optim = OptimConfig(lr=1e-2, batch_size=8, warmup_tokens=2560)
         source = DataConfig("markov:states=64,branching=4,tokens=400000")
         for share in (2, 1):
             tokens = args.steps // share * 8 * 32
-            runs.append(RunConfig(model, source, optim, tokens=tokens, seed=number, eval_tokens=8192))
+            runs.append(
+                RunConfig(
+                    model, source, optim, tokens=tokens, seed=number, eval_tokens=8192
+                )
+            )
     return Plan("chaos", tuple(runs))
 
 
@@ -72,11 +90,22 @@ def train(plan: Path, out: Path, workers: int) -> None:
     sweep(Plan.from_json(plan), out, workers=workers, loop=loop, show="json")
 
 
-def under_fire(plan: Path, out: Path, args: Chaos, dice: random.Random, left: int) -> tuple[Counter[str], list[str]]:
-    """One sweep to its end, with at most `left` kills: counts of them, and the ids reported as finished."""
+def under_fire(
+    plan: Path, out: Path, args: Chaos, dice: random.Random, left: int
+) -> tuple[Counter[str], list[str]]:
+    """One sweep to its end, with at most `left` kills: counts of them, and the ids
+    reported as finished.
+    """
     counts: Counter[str] = Counter()
     log = out.with_suffix(".jsonl")
-    command = [sys.executable, __file__, "sweep", str(plan), str(out), str(args.workers)]
+    command = [
+        sys.executable,
+        __file__,
+        "sweep",
+        str(plan),
+        str(out),
+        str(args.workers),
+    ]
     while True:
         with open(log, "ab") as events, open(out.with_suffix(".log"), "ab") as errors:
             process = subprocess.Popen(command, stdout=errors, stderr=events)
@@ -89,7 +118,9 @@ def under_fire(plan: Path, out: Path, args: Chaos, dice: random.Random, left: in
             return counts, _finished(log)
 
 
-def _wait(process: subprocess.Popen[bytes], log: Path, chunks: int, dice: random.Random) -> None:
+def _wait(
+    process: subprocess.Popen[bytes], log: Path, chunks: int, dice: random.Random
+) -> None:
     """Until some chunks have been trained, or for a moment, or until the sweep is over."""
     before = log.stat().st_size
     if dice.random() < 0.25:
@@ -107,22 +138,38 @@ def _chunks(log: Path, start: int) -> int:
 
 
 def _kill(process: subprocess.Popen[bytes], dice: random.Random) -> Counter[str]:
-    """One kill of a process of the sweep, or none where there is none any more. Needs Linux's /proc."""
+    """One kill of a process of the sweep, or none where there is none any more. Needs
+    Linux's /proc.
+    """
     try:
-        workers = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        workers = [
+            int(pid)
+            for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            .read_text()
+            .split()
+        ]
         whole = dice.random() < 0.2
         if not whole and not workers:
             return Counter()
-        chosen, number = process.pid if whole else dice.choice(workers), dice.choice(_SIGNALS)
+        chosen, number = (
+            process.pid if whole else dice.choice(workers),
+            dice.choice(_SIGNALS),
+        )
         os.kill(chosen, number)
     except (FileNotFoundError, ProcessLookupError):
         return Counter()
-    return Counter(["kills", f"{number.name} to {'the sweep' if whole else 'a worker'}"])
+    return Counter(
+        ["kills", f"{number.name} to {'the sweep' if whole else 'a worker'}"]
+    )
 
 
 def _finished(log: Path) -> list[str]:
     events = [_parsed(line) for line in log.read_text().splitlines()]
-    return [event["run_id"] for event in events if event.get("event") in ("finished", "repeated")]
+    return [
+        event["run_id"]
+        for event in events
+        if event.get("event") in ("finished", "repeated")
+    ]
 
 
 def _parsed(line: str) -> dict[str, Any]:
@@ -155,9 +202,15 @@ def _logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
 
 
 def compare(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
-    """Runs lost, and those whose loss is not that of the undisturbed sweep to the last bit."""
+    """Runs lost, and those whose loss is not that of the undisturbed sweep to the last
+    bit.
+    """
     ours, theirs = (
-        {row["run_id"]: (row["loss"], row["loss_se"]) for row in table.to_dict("records")} for table in (calm, hit)
+        {
+            row["run_id"]: (row["loss"], row["loss_se"])
+            for row in table.to_dict("records")
+        }
+        for table in (calm, hit)
     )
     different = sum(theirs.get(run, ours[run]) != ours[run] for run in ours)
     return {"lost": len(ours.keys() - theirs.keys()), "different": different}
@@ -168,15 +221,27 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
     plan, dice = make_plan(args), random.Random(args.seed)
     plan.to_json(folder / "plan.json")
     start = time.monotonic()
-    command = [sys.executable, __file__, "sweep", str(folder / "plan.json"), str(folder / "calm"), str(args.workers)]
+    command = [
+        sys.executable,
+        __file__,
+        "sweep",
+        str(folder / "plan.json"),
+        str(folder / "calm"),
+        str(args.workers),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     calm, quiet_seconds = run_table(folder / "calm"), time.monotonic() - start
     total: Counter[str] = Counter()
     rounds = 0
     while total["kills"] < args.kills:
         out = folder / f"round-{rounds}"
-        counts, finished = under_fire(folder / "plan.json", out, args, dice, args.kills - total["kills"])
-        claims = [len(list((trunk_dir(out, trunk[0]) / "claims").iterdir())) - 1 for trunk in plan.trunks()]
+        counts, finished = under_fire(
+            folder / "plan.json", out, args, dice, args.kills - total["kills"]
+        )
+        claims = [
+            len(list((trunk_dir(out, trunk[0]) / "claims").iterdir())) - 1
+            for trunk in plan.trunks()
+        ]
         found = compare(calm, run_table(out))
         twice = sum(count - 1 for count in Counter(finished).values())
         total += counts + Counter(found | {"duplicated": twice, "resumes": sum(claims)})
@@ -184,8 +249,22 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
         rounds += 1
         print(f"round {rounds}: {dict(counts)}, {found}", file=sys.stderr, flush=True)
     return {
-        **{name: total[name] for name in ("kills", "starts", "resumes", "lost", "duplicated", "different")},
-        **{name: count for name, count in sorted(total.items()) if name.startswith("SIG")},
+        **{
+            name: total[name]
+            for name in (
+                "kills",
+                "starts",
+                "resumes",
+                "lost",
+                "duplicated",
+                "different",
+            )
+        },
+        **{
+            name: count
+            for name, count in sorted(total.items())
+            if name.startswith("SIG")
+        },
         "rounds": rounds,
         "runs": len(plan) * rounds,
         "wasted_flops": float(total["wasted"]),

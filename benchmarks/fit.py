@@ -1,18 +1,24 @@
-"""Time of a certified fit with bootstrap: ours against SciPy as published, and against the PyPI package `chinchilla`.
+"""Time of a certified fit with bootstrap: ours against SciPy as published, and against
+the PyPI package `chinchilla`.
 
     python benchmarks/fit.py --data-dir DIR [--rounds 3] [--json]
 
-1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss): L-BFGS-B with SciPy's defaults from
-   their 4,500 starts, then 4,000 bootstraps from the optimum alone, one after the other, gradients by autograd as in
-   their code; timed on a random sample of both, extrapolated. Beside it: gradients written by hand; on all cores; and
-   bootstraps that search from all 4,500 starts, as ours search globally. Ours: a fit and 4,000 bootstraps, each with
-   its own global search, in a new process, imports and compilation included.
-2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same objective, extrapolated from 2^5;
-   ours is a fit in a new process, compilation included, and a second one in the same process.
+1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss):
+L-BFGS-B with SciPy's defaults from
+   their 4,500 starts, then 4,000 bootstraps from the optimum alone, one after the
+   other, gradients by autograd as in their code; timed on a random sample of both,
+   extrapolated. Beside it: gradients written by hand; on all cores; and
+   bootstraps that search from all 4,500 starts, as ours search globally. Ours: a fit
+   and 4,000 bootstraps, each with its own global search, in a new process, imports and
+   compilation included.
+2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same
+objective, extrapolated from 2^5;
+   ours is a fit in a new process, compilation included, and a second one in the same
+   process.
 3. A fit to 100,000 rows in a new process: seconds and peak memory.
 
-The sides take turns; printed are medians over the rounds and the range. Nothing else should run meanwhile. Expect a few
-minutes.
+The sides take turns; printed are medians over the rounds and the range. Nothing else
+should run meanwhile. Expect a few minutes.
 """
 
 from __future__ import annotations
@@ -37,7 +43,13 @@ import scipy.optimize
 STARTS, BOOTSTRAPS, DELTA = 4500, 4000, 1e-3
 OPTIMUM = 0.001018274018
 SAMPLE_STARTS, SAMPLE_BOOTSTRAPS = 60, 40
-GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
+GRID = (
+    range(0, 30, 5),
+    range(0, 30, 5),
+    np.arange(-1, 1.5, 0.5),
+    np.arange(0, 2.5, 0.5),
+    np.arange(0, 2.5, 0.5),
+)
 PACKAGE_GRID = {  # of the package's example: 5^5 starts
     "E": (1.1, 1.5),
     "a": (1.0, 10.0),
@@ -69,9 +81,17 @@ print(json.dumps({"total": end - start - (warm - cold), "fit": cold - load, "war
 
 
 def ours(table: Path, draws: int) -> dict[str, float]:
-    """Seconds of each part in a process of its own; `total` includes imports and compilation, not the second fit."""
+    """Seconds of each part in a process of its own; `total` includes imports and
+    compilation, not the second fit.
+    """
     command = [sys.executable, "-c", OURS, "fit", str(table), str(draws)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -84,15 +104,21 @@ def epoch_runs(path: Path) -> pd.DataFrame:
 
 
 class Published:
-    """The published objective over p = (a, b, e, alpha, beta), its gradient, and the minimiser."""
+    """The published objective over p = (a, b, e, alpha, beta), its gradient, and the
+    minimiser.
+    """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self.ln_N, self.ln_D, self.ln_loss = (np.log(table[v].to_numpy(float)) for v in ("N", "D", "loss"))
+        self.ln_N, self.ln_D, self.ln_loss = (
+            np.log(table[v].to_numpy(float)) for v in ("N", "D", "loss")
+        )
 
     def both(self, p: np.ndarray, weight: np.ndarray) -> tuple[float, np.ndarray]:
         """Sum of weight * Huber, and its gradient."""
         a, b, e, alpha, beta = p
-        parts = np.stack([a - alpha * self.ln_N, b - beta * self.ln_D, np.full_like(self.ln_N, e)])
+        parts = np.stack(
+            [a - alpha * self.ln_N, b - beta * self.ln_D, np.full_like(self.ln_N, e)]
+        )
         top = parts.max(axis=0)
         powers = np.exp(parts - top)
         total = powers.sum(axis=0)
@@ -100,7 +126,13 @@ class Published:
         size = np.abs(r)
         huber = np.where(size <= DELTA, r * r / 2, DELTA * (size - DELTA / 2))
         pull = weight * np.clip(r, -DELTA, DELTA) * powers / total
-        gradient = [pull[0].sum(), pull[1].sum(), pull[2].sum(), -(pull[0] @ self.ln_N), -(pull[1] @ self.ln_D)]
+        gradient = [
+            pull[0].sum(),
+            pull[1].sum(),
+            pull[2].sum(),
+            -(pull[0] @ self.ln_N),
+            -(pull[1] @ self.ln_D),
+        ]
         return float(weight @ huber), np.array(gradient)
 
     def traced(self, p: Any, weight: np.ndarray) -> Any:
@@ -108,38 +140,58 @@ class Published:
         import autograd.numpy as anp
 
         a, b, e, alpha, beta = p[0], p[1], p[2], p[3], p[4]
-        total = anp.exp(a - alpha * self.ln_N) + anp.exp(b - beta * self.ln_D) + anp.exp(e)
+        total = (
+            anp.exp(a - alpha * self.ln_N) + anp.exp(b - beta * self.ln_D) + anp.exp(e)
+        )
         size = anp.abs(anp.log(total) - self.ln_loss)
-        return anp.sum(weight * anp.where(size <= DELTA, size**2 / 2, DELTA * (size - DELTA / 2)))
+        return anp.sum(
+            weight * anp.where(size <= DELTA, size**2 / 2, DELTA * (size - DELTA / 2))
+        )
 
-    def minimise(self, start: np.ndarray, weight: np.ndarray, by_hand: bool) -> scipy.optimize.OptimizeResult:
+    def minimise(
+        self, start: np.ndarray, weight: np.ndarray, by_hand: bool
+    ) -> scipy.optimize.OptimizeResult:
         """L-BFGS-B with SciPy's defaults."""
         if by_hand:
-            return scipy.optimize.minimize(self.both, start, args=(weight,), method="L-BFGS-B", jac=True)
+            return scipy.optimize.minimize(
+                self.both, start, args=(weight,), method="L-BFGS-B", jac=True
+            )
         from autograd import grad
 
         slope = grad(self.traced)
-        return scipy.optimize.minimize(self.traced, start, args=(weight,), method="L-BFGS-B", jac=slope)
+        return scipy.optimize.minimize(
+            self.traced, start, args=(weight,), method="L-BFGS-B", jac=slope
+        )
 
 
 def scipy_seconds(
-    published: Published, starts: np.ndarray, optimum: np.ndarray, best: float, seed: int
+    published: Published,
+    starts: np.ndarray,
+    optimum: np.ndarray,
+    best: float,
+    seed: int,
 ) -> tuple[dict[str, float], float]:
-    """(seconds of the published protocol and of its variants, extrapolated from a sample; share of starts that end at
-    `best`, the lowest objective known)."""
+    """(seconds of the published protocol and of its variants, extrapolated from a
+    sample; share of starts that end at `best`, the lowest objective known)."""
     rng = np.random.default_rng(seed)
     n = len(published.ln_N)
     some = starts[rng.choice(len(starts), SAMPLE_STARTS, replace=False)]
 
-    def per_call(begin: list[np.ndarray], weights: list[np.ndarray], by_hand: bool) -> tuple[float, float]:
+    def per_call(
+        begin: list[np.ndarray], weights: list[np.ndarray], by_hand: bool
+    ) -> tuple[float, float]:
         """(seconds, share that ends within 1e-6 of the optimum, relatively)."""
         clock, ends = time.perf_counter(), []
         for start, weight in zip(begin, weights, strict=True):
             ends.append(published.minimise(start, weight, by_hand).fun)
-        return (time.perf_counter() - clock) / len(begin), float(np.mean(np.array(ends) <= best * (1 + 1e-6)))
+        return (time.perf_counter() - clock) / len(begin), float(
+            np.mean(np.array(ends) <= best * (1 + 1e-6))
+        )
 
     ones = [np.ones(n)] * SAMPLE_STARTS
-    counts = list(rng.multinomial(n, np.full(n, 1 / n), size=SAMPLE_BOOTSTRAPS).astype(float))
+    counts = list(
+        rng.multinomial(n, np.full(n, 1 / n), size=SAMPLE_BOOTSTRAPS).astype(float)
+    )
     here = [optimum] * SAMPLE_BOOTSTRAPS
     start, reached = per_call(list(some), ones, by_hand=True)
     boot, _ = per_call(here, counts, by_hand=True)
@@ -155,28 +207,53 @@ def scipy_seconds(
 
 
 def package_seconds(path: Path, per_axis: int) -> tuple[float, float]:
-    """(seconds of `Chinchilla.fit` on a grid of per_axis^5 starts, sum of Huber at its optimum)."""
+    """(seconds of `Chinchilla.fit` on a grid of per_axis^5 starts, sum of Huber at its
+    optimum).
+    """
     from chinchilla import Chinchilla
     from chinchilla._metrics import log_huber
 
-    grid = {name: np.linspace(low, high, per_axis) for name, (low, high) in PACKAGE_GRID.items()}
+    grid = {
+        name: np.linspace(low, high, per_axis)
+        for name, (low, high) in PACKAGE_GRID.items()
+    }
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "df.csv").write_bytes(path.read_bytes())
-        tool = Chinchilla(folder, param_grid=grid, loss_fn=lambda y, p: log_huber(y, p, DELTA), log_level=100)
-        tool.visualizer.optim = lambda *_, **__: None  # its figure is not part of the fit
+        tool = Chinchilla(
+            folder,
+            param_grid=grid,
+            loss_fn=lambda y, p: log_huber(y, p, DELTA),
+            log_level=100,
+        )
+        tool.visualizer.optim = lambda *_, **__: (
+            None
+        )  # its figure is not part of the fit
         begin = time.perf_counter()
         tool.fit()
         seconds = time.perf_counter() - begin
         table = tool.database.df
-        r = np.abs(np.log(np.asarray(tool.predict_loss(table.N.values, table.D.values) / table.loss.values, float)))
+        r = np.abs(
+            np.log(
+                np.asarray(
+                    tool.predict_loss(table.N.values, table.D.values)
+                    / table.loss.values,
+                    float,
+                )
+            )
+        )
     return seconds, float(np.where(r <= DELTA, r**2 / 2, DELTA * (r - DELTA / 2)).sum())
 
 
 def large_table() -> pd.DataFrame:
     """100,000 checkpoints of a known law with noise."""
     rng = np.random.default_rng(0)
-    N, D = np.exp(rng.uniform(np.log(1e7), np.log(1e10), 100_000)), np.exp(rng.uniform(20, 26, 100_000))
-    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(0.01 * rng.standard_normal(100_000))
+    N, D = (
+        np.exp(rng.uniform(np.log(1e7), np.log(1e10), 100_000)),
+        np.exp(rng.uniform(20, 26, 100_000)),
+    )
+    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(
+        0.01 * rng.standard_normal(100_000)
+    )
     return pd.DataFrame({"N": N, "D": D, "loss": loss})
 
 
@@ -187,8 +264,14 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 def main() -> None:
     """Time all sides in turn and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="folder of epoch_chinchilla.csv, chinchilla_package_example.csv")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder of epoch_chinchilla.csv, chinchilla_package_example.csv",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
@@ -197,10 +280,17 @@ def main() -> None:
         or not (args.data_dir / "epoch_chinchilla.csv").is_file()
         or _version("autograd") == "absent"
     ):
-        print("benchmarks/fit.py needs --data-dir with epoch_chinchilla.csv, and the `bench` extra: skipped")
+        print(
+            "benchmarks/fit.py needs --data-dir with epoch_chinchilla.csv, and the `bench` extra: skipped"
+        )
         return
-    versions = ", ".join(f"{name} {_version(name)}" for name in ("jax", "numpy", "scipy", "autograd", "chinchilla"))
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    versions = ", ".join(
+        f"{name} {_version(name)}"
+        for name in ("jax", "numpy", "scipy", "autograd", "chinchilla")
+    )
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = compare(args.data_dir, Path(folder), args.rounds)
     if args.json:
@@ -215,19 +305,25 @@ def compare(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
     example = data / "chinchilla_package_example.csv"
     published = Published(runs)
     starts = np.array(list(itertools.product(*GRID)), float)
-    optimum = np.array([np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718])
+    optimum = np.array(
+        [np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718]
+    )
     mine, theirs, reached, package, large, small = [], [], [], [], [], []
     with_package = example.is_file() and _version("chinchilla") != "absent"
     for seed in range(rounds):
         mine.append(ours(folder / "epoch.csv", BOOTSTRAPS))
-        seconds, share = scipy_seconds(published, starts, optimum, mine[-1]["objective"], seed)
+        seconds, share = scipy_seconds(
+            published, starts, optimum, mine[-1]["objective"], seed
+        )
         theirs.append(seconds)
         reached.append(share)
         if with_package:
             small.append(ours(example, 0))
             package.append(package_seconds(example, 2))
         large.append(ours(folder / "large.csv", 0))
-    print(f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to 1e-6); every one counts as done")
+    print(
+        f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to 1e-6); every one counts as done"
+    )
     return report(mine, theirs, package, small, large)
 
 
@@ -241,28 +337,51 @@ def report(
     """Print what was measured; returns the figures of the JSON line."""
     total = [one["total"] for one in mine]
     fit, boot = (spread([one[part] for one in mine]) for part in ("fit", "bootstrap"))
-    print(f"Epoch protocol, ours: {spread(total)} s in a new process: fit with compilation {fit} s, {BOOTSTRAPS}")
-    print(f"  bootstraps with global search {boot} s; objective {mine[0]['objective']:.12g}")
-    ratios = {kind: [t[kind] / m for t, m in zip(theirs, total, strict=True)] for kind in theirs[0]}
+    print(
+        f"Epoch protocol, ours: {spread(total)} s in a new process: fit with compilation {fit} s, {BOOTSTRAPS}"
+    )
+    print(
+        f"  bootstraps with global search {boot} s; objective {mine[0]['objective']:.12g}"
+    )
+    ratios = {
+        kind: [t[kind] / m for t, m in zip(theirs, total, strict=True)]
+        for kind in theirs[0]
+    }
     for kind, ratio in ratios.items():
-        print(f"SciPy, {kind}: {spread([t[kind] for t in theirs])} s (extrapolated), {spread(ratio)} times ours")
+        print(
+            f"SciPy, {kind}: {spread([t[kind] for t in theirs])} s (extrapolated), {spread(ratio)} times ours"
+        )
     against = None
     if package:
         seconds = [t * PACKAGE_STARTS / 2**5 for t, _ in package]
         against = [t / m["fit"] for t, m in zip(seconds, small, strict=True)]
         warm = [t / m["warm"] for t, m in zip(seconds, small, strict=True)]
-        print(f"package chinchilla: {spread(seconds)} s (extrapolated), objective {package[0][1]:.9g} from 32 starts")
-        print(f"  ours {spread([m['fit'] for m in small])} s with compilation, objective {small[0]['objective']:.9g}:")
-        print(f"  {spread(against)} times ours, {spread(warm)} times a second fit of ours")
-    cold, warm_large, peak = (spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb"))
-    print(f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak {peak} GB")
+        print(
+            f"package chinchilla: {spread(seconds)} s (extrapolated), objective {package[0][1]:.9g} from 32 starts"
+        )
+        print(
+            f"  ours {spread([m['fit'] for m in small])} s with compilation, objective {small[0]['objective']:.9g}:"
+        )
+        print(
+            f"  {spread(against)} times ours, {spread(warm)} times a second fit of ours"
+        )
+    cold, warm_large, peak = (
+        spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb")
+    )
+    print(
+        f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak {peak} GB"
+    )
     return {
         "speedup_vs_scipy": float(np.median(ratios["as published"])),
         "speedup_vs_scipy_by_hand": float(np.median(ratios["gradients by hand"])),
-        "speedup_vs_scipy_global_search": float(np.median(ratios["by hand, all cores, global search"])),
+        "speedup_vs_scipy_global_search": float(
+            np.median(ratios["by hand, all cores, global search"])
+        ),
         "seconds_total": float(np.median(total)),
         "objective": mine[0]["objective"],
-        "speedup_vs_chinchilla_package": None if against is None else float(np.median(against)),
+        "speedup_vs_chinchilla_package": None
+        if against is None
+        else float(np.median(against)),
         "seconds_100k_rows": float(np.median([m["warm"] for m in large])),
         "peak_gb_100k_rows": float(np.median([m["peak_gb"] for m in large])),
     }

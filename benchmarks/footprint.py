@@ -1,9 +1,11 @@
-"""Bytes that `scaling plan --target gpu:NAME` counts, against those of the GPU that is here.
+"""Bytes that `scaling plan --target gpu:NAME` counts, against those of the GPU that is
+here.
 
     python benchmarks/footprint.py [--target gpu:h100] [--json]
 
-For each shape: the count (`scaling.memory`), the total of the training chunk compiled for this GPU, and the most
-that the GPU's allocator had handed out while chunks ran, in a process of its own.
+For each shape: the count (`scaling.planning.memory`), the total of the training chunk
+compiled for this GPU, and the most that the GPU's allocator had handed out while chunks
+ran, in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import numpy as np
 import tyro
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.memory import gpu_footprint
-from scaling.targets import parse_target
-from scaling.trunk import LoopConfig
+from scaling.planning.hardware import parse_target
+from scaling.planning.memory import gpu_footprint
+from scaling.training.loop import LoopConfig
 
 SHAPES = (  # width, depth, context, batch, remat
     (256, 6, 512, 32, False),
@@ -46,31 +48,48 @@ class Args:
 def run_of(args: Args, shape: tuple[int, int, int, int, bool]) -> RunConfig:
     """A run of the shape."""
     width, depth, context, batch, remat = shape
-    sizes = {"vocab": args.vocab, "context": context, "dtype": args.dtype, "remat": remat}
+    sizes = {
+        "vocab": args.vocab,
+        "context": context,
+        "dtype": args.dtype,
+        "remat": remat,
+    }
     model = ModelConfig(width=width, depth=depth, n_heads=max(4, width // 128), **sizes)
-    return RunConfig(model, DataConfig(), OptimConfig(batch_size=batch), tokens=batch * context)
+    return RunConfig(
+        model, DataConfig(), OptimConfig(batch_size=batch), tokens=batch * context
+    )
 
 
 def measured(args: Args, run: RunConfig) -> dict[str, float]:
-    """Bytes by this GPU's compiler, and the most in use while two chunks run; None where it does not fit."""
+    """Bytes by this GPU's compiler, and the most in use while two chunks run; None
+    where it does not fit.
+    """
     import jax
 
-    from scaling.lowering import lower
-    from scaling.parallel import Strategy
-    from scaling.train import Chunk, Schedule, program
+    from scaling.training.lowering import lower
+    from scaling.training.sharding import Strategy
+    from scaling.training.step import Chunk, Schedule, program
 
     S = LoopConfig().chunk_steps
     stats = lower(run, jax.devices()[:1], S).stages.compile().memory_analysis()
-    parts = (stats.argument_size_in_bytes, stats.output_size_in_bytes, -stats.alias_size_in_bytes)
+    parts = (
+        stats.argument_size_in_bytes,
+        stats.output_size_in_bytes,
+        -stats.alias_size_in_bytes,
+    )
     answer = {"compiled": sum(parts) + stats.temp_size_in_bytes, "in_use": None}
     try:
         compiled = program(run, Strategy("single", 1), None)
         state = compiled.init(0)
         shape = (S, run.optim.batch_size, run.model.context + 1)
-        windows = np.random.default_rng(0).integers(0, args.vocab, shape, dtype=np.int32)
+        windows = np.random.default_rng(0).integers(
+            0, args.vocab, shape, dtype=np.int32
+        )
         rates = Schedule(np.full(S, 1e-4, np.float32), np.zeros(S, np.float32))
         for _ in range(2):
-            state, metrics = compiled.train(Chunk(state, windows, rates, np.int32(S), np.uint32(0)))
+            state, metrics = compiled.train(
+                Chunk(state, windows, rates, np.int32(S), np.uint32(0))
+            )
             jax.block_until_ready(metrics)
         answer["in_use"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     except jax.errors.JaxRuntimeError as error:
@@ -85,16 +104,34 @@ def main() -> None:
         print(json.dumps(measured(args, run_of(args, SHAPES[args.shape]))))
         return
     target, rows = parse_target(args.target), []
-    print(f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}")
+    print(
+        f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}"
+    )
     for index, shape in enumerate(SHAPES):
         counted = gpu_footprint(run_of(args, shape), 1).total
-        flags = ["--shape", str(index), "--dtype", args.dtype, "--vocab", str(args.vocab)]
-        out = subprocess.run([sys.executable, __file__, *flags], text=True, capture_output=True)
-        found = json.loads(out.stdout.splitlines()[-1]) if out.returncode == 0 else {"error": out.stderr[-300:]}
+        flags = [
+            "--shape",
+            str(index),
+            "--dtype",
+            args.dtype,
+            "--vocab",
+            str(args.vocab),
+        ]
+        out = subprocess.run(
+            [sys.executable, __file__, *flags], text=True, capture_output=True
+        )
+        found = (
+            json.loads(out.stdout.splitlines()[-1])
+            if out.returncode == 0
+            else {"error": out.stderr[-300:]}
+        )
         rows.append({"shape": shape, "counted": counted, **found})
         values = [counted, found.get("compiled"), found.get("in_use")]
         text = " ".join(f"{'-' if v is None else f'{v / 1e9:.2f}':>9}" for v in values)
-        print(f"{shape!s:>32} {text}  {found.get('refused') or found.get('error') or ''}", flush=True)
+        print(
+            f"{shape!s:>32} {text}  {found.get('refused') or found.get('error') or ''}",
+            flush=True,
+        )
     if args.json:
         print(json.dumps(rows))
 

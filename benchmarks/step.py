@@ -1,16 +1,19 @@
-"""Tokens per second of the training step: this library, plain Flax, and PyTorch, each at its best.
+"""Tokens per second of the training step: this library, plain Flax, and PyTorch, each
+at its best.
 
     python benchmarks/step.py [--quick] [--device gpu] [--json]
 
-Every contender trains the same architecture (`benchmarks/contenders/`) at each rung of a ladder, once as one process
-over all cores and once as one single-threaded process per core. All are started first and then timed in turn, round by
-round; printed are the median over rounds of the tokens per second of all processes together, its spread, the share of
-the machine's own peak that its products are (measured in the same rounds), and the ratios of the best arrangements,
-round by round. PyTorch is left out where it is not installed (`pip install -e '.[bench]'`). Twenty minutes on two
-cores.
+Every contender trains the same architecture (`benchmarks/contenders/`) at each rung of
+a ladder, once as one process over all cores and once as one single-threaded process per
+core. All are started first and then timed in turn, round by round; printed are the
+median over rounds of the tokens per second of all processes together, its spread, the
+share of the machine's own peak that its products are (measured in the same rounds), and
+the ratios of the best arrangements, round by round. PyTorch is left out where it is not
+installed (`pip install -e '.[bench]'`). Twenty minutes on two cores.
 
-With `--device gpu` larger models train in bfloat16 on the first GPU, in one process each, PyTorch also through
-`torch.compile`; a datasheet's peak can be named by `--target gpu:h100`.
+With `--device gpu` larger models train in bfloat16 on the first GPU, in one process
+each, PyTorch also through `torch.compile`; a datasheet's peak can be named by `--target
+gpu:h100`.
 """
 
 from __future__ import annotations
@@ -33,19 +36,35 @@ import numpy as np
 import tyro
 from contenders import Shape
 
-from scaling.flops import flops_per_token
-from scaling.targets import Target, parse_target
+from scaling.model.flops import flops_per_token
+from scaling.planning.hardware import Target, parse_target
 
 LADDERS = {
-    "cpu": tuple(Shape(*s) for s in ((64, 2, 128, 32), (128, 4, 128, 32), (256, 6, 256, 16), (512, 8, 256, 8))),
+    "cpu": tuple(
+        Shape(*s)
+        for s in (
+            (64, 2, 128, 32),
+            (128, 4, 128, 32),
+            (256, 6, 256, 16),
+            (512, 8, 256, 8),
+        )
+    ),
     "gpu": tuple(
-        Shape(*s, vocab=32_768, dtype="bfloat16") for s in ((256, 6, 512, 32), (512, 8, 1024, 16), (1024, 12, 1024, 8))
+        Shape(*s, vocab=32_768, dtype="bfloat16")
+        for s in ((256, 6, 512, 32), (512, 8, 1024, 16), (1024, 12, 1024, 8))
     ),
 }
-CONTENDERS = ("ours", "plain_flax", "torch_eager", "torch_compiled")  # the last one on a GPU
+CONTENDERS = (
+    "ours",
+    "plain_flax",
+    "torch_eager",
+    "torch_compiled",
+)  # the last one on a GPU
 ARRANGEMENTS = {"cpu": ("threads", "processes"), "gpu": ("device",)}
 MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the contenders share a GPU
-Found = dict[str, np.ndarray]  # by "contender arrangement": tokens per second of each round
+Found = dict[
+    str, np.ndarray
+]  # by "contender arrangement": tokens per second of each round
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,9 @@ class Step:
     """The two small rungs, three rounds of two seconds."""
     device: Literal["cpu", "gpu"] = "cpu"
     target: str | None = None
-    """A machine as `scaling plan --target` has it: our share of its stated peak is printed too."""
+    """A machine as `scaling plan --target` has it: our share of its stated peak is
+    printed too.
+    """
     json: bool = False
     """End with one JSON line: the ratios, per rung and their geometric means."""
     contenders: tuple[str, ...] = CONTENDERS
@@ -80,21 +101,38 @@ class Team:
         lines = [self._line(process) for process in self.processes]
         return lines[0]
 
-    def _start(self, name: str, shape: Shape, cores: list[int]) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "contenders.worker", name, json.dumps(shape), ",".join(map(str, cores))]
+    def _start(
+        self, name: str, shape: Shape, cores: list[int]
+    ) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "contenders.worker",
+            name,
+            json.dumps(shape),
+            ",".join(map(str, cores)),
+        ]
         pipes: Any = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,
             "stderr": self.errors,
         }
-        return subprocess.Popen(command, cwd=Path(__file__).parent, env=os.environ | MEMORY, text=True, **pipes)
+        return subprocess.Popen(
+            command,
+            cwd=Path(__file__).parent,
+            env=os.environ | MEMORY,
+            text=True,
+            **pipes,
+        )
 
     def _line(self, process: subprocess.Popen[str]) -> dict[str, float]:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
             self.errors.seek(0)
-            raise RuntimeError(f"{self.name} ({self.arrangement}) died:\n{self.errors.read()[-1000:]}")
+            raise RuntimeError(
+                f"{self.name} ({self.arrangement}) died:\n{self.errors.read()[-1000:]}"
+            )
         return json.loads(line)
 
     def tokens_per_second(self, seconds: float) -> float:
@@ -115,7 +153,9 @@ class Team:
 
 
 def matmul_peak(device: str, calls: int = 8) -> float:
-    """FLOP/s of a product of two square matrices over all cores in float32, or on the GPU in bfloat16."""
+    """FLOP/s of a product of two square matrices over all cores in float32, or on the
+    GPU in bfloat16.
+    """
     import jax
 
     size, dtype = (8192, "bfloat16") if device == "gpu" else (1024, "float32")
@@ -127,10 +167,20 @@ def matmul_peak(device: str, calls: int = 8) -> float:
     return 2 * size**3 * calls / (time.perf_counter() - start)
 
 
-def time_rung(args: Step, names: tuple[str, ...], shape: Shape) -> tuple[Found, np.ndarray]:
-    """Tokens per second of each contender's arrangements, and FLOP/s of products alone, by round."""
-    teams = [Team(name, arrangement, shape) for name in names for arrangement in ARRANGEMENTS[args.device]]
-    found: dict[str, list[float]] = {f"{team.name} {team.arrangement}": [] for team in teams}
+def time_rung(
+    args: Step, names: tuple[str, ...], shape: Shape
+) -> tuple[Found, np.ndarray]:
+    """Tokens per second of each contender's arrangements, and FLOP/s of products alone,
+    by round.
+    """
+    teams = [
+        Team(name, arrangement, shape)
+        for name in names
+        for arrangement in ARRANGEMENTS[args.device]
+    ]
+    found: dict[str, list[float]] = {
+        f"{team.name} {team.arrangement}": [] for team in teams
+    }
     try:
         parameters = {team.name: team.wait()["parameters"] for team in teams}
         if len(set(parameters.values())) != 1:
@@ -141,7 +191,9 @@ def time_rung(args: Step, names: tuple[str, ...], shape: Shape) -> tuple[Found, 
         for _ in range(args.rounds):
             peak.append(matmul_peak(args.device))
             for team in teams:
-                found[f"{team.name} {team.arrangement}"].append(team.tokens_per_second(args.seconds))
+                found[f"{team.name} {team.arrangement}"].append(
+                    team.tokens_per_second(args.seconds)
+                )
     finally:
         for team in teams:
             team.stop()
@@ -149,24 +201,41 @@ def time_rung(args: Step, names: tuple[str, ...], shape: Shape) -> tuple[Found, 
 
 
 def report(
-    shape: Shape, found: Found, peak: np.ndarray, names: tuple[str, ...], target: Target | None
+    shape: Shape,
+    found: Found,
+    peak: np.ndarray,
+    names: tuple[str, ...],
+    target: Target | None,
 ) -> dict[str, float]:
     """Print a rung, and return its ratios and our share of the peak."""
-    print(f"\nwidth {shape.width}, depth {shape.depth}, context {shape.context}, batch {shape.batch}")
+    print(
+        f"\nwidth {shape.width}, depth {shape.depth}, context {shape.context}, batch {shape.batch}"
+    )
     flops = flops_per_token(shape.model())
     for name, values in found.items():
         share = np.median(values / peak) * flops
         spread = f"[{values.min():,.0f}, {values.max():,.0f}]"
-        print(f"  {name:24} {np.median(values):10,.0f} tokens/s {spread:>22}  {share:4.0%} of the peak of products")
-    best = {name: max((v for k, v in found.items() if k.startswith(name)), key=np.median) for name in names}
+        print(
+            f"  {name:24} {np.median(values):10,.0f} tokens/s {spread:>22}  {share:4.0%} of the peak of products"
+        )
+    best = {
+        name: max((v for k, v in found.items() if k.startswith(name)), key=np.median)
+        for name in names
+    }
     ratios = {"share_of_matmul_peak": float(np.median(best["ours"] / peak) * flops)}
     if target is not None:
-        ratios["mfu"] = float(np.median(best["ours"]) * flops / target.peak[shape.dtype])
-        print(f"  ours: {ratios['mfu']:.0%} of the {target.peak[shape.dtype] / 1e12:.0f} TFLOP/s of {target.name}")
+        ratios["mfu"] = float(
+            np.median(best["ours"]) * flops / target.peak[shape.dtype]
+        )
+        print(
+            f"  ours: {ratios['mfu']:.0%} of the {target.peak[shape.dtype] / 1e12:.0f} TFLOP/s of {target.name}"
+        )
     for other in names[1:]:
         ratio = best["ours"] / best[other]
         ratios[f"vs_{other}"] = float(np.median(ratio))
-        print(f"  ours over {other}: {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]")
+        print(
+            f"  ours over {other}: {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+        )
     return ratios
 
 
@@ -185,21 +254,38 @@ def main() -> None:
     ladder = LADDERS[args.device]
     if args.quick:
         args, ladder = dataclasses.replace(args, rounds=3, seconds=2.0), ladder[:2]
-    os.environ.update(MEMORY | ({"JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {}))
-    names = tuple(n for n in args.contenders if not n.startswith("torch") or importlib.util.find_spec("torch"))
+    os.environ.update(
+        MEMORY | ({"JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {})
+    )
+    names = tuple(
+        n
+        for n in args.contenders
+        if not n.startswith("torch") or importlib.util.find_spec("torch")
+    )
     names = tuple(n for n in names if args.device == "gpu" or n != "torch_compiled")
     versions = ", ".join(
-        f"{p} {version(p)}" for p in ("jax", "flax", "torch") if p != "torch" or "torch_eager" in names
+        f"{p} {version(p)}"
+        for p in ("jax", "flax", "torch")
+        if p != "torch" or "torch_eager" in names
     )
     print(
         f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores{_gpu(args.device)}; {versions}; "
         f"{ladder[0].dtype}; FLOPs with causal attention"
     )
-    rungs = {shape: report(shape, *time_rung(args, names, shape), names, target) for shape in ladder}
-    result: dict[str, Any] = {"rungs": {"x".join(map(str, shape[:4])): ratios for shape, ratios in rungs.items()}}
+    rungs = {
+        shape: report(shape, *time_rung(args, names, shape), names, target)
+        for shape in ladder
+    }
+    result: dict[str, Any] = {
+        "rungs": {
+            "x".join(map(str, shape[:4])): ratios for shape, ratios in rungs.items()
+        }
+    }
     print(f"\ngeometric means of {len(rungs)} rungs:")
     for name in next(iter(rungs.values())):
-        result[name] = float(np.exp(np.mean([np.log(ratios[name]) for ratios in rungs.values()])))
+        result[name] = float(
+            np.exp(np.mean([np.log(ratios[name]) for ratios in rungs.values()]))
+        )
         print(f"  {name}: {result[name]:.2f}")
     if args.json:
         print(json.dumps(result))

@@ -1,13 +1,17 @@
-"""What one directory carries: a run table of many runs, the start of their sweep, claims, and the size of it all.
+"""What one directory carries: a run table of many runs, the start of their sweep,
+claims, and the size of it all.
 
     python benchmarks/store.py [--runs 100000] [--json]
 
-The quickstart's grid at as many seeds as it takes is written as if it had been trained, a folder, a configuration, a
-log and a result for each run, into a temporary folder. Then, each in a fresh process with its peak of resident memory:
-listing the folder, reading the run table, exporting it, and asking of each run whether it is finished, as a sweep does
-when it starts; the table and the asking a second time with every file a millisecond late (`far`), as over a network.
-Claims are taken and released one after the other in folders of their own. A checkpoint of the least and of the largest
-model says what those add. Files are read back from the memory of the machine, not from its disk. Linux only.
+The quickstart's grid at as many seeds as it takes is written as if it had been trained,
+a folder, a configuration, a log and a result for each run, into a temporary folder.
+Then, each in a fresh process with its peak of resident memory: listing the folder,
+reading the run table, exporting it, and asking of each run whether it is finished, as a
+sweep does when it starts; the table and the asking a second time with every file a
+millisecond late (`far`), as over a network. Claims are taken and released one after the
+other in folders of their own. A checkpoint of the least and of the largest model says
+what those add. Files are read back from the memory of the machine, not from its disk.
+Linux only.
 """
 
 from __future__ import annotations
@@ -27,9 +31,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from scaling import Plan, PlanConfig, make_plan, store
-from scaling.cli import preset_path
+from scaling import Plan, PlanConfig, make_plan
+from scaling.cli.main import preset_path
 from scaling.config import RunConfig, read_toml, to_dict
+from scaling.store import run_dirs
+from scaling.store.table import export, run_table
 
 CLAIMS = 500  # taken and released, for a rate
 DELAY = 1e-3  # seconds that a file is late in the tasks that are far
@@ -43,11 +49,15 @@ class Store:
 
     runs: int = 100_000
     keep: Path | None = None
-    """Folder for the runs, made by an earlier call or to be made; default: a temporary one."""
+    """Folder for the runs, made by an earlier call or to be made; default: a temporary
+    one.
+    """
     json: bool = False
     """End with one JSON line."""
     task: str | None = None
-    """One measurement of a folder that is there: for the processes that this script starts."""
+    """One measurement of a folder that is there: for the processes that this script
+    starts.
+    """
 
 
 def many_runs(count: int) -> Plan:
@@ -59,24 +69,58 @@ def many_runs(count: int) -> Plan:
 
 
 def write_run(out: Path, run: RunConfig, loss: float) -> None:
-    """What training leaves behind, not synchronised with the disk as training does it: that would take hours."""
-    folder = store.run_dir(out, run)
+    """What training leaves behind, not synchronised with the disk as training does it:
+    that would take hours.
+    """
+    folder = run_dirs.run_dir(out, run)
     folder.mkdir(parents=True)
-    row = store.describe(run)
-    versions = {"python": "3.12.3", **dict.fromkeys(("scaling", "jax", "jaxlib", "flax", "optax", "numpy"), "0.10.2")}
-    row |= {"sweep": "quickstart", "fingerprint": "0" * 64, "status": "finished", "unique_tokens": row["tokens"]}
-    row |= {"epochs": 1.0, "loss": loss, "loss_se": loss / 500, "bits_per_byte": loss / math.log(2), "diverged": False}
-    row |= {"wall_seconds": row["flops"] / 3e10, "device": "cpu:cpu x1", "versions": json.dumps(versions)}
+    row = run_dirs.describe(run)
+    versions = {
+        "python": "3.12.3",
+        **dict.fromkeys(
+            ("scaling", "jax", "jaxlib", "flax", "optax", "numpy"), "0.10.2"
+        ),
+    }
+    row |= {
+        "sweep": "quickstart",
+        "fingerprint": "0" * 64,
+        "status": "finished",
+        "unique_tokens": row["tokens"],
+    }
+    row |= {
+        "epochs": 1.0,
+        "loss": loss,
+        "loss_se": loss / 500,
+        "bits_per_byte": loss / math.log(2),
+        "diverged": False,
+    }
+    row |= {
+        "wall_seconds": row["flops"] / 3e10,
+        "device": "cpu:cpu x1",
+        "versions": json.dumps(versions),
+    }
     row |= {"commit": "0" * 40}
     (folder / "config.json").write_text(json.dumps(to_dict(run), indent=1))
     steps = np.linspace(16, run.steps, LINES).astype(int).tolist()
-    lines = [{"step": step, "tokens": step * run.batch_tokens, "loss": loss, "grad_norm": loss / 3} for step in steps]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "result.json").write_text(json.dumps(store.plain(row), indent=1))
+    lines = [
+        {
+            "step": step,
+            "tokens": step * run.batch_tokens,
+            "loss": loss,
+            "grad_norm": loss / 3,
+        }
+        for step in steps
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    (folder / "result.json").write_text(json.dumps(run_dirs.plain(row), indent=1))
 
 
 def peak_memory() -> float:
-    """Most memory that this process has had, bytes. Its own: getrusage's counts what it was forked from."""
+    """Most memory that this process has had, bytes. Its own: getrusage's counts what it
+    was forked from.
+    """
     status = Path("/proc/self/status").read_text()
     return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
 
@@ -89,7 +133,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def delay_answers(seconds: float) -> None:
-    """Have whoever opens a file by its path or asks for it wait, as for the server of a network file system."""
+    """Have whoever opens a file by its path or asks for it wait, as for the server of a
+    network file system.
+    """
 
     def late(at_once: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -105,32 +151,46 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
     """One measurement, in this process."""
     if task.startswith("start"):
         plan = many_runs(runs)
-        names, _ = timed(lambda: [store.run_dir(out, run) for run in plan])
+        names, _ = timed(lambda: [run_dirs.run_dir(out, run) for run in plan])
     before = peak_memory()
     work: dict[str, Callable[[], int]] = {
         "list": lambda: len(os.listdir(out)),
-        "table": lambda: len(store.run_table(out)),
-        "far": lambda: len(store.run_table(out)),
-        "start": lambda: sum(store.finished(out, plan.runs)),
-        "start_far": lambda: sum(store.finished(out, plan.runs)),
+        "table": lambda: len(run_table(out)),
+        "far": lambda: len(run_table(out)),
+        "start": lambda: sum(run_dirs.finished(out, plan.runs)),
+        "start_far": lambda: sum(run_dirs.finished(out, plan.runs)),
     }
     answer: dict[str, float] = {}
     if task.endswith("far"):
         delay_answers(DELAY)
     if task == "export":
-        table = store.run_table(out)
+        table = run_table(out)
         before = peak_memory()
-        work["export"] = lambda: len(table) if all(store.export(table, out)) else 0
+        work["export"] = lambda: len(table) if all(export(table, out)) else 0
         answer["table_bytes"] = float(table.memory_usage(deep=True).sum())
     seconds, found = timed(work[task])
     if task.startswith("start"):
         answer["names_seconds"] = names
-    return answer | {"seconds": seconds, "found": found, "before": before, "peak": peak_memory()}
+    return answer | {
+        "seconds": seconds,
+        "found": found,
+        "before": before,
+        "peak": peak_memory(),
+    }
 
 
 def in_a_new_process(task: str, out: Path, runs: int) -> dict[str, float]:
     """`perform`, with a memory of its own."""
-    command = [sys.executable, __file__, "--task", task, "--keep", str(out), "--runs", str(runs)]
+    command = [
+        sys.executable,
+        __file__,
+        "--task",
+        task,
+        "--keep",
+        str(out),
+        "--runs",
+        str(runs),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -141,7 +201,7 @@ def sizes(out: Path, runs: list[RunConfig]) -> dict[str, float]:
     """Bytes of a run, as its files hold and as the file system sets aside for them."""
     held = taken = 0
     for run in runs:
-        folder = store.run_dir(out, run)
+        folder = run_dirs.run_dir(out, run)
         found = [path.stat() for path in (folder, *folder.iterdir())]
         held += sum(entry.st_size for entry in found[1:])
         taken += sum(512 * entry.st_blocks for entry in found)
@@ -152,10 +212,10 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     """Bytes and seconds of one checkpoint of a run, of numbers that do not compress."""
     import jax
 
-    from scaling.checkpoint import Checkpoints
-    from scaling.parallel import choose
-    from scaling.train import program
-    from scaling.trunk import saved
+    from scaling.training.checkpoint import Checkpoints
+    from scaling.training.loop import saved
+    from scaling.training.sharding import choose
+    from scaling.training.step import program
 
     dice = np.random.default_rng(0)
     like = program(run, choose("single", run.optim.batch_size, 1), None).abstract_state
@@ -163,14 +223,18 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     checkpoints = Checkpoints(folder)
     seconds, _ = timed(lambda: checkpoints.save(1, saved(state)))
     checkpoints.close()
-    return float(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())), seconds
+    return float(
+        sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    ), seconds
 
 
 def claim_traffic(folder: Path) -> dict[str, float]:
-    """Claims taken and released in a second by one process, and what a worker that holds one writes in an hour."""
-    from scaling import claims
+    """Claims taken and released in a second by one process, and what a worker that
+    holds one writes in an hour.
+    """
+    from scaling.store import leases
 
-    taker = claims.Claims()
+    taker = leases.Claims()
     taker.take(folder / "first")  # who this process is, is found once
 
     def take(number: int) -> None:
@@ -179,14 +243,19 @@ def claim_traffic(folder: Path) -> dict[str, float]:
         claim.release()
 
     seconds, _ = timed(lambda: [take(number) for number in range(CLAIMS)])
-    size = np.mean([(folder / f"trunk-{number}" / "claims" / "1").stat().st_size for number in range(CLAIMS)])
+    size = np.mean(
+        [
+            (folder / f"trunk-{number}" / "claims" / "1").stat().st_size
+            for number in range(CLAIMS)
+        ]
+    )
     held = taker.take(folder / "beaten")
     assert held is not None
     beat, _ = timed(lambda: [held.beat() for _ in range(CLAIMS)])
     return {
         "claims_per_second": CLAIMS / seconds,
         "claim_bytes": float(size),
-        "beats_per_hour": 3600 * claims._BEATS / claims.EXPIRY,
+        "beats_per_hour": 3600 * leases._BEATS / leases.EXPIRY,
         "seconds_per_beat": beat / CLAIMS,
     }
 
@@ -198,20 +267,32 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
     if not out.exists():
         losses = (2 + 3 * np.random.default_rng(0).random(len(plan))).tolist()
         answer["write_seconds"], _ = timed(
-            lambda: [write_run(out, *pair) for pair in zip(plan.runs, losses, strict=True)]
+            lambda: [
+                write_run(out, *pair) for pair in zip(plan.runs, losses, strict=True)
+            ]
         )
     for task in TASKS:
-        answer |= {f"{task}_{name}": value for name, value in in_a_new_process(task, out, args.runs).items()}
+        answer |= {
+            f"{task}_{name}": value
+            for name, value in in_a_new_process(task, out, args.runs).items()
+        }
     exported = {path.suffix[1:]: path.stat().st_size for path in out.glob("runs.*")}
-    answer |= {f"{suffix}_bytes_per_run": size / len(plan) for suffix, size in exported.items()}
+    answer |= {
+        f"{suffix}_bytes_per_run": size / len(plan) for suffix, size in exported.items()
+    }
     answer |= sizes(out, list(plan.runs[:: max(1, len(plan) // 1000)]))
-    by_size = sorted(plan.runs[:: max(1, len(plan) // 1000)], key=lambda run: run.model.width)
+    by_size = sorted(
+        plan.runs[:: max(1, len(plan) // 1000)], key=lambda run: run.model.width
+    )
     with tempfile.TemporaryDirectory(dir=out.parent) as aside:
         answer |= claim_traffic(Path(aside))
         for name, run in (("least", by_size[0]), ("largest", by_size[-1])):
             size, seconds = checkpoint(run, Path(aside) / name)
-            parameters = store.describe(run)["n_total"]
-            answer |= {f"{name}_parameters": parameters, f"{name}_checkpoint_bytes": size}
+            parameters = run_dirs.describe(run)["n_total"]
+            answer |= {
+                f"{name}_parameters": parameters,
+                f"{name}_checkpoint_bytes": size,
+            }
             answer |= {f"{name}_checkpoint_seconds": seconds}
     return answer
 
@@ -219,10 +300,16 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
 def show(answer: dict[str, Any]) -> None:
     """The table that `docs/scale.md` has."""
     runs = answer["runs"]
-    print(f"{runs:,} runs        seconds   microseconds a run   memory before, peak (MB)")
+    print(
+        f"{runs:,} runs        seconds   microseconds a run   memory before, peak (MB)"
+    )
     for task in TASKS:
-        seconds, before, peak = (answer[f"{task}_{name}"] for name in ("seconds", "before", "peak"))
-        print(f"{task:16} {seconds:9.2f} {1e6 * seconds / runs:20.1f} {before / 1e6:17.0f} {peak / 1e6:6.0f}")
+        seconds, before, peak = (
+            answer[f"{task}_{name}"] for name in ("seconds", "before", "peak")
+        )
+        print(
+            f"{task:16} {seconds:9.2f} {1e6 * seconds / runs:20.1f} {before / 1e6:17.0f} {peak / 1e6:6.0f}"
+        )
     print()
     for name, value in answer.items():
         if not name.endswith(("_before", "_peak", "_found")):

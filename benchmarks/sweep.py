@@ -1,12 +1,15 @@
-"""The quickstart's grid against one fresh process per run with a cosine schedule, which is what people do today.
+"""The quickstart's grid against one fresh process per run with a cosine schedule, which
+is what people do today.
 
     python benchmarks/sweep.py [--share 1.0] [--json]
 
-The same models, tokens and rates are trained twice: by `scaling.sweep`, sizes sharing a trunk from which each budget
-cools down, and run by run, each in a process of its own that compiles its own program and follows a cosine over its
-own length, as many at once as there are cores. Printed are wall-clock seconds, programs compiled, FLOPs, the losses of
-both, and what the cosine runs would have cost at the losses of the sweep (by the slope of log loss over log FLOPs of
-the cosine runs of one size). `--share` shrinks every budget. Five minutes on two cores at 0.25.
+The same models, tokens and rates are trained twice: by `scaling.execution.sweep`, sizes
+sharing a trunk from which each budget cools down, and run by run, each in a process of
+its own that compiles its own program and follows a cosine over its own length, as many
+at once as there are cores. Printed are wall-clock seconds, programs compiled, FLOPs,
+the losses of both, and what the cosine runs would have cost at the losses of the sweep
+(by the slope of log loss over log FLOPs of the cosine runs of one size). `--share`
+shrinks every budget. Five minutes on two cores at 0.25.
 """
 
 from __future__ import annotations
@@ -27,13 +30,14 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from scaling import Plan, PlanConfig, make_plan, store, sweep
-from scaling.cli import preset_path
+from scaling import Plan, PlanConfig, make_plan, sweep
+from scaling.cli.main import preset_path
 from scaling.config import ConfigError, read_toml
-from scaling.executors import run_here
-from scaling.recipe import warm_up, with_optim
-from scaling.sweep import prepare
-from scaling.trunk import LoopConfig
+from scaling.execution.in_process import run_here
+from scaling.execution.sweep import prepare
+from scaling.planning.lr_rules import warm_up, with_optim
+from scaling.store.table import run_table
+from scaling.training.loop import LoopConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Sweep:
     json: bool = False
     """End with one JSON line."""
     keep: Path | None = None
-    """Folder for the runs, for a second call to go on with; default: a temporary one."""
+    """Folder for the runs, for a second call to go on with; default: a temporary one.
+    """
     child: tuple[Path, int] | None = None
     """A run of a plan to train here: for the processes that this script starts."""
 
@@ -54,12 +59,20 @@ def grid(share: float) -> Plan:
     """The quickstart's plan with its budgets shrunk."""
     config = read_toml(preset_path("quickstart"), PlanConfig)
     budgets = tuple(share * budget for budget in config.budgets)
-    return make_plan(dataclasses.replace(config, budgets=budgets, min_steps=max(1, round(share * config.min_steps))))
+    return make_plan(
+        dataclasses.replace(
+            config, budgets=budgets, min_steps=max(1, round(share * config.min_steps))
+        )
+    )
 
 
 def alone(plan: Plan, warmup_fraction: float = 0.05) -> Plan:
-    """The runs as they are trained one by one: a cosine over the length of each, warmed up over a share of it."""
-    runs = warm_up([with_optim(run, schedule="cosine") for run in plan], warmup_fraction)
+    """The runs as they are trained one by one: a cosine over the length of each, warmed
+    up over a share of it.
+    """
+    runs = warm_up(
+        [with_optim(run, schedule="cosine") for run in plan], warmup_fraction
+    )
     return dataclasses.replace(plan, runs=tuple(runs))
 
 
@@ -67,7 +80,12 @@ def train_child(path: Path, number: int) -> None:
     """Train one run in this process, and print what was compiled."""
     events: list[dict[str, Any]] = []
     run = Plan.from_json(path).runs[number]
-    failures = run_here([[run]], path.parent / f"cosine-{number}", LoopConfig(strategy="single"), events.append)
+    failures = run_here(
+        [[run]],
+        path.parent / f"cosine-{number}",
+        LoopConfig(strategy="single"),
+        events.append,
+    )
     if failures:
         raise SystemExit(failures[0].reason)
     print(json.dumps(next(event for event in events if event["event"] == "programs")))
@@ -80,31 +98,49 @@ def process_per_run(plan: Plan, out: Path) -> tuple[float, int, pd.DataFrame]:
     cores: SimpleQueue[int] = SimpleQueue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+    flags = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "OMP_NUM_THREADS": "1",
+    }
 
     def train(number: int) -> int:
         core = cores.get()
-        command = ["taskset", "--cpu-list", str(core), sys.executable, __file__, "--child", str(path), str(number)]
-        done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True)
+        command = [
+            "taskset",
+            "--cpu-list",
+            str(core),
+            sys.executable,
+            __file__,
+            "--child",
+            str(path),
+            str(number),
+        ]
+        done = subprocess.run(
+            command, env=os.environ | flags, capture_output=True, text=True
+        )
         cores.put(core)
         if done.returncode:
             raise RuntimeError(done.stderr)
         return json.loads(done.stdout.splitlines()[-1]).get("compiled", 0)
 
     start = time.monotonic()
-    longest_first = sorted(range(len(plan)), key=lambda i: -plan.runs[i].tokens * plan.runs[i].model.width)
+    longest_first = sorted(
+        range(len(plan)), key=lambda i: -plan.runs[i].tokens * plan.runs[i].model.width
+    )
     with ThreadPoolExecutor(cores.qsize()) as pool:
         compiled = sum(pool.map(train, longest_first))
     seconds = time.monotonic() - start
-    tables = [store.run_table(out / f"cosine-{number}") for number in range(len(plan))]
+    tables = [run_table(out / f"cosine-{number}") for number in range(len(plan))]
     return seconds, compiled, pd.concat(tables, ignore_index=True)
 
 
 def equal_loss_flops(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
     """FLOPs that cosine runs would take to the losses of ours, row by row of one order.
 
-    A run that ends with a loss lower by d in log needs exp(d / slope) times the FLOPs, the slope being that of log loss
-    over log FLOPs among cosine runs of one size, pooled over sizes.
+    A run that ends with a loss lower by d in log needs exp(d / slope) times the FLOPs,
+    the slope being that of log loss over log FLOPs among cosine runs of one size,
+    pooled over sizes.
     """
     x, y = (np.log(theirs[name].to_numpy()) for name in ("flops", "loss"))
     sizes = theirs["n_matmul"].to_numpy()
@@ -122,7 +158,16 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
     prepare(plan)  # tokenised once for both
     start = time.monotonic()
     events = subprocess.run(
-        [sys.executable, "-m", "scaling.cli", "sweep", "--plan", str(_written(plan, out)), "--out", str(out / "sweep")],
+        [
+            sys.executable,
+            "-m",
+            "scaling.cli.main",
+            "sweep",
+            "--plan",
+            str(_written(plan, out)),
+            "--out",
+            str(out / "sweep"),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -131,19 +176,34 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
     ours = sweep(plan, out / "sweep", show="quiet")
     their_seconds, their_programs, theirs = process_per_run(alone(plan), out)
     order = ["n_matmul", "tokens"]
-    ours, theirs = (table.sort_values(order, ignore_index=True) for table in (ours, theirs))
+    ours, theirs = (
+        table.sort_values(order, ignore_index=True) for table in (ours, theirs)
+    )
     result: dict[str, Any] = {
         "vs_process_per_run": their_seconds / seconds,
-        "flops_vs_cosine": float(equal_loss_flops(ours, theirs).sum() / ours["flops_spent"].sum()),
-        "flops_at_equal_tokens": float(theirs["flops"].sum() / ours["flops_spent"].sum()),
+        "flops_vs_cosine": float(
+            equal_loss_flops(ours, theirs).sum() / ours["flops_spent"].sum()
+        ),
+        "flops_at_equal_tokens": float(
+            theirs["flops"].sum() / ours["flops_spent"].sum()
+        ),
         "seconds": [seconds, their_seconds],
         "loss_gap_percent": float(100 * (ours["loss"] / theirs["loss"] - 1).mean()),
     }
     print(events.splitlines()[-1])
     print(f"one process per run: {their_programs} programs compiled")
-    columns = {"width": ours["width"], "tokens": ours["tokens"], "trunk": ours["loss"], "cosine": theirs["loss"]}
-    print(pd.DataFrame(columns).to_string(index=False, float_format=lambda x: f"{x:.4f}"))
-    print(f"seconds: {seconds:.0f} against {their_seconds:.0f}, a factor {result['vs_process_per_run']:.2f}")
+    columns = {
+        "width": ours["width"],
+        "tokens": ours["tokens"],
+        "trunk": ours["loss"],
+        "cosine": theirs["loss"],
+    }
+    print(
+        pd.DataFrame(columns).to_string(index=False, float_format=lambda x: f"{x:.4f}")
+    )
+    print(
+        f"seconds: {seconds:.0f} against {their_seconds:.0f}, a factor {result['vs_process_per_run']:.2f}"
+    )
     print(f"FLOPs at equal tokens: a factor {result['flops_at_equal_tokens']:.2f}")
     print(f"loss: {result['loss_gap_percent']:+.2f} % on average")
     print(f"FLOPs at equal loss: a factor {result['flops_vs_cosine']:.2f}")

@@ -2,11 +2,14 @@
 
     python -m experiments.calibrate_lr --out runs/calibrate_lr
 
-Trains every width at every rate and two token budgets, and finds the rate of least loss per cell by a parabola in
-log rate, `untuned` where the best rate is at the edge of the grid. Then fits the rules of `PlanConfig` over the tuned
-cells and prints them as a preset takes them: a power of the width over the cells of the larger budget, and a power law
-in N and D over all. Expect a shallow valley: half or twice the best rate costs about one per cent of loss. The figures
-that this printed, and the rule chosen from them, stand in docs/recipe.md.
+Trains every width at every rate and two token budgets, and finds the rate of least loss
+per cell by a parabola in log rate, `untuned` where the best rate is at the edge of the
+grid. Then fits the rules of `PlanConfig` over the tuned
+cells and prints them as a preset takes them: a power of the width over the cells of the
+larger budget, and a power law
+in N and D over all. Expect a shallow valley: half or twice the best rate costs about
+one per cent of loss. The figures that this printed, and the rule chosen from them,
+stand in docs/recipe.md.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from scipy import stats
 
 import analysis
 from scaling import Plan, PlanConfig, make_plan, sweep
-from scaling.cli import preset_path
+from scaling.cli.main import preset_path
 from scaling.config import ModelConfig, read_toml
 
 
@@ -43,53 +46,78 @@ def plan_of(args: Calibration) -> Plan:
     """The preset's recipe at every width, token budget and rate."""
     preset = read_toml(preset_path(args.preset), PlanConfig)
     optim = dataclasses.replace(preset.optim, lr=1.0)
-    grid = dataclasses.replace(preset, name="calibrate_lr", budgets=(), tokens=args.tokens, widths=args.widths)
+    grid = dataclasses.replace(
+        preset, name="calibrate_lr", budgets=(), tokens=args.tokens, widths=args.widths
+    )
     return make_plan(
         dataclasses.replace(
-            grid, optim=optim, lr_factors=args.rates, lr_width_exponent=0.0, min_tokens_per_parameter=1.0
+            grid,
+            optim=optim,
+            lr_factors=args.rates,
+            lr_width_exponent=0.0,
+            min_tokens_per_parameter=1.0,
         )
     )
 
 
 def best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
-    """Least loss of one cell: the vertex of the parabola through the best rate and its neighbours."""
+    """Least loss of one cell: the vertex of the parabola through the best rate and its
+    neighbours.
+    """
     cell = cell.sort_values("lr")
     x, y = np.log(cell["lr"].to_numpy()), cell["loss"].to_numpy()
     i = int(np.nanargmin(y))
     if i in (0, len(x) - 1):
-        return {"best_lr": float(np.exp(x[i])), "best_loss": float(y[i]), "untuned": True}
+        return {
+            "best_lr": float(np.exp(x[i])),
+            "best_loss": float(y[i]),
+            "untuned": True,
+        }
     a, b, c = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
-    return {"best_lr": float(np.exp(-b / (2 * a))), "best_loss": float(c - b * b / (4 * a)), "untuned": False}
+    return {
+        "best_lr": float(np.exp(-b / (2 * a))),
+        "best_loss": float(c - b * b / (4 * a)),
+        "untuned": False,
+    }
 
 
 def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: width, tokens, n_matmul and what `best_rate` says of it."""
     cells: Any = runs.groupby(["width", "tokens", "n_matmul"])
-    rows = [dict(zip(cells.keys, key, strict=True)) | best_rate(cell) for key, cell in cells]
+    rows = [
+        dict(zip(cells.keys, key, strict=True)) | best_rate(cell) for key, cell in cells
+    ]
     return pd.DataFrame(rows).astype({"untuned": bool})
 
 
 def width_rule(cells: pd.DataFrame) -> str:
-    """The rule rate ~ (width / base width)^-p over the tuned cells of the largest token budget, as a preset's lines."""
+    """The rule rate ~ (width / base width)^-p over the tuned cells of the largest token
+    budget, as a preset's lines.
+    """
     tuned: Any = cells[~cells["untuned"] & (cells["tokens"] == cells["tokens"].max())]
     if len(tuned) < 2:
         return "# fewer than two tuned cells of the largest token budget: no rule in the width"
     base = ModelConfig().base_width
-    slope, level = np.polyfit(np.log(tuned["width"] / base), np.log(tuned["best_lr"]), 1)
+    slope, level = np.polyfit(
+        np.log(tuned["width"] / base), np.log(tuned["best_lr"]), 1
+    )
     comment = f"# over the {len(tuned)} tuned cells of {tuned['tokens'].max():,} tokens; base_width = {base}"
     return f"{comment}\nlr_width_exponent = {-slope:.2f}\n[optim]\nlr = {np.exp(level):.2g}"
 
 
 def power_rule(cells: pd.DataFrame, level: float = 0.90, draws: int = 1000) -> str:
-    """The rule rate ~ N^-p D^-q over the tuned cells with intervals, as a preset's lines.
+    """The rule rate ~ N^-p D^-q over the tuned cells with intervals, as a preset's
+    lines.
 
-    Least squares in the logarithms. Intervals are Student's t on the standard deviation of parametric bootstrap draws:
-    few cells are left when each costs a grid of rates.
+    Least squares in the logarithms. Intervals are Student's t on the standard deviation
+    of parametric bootstrap draws: few cells are left when each costs a grid of rates.
     """
     tuned: Any = cells.loc[~cells["untuned"]]
     tuned = tuned.rename(columns={"n_matmul": "N", "tokens": "D", "best_lr": "lr"})
     try:
-        table = analysis.load_runs(tuned[["N", "D", "lr", "best_loss"]], loss="best_loss")
+        table = analysis.load_runs(
+            tuned[["N", "D", "lr", "best_loss"]], loss="best_loss"
+        )
         fit = analysis.fit(table, "learning_rate", objective="least_squares")
     except ValueError as error:
         return f"# no power law in N and D over {len(tuned)} tuned cells: {error}"
@@ -106,7 +134,12 @@ def power_rule(cells: pd.DataFrame, level: float = 0.90, draws: int = 1000) -> s
             low, high = -fit.params[f"p_{name}"] - half, -fit.params[f"p_{name}"] + half
             line += f"  # {100 * level:.0f} % [{low:.3f}, {high:.3f}]"
         lines.append(line)
-    lines += [f"lr_N = {N:g}", f"lr_D = {D:g}", "[optim]", f"lr = {fit.predict(N=N, D=D):.3g}"]
+    lines += [
+        f"lr_N = {N:g}",
+        f"lr_D = {D:g}",
+        "[optim]",
+        f"lr = {fit.predict(N=N, D=D):.3g}",
+    ]
     return "\n".join(lines)
 
 

@@ -8,38 +8,63 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
+from analysis.plots import style
 
 
 def tables(found: dict[str, Any]) -> dict[str, pd.DataFrame]:
     """What was fitted beside what is exact, one table for each part."""
     row_of = {"fitters": _fitters, "floors": _floors, "exponent": _exponent}
-    return {part: pd.DataFrame([row_of[part](row) for row in rows]) for part, rows in found.items()}
+    return {
+        part: pd.DataFrame([row_of[part](row) for row in rows])
+        for part, rows in found.items()
+    }
 
 
 def _fitters(row: dict[str, Any]) -> dict[str, Any]:
     def text(values: dict[str, float]) -> str:
         return ", ".join(f"{name} {values[name]:.4f}" for name in row["exact"])
 
-    return {"law of the ideal learner": row["law"], "fitted": text(row["fitted"]), "exact": text(row["exact"])}
+    return {
+        "law of the ideal learner": row["law"],
+        "fitted": text(row["fitted"]),
+        "exact": text(row["exact"]),
+    }
 
 
 def _floors(row: dict[str, Any]) -> dict[str, Any]:
-    cells = {"source": row["name"], "width": row["width"], "depth": row["depth"], "tokens": row["tokens"][-1]}
+    cells = {
+        "source": row["name"],
+        "width": row["width"],
+        "depth": row["depth"],
+        "tokens": row["tokens"][-1],
+    }
     cells |= {
         "floor": row["floor"],
         "loss": row["loss"],
         "se": row["loss_se"],
         "loss - floor": row["loss"] - row["floor"],
     }
-    return cells | {"loss - oracle": row["excess"][-1], "fitted E": _interval(row["law"], "E")}
+    return cells | {
+        "loss - oracle": row["excess"][-1],
+        "fitted E": _interval(row["law"], "E"),
+    }
 
 
 def _exponent(row: dict[str, Any]) -> dict[str, Any]:
     ratio = np.array(row["excess"]) / np.array(row["ideal"])
-    cells = {"learner": row["name"], "exact": row["exponent"], "fitted": _interval(row["law"], "alpha")}
-    cells |= {"at the exact E": _interval(row["law_E_exact"], "alpha"), "floor": row["floor"]}
-    return cells | {"fitted E": _interval(row["law"], "E"), "excess / ideal": f"{ratio[0]:.2f} .. {ratio[-1]:.2f}"}
+    cells = {
+        "learner": row["name"],
+        "exact": row["exponent"],
+        "fitted": _interval(row["law"], "alpha"),
+    }
+    cells |= {
+        "at the exact E": _interval(row["law_E_exact"], "alpha"),
+        "floor": row["floor"],
+    }
+    return cells | {
+        "fitted E": _interval(row["law"], "E"),
+        "excess / ideal": f"{ratio[0]:.2f} .. {ratio[-1]:.2f}",
+    }
 
 
 def _interval(law: dict[str, Any], name: str) -> str:
@@ -49,13 +74,25 @@ def _interval(law: dict[str, Any], name: str) -> str:
 
 @style.styled
 def figure(found: dict[str, Any]) -> Figure:
-    """Excess over the exact oracle: of the floors by tokens, of the facts by examples beside the ideal learner."""
-    panels = {part: unit for part, unit in (("floors", "tokens"), ("exponent", "examples")) if part in found}
+    """Excess over the exact oracle: of the floors by tokens, of the facts by examples
+    beside the ideal learner.
+    """
+    panels = {
+        part: unit
+        for part, unit in (("floors", "tokens"), ("exponent", "examples"))
+        if part in found
+    }
     fig = style.new_figure(3.8)
-    for ax, (part, unit) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for ax, (part, unit) in zip(
+        fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         rows = found[part]
-        for color, marker, row in zip(style.shades(len(rows)), style.MARKERS, rows, strict=False):
-            ax.plot(row[unit], row["excess"], color=color, marker=marker, label=row["name"])
+        for color, marker, row in zip(
+            style.shades(len(rows)), style.MARKERS, rows, strict=False
+        ):
+            ax.plot(
+                row[unit], row["excess"], color=color, marker=marker, label=row["name"]
+            )
         ax.set(xlabel=f"Training {unit}", ylabel="Loss above the oracle (nats)")
         style.log_axis(ax, "x", "count")
         style.log_axis(ax, "y", "loss")

@@ -1,10 +1,13 @@
-"""From a bare machine to a fitted scaling law: plan, sweep, fit, predict what was held out, report.
+"""From a bare machine to a fitted scaling law: plan, sweep, fit, predict what was held
+out, report.
 
     python -m experiments.quickstart [--out runs/quickstart]
 
-Trains the plan of presets/quickstart.toml, fits L(N, D) = E + A/N^alpha + B/D^beta to all budgets but the
-largest, and predicts every run of that one before comparing. Expect: held-out losses within one to two per cent,
-an interval of `a` (N* ~ C^a) that contains values near one half, and a second call that takes seconds.
+Trains the plan of presets/quickstart.toml, fits L(N, D) = E + A/N^alpha + B/D^beta to
+all budgets but the
+largest, and predicts every run of that one before comparing. Expect: held-out losses
+within one to two per cent, an interval of `a` (N* ~ C^a) that contains values near one
+half, and a second call that takes seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from pathlib import Path
 
 import tyro
 
-from analysis.study import describe, optimum, study, write_study
+from analysis.report.study import describe, optimum, study, write_study
 from scaling import PlanConfig, make_plan, sweep
-from scaling.cli import preset_path
+from scaling.cli.main import preset_path
+from scaling.cli.output import show_plan
 from scaling.config import read_toml
-from scaling.printing import show_plan
-from scaling.sweep import unfinished
+from scaling.execution.sweep import unfinished
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Quickstart:
     preset: str = "quickstart"
     workers: int | None = None
     delta: float = 1e-2
-    """Of Huber's loss: about the scatter between seeds (docs/recipe.md); 1e-3 would all but ignore half the runs."""
+    """Of Huber's loss: about the scatter between seeds (docs/recipe.md); 1e-3 would all
+    but ignore half the runs.
+    """
     draws: int = 1000
 
 
@@ -41,18 +46,26 @@ def main() -> None:
     started = time.monotonic()
     plan = make_plan(read_toml(preset_path(args.preset), PlanConfig))
     if unfinished(plan, args.out).runs:
-        show_plan(plan, args.out, timing=False, workers=args.workers)  # the sweep itself says how long
+        show_plan(
+            plan, args.out, timing=False, workers=args.workers
+        )  # the sweep itself says how long
     runs = sweep(plan, args.out, workers=args.workers)
     result = study(runs, holdout="largest_budget", delta=args.delta, draws=args.draws)
     print(describe(result), end="\n\n")
     print("compute-optimal model and data, with 90 % intervals")
-    print(optimum(result).to_string(index=False, float_format=lambda x: f"{x:.4g}"), end="\n\n")
+    print(
+        optimum(result).to_string(index=False, float_format=lambda x: f"{x:.4g}"),
+        end="\n\n",
+    )
     newest = runs.iloc[-1]
     paths = write_study(
         result,
         args.out,
         plan=plan.table(),
-        provenance={name: newest[name] for name in ("source", "tokenizer", "device", "versions", "commit")},
+        provenance={
+            name: newest[name]
+            for name in ("source", "tokenizer", "device", "versions", "commit")
+        },
         extra={"wall_seconds": time.monotonic() - started},
         title="Quickstart: a scaling law of small Transformers on source code",
     )

@@ -1,13 +1,16 @@
-"""Does the best learning rate transfer: a sweep of rates over widths and over depths under each parametrisation.
+"""Does the best learning rate transfer: a sweep of rates over widths and over depths
+under each parametrisation.
 
     python -m experiments.transfer_lr --out runs/transfer_lr [--quick]
 
-Every shape is trained at rates a factor 2 apart, on the same text, from several seeds. Its best rate is the vertex of
-the parabola in log rate through the best rate of the grid and its neighbours. Intervals are of 90 %: the whole search
-is repeated on losses with Student's t noise as large as the scatter between seeds, pooled over the shapes. Expect the
-best rate to stay within one step of 2 over a fourfold range of widths under muP and u-muP, and of depths under
-CompleteP; to fall with width under `sp`, and to rise with depth under u-muP (docs/parametrizations.md). `--rates 7`
-adds a rate at either end and keeps what is trained.
+Every shape is trained at rates a factor 2 apart, on the same text, from several seeds.
+Its best rate is the vertex of the parabola in log rate through the best rate of the
+grid and its neighbours. Intervals are of 90 %: the whole search is repeated on losses
+with Student's t noise as large as the scatter between seeds, pooled over the shapes.
+Expect the best rate to stay within one step of 2 over a fourfold range of widths under
+muP and u-muP, and of depths under CompleteP; to fall with width under `sp`, and to rise
+with depth under u-muP (docs/parametrizations.md). `--rates 7` adds a rate at either end
+and keeps what is trained.
 """
 
 from __future__ import annotations
@@ -23,22 +26,29 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from analysis.style import save_figure
+from analysis.plots.style import save_figure
 from experiments.transfer import ARCHITECTURES, optima, plot_rates, shifts
 from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
-from scaling.printing import records, show_plan
+from scaling.cli.output import records, show_plan
 
-CENTRES = {"sp": 2**-7, "umup": 2**-1, "unit": 2**-5}  # of the grid of rates; 2^-6 for the others
+CENTRES = {
+    "sp": 2**-7,
+    "umup": 2**-1,
+    "unit": 2**-5,
+}  # of the grid of rates; 2^-6 for the others
 AXES = ("width", "depth")
 
 
 @dataclass(frozen=True)
 class TransferLr:
-    """What to train; the smallest shape is the base shape, at which muP and CompleteP are `sp`."""
+    """What to train; the smallest shape is the base shape, at which muP and CompleteP
+    are `sp`.
+    """
 
     out: Path = Path("runs/transfer_lr")
     quick: bool = False
-    """Some minutes: small shapes, short runs, `sp` against one other along each axis."""
+    """Some minutes: small shapes, short runs, `sp` against one other along each axis.
+    """
     width: tuple[str, ...] = ("sp", "mup", "umup")
     """Parametrisations to sweep over widths."""
     depth: tuple[str, ...] = ("sp", "completep", "umup")
@@ -49,7 +59,9 @@ class TransferLr:
     """How many, a factor 2 apart; odd."""
     seeds: int = 2
     tokens: int = 400_000
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(n_heads=None, head_dim=16))
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(n_heads=None, head_dim=16)
+    )
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=8))
     warmup_fraction: float = 0.1
     workers: int | None = None
@@ -60,10 +72,16 @@ def plan_of(args: TransferLr, axis: str) -> Plan:
     runs = []
     for name in getattr(args, axis):
         steps = np.arange(args.rates) - args.rates // 2
-        base: dict[str, Any] = {"base_width": min(args.widths), "base_depth": min(args.depths), "parametrization": name}
+        base: dict[str, Any] = {
+            "base_width": min(args.widths),
+            "base_depth": min(args.depths),
+            "parametrization": name,
+        }
         base |= ARCHITECTURES.get(name, {})
         for size in getattr(args, f"{axis}s"):
-            shape = {"width": min(args.widths), "depth": min(args.depths)} | {axis: size}
+            shape = {"width": min(args.widths), "depth": min(args.depths)} | {
+                axis: size
+            }
             plan = PlanConfig(
                 tokens=(args.tokens,),
                 widths=(shape["width"],),
@@ -80,13 +98,20 @@ def plan_of(args: TransferLr, axis: str) -> Plan:
     return Plan("transfer_lr", tuple(runs))
 
 
-def report(runs: pd.DataFrame, axis: str, names: Sequence[str], out: Path) -> dict[str, Any]:
+def report(
+    runs: pd.DataFrame, axis: str, names: Sequence[str], out: Path
+) -> dict[str, Any]:
     """Print and draw what was found along one axis."""
-    runs = runs.sort_values("parametrization", key=lambda name: name.map(names.index), kind="stable")
+    runs = runs.sort_values(
+        "parametrization", key=lambda name: name.map(names.index), kind="stable"
+    )
     best = optima(runs, axis)
     moved = shifts(best, axis)
     shown: Any = best.drop(columns="draws")
-    print(f"\nbest rate by {axis}, with 90 % intervals\n" + shown.to_string(index=False, float_format="%.4g"))
+    print(
+        f"\nbest rate by {axis}, with 90 % intervals\n"
+        + shown.to_string(index=False, float_format="%.4g")
+    )
     print(f"\nshift from the smallest to the largest {axis}, in steps of 2")
     print(moved.to_string(index=False, float_format="%+.2f"))
     save_figure(plot_rates(runs, best, axis), out / f"{axis}.png")
@@ -97,15 +122,30 @@ def main() -> None:
     """Show the price, train what is missing, and report along both axes."""
     args = tyro.cli(TransferLr, description=__doc__)
     if args.quick:
-        quick: dict[str, Any] = {"width": ("sp", "mup"), "depth": ("sp", "completep"), "tokens": 120_000}
+        quick: dict[str, Any] = {
+            "width": ("sp", "mup"),
+            "depth": ("sp", "completep"),
+            "tokens": 120_000,
+        }
         args = dataclasses.replace(args, widths=(16, 32, 64), depths=(1, 2, 4), **quick)
     plans = {axis: plan_of(args, axis) for axis in AXES if getattr(args, axis)}
-    together = Plan("transfer_lr", tuple(dict.fromkeys(run for plan in plans.values() for run in plan)))
+    together = Plan(
+        "transfer_lr",
+        tuple(dict.fromkeys(run for plan in plans.values() for run in plan)),
+    )
     show_plan(together, args.out, timing=True, workers=args.workers)
     sweep(together, args.out, workers=args.workers)
-    written: dict[str, Any] = {"settings": asdict(args) | {"out": str(args.out)}, "centres": CENTRES}
+    written: dict[str, Any] = {
+        "settings": asdict(args) | {"out": str(args.out)},
+        "centres": CENTRES,
+    }
     for axis, plan in plans.items():
-        written[axis] = report(sweep(plan, args.out, workers=args.workers), axis, getattr(args, axis), args.out)
+        written[axis] = report(
+            sweep(plan, args.out, workers=args.workers),
+            axis,
+            getattr(args, axis),
+            args.out,
+        )
     (args.out / "transfer_lr.json").write_text(json.dumps(written, indent=1) + "\n")
 
 

@@ -1,4 +1,6 @@
-"""What all tests share: strict JAX, a cache of their own, shapes so small that compiling is most of the time."""
+"""What all tests share: strict JAX, a cache of their own, shapes so small that
+compiling is most of the time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the laws are stated for CPU; a GPU's own are in scaling/test_gpu.py
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # the laws are stated for CPU; a GPU's own are in scaling/test_gpu.py
 
 import jax
 import pytest
@@ -20,16 +24,22 @@ TINY_SOURCE = "markov:states=16,branching=2,tokens=40000"
 
 @pytest.fixture(scope="session", autouse=True)
 def strict_jax() -> None:
-    """No silent broadcasting between arrays of different rank; in subprocesses neither (see `caches`)."""
+    """No silent broadcasting between arrays of different rank; in subprocesses neither
+    (see `caches`).
+    """
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Data and compiled programs of subprocesses go to the session's own folders, never to the user's."""
+    """Data and compiled programs of subprocesses go to the session's own folders, never
+    to the user's.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCALING_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv(
+            "JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs"))
+        )
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
         yield
@@ -37,10 +47,17 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of the public data sets: $SCALING_DATA_DIR, or shared/data beside the repository."""
-    folder = Path(os.environ.get("SCALING_DATA_DIR") or Path(__file__).parents[1].parent / "shared" / "data")
+    """Folder of the public data sets: $SCALING_DATA_DIR, or shared/data beside the
+    repository.
+    """
+    folder = Path(
+        os.environ.get("SCALING_DATA_DIR")
+        or Path(__file__).parents[1].parent / "shared" / "data"
+    )
     if not (folder / "epoch_chinchilla.csv").is_file():
-        pytest.skip(f"public data are not at {folder}: set SCALING_DATA_DIR to their folder")
+        pytest.skip(
+            f"public data are not at {folder}: set SCALING_DATA_DIR to their folder"
+        )
     return folder
 
 
@@ -61,7 +78,14 @@ def make_model() -> MakeModel:
     """A model of 1,500 parameters, with changes."""
 
     def make(**changes: Any) -> ModelConfig:
-        shape = {"width": 8, "depth": 1, "n_heads": 2, "ff_ratio": 2.0, "vocab": 16, "context": 16}
+        shape = {
+            "width": 8,
+            "depth": 1,
+            "n_heads": 2,
+            "ff_ratio": 2.0,
+            "vocab": 16,
+            "context": 16,
+        }
         base = ModelConfig(**shape, zero_init_outputs=True)
         return dataclasses.replace(base, **changes)
 
@@ -70,11 +94,17 @@ def make_model() -> MakeModel:
 
 @pytest.fixture(scope="session")
 def make_run(make_model: MakeModel) -> MakeRun:
-    """A run of 20 steps of 64 tokens, with changes by dotted path, e.g. `**{"optim.lr": 1e-2}`."""
+    """A run of 20 steps of 64 tokens, with changes by dotted path, e.g. `**{"optim.lr":
+    1e-2}`.
+    """
 
     def make(**changes: Any) -> RunConfig:
-        optim = OptimConfig(lr=1e-2, batch_size=4, warmup_tokens=128, cooldown_fraction=0.3)
-        base = RunConfig(make_model(), DataConfig(TINY_SOURCE), optim, tokens=1280, eval_tokens=2048)
+        optim = OptimConfig(
+            lr=1e-2, batch_size=4, warmup_tokens=128, cooldown_fraction=0.3
+        )
+        base = RunConfig(
+            make_model(), DataConfig(TINY_SOURCE), optim, tokens=1280, eval_tokens=2048
+        )
         values = dataclasses.asdict(base)
         for path, value in changes.items():
             *tables, name = path.split(".")

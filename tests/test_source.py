@@ -1,4 +1,6 @@
-"""The source runs nothing that a file holds: it unpickles nothing and evaluates no text."""
+"""The source runs nothing that a file holds: it unpickles nothing and evaluates no
+text.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(path for package in ("scaling", "analysis", "experiments") for path in (ROOT / package).rglob("*.py"))
-MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml", "jsonpickle"}
+FILES = sorted(
+    path
+    for package in ("scaling", "analysis", "experiments")
+    for path in (ROOT / package).rglob("*.py")
+)
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "cloudpickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+    "jsonpickle",
+}
 CALLS = {
     "eval",
     "exec",
@@ -27,25 +44,45 @@ RISKY = {"allow_pickle", "shell"}  # arguments that may only be False
 
 
 def offences(tree: ast.AST) -> Iterator[str]:
-    """What in a module could run what it reads; a method called `compile`, as that of `re`, is something else."""
+    """What in a module could run what it reads; a method called `compile`, as that of
+    `re`, is something else.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in MODULES)
+            yield from (
+                alias.name
+                for alias in node.names
+                if alias.name.split(".")[0] in MODULES
+            )
         elif isinstance(node, ast.ImportFrom):
-            yield from (node.module or "" for _ in node.names[:1] if (node.module or "").split(".")[0] in MODULES)
+            yield from (
+                node.module or ""
+                for _ in node.names[:1]
+                if (node.module or "").split(".")[0] in MODULES
+            )
         elif isinstance(node, ast.Call):
             plain = isinstance(node.func, ast.Name)
-            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            name = (
+                node.func.id
+                if isinstance(node.func, ast.Name)
+                else getattr(node.func, "attr", "")
+            )
             if name in CALLS and (plain or name != "compile"):
                 yield name
             for keyword in node.keywords:
-                if keyword.arg in RISKY and getattr(keyword.value, "value", True) is not False:
+                if (
+                    keyword.arg in RISKY
+                    and getattr(keyword.value, "value", True) is not False
+                ):
                     yield f"{keyword.arg} of {name}"
 
 
 def test_no_module_runs_what_it_reads() -> None:
     assert len(FILES) > 80
-    found = {str(path.relative_to(ROOT)): list(offences(ast.parse(path.read_text()))) for path in FILES}
+    found = {
+        str(path.relative_to(ROOT)): list(offences(ast.parse(path.read_text())))
+        for path in FILES
+    }
     assert {path: what for path, what in found.items() if what} == {}
 
 

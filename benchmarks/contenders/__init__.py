@@ -1,7 +1,8 @@
 """Training steps of one architecture by several hands, for `benchmarks/step.py`.
 
-Each module has `build(shape) -> Contender`: pre-norm RMSNorm with gains, RoPE, RMSNorm of queries and keys, GELU
-feed-forward of ratio 4, no biases, untied head, AdamW, gradients clipped at norm 1, parameters in float32.
+Each module has `build(shape) -> Contender`: pre-norm RMSNorm with gains, RoPE, RMSNorm
+of queries and keys, GELU feed-forward of ratio 4, no biases, untied head, AdamW,
+gradients clipped at norm 1, parameters in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Shape(NamedTuple):
     def model(self) -> ModelConfig:
         """As this library has it."""
         sizes: Any = {"vocab": self.vocab, "context": self.context, "dtype": self.dtype}
-        return ModelConfig(width=self.width, depth=self.depth, n_heads=self.heads, **sizes)
+        return ModelConfig(
+            width=self.width, depth=self.depth, n_heads=self.heads, **sizes
+        )
 
 
 class Contender(NamedTuple):
@@ -40,4 +43,6 @@ class Contender(NamedTuple):
 
     parameters: int
     steps_per_call: int
-    call: Callable[[], float]  # trains `steps_per_call` steps and waits for them; the last loss
+    call: Callable[
+        [], float
+    ]  # trains `steps_per_call` steps and waits for them; the last loss

@@ -1,4 +1,6 @@
-"""The same model in Flax as most people write it: separate projections, a mask, unrolled layers, a dispatch a step."""
+"""The same model in Flax as most people write it: separate projections, a mask,
+unrolled layers, a dispatch a step.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,14 @@ from contenders import BETAS, CLIP, EPSILON, LR, Contender, Shape
 def _rope(x: jax.Array) -> jax.Array:
     T, K = x.shape[1], x.shape[3]
     angle = jnp.arange(T)[:, None] * 10_000.0 ** (-jnp.arange(0, K, 2) / K)
-    cos, sin = jnp.cos(angle)[None, :, None].astype(x.dtype), jnp.sin(angle)[None, :, None].astype(x.dtype)
+    cos, sin = (
+        jnp.cos(angle)[None, :, None].astype(x.dtype),
+        jnp.sin(angle)[None, :, None].astype(x.dtype),
+    )
     left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return jnp.concatenate(
+        [left * cos - right * sin, right * cos + left * sin], axis=-1
+    )
 
 
 class _Block(nn.Module):
@@ -50,14 +57,20 @@ class _Model(nn.Module):
         x = nn.Embed(shape.vocab, shape.width, dtype=shape.dtype)(tokens)
         for _ in range(shape.depth):
             x = _Block(shape.heads, shape.dtype)(x)
-        logits = nn.Dense(shape.vocab, use_bias=False, dtype=shape.dtype)(nn.RMSNorm(dtype=shape.dtype)(x))
+        logits = nn.Dense(shape.vocab, use_bias=False, dtype=shape.dtype)(
+            nn.RMSNorm(dtype=shape.dtype)(x)
+        )
         return logits.astype(jnp.float32)
 
 
 def build(shape: Shape) -> Contender:
     """A jitted step."""
     model = _Model(shape)
-    windows = jnp.asarray(np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.context + 1)))
+    windows = jnp.asarray(
+        np.random.default_rng(0).integers(
+            0, shape.vocab, (shape.batch, shape.context + 1)
+        )
+    )
     params = model.init(jax.random.key(0), windows[:, :-1])
     adamw = optax.adamw(LR, b1=BETAS[0], b2=BETAS[1], eps=EPSILON, weight_decay=0.0)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), adamw)
@@ -67,7 +80,9 @@ def build(shape: Shape) -> Contender:
     def step(params, opt_state, windows):
         def loss_of(params):
             logits = model.apply(params, windows[:, :-1])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, windows[:, 1:]
+            ).mean()
 
         loss, grads = jax.value_and_grad(loss_of)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)

@@ -1,1 +1,3 @@
-"""The documents' claims as experiments: what each says, the rule that decides, what was found."""
+"""The documents' claims as experiments: what each says, the rule that decides, what was
+found.
+"""

@@ -1,4 +1,6 @@
-"""Perplexity and next-token accuracy of every state in which the family's trunks were saved."""
+"""Perplexity and next-token accuracy of every state in which the family's trunks were
+saved.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
 from scaling.config import ModelConfig
-from scaling.transformer import Params, build
+from scaling.model.transformer import Params, build
 
 ROWS = 32  # windows at a time
 
@@ -23,17 +25,26 @@ ROWS = 32  # windows at a time
 def _scores(
     config: ModelConfig, params: Params, windows_MxT1: Int[Array, "M T1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean loss in nats per token, and the share of targets that have the largest logit."""
+    """Mean loss in nats per token, and the share of targets that have the largest
+    logit.
+    """
     logits = build(config).apply(params, windows_MxT1[:, :-1])
     targets = windows_MxT1[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return losses.mean(), (logits.argmax(axis=-1) == targets).mean()
 
 
-def scores(config: ModelConfig, params: Params, windows_MxT1: np.ndarray) -> tuple[float, float]:
+def scores(
+    config: ModelConfig, params: Params, windows_MxT1: np.ndarray
+) -> tuple[float, float]:
     """(loss, accuracy) over all windows, whose number must be a multiple of `ROWS`."""
     blocks = windows_MxT1.reshape(-1, ROWS, windows_MxT1.shape[1])
-    pairs = np.array([[float(x) for x in _scores(config, params, jnp.asarray(block))] for block in blocks])
+    pairs = np.array(
+        [
+            [float(x) for x in _scores(config, params, jnp.asarray(block))]
+            for block in blocks
+        ]
+    )
     loss, accuracy = pairs.mean(axis=0)
     return float(loss), float(accuracy)
 
@@ -48,9 +59,18 @@ def accuracies(evidence: Evidence) -> pd.DataFrame:
             if params is None:
                 continue
             windows = evidence.heldout(run, 128 * run.model.context)
-            loss, accuracy = scores(run.model, params, windows[: len(windows) // ROWS * ROWS])
+            loss, accuracy = scores(
+                run.model, params, windows[: len(windows) // ROWS * ROWS]
+            )
             tokens = run.branch_step * run.batch_tokens
-            rows.append({"trunk": run.trunk_id, "width": run.model.width, "tokens": tokens, "loss": loss})
+            rows.append(
+                {
+                    "trunk": run.trunk_id,
+                    "width": run.model.width,
+                    "tokens": tokens,
+                    "loss": loss,
+                }
+            )
             rows[-1]["accuracy"] = accuracy
         return rows
 

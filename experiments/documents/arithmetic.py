@@ -1,4 +1,6 @@
-"""Claims that arithmetic settles: the size of a 7B model (S10) and the documents' worked examples (S16)."""
+"""Claims that arithmetic settles: the size of a 7B model (S10) and the documents'
+worked examples (S16).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.documents.claim import Claim, Finding, Numbers, Row, exact, verdict
 from experiments.documents.evidence import Evidence
+from experiments.documents.statement import Claim, Finding, Numbers, Row, exact, verdict
 from scaling.config import ModelConfig
-from scaling.flops import count
+from scaling.model.flops import count
 
 SAID_PARAMETERS = 700e9
 SEVEN_B = ModelConfig(
@@ -43,7 +45,10 @@ def _s10(evidence: Evidence) -> Finding:
         f"Width {SEVEN_B.width}, {SEVEN_B.depth} layers, {SEVEN_B.n_heads} heads, gated feed-forward of "
         f"{SEVEN_B.d_ff:,}, vocabulary {SEVEN_B.vocab:,}, RMSNorm, head not tied. The count is the one that the "
         f"library uses everywhere. Said is {SAID_PARAMETERS / counts.n_total:.0f} times as much: the B of 7B is 10^9.",
-        table=[{"part": name, "parameters": f"{number:,}"} for name, number in parts.items()],
+        table=[
+            {"part": name, "parameters": f"{number:,}"}
+            for name, number in parts.items()
+        ],
     )
 
 
@@ -63,20 +68,28 @@ class Example:
 
     @property
     def agrees(self) -> bool:
-        """Whether the recomputed number, rounded to the digits printed, is the one said."""
+        """Whether the recomputed number, rounded to the digits printed, is the one
+        said.
+        """
         text = repr(float(self.said))
         decimals = len(text.partition(".")[2]) if not text.endswith(".0") else 0
         return abs(self.recomputed - self.said) <= 0.5000001 * 10.0**-decimals
 
 
 def _softmax() -> list[Example]:
-    """Document A: five rows of logits in steps of 5, and a loss of the given probabilities."""
-    logits = jnp.asarray([[start + 5.0 * i for i in range(5)] for start in (31, 37, 43, 49, 55)])
+    """Document A: five rows of logits in steps of 5, and a loss of the given
+    probabilities.
+    """
+    logits = jnp.asarray(
+        [[start + 5.0 * i for i in range(5)] for start in (31, 37, 43, 49, 55)]
+    )
     rows, found = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64), []
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
             said = round(0.1 * (2 + i + j), 1)
-            found.append(Example("A", f"softmax, row {i + 1}, entry {j + 1}", said, float(value)))
+            found.append(
+                Example("A", f"softmax, row {i + 1}, entry {j + 1}", said, float(value))
+            )
     labels, chosen = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([0.6, 0.7, 0.8])
     loss = -float((labels * jnp.log(chosen)).sum())
     return [*found, Example("A", "-1 log .6 - 2 log .7 - 3 log .8", 0.42, loss)]
@@ -84,8 +97,12 @@ def _softmax() -> list[Example]:
 
 def _forward() -> list[Example]:
     """Document C: h1 = W1 x + b1, h2 = W2 a1 + b2 from the a1 that is printed."""
-    h1 = jnp.asarray([[1.0, 2, 3], [4, 5, 6]]) @ jnp.asarray([1.0, 2, 3]) + jnp.asarray([1.0, 2])
-    h2 = jnp.asarray([[7.0, 8], [9, 10]]) @ jnp.asarray([14.0, 29]) + jnp.asarray([3.0, 4])
+    h1 = jnp.asarray([[1.0, 2, 3], [4, 5, 6]]) @ jnp.asarray([1.0, 2, 3]) + jnp.asarray(
+        [1.0, 2]
+    )
+    h2 = jnp.asarray([[7.0, 8], [9, 10]]) @ jnp.asarray([14.0, 29]) + jnp.asarray(
+        [3.0, 4]
+    )
     pairs = (("h1", (14.0, 29.0), h1), ("h2 from a1 = [14, 29]", (249.0, 390.0), h2))
     return [
         Example("C", f"{name}, entry {i + 1}", said, float(value))
@@ -95,7 +112,9 @@ def _forward() -> list[Example]:
 
 
 def _unit() -> list[Example]:
-    """Document E: one unit with every weight and its bias .1, its ReLU, and a squared error."""
+    """Document E: one unit with every weight and its bias .1, its ReLU, and a squared
+    error.
+    """
     z = jnp.full(3, 0.1) @ jnp.asarray([1.0, 2, 3]) + 0.1
     error = 0.5 * jnp.square(jnp.asarray([1.0, 0.0]) - jnp.asarray([0.3, 0.7])).sum()
     return [
@@ -106,7 +125,9 @@ def _unit() -> list[Example]:
 
 
 def worked_examples() -> list[Example]:
-    """Every printed number of the documents' worked examples, beside what JAX makes of the same inputs."""
+    """Every printed number of the documents' worked examples, beside what JAX makes of
+    the same inputs.
+    """
     return [*_softmax(), *_forward(), *_unit()]
 
 

@@ -1,4 +1,5 @@
-"""The same training on one device and on all: losses and tokens per second. As a script it prints them as JSON.
+"""The same training on one device and on all: losses and tokens per second. As a script
+it prints them as JSON.
 
 python -m experiments.documents.devices
 """
@@ -16,19 +17,23 @@ import jax
 import numpy as np
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.parallel import choose
-from scaling.train import Schedule, program
+from scaling.training.sharding import choose
+from scaling.training.step import Schedule, program
 
 VIRTUAL, STEPS, REPEATS = 4, 16, 5
 
 
 def measure() -> dict[str, Any]:
-    """Losses of `STEPS` steps and tokens per second of `REPEATS` repetitions, on one device and on all."""
+    """Losses of `STEPS` steps and tokens per second of `REPEATS` repetitions, on one
+    device and on all.
+    """
     devices = jax.local_device_count()
     model = ModelConfig(width=32, depth=2, n_heads=2, context=64)
     optim = OptimConfig(batch_size=4 * devices, clip_norm=None)
     run = RunConfig(model, DataConfig(), optim, tokens=optim.batch_size * model.context)
-    tokens = np.random.default_rng(0).integers(0, 64, (STEPS, optim.batch_size, model.context + 1), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, 64, (STEPS, optim.batch_size, model.context + 1), dtype=np.int32
+    )
     rates = Schedule(np.full(STEPS, optim.lr, np.float32), np.zeros(STEPS, np.float32))
     found: dict[str, Any] = {"devices": devices, "platform": jax.default_backend()}
     for name in ("single", "pmap"):
@@ -37,7 +42,9 @@ def measure() -> dict[str, Any]:
         for repeat in range(REPEATS + 1):
             state = compiled.init(0)
             start = time.perf_counter()
-            _, metrics = compiled.chunk(state, batches, rates, np.int32(STEPS), np.uint32(0))
+            _, metrics = compiled.chunk(
+                state, batches, rates, np.int32(STEPS), np.uint32(0)
+            )
             losses = np.asarray(compiled.strategy.gather(metrics)["loss"], float)
             if repeat:  # the first one compiles
                 speeds.append(tokens[:, :, 1:].size / (time.perf_counter() - start))
@@ -46,7 +53,9 @@ def measure() -> dict[str, Any]:
 
 
 def measure_apart() -> dict[str, Any]:
-    """`measure` in a process of its own; where there is only a CPU, on `VIRTUAL` devices that share it."""
+    """`measure` in a process of its own; where there is only a CPU, on `VIRTUAL`
+    devices that share it.
+    """
     environment = dict(os.environ)
     if jax.default_backend() == "cpu":
         flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={VIRTUAL}"
@@ -54,7 +63,9 @@ def measure_apart() -> dict[str, Any]:
     command = [sys.executable, "-m", "experiments.documents.devices"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the run on several devices failed: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(
+            f"the run on several devices failed: {done.stderr.strip().splitlines()[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,4 +1,6 @@
-"""S7: distributed training speeds training up. Testable where devices are apart; losses must be equal anywhere."""
+"""S7: distributed training speeds training up. Testable where devices are apart; losses
+must be equal anywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,28 @@ from typing import Any
 import numpy as np
 
 from experiments.documents import draw_signals
-from experiments.documents.claim import NOT_TESTABLE, Claim, Estimate, Finding, Numbers, exact, verdict
 from experiments.documents.devices import measure_apart
 from experiments.documents.evidence import Evidence
+from experiments.documents.statement import (
+    NOT_TESTABLE,
+    Claim,
+    Estimate,
+    Finding,
+    Numbers,
+    exact,
+    verdict,
+)
 from experiments.documents.stats import mean
 
 SPEED_UP, APART, EQUAL = "speed-up", "devices apart", "largest difference of loss"
 
 
 def speed_up_numbers(found: dict[str, Any]) -> dict[str, Estimate]:
-    """Tokens per second on all devices over those on one, how many devices do not share a machine's cores, and the
-    largest difference of the loss over the steps."""
-    fast, slow = (np.asarray(found[name]["tokens_per_second"]) for name in ("pmap", "single"))
+    """Tokens per second on all devices over those on one, how many devices do not share
+    a machine's cores, and the largest difference of the loss over the steps."""
+    fast, slow = (
+        np.asarray(found[name]["tokens_per_second"]) for name in ("pmap", "single")
+    )
     losses = [np.asarray(found[name]["losses"]) for name in ("pmap", "single")]
     return {
         EQUAL: exact(float(np.abs(losses[0] - losses[1]).max())),

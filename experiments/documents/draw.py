@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.style import (
+from analysis.plots.style import (
     BLACK,
     BLUE,
     GREY,
@@ -24,7 +24,7 @@ from analysis.style import (
     shades,
     styled,
 )
-from experiments.documents.claim import Estimate
+from experiments.documents.statement import Estimate
 
 Frame = Any
 HEIGHT = 3.2
@@ -41,8 +41,12 @@ def at_values(ax: Axes, values: Any, which: str = "x") -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def by_size(ax: Axes, table: Frame, x: str, y: str, unit: str = "n_matmul") -> list[Any]:
-    """One line per trunk, one colour and marker per size; returns what the key shows, largest size first."""
+def by_size(
+    ax: Axes, table: Frame, x: str, y: str, unit: str = "n_matmul"
+) -> list[Any]:
+    """One line per trunk, one colour and marker per size; returns what the key shows,
+    largest size first.
+    """
     handles = []
     sizes = sorted(table[unit].unique())
     for N, color, marker in zip(sizes, shades(len(sizes)), MARKERS, strict=False):
@@ -50,7 +54,15 @@ def by_size(ax: Axes, table: Frame, x: str, y: str, unit: str = "n_matmul") -> l
         for _, trunk in rows.groupby("trunk_id"):
             trunk = trunk.sort_values(x)
             label = count_text(float(N))
-            (line,) = ax.plot(trunk[x], trunk[y], color=color, marker=marker, markersize=4, linewidth=1, label=label)
+            (line,) = ax.plot(
+                trunk[x],
+                trunk[y],
+                color=color,
+                marker=marker,
+                markersize=4,
+                linewidth=1,
+                label=label,
+            )
         handles.append(line)
     return handles[::-1]
 
@@ -65,9 +77,20 @@ def performance(rows: Frame, numbers: Mapping[str, Estimate]) -> Figure:
     gain = 1 / rows["loss"] / start
     N = np.geomspace(first, rows["n_matmul"].max(), 50)
     exponent = next(iter(numbers.values()))
-    level = float(np.exp(np.mean(np.log(gain) - exponent.value * np.log(rows["n_matmul"] / first))))
-    ax.plot(N, (N / first) ** 2, color=VERMILLION, linestyle="--", label="grows as $N^2$")
-    ax.plot(N, level * (N / first) ** exponent.value, color=BLACK, label=f"grows as $N^{{{exponent.value:.3f}}}$")
+    level = float(
+        np.exp(
+            np.mean(np.log(gain) - exponent.value * np.log(rows["n_matmul"] / first))
+        )
+    )
+    ax.plot(
+        N, (N / first) ** 2, color=VERMILLION, linestyle="--", label="grows as $N^2$"
+    )
+    ax.plot(
+        N,
+        level * (N / first) ** exponent.value,
+        color=BLACK,
+        label=f"grows as $N^{{{exponent.value:.3f}}}$",
+    )
     ax.plot(rows["n_matmul"], gain, "o", color=BLUE, **FREE, label="a run")
     log_axis(ax, "x", "count")
     log_axis(ax, "y", "loss")
@@ -84,10 +107,14 @@ def drops(drops: Frame, trend: Estimate) -> Figure:
     x = np.log2(drops["N"])
     line = drops["drop"].mean() + trend.value * (x - x.mean())
     ax.plot(drops["N"], line, color=BLACK, label="trend of the\nfitted parabola")
-    ax.plot(drops["N"], drops["drop"], "o", color=BLUE, **FREE, label="between two sizes")
+    ax.plot(
+        drops["N"], drops["drop"], "o", color=BLUE, **FREE, label="between two sizes"
+    )
     log_axis(ax, "x", "count")
     ax.set_ylim(0, None)
-    ax.set(xlabel=VARIABLE["N"], ylabel="Fall of the loss per doubling\n(nats per token)")
+    ax.set(
+        xlabel=VARIABLE["N"], ylabel="Fall of the loss per doubling\n(nats per token)"
+    )
     fig.legend(loc="outside right upper")
     return fig
 
@@ -107,19 +134,36 @@ def data_curves(table: Frame) -> Figure:
 
 @styled
 def price(table: Frame, best: Frame) -> Figure:
-    """Loss against compute with its lower envelope; measured time against counted FLOPs."""
+    """Loss against compute with its lower envelope; measured time against counted
+    FLOPs.
+    """
     fig = new_figure(HEIGHT)
     left, right = fig.subplots(1, 2)
     handles = by_size(left, table, "flops", "loss")
-    handles += left.plot(best["flops"], best["loss"], color=BLACK, linestyle="--", zorder=4, label="lowest")
+    handles += left.plot(
+        best["flops"],
+        best["loss"],
+        color=BLACK,
+        linestyle="--",
+        zorder=4,
+        label="lowest",
+    )
     log_axis(left, "x", "flops")
     log_axis(left, "y", "loss")
     left.set(xlabel="Training compute (FLOPs)", ylabel=LOSS)
     left.xaxis.get_major_locator().most = 3  # type: ignore[attr-defined]
     for _, trunk in table.groupby("trunk_id"):
         ends = trunk.sort_values("tokens").iloc[[0, -1]]
-        seconds = float(np.diff(ends["wall_seconds"])[0]) / float(np.diff(ends["tokens"])[0])
-        right.plot(ends["flops"].iloc[0] / ends["tokens"].iloc[0], 1e6 * seconds, "o", color=BLUE, **FREE)
+        seconds = float(np.diff(ends["wall_seconds"])[0]) / float(
+            np.diff(ends["tokens"])[0]
+        )
+        right.plot(
+            ends["flops"].iloc[0] / ends["tokens"].iloc[0],
+            1e6 * seconds,
+            "o",
+            color=BLUE,
+            **FREE,
+        )
     log_axis(right, "x", "flops")
     log_axis(right, "y", "count")
     right.xaxis.get_major_locator().most = 3  # type: ignore[attr-defined]
@@ -134,7 +178,9 @@ def capacity(widths: Frame, depths: Frame) -> Figure:
     fig = new_figure(HEIGHT)
     axes = fig.subplots(1, 2, sharey=True)
     fixed = (f"width {depths['width'].iloc[0]}", f"depth {widths['depth'].iloc[0]}")
-    for ax, table, name, what in zip(axes, (depths, widths), ("depth", "width"), fixed, strict=True):
+    for ax, table, name, what in zip(
+        axes, (depths, widths), ("depth", "width"), fixed, strict=True
+    ):
         means = table.groupby(name)["loss"].mean()
         ax.plot(means.index, means, color=GREY, zorder=1)
         ax.plot(table[name], table["loss"], "o", color=BLUE, **FREE)

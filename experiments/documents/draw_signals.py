@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.style import BLUE, GREY, LOSS, MARKERS, VERMILLION, new_figure, shades, styled
+from analysis.plots.style import (
+    BLUE,
+    GREY,
+    LOSS,
+    MARKERS,
+    VERMILLION,
+    new_figure,
+    shades,
+    styled,
+)
 from experiments.documents.draw import FREE, HEIGHT, at_values
 from experiments.documents.draw_recipes import rate_lines
 
@@ -16,7 +25,9 @@ Frame = Any
 
 @styled
 def residuals(ratios: Frame, rates: Frame) -> Figure:
-    """Gradient ratio against depth in four settings; loss against rate with and without layer norm."""
+    """Gradient ratio against depth in four settings; loss against rate with and without
+    layer norm.
+    """
     fig = new_figure(3.6)
     left, middle, right = fig.subplots(1, 3)
     handles = []
@@ -24,16 +35,39 @@ def residuals(ratios: Frame, rates: Frame) -> Figure:
         means = rows.groupby("depth")[["ratio", "first"]].mean()
         color = BLUE if residual else VERMILLION
         label = f"{'with' if residual else 'no'} residuals, {'layer norm' if norm == 'layernorm' else 'no norm'}"
-        look = {"marker": "o" if norm == "layernorm" else "s", "linestyle": "-" if norm == "layernorm" else "--"}
-        handles += left.plot(means.index, means["ratio"], color=color, markersize=4.5, label=label, **look)
-        middle.plot(means.index, means["first"] - means["first"].iloc[0], color=color, markersize=4.5, **look)
+        look = {
+            "marker": "o" if norm == "layernorm" else "s",
+            "linestyle": "-" if norm == "layernorm" else "--",
+        }
+        handles += left.plot(
+            means.index,
+            means["ratio"],
+            color=color,
+            markersize=4.5,
+            label=label,
+            **look,
+        )
+        middle.plot(
+            means.index,
+            means["first"] - means["first"].iloc[0],
+            color=color,
+            markersize=4.5,
+            **look,
+        )
     for ax, over in ((left, "last block's"), (middle, "shallowest model's")):
         ax.axhline(-1, color=GREY, linestyle=":", zorder=1)
         at_values(ax, ratios["depth"])
-        ax.set(xlabel="Depth (blocks)", ylabel=f"log₁₀ of first block's gradient\nnorm over {over}")
-    named = rates.assign(norm=rates["norm"].map({"layernorm": "layer norm", "none": "no norm"}))
+        ax.set(
+            xlabel="Depth (blocks)",
+            ylabel=f"log₁₀ of first block's gradient\nnorm over {over}",
+        )
+    named = rates.assign(
+        norm=rates["norm"].map({"layernorm": "layer norm", "none": "no norm"})
+    )
     lines = rate_lines(right, named, "norm")
-    right.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
+    right.legend(
+        handles=lines, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1
+    )
     right.set(ylabel=LOSS)
     fig.legend(handles=handles, loc="outside lower left", ncols=2)
     return fig
@@ -47,10 +81,21 @@ def attention(table: Frame) -> Figure:
     handles = []
     for ax, column in ((left, "gradient"), (right, "entropy")):
         handles = []
-        for (name, rows), color, marker in zip(table.groupby("arm"), (VERMILLION, BLUE), MARKERS, strict=False):
+        for (name, rows), color, marker in zip(
+            table.groupby("arm"), (VERMILLION, BLUE), MARKERS, strict=False
+        ):
             means = rows.groupby("head_dim")[column].mean()
-            label = "not scaled" if name == "not scaled" else r"scaled by $1/\sqrt{d_k}$"
-            handles += ax.plot(means.index, means, color=color, marker=marker, markersize=4.5, label=label)
+            label = (
+                "not scaled" if name == "not scaled" else r"scaled by $1/\sqrt{d_k}$"
+            )
+            handles += ax.plot(
+                means.index,
+                means,
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                label=label,
+            )
         at_values(ax, table["head_dim"])
         ax.set_ylim(0, None)
         ax.set(xlabel="Head dimension $d_k$")
@@ -67,7 +112,14 @@ def devices(found: dict[str, Any]) -> Figure:
     ax = fig.add_subplot()
     steps = np.arange(1, len(found["single"]["losses"]) + 1)
     ax.plot(steps, found["single"]["losses"], color=BLUE, label="one device")
-    ax.plot(steps, found["pmap"]["losses"], "o", color=VERMILLION, **FREE, label=f"{found['devices']} devices")
+    ax.plot(
+        steps,
+        found["pmap"]["losses"],
+        "o",
+        color=VERMILLION,
+        **FREE,
+        label=f"{found['devices']} devices",
+    )
     ax.set(xlabel="Step", ylabel="Training loss (nats per token)")
     fig.legend(loc="outside right upper")
     return fig
@@ -86,17 +138,23 @@ def schemes(table: Frame) -> Figure:
 
 @styled
 def profiles(layers: dict[str, dict[str, list[float]]], bound: float = 10.0) -> Figure:
-    """Scale of signals and gradients block by block, one panel each: arm -> {"signal": [L], "gradient": [L]}."""
+    """Scale of signals and gradients block by block, one panel each: arm -> {"signal":
+    [L], "gradient": [L]}.
+    """
     fig = new_figure(HEIGHT + 0.3)
     axes = fig.subplots(1, 2)
     handles: list[Any] = []
     for ax, kind in zip(axes, ("signal", "gradient"), strict=True):
         handles = []
-        for (arm, series), color, marker in zip(layers.items(), shades(len(layers)), MARKERS, strict=False):
+        for (arm, series), color, marker in zip(
+            layers.items(), shades(len(layers)), MARKERS, strict=False
+        ):
             values = np.asarray(series[kind], float)
             values = values / (values[0] if kind == "signal" else values[-1])
             x = np.arange(1, len(values) + 1)
-            handles += ax.plot(x, values, color=color, marker=marker, markersize=3.5, label=arm)
+            handles += ax.plot(
+                x, values, color=color, marker=marker, markersize=3.5, label=arm
+            )
         ax.axhspan(1 / bound, bound, color=GREY, alpha=0.12, linewidth=0, zorder=0)
         ax.set(yscale="log", xlabel="Block")
     axes[0].set(ylabel="Signal (rms) over the first block's")

@@ -1,4 +1,6 @@
-"""Evidence that claims share: runs trained once, the parameters they passed through, measurements kept as JSON."""
+"""Evidence that claims share: runs trained once, the parameters they passed through,
+measurements kept as JSON.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,32 @@ import jax
 import numpy as np
 
 from experiments.documents.grids import GRIDS, Size
-from scaling import data, store
-from scaling.checkpoint import Checkpoints
+from scaling import data
 from scaling.config import RunConfig
-from scaling.plan import Plan
-from scaling.sweep import sweep
-from scaling.train import Recipe, TrainState
-from scaling.transformer import Params, build
-from scaling.trunk import saved
+from scaling.execution.sweep import sweep
+from scaling.model.transformer import Params, build
+from scaling.planning.plan import Plan
+from scaling.store import run_dirs
+from scaling.store.files import write_atomically
+from scaling.store.table import run_table
+from scaling.training.checkpoint import Checkpoints
+from scaling.training.loop import saved
+from scaling.training.step import Recipe, TrainState
 
 Frame = Any
 
 
 class Evidence:
-    """All below `out`: `runs/` of the sweeps, `measured/` of what was measured without training."""
+    """All below `out`: `runs/` of the sweeps, `measured/` of what was measured without
+    training.
+    """
 
     def __init__(self, size: Size, out: Path, workers: int | None = None) -> None:
         self.size, self.out, self.workers = size, out, workers
         programs = (out / "programs").absolute()
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))  # two workers compile a shape once
+        os.environ.setdefault(
+            "JAX_COMPILATION_CACHE_DIR", str(programs)
+        )  # two workers compile a shape once
 
     def plan(self, names: Iterable[str]) -> Plan:
         """The runs of some grids, each once."""
@@ -43,26 +52,33 @@ class Evidence:
         sweep(plan, self.out / "runs", workers=self.workers)
 
     def table(self, name: str) -> Frame:
-        """The run table of a grid with each row's configuration in `run`; `loss` is infinite where it diverged.
+        """The run table of a grid with each row's configuration in `run`; `loss` is
+        infinite where it diverged.
 
         Raises:
             RuntimeError: runs of it are missing.
         """
         runs = {run.run_id: run for run in GRIDS[name](self.size)}
-        table: Frame = store.run_table(self.out / "runs", runs.values())
+        table: Frame = run_table(self.out / "runs", runs.values())
         if len(table) < len(runs):
-            raise RuntimeError(f"{len(runs) - len(table)} runs of {name!r} are not trained yet; call again to resume")
+            raise RuntimeError(
+                f"{len(runs) - len(table)} runs of {name!r} are not trained yet; call again to resume"
+            )
         table["loss"] = table["loss"].fillna(np.inf)
         return table.assign(run=[runs[i] for i in table["run_id"]])
 
     def params(self, run: RunConfig) -> Params | None:
-        """Parameters at the step where a run left its trunk; None when that checkpoint is no longer there."""
-        from scaling.optimizer import make_optimizer
+        """Parameters at the step where a run left its trunk; None when that checkpoint
+        is no longer there.
+        """
+        from scaling.training.optimizer import make_optimizer
 
         family = build(run.model)
         recipe = Recipe(family, make_optimizer(run.optim, family), 1, None)
         like = saved(jax.eval_shape(lambda: recipe.init(0)))
-        checkpoints = Checkpoints(store.trunk_dir(self.out / "runs", run) / "checkpoints")
+        checkpoints = Checkpoints(
+            run_dirs.trunk_dir(self.out / "runs", run) / "checkpoints"
+        )
         try:
             found = checkpoints.restore_latest(like, run.branch_step)
         finally:
@@ -74,7 +90,9 @@ class Evidence:
 
     def heldout(self, run: RunConfig, tokens: int) -> np.ndarray:
         """Windows of a run's held-out slice, [M, T + 1]."""
-        return data.heldout_windows(data.load(run.data).heldout, run.model.context, tokens)
+        return data.heldout_windows(
+            data.load(run.data).heldout, run.model.context, tokens
+        )
 
     def measured(self, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` returns, plain data, kept below `out` until the sizes change."""
@@ -85,5 +103,5 @@ class Evidence:
             if there["size"] == identity:
                 return there["values"]
         values = json.loads(json.dumps(measure()))
-        store.write_atomically(path, json.dumps({"size": identity, "values": values}))
+        write_atomically(path, json.dumps({"size": identity, "values": values}))
         return values

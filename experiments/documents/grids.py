@@ -1,6 +1,8 @@
-"""The runs that serve the claims, in two sizes: `QUICK`, minutes on two cores, and `FULL`.
+"""The runs that serve the claims, in two sizes: `QUICK`, minutes on two cores, and
+`FULL`.
 
-All read the `code` source as bytes and share one folder, so that a run which two claims need is trained once.
+All read the `code` source as bytes and share one folder, so that a run which two claims
+need is trained once.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ class Size:
     """How large the evidence is; token numbers are whole steps of 4 x 128.
 
     Attributes:
-        tokens: of each width of the family; the second one also of the depths, the first of optimisers' rates.
+        tokens: of each width of the family; the second one also of the depths, the
+        first of optimisers' rates.
         seeds: of what is compared seed by seed or not trained, few_seeds: of all else.
         spread: learning rates as multiples of the recipe's; the middle one is 1.
         short: tokens of the runs that ask only whether a rate trains.
         repeated: tokens seen again and again for S12, epochs: how many times.
-        probe_depths, deep (blocks of models whose layers are apart), head_dims: of what is measured without training.
+        probe_depths, deep (blocks of models whose layers are apart), head_dims: of what
+        is measured without training.
     """
 
     name: str
@@ -101,7 +105,9 @@ BASE_WIDTH = 32  # of every grid but the family
 
 
 def _run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
-    """A run of the recipe at `BASE_WIDTH`, with changes by dotted path written with two underscores."""
+    """A run of the recipe at `BASE_WIDTH`, with changes by dotted path written with two
+    underscores.
+    """
     groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "optim": {}}
     for path, value in changes.items():
         table, _, name = path.partition("__")
@@ -111,7 +117,9 @@ def _run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
     groups["optim"]["lr"] = rate * groups["optim"].get("lr", 1.0)
     model = ModelConfig(**{"depth": 2, "n_heads": 4, "head_dim": 16, **groups["model"]})
     optim = OptimConfig(**{"warmup_tokens": 20_480, **groups["optim"]})
-    return RunConfig(model, DataConfig(**groups["data"]), optim, tokens, seed, size.eval_tokens)
+    return RunConfig(
+        model, DataConfig(**groups["data"]), optim, tokens, seed, size.eval_tokens
+    )
 
 
 def family(size: Size) -> list[RunConfig]:
@@ -127,13 +135,23 @@ def family(size: Size) -> list[RunConfig]:
 def depths(size: Size) -> list[RunConfig]:
     """Depths at fixed width and tokens."""
     tokens = size.tokens[1]
-    return [_run(size, tokens, seed, model__depth=depth) for depth in size.depths for seed in size.few_seeds]
+    return [
+        _run(size, tokens, seed, model__depth=depth)
+        for depth in size.depths
+        for seed in size.few_seeds
+    ]
 
 
 def optimizers(size: Size) -> list[RunConfig]:
     """A grid of learning rates per optimiser, each around a centre of its own."""
     return [
-        _run(size, size.tokens[0], seed, optim__optimizer=method, optim__lr=factor * _centre(method))
+        _run(
+            size,
+            size.tokens[0],
+            seed,
+            optim__optimizer=method,
+            optim__lr=factor * _centre(method),
+        )
         for method in METHODS
         for factor in size.spread
         for seed in size.few_seeds
@@ -145,7 +163,9 @@ def _centre(method: str) -> float:
 
 
 def batches(size: Size) -> list[RunConfig]:
-    """Batch sizes x token budgets, each at three rates around one that grows as the root of the batch."""
+    """Batch sizes x token budgets, each at three rates around one that grows as the
+    root of the batch.
+    """
     return [
         _run(
             size,
@@ -163,20 +183,36 @@ def batches(size: Size) -> list[RunConfig]:
 
 
 def repeats(size: Size) -> list[RunConfig]:
-    """Epochs over little text at a constant rate, with and without each remedy: points along one trunk per arm."""
+    """Epochs over little text at a constant rate, with and without each remedy: points
+    along one trunk per arm.
+    """
     runs = []
     for arm, changes in REMEDIES.items():
         unique = size.repeated * (4 if arm == "4 times the data" else 1)
         options = {path.replace(".", "__"): value for path, value in changes.items()}
         for seed in size.seeds:
             for epochs in size.epochs:
-                data = {"data__unique_tokens": unique + 1, "optim__cooldown_fraction": 0.0}
-                runs.append(_run(size, size.repeated * epochs, seed, model__width=64, **data, **options))
+                data = {
+                    "data__unique_tokens": unique + 1,
+                    "optim__cooldown_fraction": 0.0,
+                }
+                runs.append(
+                    _run(
+                        size,
+                        size.repeated * epochs,
+                        seed,
+                        model__width=64,
+                        **data,
+                        **options,
+                    )
+                )
     return runs
 
 
 def norms(size: Size) -> list[RunConfig]:
-    """A wide grid of learning rates with layer norm and without any norm, depth 4, gradients not clipped."""
+    """A wide grid of learning rates with layer norm and without any norm, depth 4,
+    gradients not clipped.
+    """
     return [
         _run(
             size,
@@ -197,7 +233,14 @@ def norms(size: Size) -> list[RunConfig]:
 def schemes(size: Size) -> list[RunConfig]:
     """A wide grid of learning rates under each parametrisation, depth 4."""
     return [
-        _run(size, size.short, seed, model__depth=4, model__parametrization=scheme, optim__lr=factor * centre)
+        _run(
+            size,
+            size.short,
+            seed,
+            model__depth=4,
+            model__parametrization=scheme,
+            optim__lr=factor * centre,
+        )
         for scheme, centre in SCHEMES.items()
         for factor in size.spread
         for seed in size.few_seeds
@@ -205,7 +248,8 @@ def schemes(size: Size) -> list[RunConfig]:
 
 
 GRIDS: dict[str, Callable[[Size], list[RunConfig]]] = {
-    grid.__name__: grid for grid in (family, depths, optimizers, batches, repeats, norms, schemes)
+    grid.__name__: grid
+    for grid in (family, depths, optimizers, batches, repeats, norms, schemes)
 }
 
 

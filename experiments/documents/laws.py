@@ -1,4 +1,5 @@
-"""Claims about how loss falls with size, data, depth and compute: S1, S2, S3, S4, S9, S18.
+"""Claims about how loss falls with size, data, depth and compute: S1, S2, S3, S4, S9,
+S18.
 
 Tables have one row per run, with N = `n_matmul`, tokens and loss in nats per token.
 """
@@ -13,7 +14,8 @@ import pandas as pd
 import analysis
 from experiments.documents import draw
 from experiments.documents.accuracy import accuracies
-from experiments.documents.claim import (
+from experiments.documents.evidence import Evidence
+from experiments.documents.statement import (
     Claim,
     Estimate,
     Finding,
@@ -22,12 +24,15 @@ from experiments.documents.claim import (
     some,
     verdict,
 )
-from experiments.documents.evidence import Evidence
 from experiments.documents.stats import mean, resampled, slopes
 
 Frame = Any
 FLOOR_DRAWS = 300
-ONE_OVER, REDUCTION, EXCESS = "exponent of 1/loss", "exponent of the reduction", "exponent of 1/(loss - floor)"
+ONE_OVER, REDUCTION, EXCESS = (
+    "exponent of 1/loss",
+    "exponent of the reduction",
+    "exponent of 1/(loss - floor)",
+)
 
 
 def longest(table: Frame) -> Frame:
@@ -51,7 +56,9 @@ def performance_exponents(table: Frame) -> dict[str, Estimate]:
 
 def excess_exponent(table: Frame) -> Estimate:
     """alpha of L = E + A/N^alpha + B/D^beta: the exponent of 1/(loss - floor) in N."""
-    runs = analysis.load_runs(table, N="n_matmul", D="tokens", C="flops", trunk="trunk_id")
+    runs = analysis.load_runs(
+        table, N="n_matmul", D="tokens", C="flops", trunk="trunk_id"
+    )
     law = analysis.fit(runs, "chinchilla", delta=1e-2, allow_unidentified=True)
     boot = law.bootstrap(FLOOR_DRAWS, seed=0)
     return Estimate(law.params["alpha"], *boot.interval("alpha", 0.95))
@@ -73,19 +80,23 @@ def _s1(evidence: Evidence) -> Finding:
 
 
 def _decide_s1(n: Numbers) -> str:
-    return verdict(some(*(n[name].within(1.5, 2.5) for name in (ONE_OVER, REDUCTION, EXCESS))))
+    return verdict(
+        some(*(n[name].within(1.5, 2.5) for name in (ONE_OVER, REDUCTION, EXCESS)))
+    )
 
 
 def drop_trend(table: Frame) -> tuple[Estimate, Frame]:
-    """Curvature of the loss in log2 N, as the change of the drop per doubling from one doubling to the next; and the
-    drops between neighbouring sizes, means over seeds."""
+    """Curvature of the loss in log2 N, as the change of the drop per doubling from one
+    doubling to the next; and the drops between neighbouring sizes, means over seeds."""
     rows = longest(table)
     x = np.log2(rows["n_matmul"] / rows["n_matmul"].min())
     curvature = slopes(rows["loss"], x, x**2)[1]
     trend = Estimate(-2 * curvature.value, -2 * curvature.high, -2 * curvature.low)
     means = rows.groupby("n_matmul")["loss"].mean()
     N, L = means.index.to_numpy(float), means.to_numpy()
-    drops = pd.DataFrame({"N": np.sqrt(N[1:] * N[:-1]), "drop": -np.diff(L) / np.diff(np.log2(N))})
+    drops = pd.DataFrame(
+        {"N": np.sqrt(N[1:] * N[:-1]), "drop": -np.diff(L) / np.diff(np.log2(N))}
+    )
     return trend, drops
 
 
@@ -135,24 +146,38 @@ def _decide_s3(n: Numbers) -> str:
 
 
 def price(table: Frame) -> dict[str, Estimate]:
-    """Exponents of measured seconds in counted FLOPs, and of the loss along the frontier in FLOPs (positive: falls)."""
+    """Exponents of measured seconds in counted FLOPs, and of the loss along the
+    frontier in FLOPs (positive: falls).
+    """
     seconds, flops = [], []
     for _, trunk in table.groupby("trunk_id"):
         ends = trunk.sort_values("tokens").iloc[[0, -1]]
-        took = float(np.diff(ends["wall_seconds"])[0]) / float(np.diff(ends["tokens"])[0])
-        if took > 0:  # compiling falls out of the difference; a pause of the machine may outweigh it
+        took = float(np.diff(ends["wall_seconds"])[0]) / float(
+            np.diff(ends["tokens"])[0]
+        )
+        if (
+            took > 0
+        ):  # compiling falls out of the difference; a pause of the machine may outweigh it
             seconds.append(np.log(took))
             flops.append(np.log(ends["flops"].iloc[0] / ends["tokens"].iloc[0]))
     best = frontier(table)
     return {
-        "exponent of loss in compute": slopes(-np.log(best["loss"]), np.log(best["flops"]))[0],
+        "exponent of loss in compute": slopes(
+            -np.log(best["loss"]), np.log(best["flops"])
+        )[0],
         "exponent of time in FLOPs": slopes(seconds, flops)[0],
     }
 
 
 def frontier(table: Frame) -> Frame:
-    """Mean losses over seeds that no cheaper cell of size and tokens beats, cheapest first."""
-    means = table.groupby(["n_matmul", "tokens"]).agg({"flops": "first", "loss": "mean"}).sort_values("flops")
+    """Mean losses over seeds that no cheaper cell of size and tokens beats, cheapest
+    first.
+    """
+    means = (
+        table.groupby(["n_matmul", "tokens"])
+        .agg({"flops": "first", "loss": "mean"})
+        .sort_values("flops")
+    )
     return means[means["loss"] <= means["loss"].cummin()]
 
 
@@ -175,7 +200,9 @@ def _decide_s4(n: Numbers) -> str:
 
 
 def capacity(widths: Frame, depths: Frame) -> dict[str, Estimate]:
-    """Fall of the loss per doubling of depth at fixed width, and of width at fixed depth, at equal tokens."""
+    """Fall of the loss per doubling of depth at fixed width, and of width at fixed
+    depth, at equal tokens.
+    """
     tokens = depths["tokens"].iloc[0]
     rows = widths[widths["tokens"] == tokens]
     down = {}
@@ -202,7 +229,9 @@ def _decide_s9(n: Numbers) -> str:
 
 
 def concordance(units: list[Frame]) -> float:
-    """Share of pairs of models in which the one of lower loss is the more accurate; ties in accuracy count half."""
+    """Share of pairs of models in which the one of lower loss is the more accurate;
+    ties in accuracy count half.
+    """
     loss = np.concatenate([u["loss"] for u in units])
     accuracy = np.concatenate([u["accuracy"] for u in units])
     i, j = np.triu_indices(len(loss), 1)
@@ -216,7 +245,11 @@ def _s18(evidence: Evidence) -> Finding:
     share = resampled(units, concordance)
     close = table.sort_values("loss")
     near = np.abs(np.diff(close["loss"])) < 0.02
-    flips = float((np.diff(close["accuracy"])[near] > 0).mean()) if near.any() else float("nan")
+    flips = (
+        float((np.diff(close["accuracy"])[near] > 0).mean())
+        if near.any()
+        else float("nan")
+    )
     return Finding(
         {"share of pairs that agree": share},
         f"{len(table)} models: every state in which a trunk of the family was saved, both measured on the same "

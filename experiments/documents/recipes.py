@@ -1,4 +1,6 @@
-"""Claims about the recipe: learning rate, batch and optimiser (S8), over-fitting (S12), the documents' update (S14)."""
+"""Claims about the recipe: learning rate, batch and optimiser (S8), over-fitting (S12),
+the documents' update (S14).
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,24 @@ import pandas as pd
 
 from experiments.documents import draw_recipes, update
 from experiments.documents.accuracy import ROWS, scores
-from experiments.documents.claim import Claim, Estimate, Finding, Numbers, every, some, verdict
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import METHODS, REMEDIES, arm_of
+from experiments.documents.statement import (
+    Claim,
+    Estimate,
+    Finding,
+    Numbers,
+    every,
+    some,
+    verdict,
+)
 from experiments.documents.stats import mean, pooled
 from scaling import data
 
 Frame = Any
-MATTERS = math.log(1.01)  # a factor matters if it changes the loss by more than one per cent
+MATTERS = math.log(
+    1.01
+)  # a factor matters if it changes the loss by more than one per cent
 RATE, METHOD, BATCH = "rate off by 4", "choice of optimiser", "choice of batch size"
 
 
@@ -32,7 +44,9 @@ def best_cells(table: Frame, by: str) -> dict[Any, Any]:
 
 
 def spread(cells: dict[Any, Any]) -> Estimate:
-    """Log of the worst cell's loss over the best's, with the scatter between seeds pooled over all cells."""
+    """Log of the worst cell's loss over the best's, with the scatter between seeds
+    pooled over all cells.
+    """
     means = {value: float(np.mean(losses)) for value, losses in cells.items()}
     worst, best = max(means, key=lambda v: means[v]), min(means, key=lambda v: means[v])
     weight = 1 / len(cells[worst]) + 1 / len(cells[best])
@@ -40,7 +54,9 @@ def spread(cells: dict[Any, Any]) -> Estimate:
 
 
 def rate_cost(table: Frame) -> Estimate:
-    """Log rise of AdamW's loss at the worse neighbour of its best rate; the grid's steps are factors of 4."""
+    """Log rise of AdamW's loss at the worse neighbour of its best rate; the grid's
+    steps are factors of 4.
+    """
     rows = table[table["optimizer"] == "adamw"]
     cells = {lr: np.log(cell["loss"].to_numpy()) for lr, cell in rows.groupby("lr")}
     cells = {lr: losses for lr, losses in cells.items() if np.isfinite(losses).all()}
@@ -52,7 +68,9 @@ def rate_cost(table: Frame) -> Estimate:
 
 
 def examples_to_reach(rows: Frame, target: float) -> float:
-    """Tokens at which the least loss over rates falls to a target, by interpolation in log tokens; NaN: never."""
+    """Tokens at which the least loss over rates falls to a target, by interpolation in
+    log tokens; NaN: never.
+    """
     best = rows.groupby("tokens")["loss"].min()
     x, y = np.log(best.index.to_numpy(float)), np.minimum.accumulate(best.to_numpy())
     if not y[-1] <= target <= y[0]:
@@ -61,19 +79,35 @@ def examples_to_reach(rows: Frame, target: float) -> float:
 
 
 def critical_batch(table: Frame) -> tuple[float, Frame, float]:
-    """Critical batch size in tokens, examples by batch size, and the loss at which they are read.
+    """Critical batch size in tokens, examples by batch size, and the loss at which they
+    are read.
 
-    E = E_min (1 + B / B_crit), the hyperbola (S/S_min - 1)(E/E_min - 1) = 1 in steps S = E / B of McCandlish et al.
-    2018, arXiv:1812.06162, section 2.2; by least squares on E. The loss is the largest batch's last.
+    E = E_min (1 + B / B_crit), the hyperbola (S/S_min - 1)(E/E_min - 1) = 1 in steps S
+    = E / B of McCandlish et al. 2018, arXiv:1812.06162, section 2.2; by least squares
+    on E. The loss is the largest batch's last.
     """
-    means = table.groupby(["batch_tokens", "lr", "tokens"], as_index=False)["loss"].mean()
-    ends = means[means["tokens"] == means["tokens"].max()].groupby("batch_tokens")["loss"].min()
+    means = table.groupby(["batch_tokens", "lr", "tokens"], as_index=False)[
+        "loss"
+    ].mean()
+    ends = (
+        means[means["tokens"] == means["tokens"].max()]
+        .groupby("batch_tokens")["loss"]
+        .min()
+    )
     target = float(ends.max())
     B = ends.index.to_numpy(float)
-    E = np.array([examples_to_reach(means[means["batch_tokens"] == b], target) for b in B])
+    E = np.array(
+        [examples_to_reach(means[means["batch_tokens"] == b], target) for b in B]
+    )
     known = np.isfinite(E)
-    slope, start = np.polyfit(B[known], E[known], 1) if known.sum() > 1 else (np.nan, np.nan)
-    return float(start / slope), pd.DataFrame({"batch": B, "examples": E, "fitted": start + slope * B}), target
+    slope, start = (
+        np.polyfit(B[known], E[known], 1) if known.sum() > 1 else (np.nan, np.nan)
+    )
+    return (
+        float(start / slope),
+        pd.DataFrame({"batch": B, "examples": E, "fitted": start + slope * B}),
+        target,
+    )
 
 
 def _s8(evidence: Evidence) -> Finding:
@@ -85,7 +119,11 @@ def _s8(evidence: Evidence) -> Finding:
         BATCH: spread(best_cells(last, "batch_tokens")),
     }
     B, examples, target = critical_batch(batches)
-    known = f"about {B:,.0f} tokens" if B > 0 else "not determined: examples do not grow with the batch"
+    known = (
+        f"about {B:,.0f} tokens"
+        if B > 0
+        else "not determined: examples do not grow with the batch"
+    )
     return Finding(
         numbers,
         "Each number is ln(worst loss / best loss) within what was tried: AdamW's neighbours of its best rate on a "
@@ -104,29 +142,45 @@ def _decide_s8(n: Numbers) -> str:
 
 
 def remedies(table: Frame) -> dict[str, Estimate]:
-    """By how much each remedy lowers the held-out loss and the gap at the last epoch; table: one row per arm and seed
-    with heldout and train losses in nats per token."""
+    """By how much each remedy lowers the held-out loss and the gap at the last epoch;
+    table: one row per arm and seed with heldout and train losses in nats per token."""
     table = table.assign(gap=table["heldout"] - table["train"])
     plain, numbers = table[table["arm"] == "none"].set_index("seed"), {}
     for column, what in (("heldout", "held-out loss"), ("gap", "gap")):
         for arm in REMEDIES:
             if arm != "none":
                 rows = table[table["arm"] == arm].set_index("seed")
-                numbers[f"fall of the {what} by {arm}"] = mean((plain[column] - rows[column]).to_numpy())
+                numbers[f"fall of the {what} by {arm}"] = mean(
+                    (plain[column] - rows[column]).to_numpy()
+                )
     return numbers
 
 
 def _last_epoch(evidence: Evidence) -> list[dict[str, Any]]:
-    """Held-out and training loss of every arm and seed after the last epoch, without dropout."""
+    """Held-out and training loss of every arm and seed after the last epoch, without
+    dropout.
+    """
     table, rows = evidence.table("repeats"), []
     for run in table.loc[table["tokens"] == table["tokens"].max(), "run"]:
         params = evidence.params(run)
         if params is None:
-            raise RuntimeError(f"the checkpoint of run {run.run_id} is gone; remove its folder and its trunk's")
+            raise RuntimeError(
+                f"the checkpoint of run {run.run_id} is gone; remove its folder and its trunk's"
+            )
         model = dataclasses.replace(run.model, dropout=0.0)
         seen = data.heldout_windows(data.load(run.data).train, model.context)
-        loss = [scores(model, params, w[: len(w) // ROWS * ROWS])[0] for w in (seen, evidence.heldout(run, 32_768))]
-        rows.append({"arm": arm_of(run, evidence.size), "seed": run.seed, "train": loss[0], "heldout": loss[1]})
+        loss = [
+            scores(model, params, w[: len(w) // ROWS * ROWS])[0]
+            for w in (seen, evidence.heldout(run, 32_768))
+        ]
+        rows.append(
+            {
+                "arm": arm_of(run, evidence.size),
+                "seed": run.seed,
+                "train": loss[0],
+                "heldout": loss[1],
+            }
+        )
     return rows
 
 
@@ -151,16 +205,20 @@ def _decide_s12(n: Numbers) -> str:
 
 
 def progress_made(table: Frame) -> dict[str, Estimate]:
-    """Share of the best trained loss's fall from ln(vocabulary) that each form of the update reaches at its best rate.
+    """Share of the best trained loss's fall from ln(vocabulary) that each form of the
+    update reaches at its best rate.
 
-    table: arm, rate, seed, loss, with `start`, ln(vocabulary), and `best`, the reference's least mean loss.
+    table: arm, rate, seed, loss, with `start`, ln(vocabulary), and `best`, the
+    reference's least mean loss.
     """
     numbers = {}
     for arm in (update.LITERAL, update.SUBTRACTED):
         rows = table[table["arm"] == arm]
         rate = rows.groupby("rate")["loss"].mean().idxmin()
         losses = rows.loc[rows["rate"] == rate, "loss"]
-        numbers[f"progress, {arm}"] = mean((rows["start"].iloc[0] - losses) / (rows["start"] - rows["best"]).iloc[0])
+        numbers[f"progress, {arm}"] = mean(
+            (rows["start"].iloc[0] - losses) / (rows["start"] - rows["best"]).iloc[0]
+        )
     return numbers
 
 

@@ -16,59 +16,97 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from experiments.documents import draw_signals
-from experiments.documents.claim import Claim, Estimate, Finding, Numbers, every, negate, some, verdict
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import BASE_WIDTH, norms
+from experiments.documents.statement import (
+    Claim,
+    Estimate,
+    Finding,
+    Numbers,
+    every,
+    negate,
+    some,
+    verdict,
+)
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig
-from scaling.transformer import Params, build
+from scaling.model.transformer import Params, build
 
 Frame = Any
 VANISHED = -1.0  # log10 of the first block's gradient over the last's, or over that of a shallow model
 ATTENTION_DRAWS = 16
 LIMIT = 1.1  # a rate trains if its loss is at most so many times the best of all arms
 WITH, WITHOUT = "with residuals", "without residuals"
-OVER_LAST, OVER_SHALLOW = "log10 gradient over the last block's", "log10 gradient over the shallowest model's"
+OVER_LAST, OVER_SHALLOW = (
+    "log10 gradient over the last block's",
+    "log10 gradient over the shallowest model's",
+)
 LAYER_NORM = "octaves gained by layer norm"
 SETTINGS = {"none": "no norm", "layernorm": "layer norm"}
 SCALED, UNSCALED = "scaled", "not scaled"
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def block_gradients(config: ModelConfig, params: Params, windows: Int[Array, "B T1"]) -> Float[Array, " L"]:
-    """Norm of the loss's gradient with respect to each block's weights; for a model whose layers are scanned."""
+def block_gradients(
+    config: ModelConfig, params: Params, windows: Int[Array, "B T1"]
+) -> Float[Array, " L"]:
+    """Norm of the loss's gradient with respect to each block's weights; for a model
+    whose layers are scanned.
+    """
     family = build(config)
 
     def loss(params: Params) -> Float[Array, ""]:
         logits = family.apply(params, windows[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, windows[:, 1:]
+        ).mean()
 
-    blocks = jax.tree.leaves(jax.grad(loss)(params)["blocks"])  # each with a leading layer axis
-    return jnp.sqrt(sum(jnp.square(g).reshape(config.depth, -1).sum(axis=1) for g in blocks))
+    blocks = jax.tree.leaves(
+        jax.grad(loss)(params)["blocks"]
+    )  # each with a leading layer axis
+    return jnp.sqrt(
+        sum(jnp.square(g).reshape(config.depth, -1).sum(axis=1) for g in blocks)
+    )
 
 
 def _gradient_ratios(evidence: Evidence) -> list[dict[str, Any]]:
-    """log10 of the first block's gradient norm, itself and over the last's, by depth, norm, residual and seed."""
+    """log10 of the first block's gradient norm, itself and over the last's, by depth,
+    norm, residual and seed.
+    """
     run = norms(evidence.size)[0]
     windows, rows = jnp.asarray(evidence.heldout(run, 4 * run.model.context)), []
-    shape = {"width": BASE_WIDTH, "n_heads": 4, "head_dim": 16, "qk_norm": False, "scan_layers": "always"}
-    for depth, norm in itertools.product(evidence.size.probe_depths, ("layernorm", "none")):
+    shape = {
+        "width": BASE_WIDTH,
+        "n_heads": 4,
+        "head_dim": 16,
+        "qk_norm": False,
+        "scan_layers": "always",
+    }
+    for depth, norm in itertools.product(
+        evidence.size.probe_depths, ("layernorm", "none")
+    ):
         for seed in evidence.size.seeds:
             config = ModelConfig(**shape, depth=depth, norm=norm)
             params = build(config).init(seed)
             for residual in (True, False):
                 config = dataclasses.replace(config, residual=residual)
-                g = np.maximum(np.asarray(block_gradients(config, params, windows), float), 1e-38)  # may underflow
+                g = np.maximum(
+                    np.asarray(block_gradients(config, params, windows), float), 1e-38
+                )  # may underflow
                 first, ratio = float(np.log10(g[0])), float(np.log10(g[0] / g[-1]))
                 row = {"depth": depth, "norm": norm, "residual": residual, "seed": seed}
                 rows.append(row | {"first": first, "ratio": ratio})
     return rows
 
 
-def trainable_octaves(rates: Sequence[float], losses: Sequence[float], limit: float) -> float:
-    """Octaves of learning rate around the best one at which the loss stays at or below a limit.
+def trainable_octaves(
+    rates: Sequence[float], losses: Sequence[float], limit: float
+) -> float:
+    """Octaves of learning rate around the best one at which the loss stays at or below
+    a limit.
 
-    Crossings are interpolated in log rate, half-way where the next loss is not finite; the grid's ends bound it.
+    Crossings are interpolated in log rate, half-way where the next loss is not finite;
+    the grid's ends bound it.
     """
     x, y = np.log2(np.asarray(rates, float)), np.asarray(losses, float)
     best = int(np.argmin(y))
@@ -89,23 +127,34 @@ def trainable_octaves(rates: Sequence[float], losses: Sequence[float], limit: fl
 
 
 def octaves_by_arm(table: Frame, by: str) -> dict[str, np.ndarray]:
-    """Trainable octaves of each arm, [seeds]; the limit is `LIMIT` times the least mean loss of all arms."""
+    """Trainable octaves of each arm, [seeds]; the limit is `LIMIT` times the least mean
+    loss of all arms.
+    """
     limit = LIMIT * float(table.groupby([by, "lr"])["loss"].mean().min())
     found = {}
     for arm, rows in table.groupby(by):
         cells = [cell.sort_values("lr") for _, cell in rows.groupby("seed")]
-        found[str(arm)] = np.array([trainable_octaves(c["lr"], c["loss"], limit) for c in cells])
+        found[str(arm)] = np.array(
+            [trainable_octaves(c["lr"], c["loss"], limit) for c in cells]
+        )
     return found
 
 
 def residual_numbers(ratios: Frame, rates: Frame) -> dict[str, Estimate]:
-    """S5: gradient ratios at the greatest depth in each setting, and the octaves that layer norm adds."""
+    """S5: gradient ratios at the greatest depth in each setting, and the octaves that
+    layer norm adds.
+    """
     numbers = {}
     for norm, setting in SETTINGS.items():
         for name, kept in ((WITHOUT, False), (WITH, True)):
             rows = ratios[(ratios["norm"] == norm) & (ratios["residual"] == kept)]
-            deep, shallow = (rows[rows["depth"] == end(rows["depth"])].set_index("seed") for end in (max, min))
-            numbers[f"{OVER_SHALLOW}, {setting}, {name}"] = mean(deep["first"] - shallow["first"])
+            deep, shallow = (
+                rows[rows["depth"] == end(rows["depth"])].set_index("seed")
+                for end in (max, min)
+            )
+            numbers[f"{OVER_SHALLOW}, {setting}, {name}"] = mean(
+                deep["first"] - shallow["first"]
+            )
             numbers[f"{OVER_LAST}, {setting}, {name}"] = mean(deep["ratio"])
     octaves = octaves_by_arm(rates, "norm")
     with_norm, without = octaves["layernorm"], octaves["none"]
@@ -115,7 +164,9 @@ def residual_numbers(ratios: Frame, rates: Frame) -> dict[str, Estimate]:
 
 
 def _s5(evidence: Evidence) -> Finding:
-    ratios: Frame = pd.DataFrame(evidence.measured("gradient ratios", lambda: _gradient_ratios(evidence)))
+    ratios: Frame = pd.DataFrame(
+        evidence.measured("gradient ratios", lambda: _gradient_ratios(evidence))
+    )
     rates = evidence.table("norms")
     rates = rates.assign(norm=[run.model.norm for run in rates["run"]])
     octaves = octaves_by_arm(rates, "norm")
@@ -137,17 +188,27 @@ def _s5(evidence: Evidence) -> Finding:
 
 def _decide_s5(n: Numbers) -> str:
     def vanishes(setting: str, name: str) -> bool | None:
-        return some(*(n[f"{what}, {setting}, {name}"].below(VANISHED) for what in (OVER_SHALLOW, OVER_LAST)))
+        return some(
+            *(
+                n[f"{what}, {setting}, {name}"].below(VANISHED)
+                for what in (OVER_SHALLOW, OVER_LAST)
+            )
+        )
 
     kept = every(*(negate(vanishes(setting, WITH)) for setting in SETTINGS.values()))
     needed = some(*(vanishes(setting, WITHOUT) for setting in SETTINGS.values()))
-    return verdict(every(kept, needed or None, n[LAYER_NORM].above(0.0)))  # what never vanishes cannot be prevented
+    return verdict(
+        every(kept, needed or None, n[LAYER_NORM].above(0.0))
+    )  # what never vanishes cannot be prevented
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def attention_health(head_dim: int, scale: float, seed: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(entropy of the softmax as a share of its maximum, root mean square gradient with respect to the logits) of
-    causal attention with unit-normal queries, keys, values and upstream gradients; 64 positions, 8 heads."""
+def attention_health(
+    head_dim: int, scale: float, seed: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(entropy of the softmax as a share of its maximum, root mean square gradient with
+    respect to the logits) of causal attention with unit-normal queries, keys, values
+    and upstream gradients; 64 positions, 8 heads."""
     H, T = 8, 64
     q, k, v, upstream = jax.random.normal(jax.random.key(seed), (4, H, T, head_dim))
     mask = np.tril(np.ones((T, T), bool))[None]
@@ -155,7 +216,9 @@ def attention_health(head_dim: int, scale: float, seed: int) -> tuple[Float[Arra
 
     def output(logits: Float[Array, "H T S"]) -> Float[Array, ""]:
         weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-        return (weights @ v * upstream).sum() / head_dim**0.5  # so that the upstream signal does not grow with K
+        return (
+            weights @ v * upstream
+        ).sum() / head_dim**0.5  # so that the upstream signal does not grow with K
 
     weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
     entropy = -jax.scipy.special.xlogy(weights, weights).sum(axis=-1)[:, 1:]
@@ -169,27 +232,43 @@ def _attention(evidence: Evidence) -> list[dict[str, Any]]:
     for head_dim in evidence.size.head_dims:
         for name, scale in ((SCALED, head_dim**-0.5), (UNSCALED, 1.0)):
             for seed in range(ATTENTION_DRAWS):
-                entropy, gradient = (float(x) for x in attention_health(head_dim, scale, seed))
-                row = {"head_dim": head_dim, "arm": name, "seed": seed, "entropy": entropy, "gradient": gradient}
+                entropy, gradient = (
+                    float(x) for x in attention_health(head_dim, scale, seed)
+                )
+                row = {
+                    "head_dim": head_dim,
+                    "arm": name,
+                    "seed": seed,
+                    "entropy": entropy,
+                    "gradient": gradient,
+                }
                 rows.append(row)
     return rows
 
 
 def attention_numbers(table: Frame) -> dict[str, Estimate]:
-    """Gradient at the largest head dimension over that at the smallest, and entropy at the largest, with and without
-    the scale."""
+    """Gradient at the largest head dimension over that at the smallest, and entropy at
+    the largest, with and without the scale."""
     numbers = {}
     for name in (UNSCALED, SCALED):
-        rows = table[table["arm"] == name].pivot(index="seed", columns="head_dim", values="gradient")
-        numbers[f"gradient kept, {name}"] = mean(rows[rows.columns.max()] / rows[rows.columns.min()])
+        rows = table[table["arm"] == name].pivot(
+            index="seed", columns="head_dim", values="gradient"
+        )
+        numbers[f"gradient kept, {name}"] = mean(
+            rows[rows.columns.max()] / rows[rows.columns.min()]
+        )
     for name in (UNSCALED, SCALED):
-        last = table[(table["arm"] == name) & (table["head_dim"] == table["head_dim"].max())]
+        last = table[
+            (table["arm"] == name) & (table["head_dim"] == table["head_dim"].max())
+        ]
         numbers[f"entropy left, {name}"] = mean(last["entropy"])
     return numbers
 
 
 def _s6(evidence: Evidence) -> Finding:
-    table: Frame = pd.DataFrame(evidence.measured("attention", lambda: _attention(evidence)))
+    table: Frame = pd.DataFrame(
+        evidence.measured("attention", lambda: _attention(evidence))
+    )
     low, high = table["head_dim"].min(), table["head_dim"].max()
     return Finding(
         attention_numbers(table),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.documents.claim import Estimate
+from experiments.documents.statement import Estimate
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -40,9 +40,13 @@ def pooled(value: float, groups: Sequence[Any], weight: float) -> Estimate:
 def slopes(y: Any, *x: Any) -> list[Estimate]:
     """Least squares of y on a constant and the columns x: one coefficient per column.
 
-    The residuals hold the scatter between runs and whatever of the curve the columns do not follow.
+    The residuals hold the scatter between runs and whatever of the curve the columns do
+    not follow.
     """
-    y, X = np.asarray(y, float), np.column_stack([np.ones(len(y)), *(np.asarray(c, float) for c in x)])
+    y, X = (
+        np.asarray(y, float),
+        np.column_stack([np.ones(len(y)), *(np.asarray(c, float) for c in x)]),
+    )
     beta, *_ = np.linalg.lstsq(X, y, rcond=None)
     dof = len(y) - X.shape[1]
     variance = float(np.square(y - X @ beta).sum()) / dof if dof > 0 else 0.0
@@ -50,8 +54,12 @@ def slopes(y: Any, *x: Any) -> list[Estimate]:
     return [_about(b, e, dof) for b, e in zip(beta[1:], errors[1:], strict=True)]
 
 
-def resampled(units: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0) -> Estimate:
-    """A statistic of independent units with its percentile interval over resamples of them."""
+def resampled(
+    units: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
+) -> Estimate:
+    """A statistic of independent units with its percentile interval over resamples of
+    them.
+    """
     rng = np.random.default_rng(seed)
     picks = rng.integers(len(units), size=(DRAWS, len(units)))
     draws = [statistic([units[i] for i in row]) for row in picks]

@@ -1,4 +1,6 @@
-"""Claims about unit scaling: what it does to signals, rates and quality (S13), and its initialisation (S15)."""
+"""Claims about unit scaling: what it does to signals, rates and quality (S13), and its
+initialisation (S15).
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.documents import draw_signals
-from experiments.documents.claim import Claim, Estimate, Finding, Numbers, Row, every, some, verdict
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import BASE_WIDTH, SCHEMES, schemes
 from experiments.documents.recipes import best_cells
 from experiments.documents.signals import LIMIT, octaves_by_arm
+from experiments.documents.statement import (
+    Claim,
+    Estimate,
+    Finding,
+    Numbers,
+    Row,
+    every,
+    some,
+    verdict,
+)
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig, RunConfig
-from scaling.signals import signal_scales
-from scaling.transformer import Family, Params, build
+from scaling.model.probes import signal_scales
+from scaling.model.transformer import Family, Params, build
 
 Frame = Any
-Profile = dict[str, dict[str, list[float]]]  # branch -> {"signal": [L], "gradient": [L]}
-FORMS = {"normalized_literal": "as written", "normalized": "per column"}  # of the documents' unit scaling
+Profile = dict[
+    str, dict[str, list[float]]
+]  # branch -> {"signal": [L], "gradient": [L]}
+FORMS = {
+    "normalized_literal": "as written",
+    "normalized": "per column",
+}  # of the documents' unit scaling
 READINGS = {"deviation 1/sqrt(n)": "sp", "variance 1/sqrt(n)": "sp_variance"}
 ALONE, TOGETHER = "no norms, no residuals", "norms and residuals"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,11 +51,15 @@ BRANCHES = ("attention", "feed_forward")
 
 
 def profile(family: Family, params: Params, windows_BxT1: np.ndarray) -> Profile:
-    """Root mean square of every block's branch outputs and of the loss's gradient with respect to them."""
+    """Root mean square of every block's branch outputs and of the loss's gradient with
+    respect to them.
+    """
     scales = signal_scales(family, params, jnp.asarray(windows_BxT1))
     return {
         branch: {
-            kind: [scales[f"block{i}.{branch}"][place] for i in range(family.config.depth)]
+            kind: [
+                scales[f"block{i}.{branch}"][place] for i in range(family.config.depth)
+            ]
             for place, kind in enumerate(("signal", "gradient"))
         }
         for branch in BRANCHES
@@ -47,12 +67,19 @@ def profile(family: Family, params: Params, windows_BxT1: np.ndarray) -> Profile
 
 
 def span(found: Profile, kind: str) -> float:
-    """log10 of the largest scale over the smallest among blocks, the wider of the two kinds of branch."""
+    """log10 of the largest scale over the smallest among blocks, the wider of the two
+    kinds of branch.
+    """
     values = [np.maximum(np.abs(found[branch][kind]), 1e-38) for branch in BRANCHES]
-    return max(float(np.log10(v.max() / v.min())) if np.isfinite(v).all() else np.inf for v in values)
+    return max(
+        float(np.log10(v.max() / v.min())) if np.isfinite(v).all() else np.inf
+        for v in values
+    )
 
 
-def _at_start(evidence: Evidence, config: ModelConfig, parametrization: str) -> list[Profile]:
+def _at_start(
+    evidence: Evidence, config: ModelConfig, parametrization: str
+) -> list[Profile]:
     """A profile per seed of a model initialised under some parametrisation."""
     run = schemes(evidence.size)[0]
     windows = evidence.heldout(run, 4 * run.model.context)
@@ -67,26 +94,46 @@ def _best_runs(table: Frame, scheme: str) -> list[RunConfig]:
 
 
 def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
-    """Of each scheme, profiles at initialisation and of the trained models at their best rate."""
+    """Of each scheme, profiles at initialisation and of the trained models at their
+    best rate.
+    """
     table, found = evidence.table("schemes"), {}
     for scheme in SCHEMES:
         trained, runs = [], _best_runs(table, scheme)
         for run in runs:
             params = evidence.params(run)
             if params is not None:
-                trained.append(profile(build(run.model), params, evidence.heldout(run, 4 * run.model.context)))
-        found[scheme] = {"start": _at_start(evidence, runs[0].model, scheme), "trained": trained}
+                trained.append(
+                    profile(
+                        build(run.model),
+                        params,
+                        evidence.heldout(run, 4 * run.model.context),
+                    )
+                )
+        found[scheme] = {
+            "start": _at_start(evidence, runs[0].model, scheme),
+            "trained": trained,
+        }
     return found
 
 
 def widest(profiles: list[Profile]) -> np.ndarray:
     """The wider of the spans of signals and gradients of each profile."""
-    return np.array([max(span(one, "signal"), span(one, "gradient")) for one in profiles])
+    return np.array(
+        [max(span(one, "signal"), span(one, "gradient")) for one in profiles]
+    )
 
 
-def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Estimate]:
-    """S13: of each form of the documents' unit scaling, the spans, and octaves and ln loss against SP's."""
-    octaves, cells = octaves_by_arm(table, "parametrization"), best_cells(table, "parametrization")
+def unit_numbers(
+    table: Frame, profiles: dict[str, dict[str, list[Profile]]]
+) -> dict[str, Estimate]:
+    """S13: of each form of the documents' unit scaling, the spans, and octaves and ln
+    loss against SP's.
+    """
+    octaves, cells = (
+        octaves_by_arm(table, "parametrization"),
+        best_cells(table, "parametrization"),
+    )
     numbers: dict[str, Estimate] = {}
     for form, name in FORMS.items():
         for what, arms in (("octaves gained", octaves), ("ln loss over SP's", cells)):
@@ -97,19 +144,35 @@ def unit_numbers(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) ->
         for stage, label in (("start", "at the start"), ("trained", "trained")):
             spans = {scheme: widest(found[stage]) for scheme, found in profiles.items()}
             value, weight = float(spans[form].mean()), 1 / len(spans[form])
-            numbers[f"span {label}, {name}"] = pooled(value, list(spans.values()), weight)
-    return dict(sorted(numbers.items(), key=lambda item: not item[0].startswith("ln loss")))
+            numbers[f"span {label}, {name}"] = pooled(
+                value, list(spans.values()), weight
+            )
+    return dict(
+        sorted(numbers.items(), key=lambda item: not item[0].startswith("ln loss"))
+    )
 
 
-def _scheme_rows(table: Frame, profiles: dict[str, dict[str, list[Profile]]]) -> list[Row]:
-    octaves, cells = octaves_by_arm(table, "parametrization"), best_cells(table, "parametrization")
+def _scheme_rows(
+    table: Frame, profiles: dict[str, dict[str, list[Profile]]]
+) -> list[Row]:
+    octaves, cells = (
+        octaves_by_arm(table, "parametrization"),
+        best_cells(table, "parametrization"),
+    )
     best = {scheme: _best_runs(table, scheme)[0].optim.lr for scheme in SCHEMES}
-    grids = {scheme: table.loc[table["parametrization"] == scheme, "lr"] for scheme in SCHEMES}
+    grids = {
+        scheme: table.loc[table["parametrization"] == scheme, "lr"]
+        for scheme in SCHEMES
+    }
     return [
         {
             "parametrisation": scheme,
             "best rate": f"{best[scheme]:.2g}"
-            + (", at the grid's edge" if best[scheme] in (grids[scheme].min(), grids[scheme].max()) else ""),
+            + (
+                ", at the grid's edge"
+                if best[scheme] in (grids[scheme].min(), grids[scheme].max())
+                else ""
+            ),
             "best loss": f"{np.exp(np.mean(cells[scheme])):.3f}",
             "octaves that train": f"{octaves[scheme].mean():.1f}",
             "span at the start": f"{widest(profiles[scheme]['start']).mean():.2f}",
@@ -151,8 +214,16 @@ def _decide_s13(n: Numbers) -> str:
 
 
 def _initialisations(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
-    """Of each reading, profiles at initialisation in every setting; the readings differ in nothing else."""
-    shape = {"width": BASE_WIDTH, "depth": evidence.size.deep, "n_heads": 4, "head_dim": 16, "qk_norm": False}
+    """Of each reading, profiles at initialisation in every setting; the readings differ
+    in nothing else.
+    """
+    shape = {
+        "width": BASE_WIDTH,
+        "depth": evidence.size.deep,
+        "n_heads": 4,
+        "head_dim": 16,
+        "qk_norm": False,
+    }
     return {
         reading: {
             setting: _at_start(evidence, ModelConfig(**shape, **options), scheme)
@@ -163,9 +234,13 @@ def _initialisations(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
 
 
 def init_numbers(profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Estimate]:
-    """S15: spans of signals and gradients of each reading, alone and with norms and residuals."""
+    """S15: spans of signals and gradients of each reading, alone and with norms and
+    residuals.
+    """
     return {
-        f"span of {kind}s, {reading}, {setting}": mean([span(one, kind) for one in profiles[reading][setting]])
+        f"span of {kind}s, {reading}, {setting}": mean(
+            [span(one, kind) for one in profiles[reading][setting]]
+        )
         for setting in (ALONE, TOGETHER)
         for reading in READINGS
         for kind in ("signal", "gradient")
@@ -174,8 +249,13 @@ def init_numbers(profiles: dict[str, dict[str, list[Profile]]]) -> dict[str, Est
 
 def _s15(evidence: Evidence) -> Finding:
     profiles = evidence.measured("initialisations", lambda: _initialisations(evidence))
-    alone = {reading: profiles[reading][ALONE][0]["feed_forward"] for reading in READINGS}
-    full = {f"{reading}, {TOGETHER}": profiles[reading][TOGETHER][0]["feed_forward"] for reading in READINGS}
+    alone = {
+        reading: profiles[reading][ALONE][0]["feed_forward"] for reading in READINGS
+    }
+    full = {
+        f"{reading}, {TOGETHER}": profiles[reading][TOGETHER][0]["feed_forward"]
+        for reading in READINGS
+    }
     rows: list[Row] = [
         {"reading": reading, "setting": setting}
         | {
@@ -190,7 +270,9 @@ def _s15(evidence: Evidence) -> Finding:
         f"{evidence.size.deep} blocks of width {BASE_WIDTH} at initialisation, no QK-norm; n is the "
         "fan-in. A deviation of 1/sqrt(n) is a variance of 1/n, the usual initialisation. Spans are log10 of the "
         "largest over the smallest scale among blocks; a span of 1 is a factor of ten.",
-        draw_signals.profiles({f"{name}, neither": series for name, series in alone.items()} | full),
+        draw_signals.profiles(
+            {f"{name}, neither": series for name, series in alone.items()} | full
+        ),
         "Scale of the feed-forward branches' outputs, over the first block's, and of the gradients with respect to "
         "them, over the last block's; one seed. The band is a factor of ten either way.",
         rows,
@@ -199,7 +281,14 @@ def _s15(evidence: Evidence) -> Finding:
 
 def _decide_s15(n: Numbers) -> str:
     readings = [
-        every(*(number.below(BOUND) for name, number in n.items() if f", {reading}, " in name)) for reading in READINGS
+        every(
+            *(
+                number.below(BOUND)
+                for name, number in n.items()
+                if f", {reading}, " in name
+            )
+        )
+        for reading in READINGS
     ]
     return verdict(some(*readings))
 

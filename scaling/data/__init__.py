@@ -1,4 +1,6 @@
-"""Data: sources of text, tokenizers, the token cache, and windows in a replayable order."""
+"""Data: sources of text, tokenizers, the token cache, and windows in a replayable
+order.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from scaling.data.cache import cache_root
 from scaling.data.loader import Windows, heldout_windows
 from scaling.data.prepare import Dataset, load, load_tokenizer
 from scaling.data.sources import DataError
-from scaling.data.synthetic import Synthetic, open_synthetic
+from scaling.data.synthetic.protocol import Synthetic, open_synthetic
 
 __all__ = [
     "DataError",

@@ -1,4 +1,6 @@
-"""Cache entries: folders that are complete or absent, whoever writes them and whenever they are killed."""
+"""Cache entries: folders that are complete or absent, whoever writes them and whenever
+they are killed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1  # raise it when the same input would give other files: old entries are then left alone
-ABANDONED_SECONDS = 86_400  # age at which a temporary folder belongs to a process that was killed
+ABANDONED_SECONDS = (
+    86_400  # age at which a temporary folder belongs to a process that was killed
+)
 
 
 def cache_root() -> Path:
@@ -29,10 +33,12 @@ def entry_key(*parts: object) -> str:
 
 
 def publish(root: Path, key: str, fill: Callable[[Path], dict[str, Any]]) -> Path:
-    """The sound entry of this key: the one that is there, or a new one written aside and renamed into place.
+    """The sound entry of this key: the one that is there, or a new one written aside
+    and renamed into place.
 
     `fill` writes the files into a folder and returns what `meta.json` shall hold.
-    Whichever of several processes renames first wins; the others throw their identical work away.
+    Whichever of several processes renames first wins; the others throw their identical
+    work away.
     """
     final = root / key
     if is_sound(final):
@@ -44,7 +50,9 @@ def publish(root: Path, key: str, fill: Callable[[Path], dict[str, Any]]) -> Pat
     try:
         meta = fill(aside)
         sizes = {path.name: path.stat().st_size for path in aside.iterdir()}
-        (aside / "meta.json").write_text(json.dumps(meta | {"files": sizes}, indent=1, allow_nan=False))
+        (aside / "meta.json").write_text(
+            json.dumps(meta | {"files": sizes}, indent=1, allow_nan=False)
+        )
         for path in (*aside.iterdir(), aside):
             _fsync(path)
         _move(aside, final)
@@ -58,7 +66,9 @@ def is_sound(entry: Path) -> bool:
     """Whether an entry is complete: every file is as long as the metadata say."""
     sizes = read_json(entry / "meta.json").get("files")
     try:
-        return isinstance(sizes, dict) and all((entry / name).stat().st_size == sizes[name] for name in sizes)
+        return isinstance(sizes, dict) and all(
+            (entry / name).stat().st_size == sizes[name] for name in sizes
+        )
     except OSError:
         return False
 

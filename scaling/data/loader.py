@@ -1,8 +1,10 @@
-"""Windows of a token stream, in an order that is a pure function of (seed, epoch, step).
+"""Windows of a token stream, in an order that is a pure function of (seed, epoch,
+step).
 
-Resuming a run therefore takes one integer, the step; nothing about the loader is ever saved.
-Shapes: `S` steps, `B` windows per batch, `T` context; a window holds T+1 tokens: T inputs and, shifted by
-one, T targets.
+Resuming a run therefore takes one integer, the step; nothing about the loader is ever
+saved.
+Shapes: `S` steps, `B` windows per batch, `T` context; a window holds T+1 tokens: T
+inputs and, shifted by one, T targets.
 """
 
 from __future__ import annotations
@@ -19,24 +21,42 @@ from scaling.data.sources import DataError
 class Windows:
     """Training windows of `context + 1` tokens, starting every `stride` tokens.
 
-    With the default stride every token of the stream (but the first, and an unfinished last window) is a
-    target exactly once per epoch. Epochs follow each other without a gap: a batch may hold the last windows
-    of one epoch and the first of the next, so that no window is ever left out. Each epoch has its own order.
+    With the default stride every token of the stream (but the first, and an unfinished
+    last window) is a
+    target exactly once per epoch. Epochs follow each other without a gap: a batch may
+    hold the last windows of one epoch and the first of the next, so that no window is
+    ever left out. Each epoch has its own order.
 
     Raises `DataError` when the stream holds less than one batch.
     """
 
     def __init__(
-        self, tokens: np.ndarray, context: int, batch_size: int, seed: int = 0, stride: int | None = None
+        self,
+        tokens: np.ndarray,
+        context: int,
+        batch_size: int,
+        seed: int = 0,
+        stride: int | None = None,
     ) -> None:
         stride = context if stride is None else stride
         if seed < 0:
             raise DataError(f"data.seed = {seed}: must not be negative")
-        for name, value in (("context", context), ("batch_size", batch_size), ("stride", stride)):
+        for name, value in (
+            ("context", context),
+            ("batch_size", batch_size),
+            ("stride", stride),
+        ):
             if value < 1:
                 raise DataError(f"{name} = {value}: must be at least 1")
-        self.context, self.batch_size, self.seed, self.stride = context, batch_size, seed, stride
-        self.count = max(0, (len(tokens) - context - 1) // stride + 1)  # windows per epoch
+        self.context, self.batch_size, self.seed, self.stride = (
+            context,
+            batch_size,
+            seed,
+            stride,
+        )
+        self.count = max(
+            0, (len(tokens) - context - 1) // stride + 1
+        )  # windows per epoch
         if self.count < batch_size:
             raise DataError(
                 f"the stream of {len(tokens):,} tokens holds {self.count:,} windows of context = {context}, "
@@ -47,37 +67,54 @@ class Windows:
 
     @property
     def tokens_per_epoch(self) -> int:
-        """Targets seen in one epoch; the stream's unique tokens, less a remainder, when stride = context."""
+        """Targets seen in one epoch; the stream's unique tokens, less a remainder, when
+        stride = context.
+        """
         return self.count * self.context
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one epoch. The windows left over open the next epoch's first batch."""
+        """Whole batches in one epoch. The windows left over open the next epoch's first
+        batch.
+        """
         return self.count // self.batch_size
 
     def epochs(self, tokens: int) -> float:
-        """How many times the stream is seen when `tokens` targets are trained on (above 1: tokens repeat)."""
+        """How many times the stream is seen when `tokens` targets are trained on (above
+        1: tokens repeat).
+        """
         return tokens / self.tokens_per_epoch
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation of window numbers that epoch `epoch` follows, shape (self.count,)."""
+        """The permutation of window numbers that epoch `epoch` follows, shape
+        (self.count,).
+        """
         return _permutation(self.seed, epoch, self.count)
 
-    def batches(self, start: int, count: int, rows: slice = slice(None)) -> Int32[np.ndarray, "S B window"]:
-        """Steps `start .. start + count - 1` as one array of shape (count, batch_size, context + 1).
+    def batches(
+        self, start: int, count: int, rows: slice = slice(None)
+    ) -> Int32[np.ndarray, "S B window"]:
+        """Steps `start .. start + count - 1` as one array of shape (count, batch_size,
+        context + 1).
 
         rows: only these rows of each batch, where several processes share it
         """
         if start < 0 or count < 1:
-            raise DataError(f"batches(start={start}, count={count}): start must be >= 0 and count >= 1")
-        steps = np.arange(start * self.batch_size, (start + count) * self.batch_size).reshape(count, -1)
+            raise DataError(
+                f"batches(start={start}, count={count}): start must be >= 0 and count >= 1"
+            )
+        steps = np.arange(
+            start * self.batch_size, (start + count) * self.batch_size
+        ).reshape(count, -1)
         place = steps[:, rows].ravel()
         epoch, rank = np.divmod(place, self.count)
         window = np.empty_like(place)
         for number in range(epoch[0], epoch[-1] + 1):
             here = epoch == number
             window[here] = self.order(int(number))[rank[here]]
-        tokens = self._views[window]  # gathers in the file's own, narrower dtype; widening afterwards is cheap
+        tokens = self._views[
+            window
+        ]  # gathers in the file's own, narrower dtype; widening afterwards is cheap
         return tokens.astype(np.int32).reshape(count, -1, self.context + 1)
 
 
@@ -88,23 +125,33 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return order
 
 
-def heldout_windows(tokens: np.ndarray, context: int, limit_tokens: int | None = None) -> Int32[np.ndarray, "M window"]:
-    """Fixed evaluation windows, shape (M, context + 1): each token is a target at most once.
+def heldout_windows(
+    tokens: np.ndarray, context: int, limit_tokens: int | None = None
+) -> Int32[np.ndarray, "M window"]:
+    """Fixed evaluation windows, shape (M, context + 1): each token is a target at most
+    once.
 
-    `limit_tokens` bounds the number of targets, M * context. The windows kept are spread evenly over the
-    whole slice, so that a few of them already sample many documents. Raises `DataError` when the slice or the
-    limit is shorter than one window.
+    `limit_tokens` bounds the number of targets, M * context. The windows kept are
+    spread evenly over the whole slice, so that a few of them already sample many
+    documents. Raises `DataError` when the slice or the limit is shorter than one
+    window.
     """
     if context < 1:
         raise DataError(f"context = {context}: must be at least 1")
     available = (len(tokens) - 1) // context
-    wanted = available if limit_tokens is None else min(available, limit_tokens // context)
+    wanted = (
+        available if limit_tokens is None else min(available, limit_tokens // context)
+    )
     if available < 1:
         raise DataError(
             f"the held-out slice of {len(tokens):,} tokens is shorter than one window of context = "
             f"{context}: raise data.heldout_fraction, use more text, or lower model.context"
         )
     if wanted < 1:
-        raise DataError(f"limit_tokens = {limit_tokens}: must be at least one context of {context} tokens")
+        raise DataError(
+            f"limit_tokens = {limit_tokens}: must be at least one context of {context} tokens"
+        )
     chosen = np.arange(wanted) * available // wanted
-    return sliding_window_view(np.asarray(tokens), context + 1)[chosen * context].astype(np.int32)
+    return sliding_window_view(np.asarray(tokens), context + 1)[
+        chosen * context
+    ].astype(np.int32)

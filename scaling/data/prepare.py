@@ -1,13 +1,15 @@
 """From a source to token files: tokenised once into a cache entry, then memory-mapped.
 
-An entry `<cache>/<key>/` holds train.bin, heldout.bin (uint16 or uint32 ids) and meta.json. Its key is a hash
-of what decides its content: the fingerprint of the text, the tokenizer, the held-out fraction.
-`<cache>/index/` remembers which fingerprint a cheap signature of a source had, so that a second call reads no
-text at all.
+An entry `<cache>/<key>/` holds train.bin, heldout.bin (uint16 or uint32 ids) and
+meta.json. Its key is a hash
+of what decides its content: the fingerprint of the text, the tokenizer, the held-out
+fraction. `<cache>/index/` remembers which fingerprint a cheap signature of a source
+had, so that a second call reads no text at all.
 
-A document is held out if and only if its own hash falls below the fraction: adding, removing or reordering
-other documents never moves it. Documents are laid out in the order of their hashes, so that any prefix of the
-training stream is a fair sample of it. Exact duplicates count once.
+A document is held out if and only if its own hash falls below the fraction: adding,
+removing or reordering other documents never moves it. Documents are laid out in the
+order of their hashes, so that any prefix of the training stream is a fair sample of it.
+Exact duplicates count once.
 """
 
 from __future__ import annotations
@@ -24,10 +26,17 @@ import numpy as np
 
 from scaling.config import DataConfig
 from scaling.data import tokenizers
-from scaling.data.cache import cache_root, entry_key, is_sound, publish, read_json, write_json
+from scaling.data.cache import (
+    cache_root,
+    entry_key,
+    is_sound,
+    publish,
+    read_json,
+    write_json,
+)
 from scaling.data.sources import DataError, Source, open_source
 from scaling.data.spool import Spool
-from scaling.data.synthetic import Synthetic, is_synthetic, open_synthetic
+from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
 
 SMALLEST_HELDOUT = 1024  # tokens; a loss over fewer says nothing
 ENOUGH_HELDOUT = 8192  # bytes, for the remedy that an error proposes
@@ -37,15 +46,19 @@ ENOUGH_HELDOUT = 8192  # bytes, for the remedy that an error proposes
 class Dataset:
     """Token streams of one source, memory-mapped and read-only.
 
-    train: ids to train on, shape (tokens,); only the first `unique_tokens` if the config says so
+    train: ids to train on, shape (tokens,); only the first `unique_tokens` if the
+    config says so
     heldout: ids to evaluate on, shape (tokens,), disjoint from `train` by document
     vocab: number of ids the model needs
     fingerprint: sha256 of the text (of the ids, for a synthetic source)
-    bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each separator, so that bits per
+    bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each
+    separator, so that bits per
         byte = loss / ln 2 / bytes_per_token; NaN for synthetic sources
-    loss_range: (lo, hi): only targets with lo <= id < hi count in the loss; None: all count
+    loss_range: (lo, hi): only targets with lo <= id < hi count in the loss; None: all
+    count
     entropy: exact floor of the loss in nats per counted token, None if unknown
-    document_length: windows must hold whole documents of so many tokens; None: any window will do
+    document_length: windows must hold whole documents of so many tokens; None: any
+    window will do
     meta: all of meta.json
     """
 
@@ -60,7 +73,9 @@ class Dataset:
     meta: dict[str, Any]
 
     def check_context(self, context: int) -> None:
-        """Raise `DataError` when windows of `context` tokens would cut a document of fixed length."""
+        """Raise `DataError` when windows of `context` tokens would cut a document of
+        fixed length.
+        """
         length = self.document_length
         if length is not None and context % length:
             below = max(length, context - context % length)
@@ -73,33 +88,48 @@ class Dataset:
 def load(config: DataConfig, cache: Path | None = None) -> Dataset:
     """Prepare what is missing and open the token files.
 
-    cache: folder of the entries; default: the environment's SCALING_CACHE, else `~/.cache/scaling`
-    Raises `DataError` on an unknown source, tokenizer or option, and when there is too little text.
+    cache: folder of the entries; default: the environment's SCALING_CACHE, else
+    `~/.cache/scaling` Raises `DataError` on an unknown source, tokenizer or option, and
+    when there is too little text.
     """
     root = cache_root() if cache is None else Path(cache)
-    entry = _synthetic_entry(config, root) if is_synthetic(config.source) else _text_entry(config, root)
+    entry = (
+        _synthetic_entry(config, root)
+        if is_synthetic(config.source)
+        else _text_entry(config, root)
+    )
     meta = json.loads((entry / "meta.json").read_text()) | {"source": config.source}
     train = np.memmap(entry / "train.bin", meta["dtype"], "r")
     if config.unique_tokens is not None and config.unique_tokens > len(train):
-        remedy = f"the training stream has {len(train):,} tokens; lower it, or use more text"
+        remedy = (
+            f"the training stream has {len(train):,} tokens; lower it, or use more text"
+        )
         raise DataError(f"data.unique_tokens = {config.unique_tokens}: {remedy}")
     return Dataset(
         train=train[: config.unique_tokens],
         heldout=np.memmap(entry / "heldout.bin", meta["dtype"], "r"),
         vocab=meta["vocab"],
         fingerprint=meta["fingerprint"],
-        bytes_per_token=float("nan") if meta["bytes_per_token"] is None else meta["bytes_per_token"],
-        loss_range=None if meta["loss_range"] is None else (meta["loss_range"][0], meta["loss_range"][1]),
+        bytes_per_token=float("nan")
+        if meta["bytes_per_token"] is None
+        else meta["bytes_per_token"],
+        loss_range=None
+        if meta["loss_range"] is None
+        else (meta["loss_range"][0], meta["loss_range"][1]),
         entropy=meta["entropy"],
         document_length=meta["document_length"],
         meta=meta,
     )
 
 
-def load_tokenizer(config: DataConfig, cache: Path | None = None) -> tokenizers.Tokenizer:
+def load_tokenizer(
+    config: DataConfig, cache: Path | None = None
+) -> tokenizers.Tokenizer:
     """The tokenizer of a data set, trained if need be, to read ids as text again."""
     if is_synthetic(config.source):
-        raise DataError(f"data.source = {config.source!r}: a synthetic source emits ids and has no tokenizer")
+        raise DataError(
+            f"data.source = {config.source!r}: a synthetic source emits ids and has no tokenizer"
+        )
     root = cache_root() if cache is None else Path(cache)
     return tokenizers.open_tokenizer(config.tokenizer, _text_entry(config, root))
 
@@ -108,10 +138,16 @@ def load_tokenizer(config: DataConfig, cache: Path | None = None) -> tokenizers.
 
 
 def _text_entry(config: DataConfig, root: Path) -> Path:
-    """The entry of a text source, from the index if nothing changed, else by reading the documents."""
+    """The entry of a text source, from the index if nothing changed, else by reading
+    the documents.
+    """
     source = open_source(config.source)
     is_trained = tokenizers.is_bpe(config.tokenizer)
-    tokenizer = config.tokenizer if is_trained else tokenizers.open_tokenizer(config.tokenizer).hash
+    tokenizer = (
+        config.tokenizer
+        if is_trained
+        else tokenizers.open_tokenizer(config.tokenizer).hash
+    )
     signature = source.signature()
     index = root / "index" / f"{entry_key(config.source, signature)}.json"
     if known := read_json(index).get("fingerprint"):
@@ -123,13 +159,17 @@ def _text_entry(config: DataConfig, root: Path) -> Path:
         spool = Spool(file)
         spool.fill(source.documents(), config.source)
         key = entry_key(spool.fingerprint, tokenizer, config.heldout_fraction)
-        entry = publish(root, key, lambda folder: _write_text(config, source, spool, folder))
+        entry = publish(
+            root, key, lambda folder: _write_text(config, source, spool, folder)
+        )
     if source.signature() == signature:  # else the files changed while they were read
         write_json(index, {"source": config.source, "fingerprint": spool.fingerprint})
     return entry
 
 
-def _write_text(config: DataConfig, source: Source, spool: Spool, folder: Path) -> dict[str, Any]:
+def _write_text(
+    config: DataConfig, source: Source, spool: Spool, folder: Path
+) -> dict[str, Any]:
     """Fill a cache entry from the documents; returns its metadata."""
     train, heldout = spool.split(config.heldout_fraction)
     if not heldout or not train:
@@ -139,12 +179,18 @@ def _write_text(config: DataConfig, source: Source, spool: Spool, folder: Path) 
             f"{config.source!r} falls into the {empty} slice; {_remedy(spool)}"
         )
     if tokenizers.is_bpe(config.tokenizer):
-        tokenizer = tokenizers.train_bpe(config.tokenizer, _sample(spool, train), folder / "tokenizer.json")
+        tokenizer = tokenizers.train_bpe(
+            config.tokenizer, _sample(spool, train), folder / "tokenizer.json"
+        )
     else:
         tokenizer = tokenizers.open_tokenizer(config.tokenizer)
     dtype = tokenizers.id_dtype(tokenizer.vocab)
-    train_tokens = _write_ids(folder / "train.bin", spool.batches(train), tokenizer, dtype)
-    heldout_tokens = _write_ids(folder / "heldout.bin", spool.batches(heldout), tokenizer, dtype)
+    train_tokens = _write_ids(
+        folder / "train.bin", spool.batches(train), tokenizer, dtype
+    )
+    heldout_tokens = _write_ids(
+        folder / "heldout.bin", spool.batches(heldout), tokenizer, dtype
+    )
     if heldout_tokens < SMALLEST_HELDOUT:
         raise DataError(
             f"data.heldout_fraction = {config.heldout_fraction}: holds out only {heldout_tokens} tokens of "
@@ -177,7 +223,11 @@ def _write_text(config: DataConfig, source: Source, spool: Spool, folder: Path) 
 def _remedy(spool: Spool) -> str:
     """What to do about a slice that is too small."""
     enough = spool.fraction_for(ENOUGH_HELDOUT)
-    other = f"set data.heldout_fraction = {enough:g}" if enough < 1 else "split it into more documents"
+    other = (
+        f"set data.heldout_fraction = {enough:g}"
+        if enough < 1
+        else "split it into more documents"
+    )
     return f"use more text, or {other} (a single .txt file is cut into many, a .jsonl file holds one a line)"
 
 
@@ -192,7 +242,12 @@ def _sample(spool: Spool, digests: Sequence[bytes]) -> Iterator[str]:
                 return
 
 
-def _write_ids(path: Path, batches: Iterable[list[str]], tokenizer: tokenizers.Tokenizer, dtype: np.dtype[Any]) -> int:
+def _write_ids(
+    path: Path,
+    batches: Iterable[list[str]],
+    tokenizer: tokenizers.Tokenizer,
+    dtype: np.dtype[Any],
+) -> int:
     """Tokenise into a file; returns the number of ids."""
     count = 0
     with path.open("wb") as file:
@@ -214,15 +269,21 @@ def _synthetic_entry(config: DataConfig, root: Path) -> Path:
     return publish(root, key, lambda folder: _write_synthetic(config, source, folder))
 
 
-def _write_synthetic(config: DataConfig, source: Synthetic, folder: Path) -> dict[str, Any]:
+def _write_synthetic(
+    config: DataConfig, source: Synthetic, folder: Path
+) -> dict[str, Any]:
     """Fill a cache entry from a generator; returns its metadata."""
     dtype = tokenizers.id_dtype(source.vocab)
     streams = source.generate(config.heldout_fraction)
-    contents = {name: streams[name].astype(dtype).tobytes() for name in ("train", "heldout")}
+    contents = {
+        name: streams[name].astype(dtype).tobytes() for name in ("train", "heldout")
+    }
     for name, content in contents.items():
         (folder / f"{name}.bin").write_bytes(content)
     return {
-        "fingerprint": hashlib.sha256(contents["train"] + contents["heldout"]).hexdigest(),
+        "fingerprint": hashlib.sha256(
+            contents["train"] + contents["heldout"]
+        ).hexdigest(),
         "tokenizer": "ids",
         "tokenizer_hash": None,
         "vocab": source.vocab,

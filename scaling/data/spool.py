@@ -1,4 +1,6 @@
-"""Documents of a source, set aside while they are read, so that a corpus need not fit into memory."""
+"""Documents of a source, set aside while they are read, so that a corpus need not fit
+into memory.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ class Spool:
     """Distinct documents in a file, found by the hash of their text."""
 
     file: IO[bytes]
-    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # sha256 -> (offset, length)
+    places: dict[bytes, tuple[int, int]] = field(
+        default_factory=dict
+    )  # sha256 -> (offset, length)
     duplicates: int = 0
-    skipped: int = 0  # not encodable as UTF-8, or holding byte 0, which separates documents
+    skipped: int = (
+        0  # not encodable as UTF-8, or holding byte 0, which separates documents
+    )
 
     def fill(self, documents: Iterable[str], source: str) -> None:
         """Read all documents. Raises `DataError` when there is no text in them."""
@@ -39,7 +45,9 @@ class Spool:
                 self.places[digest] = (offset, len(content))
                 offset += len(content)
         if not self.places:
-            raise DataError(f"data.source = {source!r}: there is no text in it; check what the files hold")
+            raise DataError(
+                f"data.source = {source!r}: there is no text in it; check what the files hold"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -49,17 +57,29 @@ class Spool:
     def split(self, fraction: float) -> tuple[list[bytes], list[bytes]]:
         """Hashes of the training and of the held-out documents, each in order."""
         ordered = sorted(self.places)
-        below = bisect_left(ordered, fraction * 2**64, key=lambda digest: int.from_bytes(digest[:8], "big"))
+        below = bisect_left(
+            ordered,
+            fraction * 2**64,
+            key=lambda digest: int.from_bytes(digest[:8], "big"),
+        )
         return ordered[below:], ordered[:below]
 
     def fraction_for(self, size: int) -> float:
-        """Least fraction, to three digits, that holds out `size` bytes and leaves as much; 1 if none."""
+        """Least fraction, to three digits, that holds out `size` bytes and leaves as
+        much; 1 if none.
+        """
         held, total = 0, self.size(list(self.places))
         for digest in sorted(self.places):
             held += self.places[digest][1]
             if held >= size:
-                fraction = (int.from_bytes(digest[:8], "big") * 1000 // 2**64 + 1) / 1000
-                return fraction if total - self.size(self.split(fraction)[1]) >= size else 1.0
+                fraction = (
+                    int.from_bytes(digest[:8], "big") * 1000 // 2**64 + 1
+                ) / 1000
+                return (
+                    fraction
+                    if total - self.size(self.split(fraction)[1]) >= size
+                    else 1.0
+                )
         return 1.0
 
     def batches(self, digests: Sequence[bytes]) -> Iterator[list[str]]:

@@ -1,4 +1,6 @@
-"""Slopes, best rates and their shifts are those of tables made to have them; the plans hold what the scripts say."""
+"""Slopes, best rates and their shifts are those of tables made to have them; the plans
+hold what the scripts say.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +20,41 @@ RATES = 2.0 ** np.arange(-9, -4)
 WIDTHS = np.array([32, 64, 128])
 
 
-def sweep(moves: float, best: float = 2**-7, noise: float = 1e-3, seed: int = 0) -> pd.DataFrame:
-    """Two seeds at five rates and three widths; log2 of the best rate falls by `moves` with every doubling of width."""
+def sweep(
+    moves: float, best: float = 2**-7, noise: float = 1e-3, seed: int = 0
+) -> pd.DataFrame:
+    """Two seeds at five rates and three widths; log2 of the best rate falls by `moves`
+    with every doubling of width.
+    """
     rng = np.random.default_rng(seed)
     rows = []
     for width in WIDTHS:
         for lr in RATES:
             off = np.log2(lr / best) + moves * np.log2(width / 64)
             rows += [
-                {"parametrization": "p", "width": width, "lr": lr, "seed": s, "loss": 2 + 0.02 * off**2 + noise * z}
+                {
+                    "parametrization": "p",
+                    "width": width,
+                    "lr": lr,
+                    "seed": s,
+                    "loss": 2 + 0.02 * off**2 + noise * z,
+                }
                 for s, z in enumerate(rng.normal(size=2))
             ]
     return pd.DataFrame(rows)
 
 
-def test_the_slope_of_a_power_is_its_exponent_with_the_standard_error_of_least_squares() -> None:
-    assert slope([1, 2, 4, 8], [3.0, 1.5, 0.75, 0.375]) == pytest.approx((-1.0, 0.0), abs=1e-12)
+def test_the_slope_of_a_power_is_its_exponent_with_the_standard_error_of_least_squares() -> (
+    None
+):
+    assert slope([1, 2, 4, 8], [3.0, 1.5, 0.75, 0.375]) == pytest.approx(
+        (-1.0, 0.0), abs=1e-12
+    )
     x, y = np.log([1.0, 2.0, 4.0, 8.0]), np.array([0.0, 0.5, 0.3, 1.1])
     (b, _), covariance = np.polyfit(x, y, 1, cov=True)
-    assert slope(np.exp(x).tolist(), np.exp(y).tolist()) == pytest.approx((b, np.sqrt(covariance[0, 0])))
+    assert slope(np.exp(x).tolist(), np.exp(y).tolist()) == pytest.approx(
+        (b, np.sqrt(covariance[0, 0]))
+    )
 
 
 def test_a_slope_that_cannot_be_known_is_nan() -> None:
@@ -54,7 +72,9 @@ def test_the_vertex_is_found_between_the_values_tried_and_not_beyond_them() -> N
 
 def test_a_best_rate_that_does_not_move_stays() -> None:
     best = optima(sweep(0.0), "width")
-    assert (best["low"] < best["best_lr"]).all() and (best["best_lr"] < best["high"]).all()
+    assert (best["low"] < best["best_lr"]).all() and (
+        best["best_lr"] < best["high"]
+    ).all()
     assert best["best_lr"].to_numpy() == pytest.approx(2**-7, rel=0.1)
     assert not best["untuned"].any()
     assert shifts(best, "width")["verdict"].tolist() == ["stays"]
@@ -63,7 +83,9 @@ def test_a_best_rate_that_does_not_move_stays() -> None:
 def test_a_best_rate_that_moves_is_found_with_its_shift() -> None:
     (row,) = shifts(optima(sweep(0.7), "width"), "width").to_dict("records")
     assert row["verdict"] == "moves"
-    assert row["low"] < -1.4 < row["high"] and row["shift"] == pytest.approx(-1.4, abs=0.2)
+    assert row["low"] < -1.4 < row["high"] and row["shift"] == pytest.approx(
+        -1.4, abs=0.2
+    )
 
 
 def test_the_interval_covers_the_best_rate() -> None:
@@ -77,7 +99,9 @@ def test_the_interval_covers_the_best_rate() -> None:
 
 
 def test_noise_and_the_edge_of_the_grid_leave_the_verdict_open() -> None:
-    assert shifts(optima(sweep(0.3, noise=0.1), "width"), "width")["verdict"].tolist() == ["open"]
+    assert shifts(optima(sweep(0.3, noise=0.1), "width"), "width")[
+        "verdict"
+    ].tolist() == ["open"]
     edge = optima(sweep(0.0, best=2**-12), "width")
     assert edge["untuned"].all()
     assert shifts(edge, "width")["verdict"].tolist() == ["open"]
@@ -94,11 +118,15 @@ def test_one_seed_carries_no_interval() -> None:
         optima(sweep(0.0).query("seed == 0"), "width")
 
 
-def test_the_plan_is_every_parametrisation_shape_rate_and_seed_and_more_rates_keep_the_runs() -> None:
+def test_the_plan_is_every_parametrisation_shape_rate_and_seed_and_more_rates_keep_the_runs() -> (
+    None
+):
     args = TransferLr(width=("sp", "umup"), depth=("completep", "umup"))
     runs = plan_of(args, "depth").runs
     assert len(runs) == len(set(runs)) == 2 * 3 * 5 * 2
-    assert {run.model.depth for run in runs} == {2, 4, 8} and {run.model.width for run in runs} == {32}
+    assert {run.model.depth for run in runs} == {2, 4, 8} and {
+        run.model.width for run in runs
+    } == {32}
     assert set(runs) < set(plan_of(dataclasses.replace(args, rates=7), "depth"))
     shared = set(runs) & set(plan_of(args, "width").runs)
     assert {run.model.parametrization for run in shared} == {"umup"} and len(
@@ -106,15 +134,28 @@ def test_the_plan_is_every_parametrisation_shape_rate_and_seed_and_more_rates_ke
     ) == 5 * 2  # the base shape is trained once
 
 
-def test_layers_are_named_alike_at_every_depth_and_looked_at_after_the_same_share_of_it() -> None:
+def test_layers_are_named_alike_at_every_depth_and_looked_at_after_the_same_share_of_it() -> (
+    None
+):
     assert layers(1).keys() == layers(2).keys() == layers(32).keys()
-    assert [layers(depth)["middle block"] for depth in (2, 4, 32)] == ["block0", "block1", "block15"]
+    assert [layers(depth)["middle block"] for depth in (2, 4, 32)] == [
+        "block0",
+        "block1",
+        "block15",
+    ]
     assert layers(32)["last attention"] == "block31.attention"
 
 
 def test_the_worst_layer_is_named() -> None:
     table = pd.DataFrame(
-        {"parametrization": "p", "axis": "width", "size": size, "layer": layer, "step": 1, "change": size**power}
+        {
+            "parametrization": "p",
+            "axis": "width",
+            "size": size,
+            "layer": layer,
+            "step": 1,
+            "change": size**power,
+        }
         for layer, power in (("embedding", 0.0), ("logits", -0.5))
         for size in (1.0, 2.0, 4.0)
     )
@@ -123,11 +164,17 @@ def test_the_worst_layer_is_named() -> None:
     assert shown.loc["embedding", "p"] == "+0.00 ± 0.00"
 
 
-def test_one_step_of_adam_moves_every_embedding_by_the_rate(make_model, quick_compile) -> None:
+def test_one_step_of_adam_moves_every_embedding_by_the_rate(
+    make_model, quick_compile
+) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 4, 17), dtype=np.int32)
     optim = OptimConfig(lr=1e-3, epsilon=1e-16, clip_norm=None)
     found = changes(
-        make_model(zero_init_outputs=False), optim, jnp.asarray(windows), jnp.asarray(windows[0, :, :-1]), 2
+        make_model(zero_init_outputs=False),
+        optim,
+        jnp.asarray(windows),
+        jnp.asarray(windows[0, :, :-1]),
+        2,
     )
     assert found["embedding"][0] == pytest.approx(1e-3, rel=1e-3)
     assert set(layers(1).values()) == set(found)

@@ -1,4 +1,6 @@
-"""Laws of the configuration: equal configurations are one run, and nothing invalid is ever built."""
+"""Laws of the configuration: equal configurations are one run, and nothing invalid is
+ever built.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def changed(**changes: Any) -> RunConfig:
 
 
 def construct(cls: type[T], **values: Any) -> T:
-    """`cls(**values)` as users run it: without the type checks that are on in these tests."""
+    """`cls(**values)` as users run it: without the type checks that are on in these
+    tests.
+    """
     config = object.__new__(cls)
     for name, default in vars(cls()).items():
         object.__setattr__(config, name, values.get(name, default))
@@ -53,19 +57,30 @@ def construct(cls: type[T], **values: Any) -> T:
     clip=st.none() | st.floats(0.1, 10.0),
     budget=st.none() | st.floats(1.0, 1e20),
 )
-def test_round_trip_through_json(width: int, lr: float, clip: float | None, budget: float | None) -> None:
-    run = changed(model__width=width, optim__lr=lr, optim__clip_norm=clip, budget=budget)
+def test_round_trip_through_json(
+    width: int, lr: float, clip: float | None, budget: float | None
+) -> None:
+    run = changed(
+        model__width=width, optim__lr=lr, optim__clip_norm=clip, budget=budget
+    )
     back = from_dict(RunConfig, json.loads(json.dumps(to_dict(run))))
     assert back == run and back.run_id == run.run_id and back.trunk_id == run.trunk_id
 
 
 def test_equal_configurations_are_one_run_whatever_the_type_of_their_numbers() -> None:
     optim = construct(OptimConfig, lr=1, weight_decay=0, clip_norm=1)
-    whole = construct(RunConfig, model=construct(ModelConfig, ff_ratio=4), optim=optim, tokens=np.int64(1_000_000))
+    whole = construct(
+        RunConfig,
+        model=construct(ModelConfig, ff_ratio=4),
+        optim=optim,
+        tokens=np.int64(1_000_000),
+    )
     optim = OptimConfig(lr=1.0, weight_decay=0.0, clip_norm=1.0)
     point = RunConfig(ModelConfig(ff_ratio=4.0), DataConfig(), optim, 1_000_000)
     assert whole == point and whole.run_id == point.run_id
-    assert from_dict(RunConfig, to_dict(whole)).run_id == whole.run_id  # what a worker process is sent
+    assert (
+        from_dict(RunConfig, to_dict(whole)).run_id == whole.run_id
+    )  # what a worker process is sent
 
 
 def test_everything_but_a_label_decides_the_run_id() -> None:
@@ -101,13 +116,21 @@ def test_a_trunk_is_shared_across_token_budgets_and_cooldowns_only() -> None:
         {"budget": 1e12},
     ]
     assert {changed(**change).trunk_id for change in shared} == {run.trunk_id}
-    apart = [{"optim__schedule": "inverse_sqrt"}, {"seed": 1}, {"optim__lr": 1e-3}, {"model__depth": 2}]
+    apart = [
+        {"optim__schedule": "inverse_sqrt"},
+        {"seed": 1},
+        {"optim__lr": 1e-3},
+        {"model__depth": 2},
+    ]
     ids = {changed(**change).trunk_id for change in apart}
     assert len(ids) == len(apart) and run.trunk_id not in ids
 
 
 def test_cosine_runs_of_different_length_share_no_trunk() -> None:
-    runs = [changed(optim__schedule="cosine", tokens=tokens) for tokens in (1_000_000, 2_000_000)]
+    runs = [
+        changed(optim__schedule="cosine", tokens=tokens)
+        for tokens in (1_000_000, 2_000_000)
+    ]
     assert runs[0].trunk_id != runs[1].trunk_id
     assert [run.branch_step for run in runs] == [0, 0]
 
@@ -126,8 +149,14 @@ def test_steps_and_branch_step(fraction: float, tokens: int) -> None:
     ("values", "message"),
     [
         ({"modle": {}}, "modle: unknown key of RunConfig; did you mean 'model'"),
-        ({"model": {"widht": 64}}, "model.widht: unknown key of ModelConfig; did you mean 'width'"),
-        ({"optim": {"zzz": 1}}, "optim.zzz: unknown key of OptimConfig; known keys: accumulate"),
+        (
+            {"model": {"widht": 64}},
+            "model.widht: unknown key of ModelConfig; did you mean 'width'",
+        ),
+        (
+            {"optim": {"zzz": 1}},
+            "optim.zzz: unknown key of OptimConfig; known keys: accumulate",
+        ),
         ({"model": {"width": "64"}}, "model.width = '64': must be int"),
         ({"model": {"width": 64.5}}, "model.width = 64.5: must be a whole number"),
         ({"model": {"width": True}}, "model.width = True: must be int"),
@@ -151,10 +180,16 @@ def test_malformed_values_are_named(values: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        *(({f"model__{name}": 0}, f"model.{name}") for name in ("width", "depth", "n_heads", "vocab", "context")),
+        *(
+            ({f"model__{name}": 0}, f"model.{name}")
+            for name in ("width", "depth", "n_heads", "vocab", "context")
+        ),
         ({"model__ff_ratio": 0}, "model.ff_ratio"),
         ({"model__dropout": 1.0}, "model.dropout"),
-        ({"model__width": 65}, "model.width = 65: must be a multiple of model.n_heads = 4"),
+        (
+            {"model__width": 65},
+            "model.width = 65: must be a multiple of model.n_heads = 4",
+        ),
         ({"model__head_dim": 0}, "model.head_dim"),
         ({"model__width": 68}, "head dimension = 17: must be even"),
         ({"model__base_width": 0}, "model.base_width"),
@@ -165,7 +200,10 @@ def test_malformed_values_are_named(values: Any, message: str) -> None:
         ({"data__seed": -1}, "data.seed"),
         ({"optim__lr": 0.0}, "optim.lr"),
         ({"optim__batch_size": 0}, "optim.batch_size"),
-        ({"optim__batch_size": 6, "optim__accumulate": 4}, "optim.batch_size = 6: must be a multiple of"),
+        (
+            {"optim__batch_size": 6, "optim__accumulate": 4},
+            "optim.batch_size = 6: must be a multiple of",
+        ),
         ({"optim__warmup_tokens": -1}, "optim.warmup_tokens"),
         ({"optim__cooldown_fraction": 1.1}, "optim.cooldown_fraction"),
         ({"optim__weight_decay": -0.1}, "optim.weight_decay"),

@@ -56,7 +56,9 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_of_killed_writers_are_removed_but_not_those_of_living_ones(tmp_path: Path) -> None:
+def test_folders_of_killed_writers_are_removed_but_not_those_of_living_ones(
+    tmp_path: Path,
+) -> None:
     dead, alive = tmp_path / ".key.dead", tmp_path / ".key.alive"
     for folder in (dead, alive):
         folder.mkdir()
@@ -74,5 +76,8 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_keys_depend_on_every_part() -> None:
-    keys = {entry_key(*parts) for parts in (("a", 0.1), ("a", 0.2), ("b", 0.1), ("a",), ("a", "0.1"))}
+    keys = {
+        entry_key(*parts)
+        for parts in (("a", 0.1), ("a", 0.2), ("b", 0.1), ("a",), ("a", "0.1"))
+    }
     assert len(keys) == 5 and entry_key("a", 0.1) in keys

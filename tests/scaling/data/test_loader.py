@@ -1,4 +1,6 @@
-"""Laws of the window order: a pure function of (seed, epoch, step) in which nothing is lost or repeated."""
+"""Laws of the window order: a pure function of (seed, epoch, step) in which nothing is
+lost or repeated.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ def windows() -> Windows:
 
 
 def test_every_window_is_seen_exactly_once_per_epoch(windows: Windows) -> None:
-    steps = 3 * windows.count // np.gcd(windows.count, BATCH) // BATCH * np.gcd(windows.count, BATCH)
+    steps = (
+        3
+        * windows.count
+        // np.gcd(windows.count, BATCH)
+        // BATCH
+        * np.gcd(windows.count, BATCH)
+    )
     first = windows.batches(0, int(steps)).reshape(-1, CONTEXT + 1)[:, 0]
     for epoch in range(2):
         seen = first[epoch * windows.count : (epoch + 1) * windows.count]
@@ -28,7 +36,9 @@ def test_every_window_is_seen_exactly_once_per_epoch(windows: Windows) -> None:
 
 def test_every_token_but_the_first_is_a_target_once(windows: Windows) -> None:
     rows = Windows(TOKENS, CONTEXT, 1, seed=0).batches(0, windows.count)
-    assert sorted(rows[..., 1:].ravel().tolist()) == list(range(1, windows.tokens_per_epoch + 1))
+    assert sorted(rows[..., 1:].ravel().tolist()) == list(
+        range(1, windows.tokens_per_epoch + 1)
+    )
 
 
 def test_a_window_is_a_run_of_the_stream(windows: Windows) -> None:
@@ -48,20 +58,25 @@ def test_resumed_equals_uninterrupted_also_across_epochs(windows: Windows) -> No
     whole = windows.batches(0, 120)  # more than three epochs of 35.5 steps
     resumed = Windows(TOKENS, CONTEXT, BATCH, seed=3)
     for start, count in ((0, 1), (1, 33), (34, 5), (39, 70), (109, 11)):
-        np.testing.assert_array_equal(resumed.batches(start, count), whole[start : start + count])
+        np.testing.assert_array_equal(
+            resumed.batches(start, count), whole[start : start + count]
+        )
 
 
 def test_the_order_does_not_depend_on_the_batch_size(windows: Windows) -> None:
     wide = Windows(TOKENS, CONTEXT, 4 * BATCH, seed=3)
     np.testing.assert_array_equal(
-        wide.batches(0, 10).reshape(-1, CONTEXT + 1), windows.batches(0, 40).reshape(-1, CONTEXT + 1)
+        wide.batches(0, 10).reshape(-1, CONTEXT + 1),
+        windows.batches(0, 40).reshape(-1, CONTEXT + 1),
     )
 
 
 def test_overlapping_windows(windows: Windows) -> None:
     dense = Windows(TOKENS, CONTEXT, 1, stride=1)
     assert dense.count == len(TOKENS) - CONTEXT
-    assert set(dense.batches(0, dense.count)[:, 0, 0].tolist()) == set(range(dense.count))
+    assert set(dense.batches(0, dense.count)[:, 0, 0].tolist()) == set(
+        range(dense.count)
+    )
 
 
 def test_epochs_count_repetition(windows: Windows) -> None:
@@ -84,7 +99,9 @@ def test_one_batch_is_enough() -> None:
     ("field", "values"),
     [("context", (0, 4, 0)), ("batch_size", (4, 0, 0)), ("data.seed", (4, 4, -1))],
 )
-def test_senseless_arguments_are_named(field: str, values: tuple[int, int, int]) -> None:
+def test_senseless_arguments_are_named(
+    field: str, values: tuple[int, int, int]
+) -> None:
     with pytest.raises(DataError, match=field):
         Windows(TOKENS, *values)
 
@@ -101,7 +118,9 @@ def test_limited_heldout_windows_sample_the_whole_slice() -> None:
     assert rows.shape == (10, CONTEXT + 1)
     assert np.all(np.diff(rows[:, 0]) >= CONTEXT)  # still disjoint
     assert rows[0, 0] == 0 and rows[-1, 0] > 0.85 * len(TOKENS)
-    np.testing.assert_array_equal(heldout_windows(TOKENS, CONTEXT, 10**9), heldout_windows(TOKENS, CONTEXT))
+    np.testing.assert_array_equal(
+        heldout_windows(TOKENS, CONTEXT, 10**9), heldout_windows(TOKENS, CONTEXT)
+    )
 
 
 def test_heldout_too_short_names_the_remedy() -> None:
@@ -112,7 +131,9 @@ def test_heldout_too_short_names_the_remedy() -> None:
 
 
 def test_gathers_faster_than_any_model_trains() -> None:
-    """Aim 100 M tokens/s, measured 400-700 M; a tenth of the aim is asserted, for a busy machine."""
+    """Aim 100 M tokens/s, measured 400-700 M; a tenth of the aim is asserted, for a
+    busy machine.
+    """
     windows = Windows(np.zeros(8_000_000, np.uint16), 128, 32)
     windows.batches(0, 16)
     start, seconds = time.perf_counter(), []

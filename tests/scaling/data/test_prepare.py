@@ -1,4 +1,6 @@
-"""Laws of the token cache: a function of the set of documents, whole or absent, split by document."""
+"""Laws of the token cache: a function of the set of documents, whole or absent, split
+by document.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ Documents = list[str]
 def texts() -> Documents:
     rng = random.Random(0)
     words = ["loss", "width", "depth", "token", "naïve", "scale", "\n"]
-    return [f"{i}: " + " ".join(rng.choices(words, k=rng.randint(5, 60))) for i in range(400)]
+    return [
+        f"{i}: " + " ".join(rng.choices(words, k=rng.randint(5, 60)))
+        for i in range(400)
+    ]
 
 
 def write(folder: Path, texts: Documents, files: int = 3) -> str:
@@ -53,32 +58,50 @@ def same(a: Dataset, b: Dataset) -> bool:
 
 
 def test_all_documents_are_there_once(tmp_path: Path, texts: Documents) -> None:
-    data = load(config(write(tmp_path / "text", [*texts, *texts[:50]])), tmp_path / "cache")
+    data = load(
+        config(write(tmp_path / "text", [*texts, *texts[:50]])), tmp_path / "cache"
+    )
     assert sorted(documents(data.train) + documents(data.heldout)) == sorted(texts)
     assert data.meta["duplicates"] == 50 and data.meta["documents"] == len(texts)
     assert data.vocab == 256 and data.bytes_per_token == 1.0 and data.entropy is None
 
 
-def test_the_cache_does_not_depend_on_the_order_of_documents(tmp_path: Path, texts: Documents) -> None:
+def test_the_cache_does_not_depend_on_the_order_of_documents(
+    tmp_path: Path, texts: Documents
+) -> None:
     cache = tmp_path / "cache"
     one = load(config(write(tmp_path / "one", texts)), cache)
     two = load(config(write(tmp_path / "two", texts[::-1], files=5)), cache)
     assert one.fingerprint == two.fingerprint and same(one, two)
     assert len(entries(cache)) == 1  # the very same files
-    assert load(config(write(tmp_path / "three", texts[1:])), cache).fingerprint != one.fingerprint
+    assert (
+        load(config(write(tmp_path / "three", texts[1:])), cache).fingerprint
+        != one.fingerprint
+    )
 
 
-def test_heldout_is_disjoint_and_stable_when_documents_are_added(tmp_path: Path, texts: Documents) -> None:
+def test_heldout_is_disjoint_and_stable_when_documents_are_added(
+    tmp_path: Path, texts: Documents
+) -> None:
     few = load(config(write(tmp_path / "few", texts[:200])), tmp_path / "cache")
     many = load(config(write(tmp_path / "many", texts)), tmp_path / "cache")
     assert not set(documents(many.train)) & set(documents(many.heldout))
-    assert set(documents(few.heldout)) == set(documents(many.heldout)) & set(texts[:200])
-    wider = load(config(write(tmp_path / "many", texts), heldout_fraction=0.3), tmp_path / "cache")
+    assert set(documents(few.heldout)) == set(documents(many.heldout)) & set(
+        texts[:200]
+    )
+    wider = load(
+        config(write(tmp_path / "many", texts), heldout_fraction=0.3),
+        tmp_path / "cache",
+    )
     assert set(documents(many.heldout)) < set(documents(wider.heldout))
-    assert 0.04 < len(documents(many.heldout)) / len(texts) < 0.18  # 0.1 within four standard errors
+    assert (
+        0.04 < len(documents(many.heldout)) / len(texts) < 0.18
+    )  # 0.1 within four standard errors
 
 
-def test_a_second_call_reads_no_text(tmp_path: Path, texts: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_reads_no_text(
+    tmp_path: Path, texts: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write(tmp_path / "text", texts)
     first = load(config(source), tmp_path / "cache")
 
@@ -92,14 +115,18 @@ def test_a_second_call_reads_no_text(tmp_path: Path, texts: Documents, monkeypat
 def test_a_changed_file_is_read_again(tmp_path: Path, texts: Documents) -> None:
     source = write(tmp_path / "text", texts)
     first = load(config(source), tmp_path / "cache")
-    write(tmp_path / "text", [text.replace("loss", "ssol") for text in texts])  # same sizes
+    write(
+        tmp_path / "text", [text.replace("loss", "ssol") for text in texts]
+    )  # same sizes
     second = load(config(source), tmp_path / "cache")
     assert second.fingerprint != first.fingerprint
     assert any("ssol" in text for text in documents(second.train))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "meta", "folder"])
-def test_a_damaged_entry_is_built_again(tmp_path: Path, texts: Documents, damage: str) -> None:
+def test_a_damaged_entry_is_built_again(
+    tmp_path: Path, texts: Documents, damage: str
+) -> None:
     cache, setting = tmp_path / "cache", config(write(tmp_path / "text", texts))
     before = load(setting, cache)
     ids = np.array(before.train)
@@ -126,9 +153,15 @@ def test_a_damaged_index_does_no_harm(tmp_path: Path, texts: Documents) -> None:
     assert same(load(setting, cache), before)
 
 
-def test_processes_preparing_the_same_source_agree(tmp_path: Path, texts: Documents) -> None:
+def test_processes_preparing_the_same_source_agree(
+    tmp_path: Path, texts: Documents
+) -> None:
     """Two at once, released together by a file; each must read whole, equal files."""
-    source, cache, go = write(tmp_path / "text", texts), tmp_path / "cache", tmp_path / "go"
+    source, cache, go = (
+        write(tmp_path / "text", texts),
+        tmp_path / "cache",
+        tmp_path / "go",
+    )
     script = f"""
 import hashlib, pathlib, sys, time
 from scaling.config import DataConfig
@@ -140,7 +173,9 @@ data = load(DataConfig(source={source!r}, heldout_fraction=0.1), pathlib.Path({s
 print(hashlib.sha256(bytes(data.train) + bytes(data.heldout)).hexdigest())
 """
     command = [sys.executable, "-c", script]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    workers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     for worker in workers:
         assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
     go.touch()
@@ -150,7 +185,9 @@ print(hashlib.sha256(bytes(data.train) + bytes(data.heldout)).hexdigest())
     assert len(entries(cache)) == 1  # nothing left behind
 
 
-def test_a_killed_writer_leaves_no_entry(tmp_path: Path, texts: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_writer_leaves_no_entry(
+    tmp_path: Path, texts: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, setting = tmp_path / "cache", config(write(tmp_path / "text", texts))
 
     def killed(*_: object) -> int:
@@ -170,16 +207,24 @@ def test_unique_tokens_is_a_prefix(tmp_path: Path, texts: Documents) -> None:
     part = load(config(source, unique_tokens=1000), tmp_path / "cache")
     np.testing.assert_array_equal(part.train, whole.train[:1000])
     assert len(part.heldout) == len(whole.heldout)
-    with pytest.raises(DataError, match=r"unique_tokens = 100000000: the training stream has"):
+    with pytest.raises(
+        DataError, match=r"unique_tokens = 100000000: the training stream has"
+    ):
         load(config(source, unique_tokens=10**8), tmp_path / "cache")
 
 
-def test_too_little_heldout_text_names_a_fraction_that_works(tmp_path: Path, texts: Documents) -> None:
+def test_too_little_heldout_text_names_a_fraction_that_works(
+    tmp_path: Path, texts: Documents
+) -> None:
     source = write(tmp_path / "text", texts)
     for fraction in (0.005, 1e-9):
-        with pytest.raises(DataError, match=r"use more text, or set data.heldout_fraction = ") as caught:
+        with pytest.raises(
+            DataError, match=r"use more text, or set data.heldout_fraction = "
+        ) as caught:
             load(config(source, heldout_fraction=fraction), tmp_path / "cache")
-        proposed = float(str(caught.value).split("set data.heldout_fraction = ")[1].split()[0])
+        proposed = float(
+            str(caught.value).split("set data.heldout_fraction = ")[1].split()[0]
+        )
         data = load(config(source, heldout_fraction=proposed), tmp_path / "cache")
         assert 8192 <= len(data.heldout) < 12_000
 
@@ -187,7 +232,10 @@ def test_too_little_heldout_text_names_a_fraction_that_works(tmp_path: Path, tex
 def test_too_few_documents_name_the_remedy(tmp_path: Path, texts: Documents) -> None:
     source = write(tmp_path / "three", texts[:3])
     for fraction, name in ((1e-6, "held-out"), (1 - 1e-6, "training")):
-        with pytest.raises(DataError, match=f"none of the 3 documents .* {name} slice; use more text, or"):
+        with pytest.raises(
+            DataError,
+            match=f"none of the 3 documents .* {name} slice; use more text, or",
+        ):
             load(config(source, heldout_fraction=fraction), tmp_path / "cache")
 
 
@@ -196,24 +244,38 @@ def test_a_source_without_text_is_an_error(tmp_path: Path) -> None:
         load(config(write(tmp_path / "blank", ["", ""])), tmp_path / "cache")
 
 
-def test_documents_that_cannot_be_stored_are_counted(tmp_path: Path, texts: Documents) -> None:
-    data = load(config(write(tmp_path / "text", [*texts, "nul \0 byte", "lone \ud800"])), tmp_path / "cache")
+def test_documents_that_cannot_be_stored_are_counted(
+    tmp_path: Path, texts: Documents
+) -> None:
+    data = load(
+        config(write(tmp_path / "text", [*texts, "nul \0 byte", "lone \ud800"])),
+        tmp_path / "cache",
+    )
     assert data.meta["skipped"] == 2 and data.meta["documents"] == len(texts)
 
 
-def test_bpe_is_trained_on_training_documents_and_kept(tmp_path: Path, texts: Documents) -> None:
+def test_bpe_is_trained_on_training_documents_and_kept(
+    tmp_path: Path, texts: Documents
+) -> None:
     source, cache = write(tmp_path / "text", texts), tmp_path / "cache"
     setting = config(source, tokenizer="bpe:300")
     data = load(setting, cache)
     tokenizer = load_tokenizer(setting, cache)
-    assert data.vocab == tokenizer.vocab == 300 and data.meta["tokenizer_hash"] == tokenizer.hash
+    assert (
+        data.vocab == tokenizer.vocab == 300
+        and data.meta["tokenizer_hash"] == tokenizer.hash
+    )
     plain = load(config(source), cache)
     assert tokenizer.decode(data.heldout) == ByteTokenizer().decode(plain.heldout)
     # one byte for each separator, so that bits per byte compare between tokenizers
-    assert data.bytes_per_token == pytest.approx(len(plain.heldout) / len(data.heldout), rel=1e-15)
+    assert data.bytes_per_token == pytest.approx(
+        len(plain.heldout) / len(data.heldout), rel=1e-15
+    )
 
 
-def test_a_tokenizer_file_gives_the_same_ids_as_its_training(tmp_path: Path, texts: Documents) -> None:
+def test_a_tokenizer_file_gives_the_same_ids_as_its_training(
+    tmp_path: Path, texts: Documents
+) -> None:
     source, cache = write(tmp_path / "text", texts), tmp_path / "cache"
     trained = load(config(source, tokenizer="bpe:300"), cache)
     (path,) = cache.glob("*/tokenizer.json")
@@ -237,14 +299,24 @@ def test_code_is_prepared_within_seconds(tmp_path: Path) -> None:
 
 
 def test_synthetic_sources_are_cached_alike(tmp_path: Path) -> None:
-    setting = DataConfig(source="zipf_facts:items=64,examples=2000", heldout_fraction=0.1)
+    setting = DataConfig(
+        source="zipf_facts:items=64,examples=2000", heldout_fraction=0.1
+    )
     data = load(setting, tmp_path)
     assert same(load(setting, tmp_path), data) and len(entries(tmp_path)) == 1
-    assert data.document_length == 4 and data.loss_range == (17, 33) and np.isnan(data.bytes_per_token)
+    assert (
+        data.document_length == 4
+        and data.loss_range == (17, 33)
+        and np.isnan(data.bytes_per_token)
+    )
     data.check_context(12)
-    with pytest.raises(DataError, match=r"model.context = 10: must be a multiple of 4.*use 8"):
+    with pytest.raises(
+        DataError, match=r"model.context = 10: must be a multiple of 4.*use 8"
+    ):
         data.check_context(10)
-    other = load(DataConfig(source=setting.source + ",seed=1", heldout_fraction=0.1), tmp_path)
+    other = load(
+        DataConfig(source=setting.source + ",seed=1", heldout_fraction=0.1), tmp_path
+    )
     assert other.fingerprint != data.fingerprint
     with pytest.raises(DataError, match="has no tokenizer"):
         load_tokenizer(setting, tmp_path)

@@ -1,4 +1,6 @@
-"""Laws of sources: what is read, in what order it may come, and what each broken input says."""
+"""Laws of sources: what is read, in what order it may come, and what each broken input
+says.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.sources import CODE_PACKAGES, LONGEST_PIECE, DataError, cut_text, open_source, parse_options
+from scaling.data.sources import (
+    CODE_PACKAGES,
+    LONGEST_PIECE,
+    DataError,
+    cut_text,
+    open_source,
+    parse_options,
+)
 
 
 def read(source: Path | str) -> list[str]:
@@ -31,7 +40,9 @@ def test_code_is_the_python_of_the_pinned_packages() -> None:
     for known in ("def adamw(", "class DataFrame("):
         assert any(known in text for text in documents)
     assert documents == list(open_source("code").documents())
-    assert source.about["packages"] == {name: importlib.metadata.version(name) for name in CODE_PACKAGES}
+    assert source.about["packages"] == {
+        name: importlib.metadata.version(name) for name in CODE_PACKAGES
+    }
     assert source.signature() == open_source("code").signature()
 
 
@@ -55,18 +66,24 @@ def test_a_folder_is_read_recursively_in_every_format(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfplain\r\n")
     write_jsonl(tmp_path / "deep" / "b.jsonl", "one", "two")
-    pd.DataFrame({"text": ["three", None], "n": [1, 2]}).to_parquet(tmp_path / "deep" / "er" / "c.parquet")
+    pd.DataFrame({"text": ["three", None], "n": [1, 2]}).to_parquet(
+        tmp_path / "deep" / "er" / "c.parquet"
+    )
     (tmp_path / "notes.md").write_text("not text for training")
     assert sorted(read(tmp_path)) == ["one", "plain\r\n", "three", "two"]
 
 
 def test_an_empty_folder_names_the_remedy(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
-    with pytest.raises(DataError, match=r"holds no text; put .txt, .jsonl, .parquet files"):
+    with pytest.raises(
+        DataError, match=r"holds no text; put .txt, .jsonl, .parquet files"
+    ):
         list(source.documents())
 
 
-def test_a_torn_last_line_is_left_out_and_a_torn_middle_one_is_an_error(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_and_a_torn_middle_one_is_an_error(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.jsonl"
     write_jsonl(path, "one", "two")
     path.write_bytes(path.read_bytes() + '{"text": "thré'.encode()[:-1])
@@ -76,11 +93,18 @@ def test_a_torn_last_line_is_left_out_and_a_torn_middle_one_is_an_error(tmp_path
         read(path)
 
 
-@pytest.mark.parametrize(("line", "found"), [('{"body": "x"}', "body"), ('["x"]', "list"), ('{"text": 1}', "text")])
-def test_a_record_without_text_names_file_and_line(tmp_path: Path, line: str, found: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [('{"body": "x"}', "body"), ('["x"]', "list"), ('{"text": 1}', "text")],
+)
+def test_a_record_without_text_names_file_and_line(
+    tmp_path: Path, line: str, found: str
+) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n' + line + "\n")
-    with pytest.raises(DataError, match=rf"a.jsonl, line 3: needs a field 'text'.*{found}"):
+    with pytest.raises(
+        DataError, match=rf"a.jsonl, line 3: needs a field 'text'.*{found}"
+    ):
         read(path)
 
 
@@ -89,7 +113,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"latin.txt: not UTF-8"):
         read(tmp_path / "latin.txt")
     pd.DataFrame({"body": ["x"]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet: needs a column 'text'; found body"):
+    with pytest.raises(
+        DataError, match=r"a.parquet: needs a column 'text'; found body"
+    ):
         read(tmp_path / "a.parquet")
     pd.DataFrame({"text": [1, 2]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b.parquet: column 'text' must hold strings"):
@@ -104,7 +130,11 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("cod", "mean 'code'"), ("zipf_fact", "mean 'zipf_facts'"), ("no/such", "no such file or folder")],
+    [
+        ("cod", "mean 'code'"),
+        ("zipf_fact", "mean 'zipf_facts'"),
+        ("no/such", "no such file or folder"),
+    ],
 )
 def test_unknown_sources_name_the_nearest(source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -113,15 +143,25 @@ def test_unknown_sources_name_the_nearest(source: str, message: str) -> None:
 
 def test_options_are_checked() -> None:
     assert parse_options("a=1, b=x", "s", ["a", "b"]) == {"a": "1", "b": "x"}
-    wrong = {"staets=3": "did you mean 'states'", "states": "key=value", "states=1,states=2": "twice"}
+    wrong = {
+        "staets=3": "did you mean 'states'",
+        "states": "key=value",
+        "states=1,states=2": "twice",
+    }
     for text, message in wrong.items():
         with pytest.raises(DataError, match=message):
             parse_options(text, "markov:" + text, ["states", "branching"])
 
 
-@given(st.text(st.sampled_from("ab \n"), max_size=60), st.integers(1, 2000), st.integers(1, 70_000))
+@given(
+    st.text(st.sampled_from("ab \n"), max_size=60),
+    st.integers(1, 2000),
+    st.integers(1, 70_000),
+)
 @settings(deadline=None, max_examples=60)
-def test_cut_pieces_join_to_the_text_whatever_the_block(text: str, repeat: int, block: int) -> None:
+def test_cut_pieces_join_to_the_text_whatever_the_block(
+    text: str, repeat: int, block: int
+) -> None:
     text = text * repeat
     pieces = list(cut_text(io.StringIO(text).read, max(block, len(text) // 50 + 1)))
     assert "".join(pieces) == text
@@ -134,8 +174,14 @@ def test_a_long_text_is_cut_at_blank_lines_and_at_markers(tmp_path: Path) -> Non
     (tmp_path / "long.txt").write_text(paragraph * 400)
     pieces = read(tmp_path / "long.txt")
     assert len(pieces) > 20 and all(piece.endswith("\n\n") for piece in pieces)
-    (tmp_path / "stories.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree")
-    assert [piece.strip() for piece in read(tmp_path / "stories.txt")] == ["one", "two", "three"]
+    (tmp_path / "stories.txt").write_text(
+        "one\n<|endoftext|>\ntwo\n<|endoftext|>\nthree"
+    )
+    assert [piece.strip() for piece in read(tmp_path / "stories.txt")] == [
+        "one",
+        "two",
+        "three",
+    ]
     (tmp_path / "long.txt").unlink()
     assert len(read(tmp_path)) == 3  # the same in a folder
 
@@ -159,7 +205,9 @@ def test_hugging_face_reads_local_data_sets(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     datasets.Dataset.from_dict({"body": ["four", "five"]}).save_to_disk(str(saved))
     assert read(f"hf:{saved}:column=body") == ["four", "five"]
-    with pytest.raises(DataError, match="needs a column 'text' of strings; found body; set column="):
+    with pytest.raises(
+        DataError, match="needs a column 'text' of strings; found body; set column="
+    ):
         read(f"hf:{saved}")
     with pytest.raises(DataError, match="did you mean 'split'"):
         read(f"hf:{saved}:slipt=train")

@@ -20,14 +20,28 @@ from scaling.data.tokenizers import (
     train_bpe,
 )
 
-AWKWARD = ["  two  spaces\n\n\ttab\r\n", "naïve Ωμέγα 中文 🙂", "<|endoftext|> as text", "\u2028\ufeff", " "]
-TRAINING = ["the cat sat on the mat. " * 20, "def f(x):\n    return x + 1\n" * 20, *AWKWARD]
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
+AWKWARD = [
+    "  two  spaces\n\n\ttab\r\n",
+    "naïve Ωμέγα 中文 🙂",
+    "<|endoftext|> as text",
+    "\u2028\ufeff",
+    " ",
+]
+TRAINING = [
+    "the cat sat on the mat. " * 20,
+    "def f(x):\n    return x + 1\n" * 20,
+    *AWKWARD,
+]
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60
+)
 
 
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> FileTokenizer:
-    return train_bpe("bpe:300", TRAINING, tmp_path_factory.mktemp("bpe") / "tokenizer.json")
+    return train_bpe(
+        "bpe:300", TRAINING, tmp_path_factory.mktemp("bpe") / "tokenizer.json"
+    )
 
 
 @pytest.fixture(scope="module", params=["bytes", "bpe"])
@@ -46,11 +60,17 @@ def test_round_trip_of_awkward_text(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode([text])) == text
 
 
-def test_each_document_ends_in_the_separator_and_nothing_else_does(tokenizer: Tokenizer) -> None:
+def test_each_document_ends_in_the_separator_and_nothing_else_does(
+    tokenizer: Tokenizer,
+) -> None:
     ids = tokenizer.encode(TRAINING)
-    assert (ids == tokenizer.separator).sum() == len(TRAINING) and ids[-1] == tokenizer.separator
+    assert (ids == tokenizer.separator).sum() == len(TRAINING) and ids[
+        -1
+    ] == tokenizer.separator
     pieces = [tokenizer.encode([text]) for text in TRAINING]
-    np.testing.assert_array_equal(ids, np.concatenate(pieces))  # documents do not see each other
+    np.testing.assert_array_equal(
+        ids, np.concatenate(pieces)
+    )  # documents do not see each other
 
 
 def test_ids_fit_the_vocabulary(tokenizer: Tokenizer) -> None:
@@ -66,11 +86,15 @@ def test_bpe_compresses_and_has_the_vocabulary_asked_for(bpe: FileTokenizer) -> 
 
 def test_bpe_is_a_function_of_its_text(bpe: FileTokenizer, tmp_path: Path) -> None:
     again = train_bpe("bpe:300", TRAINING, tmp_path / "again.json")
-    other = train_bpe("bpe:300", ["entirely different words here " * 50], tmp_path / "other.json")
+    other = train_bpe(
+        "bpe:300", ["entirely different words here " * 50], tmp_path / "other.json"
+    )
     assert again.hash == bpe.hash != other.hash
 
 
-def test_a_tokenizer_file_is_read_from_its_path(bpe: FileTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_file_is_read_from_its_path(
+    bpe: FileTokenizer, tmp_path: Path
+) -> None:
     copy = train_bpe("bpe:300", TRAINING, tmp_path / "tokenizer.json")
     opened = open_tokenizer(str(tmp_path / "tokenizer.json"))
     assert (opened.vocab, opened.separator, opened.hash) == (copy.vocab, 0, bpe.hash)

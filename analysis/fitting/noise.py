@@ -1,0 +1,88 @@
+"""Noise models: how far a run may scatter about the law, row by row; and the variance
+that the residuals show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+NOISES = ("constant", "loss_se", "growing")
+GROWTH = (-5.0, 5.0)  # range of the fitted power of the loss
+
+
+def given_scale(data: Mapping[str, np.ndarray], target: str, log: bool) -> np.ndarray:
+    """[n] scales in proportion to each row's `loss_se`, with geometric mean 1, for
+    residuals in log or raw loss.
+
+    Raises:
+        ValueError: the column is missing, or not known for every row.
+    """
+    if "loss_se" not in data:
+        raise ValueError(
+            "noise='loss_se' needs that column; name it when loading: load_runs(..., loss_se='...')"
+        )
+    spread = data["loss_se"]
+    unknown = np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))
+    if len(unknown):
+        raise ValueError(
+            f"noise='loss_se': {len(unknown)} rows have none, the first at position {unknown[0]}; exclude them, "
+            "or use noise='constant'"
+        )
+    return _normalised(spread / data[target] if log else spread)
+
+
+def growth(residuals: np.ndarray, loss: np.ndarray) -> float:
+    """Power p of sigma ~ loss^p that the residuals of a first fit show.
+
+    Least squares of ln|r| on ln loss (Harvey 1976, Econometrica 44), residuals below a
+    tenth of the median kept at that, so that those that happen to be near zero do not
+    decide.
+    """
+    size = np.abs(residuals)
+    x = np.log(loss) - np.mean(np.log(loss))
+    if not np.sum(x**2) > 0 or not np.median(size) > 0:
+        return 0.0
+    y = np.log(np.maximum(size, 0.1 * np.median(size)))
+    return float(np.clip(x @ (y - y.mean()) / (x @ x), *GROWTH))
+
+
+def grown_scale(loss: np.ndarray, exponent: float) -> np.ndarray:
+    """[n] scales loss^exponent, with geometric mean 1."""
+    return _normalised(loss**exponent)
+
+
+def _normalised(scale: np.ndarray) -> np.ndarray:
+    return scale / np.exp(np.mean(np.log(scale)))
+
+
+def variance(
+    residuals: np.ndarray,
+    delta: float,
+    parameters: int,
+    weight: np.ndarray | None = None,
+) -> float:
+    """Variance that turns twice a difference of objectives into a chi-squared variable:
+    E psi^2 / E psi'.
+
+    sigma^2 for least squares; for Huber's function see Heritier & Ronchetti 1994 (J.
+    Am. Stat. Assoc. 89). Where delta is too narrow to count rows in, psi' is counted in
+    a wider window (Powell 1991).
+    """
+    n = len(residuals)
+    w = np.ones(n) if weight is None else weight
+    psi = np.clip(residuals, -delta, delta)
+    sharp = float(np.sum(w * inside(residuals, delta)))
+    return float(np.sum(w * psi**2) * n / max(n - parameters, 1) / max(sharp, 1e-300))
+
+
+def inside(residuals: np.ndarray, delta: float) -> np.ndarray:
+    """[n] estimate of psi': 1 within delta, or its share of the rows within a wider
+    window where few are.
+    """
+    spread = 1.4826 * float(np.median(np.abs(residuals)))
+    window = max(delta, 1.06 * spread * len(residuals) ** -0.2)
+    return (np.abs(residuals) <= window) * (
+        min(1.0, delta / window) if np.isfinite(delta) else 1.0
+    )

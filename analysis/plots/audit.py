@@ -1,0 +1,186 @@
+"""The figure of an extrapolation audit: error of the runs left out against how far out
+they lie.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.checking.audit import Audit
+from analysis.plots.style import (
+    GREY,
+    MARKERS,
+    TINT,
+    Frame,
+    RoundLocator,
+    draw_points,
+    new_figure,
+    shades,
+    signed_text,
+    styled,
+)
+
+FLOOR = 1e-4  # per cent: errors below it are drawn there, since an exact law has none
+MAX_LAWS = len(MARKERS)
+
+
+@styled
+def plot_audit(audit: Audit) -> Figure:
+    """rms error of each group left out against its distance from the rows that were
+    fitted, one marker per law.
+
+    Left: groups inside the hull of the fitted rows, in their order; right, tinted:
+    groups that reach beyond it, by their furthest run. Filled markers are budgets left
+    out, hollow ones sizes. Dashes are each law's rms over its runs on that side.
+
+    Raises:
+        ValueError: no refit succeeded, or more than 12 laws.
+    """
+    groups: Frame = audit.groups[audit.groups["refused"] == ""]
+    laws = list(dict.fromkeys(audit.groups["law"]))
+    if not len(groups):
+        raise ValueError("the audit has no refit that succeeded: see audit.refused")
+    if len(laws) > MAX_LAWS:
+        raise ValueError(
+            f"the audit has {len(laws)} laws; draw at most {MAX_LAWS} in one figure"
+        )
+    looks = dict(zip(laws, zip(shades(len(laws)), MARKERS, strict=False), strict=False))
+    refused = _refused(audit)
+    fig = new_figure(4.2 + 0.17 * len(refused))
+    left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 2.6))
+    right.set_facecolor(TINT)
+    summary = {row["law"]: row for row in audit.summary.to_dict("records")}
+    for i, law in enumerate(laws):
+        own: Frame = groups[groups["law"] == law]
+        inside: Frame = own[own["distance"] == 0]
+        beyond: Frame = own[own["distance"] > 0]
+        _draw(
+            left,
+            inside,
+            i + np.linspace(-0.3, 0.3, len(inside) + 2)[1:-1],
+            law,
+            looks[law],
+        )
+        _draw(right, beyond, beyond["distance"].to_numpy(float), law, looks[law])
+        _level(
+            left, summary[law]["interpolation_rms"], (i - 0.35, i + 0.35), looks[law][0]
+        )
+        _level(
+            right,
+            summary[law]["extrapolation_rms"],
+            (0.0, 1.0),
+            looks[law][0],
+            whole=True,
+        )
+    _axes(left, right, len(laws), float(groups["distance"].max()))
+    fig.legend(handles=_handles(looks), loc="outside right upper", alignment="left")
+    fig.supxlabel("\n".join(refused), fontsize=8, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
+def _draw(
+    ax: Axes, groups: Frame, x: np.ndarray, law: str, look: tuple[Any, str]
+) -> None:
+    """The groups of one law at x [n]: filled for budgets, hollow for sizes."""
+    color, marker = look
+    for kind in ("budget", "size"):
+        chosen = (groups["kind"] == kind).to_numpy(bool)
+        rms = np.maximum(100 * groups["rms"].to_numpy(float)[chosen], FLOOR)
+        titles = [_title(row) for row in groups[chosen].to_dict("records")]
+        fill = color if kind == "budget" else "white"
+        draw_points(
+            ax,
+            x[chosen],
+            rms,
+            titles,
+            color=color,
+            marker=marker,
+            mfc=fill,
+            zorder=3,
+            gid=f"audit-{law}-{kind}",
+        )
+
+
+def _title(row: Mapping[Any, Any]) -> str:
+    """What a reader sees on pointing at a group."""
+    error, rms = (
+        f"{signed_text(100 * row['error'], '+.2f')} %",
+        f"{100 * row['rms']:.2f} %",
+    )
+    return f"{row['law']} without {row['left_out']}\n{row['runs']} runs\nmean error {error}\nrms {rms}"
+
+
+def _level(
+    ax: Axes, rms: float, span: tuple[float, float], color: Any, whole: bool = False
+) -> None:
+    """A law's rms over all runs of one side, across `span` of the axis; of the whole
+    axis in fractions if asked.
+    """
+    if not np.isfinite(rms):
+        return
+    y = max(100 * rms, FLOOR)
+    style: dict[str, Any] = {
+        "color": color,
+        "linestyle": (0, (4, 2)),
+        "linewidth": 1.2,
+        "zorder": 2,
+    }
+    if whole:
+        style["transform"] = ax.get_yaxis_transform()
+    ax.plot(span, (y, y), gid="audit-rms", **style)
+
+
+def _axes(left: Axes, right: Axes, laws: int, furthest: float) -> None:
+    left.set(
+        yscale="log",
+        xlim=(-0.7, laws - 0.3),
+        xlabel="Inside the\nfitted runs",
+        ylabel="rms error of log loss (%)",
+    )
+    left.set_xticks([])
+    left.yaxis.set_major_locator(RoundLocator())
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    left.yaxis.set_minor_formatter(NullFormatter())
+    right.set(xlim=(0, 1.08 * furthest or 1.0))
+    right.set(
+        xlabel="Distance beyond the fitted runs\n(ln-units: 0.69 is a factor of 2)"
+    )
+    left.set_title("Interpolation")
+    right.set_title("Extrapolation")
+
+
+def _handles(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
+    """What markers and dashes mean."""
+    style: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
+    handles = [
+        Line2D([], [], **(style | {"color": color, "marker": marker}), label=law)
+        for law, (color, marker) in looks.items()
+    ]
+    handles += [Line2D([], [], label="budget left out", **style)]
+    handles += [Line2D([], [], label="size left out", mfc="white", **style)]
+    return [
+        *handles,
+        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="rms over runs"),
+    ]
+
+
+def _refused(audit: Audit) -> list[str]:
+    """Lines that say how many refits are missing, by law."""
+    counts = audit.refused["law"].value_counts()
+    found = [
+        f"{law}: {count} of its refits were refused and are not drawn"
+        for law, count in counts.items()
+    ]
+    return [
+        part
+        for line in found
+        for part in textwrap.wrap(line, 100, subsequent_indent="    ")
+    ]

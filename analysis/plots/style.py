@@ -1,0 +1,288 @@
+"""What every figure shares: colours, markers, ticks, how numbers are written, a law's
+curve, saving.
+
+Readable in print and without colour vision: sequences are viridis without its pale end
+(its lightness falls evenly) and every series also has its own marker; single colours
+are Okabe & Ito's (2008).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.fitting.bootstrap import Bootstrap
+from analysis.fitting.fit import Fit
+
+BLACK, GREY, VERMILLION, BLUE = "#1a1a1a", "#777777", "#D55E00", "#0072B2"
+TINT = "#f5ede4"
+MARKERS = "osD^vP*X<>ph"
+MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+SEQUENCE = LinearSegmentedColormap.from_list(
+    "dark viridis", mpl.colormaps["viridis"](np.linspace(0, 0.82, 64))
+)
+LEVEL = 0.90
+LOSS = "Loss (nats per token)"
+VARIABLE = {
+    "C": "Training compute C (FLOPs)",
+    "N": "Model size N (parameters)",
+    "D": "Training data D (tokens)",
+}
+WIDTH = 6.8  # inches: a text column, so that 9 pt stays 9 pt in print
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+Number = float | int | np.number
+Frame = Any  # a pandas DataFrame, whose own types a checker cannot follow
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": [
+        "DejaVu Sans"
+    ],  # ships with matplotlib: the same widths on every machine
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text: searchable, selectable, small
+    "svg.hashsalt": "analysis",
+    "pdf.fonttype": 42,
+}
+
+
+styled = mpl.rc_context(
+    STYLE
+)  # decorates the functions that draw: matplotlib's settings hold inside them only
+
+
+class HoverPoints(Line2D):
+    """Markers that carry one text each, which the report shows when a reader points at
+    them.
+    """
+
+    def __init__(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
+        super().__init__(
+            np.asarray(x, float), np.asarray(y, float), linestyle="none", **style
+        )
+        self.titles = [str(title) for title in titles]
+
+
+class RoundLocator(ticker.Locator):
+    """Ticks of a log axis at round numbers, about `most` of them, however few decades
+    it spans.
+    """
+
+    def __init__(self, most: int = 7) -> None:
+        self.most = most
+
+    def __call__(self) -> np.ndarray:
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        low, high = sorted((vmin, vmax))
+        decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        if high / low < 4:
+            ticks = np.asarray(
+                ticker.MaxNLocator(self.most, steps=[1, 2, 2.5, 5, 10]).tick_values(
+                    low, high
+                )
+            )
+            return ticks[(ticks >= low) & (ticks <= high)]
+        for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+            ticks = np.sort(np.outer(10.0**decades, digits).ravel())
+            ticks = ticks[(ticks >= low) & (ticks <= high)]
+            if len(ticks) <= self.most:
+                return ticks
+        return ticks[:: int(np.ceil(len(ticks) / self.most))]
+
+
+def count_text(value: Number) -> str:
+    """A number of parameters or tokens: 12k, 1.25M, 70B, 15T."""
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if value >= 0.9995 * 10**power:
+            return (
+                f"{value / 10**power:.3g}{letter}"
+                if value < 9.995 * 10 ** (power + 2)
+                else f"{value:.3g}"
+            )
+    return f"{value:.3g}"
+
+
+def flops_text(value: Number) -> str:
+    """A number of FLOPs: 2.5 times a power of ten."""
+    mantissa, power = f"{value:.2e}".split("e")
+    ten = "10" + str(int(power)).translate(_SUPERSCRIPT)
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return ten if mantissa == "1" else f"{mantissa}{TIMES}{ten}"
+
+
+def law_numbers(fit: Fit) -> str:
+    """The law with its fitted numbers, such as "1.69 + 406 / N^0.339 + 411 / D^0.285"."""
+
+    def number(match: re.Match[str]) -> str:
+        value = fit.params[match.group()]
+        return f"{float(f'{value:.3g}'):.12g}" if value < 1e5 else flops_text(value)
+
+    return re.sub(
+        "|".join(rf"\b{re.escape(name)}\b" for name in fit.params),
+        number,
+        fit.law.formula,
+    )
+
+
+def refuse_undrawable(fit: Fit) -> None:
+    """
+    Raises:
+        ValueError: the law is not one of the loss in N, D and C, which is what the
+        figures have axes for.
+    """
+    law = fit.law
+    if law.target != "loss" or not set(law.variables) <= {"N", "D", "C"}:
+        reads = f"{law.target} in {', '.join(law.variables)}"
+        raise ValueError(
+            f"the figure draws the loss in N, D and C, and law {law.name!r} is of {reads}"
+        )
+
+
+def signed_text(value: Number, form: str = "+g") -> str:
+    """A signed number with a real minus sign."""
+    return format(value, form).replace("-", MINUS) if abs(value) > 1e-12 else "0"
+
+
+def new_figure(height: float, **options: Any) -> Figure:
+    """A figure of the house width, made without pyplot's global state, to be filled
+    inside `styled`; inches.
+    """
+    return Figure(figsize=(WIDTH, height), layout="constrained", **options)
+
+
+def log_axis(ax: Axes, which: str, kind: str) -> None:
+    """Make axis "x" or "y" logarithmic with round, labelled ticks; kind: "flops",
+    "count" or "loss".
+    """
+    write = {
+        "flops": flops_text,
+        "count": count_text,
+        "loss": lambda value: f"{value:g}",
+    }[kind]
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(RoundLocator(6 if kind == "flops" else 7))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: write(value)))
+    axis.set_minor_locator(ticker.LogLocator(subs=range(2, 10), numticks=99))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def shades(count: int) -> list[tuple[float, float, float, float]]:
+    """Colours of an ordered series, dark to light."""
+    return [SEQUENCE(t) for t in np.linspace(0.0, 1.0, max(count, 2))][:count]
+
+
+def draw_points(
+    ax: Axes, x: Any, y: Any, titles: Sequence[str], **style: Any
+) -> HoverPoints:
+    """Markers with a hover text each; rows that are not finite are left out."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    shown = np.isfinite(x) & np.isfinite(y)
+    kept = [title for title, seen in zip(titles, shown, strict=True) if seen]
+    points = HoverPoints(x[shown], y[shown], kept, **style)
+    ax.add_line(points)
+    ax.autoscale_view()
+    return points
+
+
+def grey_runs(ax: Axes, rows: Frame, x: str, label: str) -> HoverPoints:
+    """Runs that are there for orientation."""
+    return draw_points(
+        ax,
+        rows[x],
+        rows["loss"],
+        run_titles(rows),
+        color="#a0a0a0",
+        marker="o",
+        markersize=3.5,
+        mfc="white",
+        zorder=1.5,
+        label=label,
+        gid="other-runs",
+    )
+
+
+def law_curve(
+    ax: Axes,
+    fit: Fit,
+    boot: Bootstrap | None,
+    at: Mapping[str, Any],
+    across: np.ndarray,
+    color: Any,
+) -> None:
+    """The law at the points `at`, drawn against `across`, [n], with its 90 % interval."""
+    point = {v: np.broadcast_to(at[v], across.shape) for v in fit.law.variables}
+    ax.plot(
+        across, fit.predict(**point), color=color, linewidth=1.3, zorder=2, gid="law"
+    )
+    if boot is not None:
+        low, high = boot.predict_interval(level=LEVEL, new_run=False, **point)
+        ax.fill_between(
+            across, low, high, color=color, alpha=0.2, linewidth=0, zorder=1, gid="band"
+        )
+
+
+def run_titles(rows: Frame) -> list[str]:
+    """What a reader sees on pointing at a run: its id, N, D, C and losses."""
+    writers = {"N": count_text, "D": count_text, "C": flops_text}
+    columns = [v for v in writers if v in rows.columns]
+    losses = [
+        name for name in ("loss", "measured", "predicted") if name in rows.columns
+    ]
+    titles = []
+    for row in rows.to_dict("records"):
+        lines = [f"run {row['run_id']}"] if "run_id" in rows.columns else []
+        if "source_row" in rows.columns and not lines:
+            lines = [f"row {row['source_row']}"]
+        lines += [f"{v} {writers[v](row[v])}" for v in columns if np.isfinite(row[v])]
+        titles.append("\n".join(lines + [f"{name} {row[name]:.4f}" for name in losses]))
+    return titles
+
+
+def save_figure(fig: Figure, path: str | Path) -> Path:
+    """Write a figure as .png (160 dots per inch), .svg or .pdf, the same bytes every
+    time.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    path = Path(path)
+    dates = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    if path.suffix.lower() not in dates:
+        raise ValueError(
+            f"cannot save a figure as {path.name!r}; use .png, .svg or .pdf"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        fig.savefig(path, dpi=160, metadata=dates[path.suffix.lower()])
+    return path

@@ -1,0 +1,276 @@
+"""Verbs of the `scaling` command that fit one table: fit, plot, report; and what all
+verbs of a table share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from scaling.cli.output import print_json
+from scaling.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis import Bootstrap, Fit, Runs
+    from analysis.report.study import Study
+
+Value = TypeVar("Value")
+Positional = tyro.conf.Positional
+Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]  # NAME=VALUE, once per flag
+Unprefixed = tyro.conf.arg(prefix_name=False)
+Format = Literal["png", "svg", "pdf"]
+
+
+def pairs(
+    flag: str, words: Sequence[str], example: str, read: Callable[[str], Value] = str
+) -> dict[str, Value]:
+    """NAME=VALUE words of a repeatable flag, by name.
+
+    Raises:
+        ConfigError: a word that is no such pair, or a name given twice.
+    """
+    found: dict[str, Value] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in found:
+            raise ConfigError(f"{flag} {word}: {name} is given twice; leave one out")
+        try:
+            if not (name and value):
+                raise ValueError
+            found[name] = read(value)
+        except ValueError:
+            raise ConfigError(
+                f"{flag} {word}: it is read as NAME=VALUE; write it as {flag} {example}"
+            ) from None
+    return found
+
+
+def _mean_and_sd(text: str) -> tuple[float, float]:
+    mean, sd = text.split(",")
+    return float(mean), float(sd)
+
+
+def finished(out: Path) -> pd.DataFrame:
+    """The run table of a sweep's folder.
+
+    Raises:
+        ConfigError: no run has finished there.
+    """
+    from scaling.store.table import run_table
+
+    table = run_table(out)
+    if table.empty:
+        raise ConfigError(
+            f"{out}: no finished run below this folder; train some with `scaling sweep --out`"
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Table:
+    """Which columns of the runs, and their units. Left out, the project's own columns
+    are used.
+    """
+
+    N: str | None = None
+    D: str | None = None
+    C: str | None = None
+    loss: str | None = None
+    trunk: str | None = None
+    budget: str | None = None
+    loss_se: str | None = None
+    weight: Annotated[str | None, Unprefixed] = None
+    """Column of the rows' weights."""
+    unit: Annotated[Pairs, Unprefixed] = ()
+    """Unit of a column, as N=millions, C=petaflop_days or loss=bits; repeat the flag
+    for more.
+    """
+    variable: Annotated[Pairs, Unprefixed] = ()
+    """Column of a further variable of the law, as U=unique_tokens; repeat the flag for
+    more.
+    """
+    tuned: Annotated[str | None, Unprefixed] = None
+    """Keep the best run of every cell of N and D over this column, as lr; a note names
+    the cells not tuned by it.
+    """
+
+    def read(self, path: Path) -> Runs:
+        """The accepted runs of a sweep's folder, a .csv, a .parquet or a .jsonl."""
+        from analysis import load_runs, tuned
+
+        columns = dataclasses.asdict(self)
+        over = columns.pop("tuned")
+        units = pairs("--unit", columns.pop("unit"), "N=millions")
+        columns |= pairs("--variable", columns.pop("variable"), "U=unique_tokens")
+        runs = load_runs(
+            finished(path) if path.is_dir() else path, **columns, units=units
+        )
+        return runs if over is None else tuned(runs, over)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a law is fitted to the runs."""
+
+    objective: Literal["huber", "least_squares", "lad"] = "huber"
+    delta: float = 1e-3
+    """Of Huber's loss on log residuals."""
+    residual: Literal["log", "raw"] = "log"
+    """Of the log of the loss, or of the loss itself."""
+    quantile: float = 0.5
+    """Below 0.5 for a lower envelope of runs that are not all tuned, as 0.1."""
+    noise: Literal["constant", "loss_se", "growing"] = "constant"
+    """Scatter of the rows: alike; in proportion to loss_se; or a power of the loss,
+    found from the residuals.
+    """
+    fix: Pairs = ()
+    """Hold a parameter fixed, as E=1.7; repeat the flag for more."""
+    tie: Pairs = ()
+    """Give a parameter the value of another, as beta=alpha; repeat the flag for more.
+    """
+    prior: Pairs = ()
+    """Normal prior of E or an exponent, as E=1.7,0.1 (mean, standard deviation); repeat
+    the flag for more.
+    """
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of `analysis.fitting.fit`."""
+        plain = {
+            name: getattr(self, name)
+            for name in ("objective", "delta", "residual", "quantile", "noise")
+        }
+        return plain | {
+            "fixed": pairs("--fix", self.fix, "E=1.7", float),
+            "tied": pairs("--tie", self.tie, "beta=alpha"),
+            "prior": pairs("--prior", self.prior, "E=1.7,0.1", _mean_and_sd),
+        }
+
+
+def draws_path(fit: Path) -> Path:
+    """Where the bootstrap draws of a saved fit are."""
+    return fit.with_suffix(".draws.json")
+
+
+def read_fit(path: Path) -> tuple[Fit, Bootstrap | None]:
+    """A fit that `scaling fit --save` wrote, and its draws where they lie beside it."""
+    from analysis import Bootstrap, Fit
+
+    draws = draws_path(path)
+    return Fit.from_json(path), Bootstrap.from_json(draws) if draws.exists() else None
+
+
+@dataclass(frozen=True)
+class FitArgs:
+    """Fit a scaling law and print its parameters with 90 % intervals.
+
+    Example: scaling fit runs.csv --columns.N params --columns.D tokens --unit
+    N=millions --save fit.json
+    """
+
+    runs: Positional[Path]
+    """A sweep's folder, or a .csv, .parquet or .jsonl file."""
+    columns: Table = field(default_factory=Table)
+    law: str = "chinchilla"
+    """chinchilla, kaplan, gadre, data_constrained, precision, power_law_C, broken_D,
+    ...: a wrong name lists all.
+    """
+    how: Annotated[FitOptions, tyro.conf.arg(name="")] = field(
+        default_factory=FitOptions
+    )
+    holdout: Literal[
+        "none", "largest_budget", "largest_N", "largest_D", "largest_C"
+    ] = "none"
+    """Keep these runs out of the fit and predict them."""
+    draws: int = 1000
+    """Bootstrap replicates."""
+    seed: int = 0
+    save: Path | None = None
+    """Write the fit here as JSON, and its bootstrap draws beside it, for predict, next
+    and compare.
+    """
+    json: bool = False
+
+    def study(self) -> Study:
+        """Everything the verbs `fit`, `plot` and `report` need; saved when asked."""
+        from analysis.report.study import study
+
+        sampling: dict[str, Any] = {
+            "holdout": self.holdout,
+            "draws": self.draws,
+            "seed": self.seed,
+        }
+        result = study(
+            self.columns.read(self.runs),
+            law=self.law,
+            **sampling,
+            **self.how.keywords(),
+        )
+        if self.save is not None:
+            self.save.parent.mkdir(parents=True, exist_ok=True)
+            result.fit.to_json(self.save)
+            result.boot.to_json(draws_path(self.save))
+        return result
+
+    def __call__(self) -> int:
+        result = self.study()
+        if self.json:
+            print_json(result.summary())
+        else:
+            from analysis.report.study import describe
+
+            print(describe(result))
+        return 0
+
+
+@dataclass(frozen=True)
+class PlotArgs(FitArgs):
+    """Fit, and write the figures: frontier, IsoFLOP curves, L(N, D) with residuals,
+    extrapolation.
+
+    Example: scaling plot runs/mine --holdout largest_budget --figures figures --format
+    pdf
+    """
+
+    figures: Path = Path("figures")
+    format: Format = "png"
+
+    def __call__(self) -> int:
+        from analysis.report.study import draw_figures, save_figures
+
+        figures, missing = draw_figures(self.study())
+        for path in save_figures(figures, self.figures, self.format).values():
+            print(path)
+        for name, reason in missing.items():
+            print(f"no figure {name}: {reason}", file=sys.stderr)
+        return 0
+
+
+@dataclass(frozen=True)
+class ReportArgs(FitArgs):
+    """Fit, and write one self-contained HTML page with figures, tables, fit and
+    provenance, and summary.json.
+
+    Example: scaling report runs/mine --holdout largest_budget --out report
+    """
+
+    out: Path = Path("report")
+
+    def __call__(self) -> int:
+        from analysis.report.study import write_study
+
+        paths = write_study(
+            self.study(), self.out, title=f"Scaling law of {self.runs.name}"
+        )
+        if self.json:
+            print_json({name: str(path) for name, path in paths.items()})
+        else:
+            print(paths["report"])
+        return 0

@@ -1,0 +1,223 @@
+"""What the command line prints: tables, plans and answers, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaling.planning.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scaling.planning.cost import Price
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on standard output; a number that is not finite is null, as JSON
+    has none.
+    """
+    print(json.dumps(finite(value), indent=1, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """Plain data with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain JSON data, floats to the last digit."""
+    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
+
+
+def print_table(table: pd.DataFrame, as_json: bool) -> None:
+    """One row per line, or JSON records."""
+    if as_json:
+        print_json(records(table))
+    else:
+        print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
+
+
+def main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The columns of a run table that fit on a screen, and some more."""
+    names = [
+        "run_id",
+        "status",
+        "budget",
+        "width",
+        "depth",
+        "n_matmul",
+        "tokens",
+        "flops",
+        "loss",
+        "loss_se",
+        "bits_per_byte",
+    ]
+    names += [
+        name
+        for name in (*also, "reason")
+        if name in table.columns and name not in names
+    ]
+    return table[names].assign(run_id=table["run_id"].str[:8])
+
+
+def print_pairs(pairs: Mapping[str, Any]) -> None:
+    """A line per name, with its value or, side by side, its values."""
+    rows = [
+        (name, value if isinstance(value, list) else [value])
+        for name, value in pairs.items()
+    ]
+    wide = max((len(name) for name, _ in rows), default=0)
+    columns = [
+        max(len(format_value(v)) for v in column)
+        for column in zip(*(v for _, v in rows), strict=True)
+    ]
+    for name, values in rows:
+        line = "  ".join(
+            format_value(v).ljust(w) for v, w in zip(values, columns, strict=True)
+        )
+        print(f"{name:<{wide}}  {line}".rstrip())
+
+
+def print_curve(history: pd.DataFrame) -> None:
+    """The learning curve of a run: training loss over tokens, both on logarithmic axes."""
+    from scaling.cli.terminal_plot import draw
+
+    if not {"tokens", "loss"} <= set(history.columns):
+        print("\nno metrics yet")
+        return
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    points = history[["tokens", "loss"]].astype(float)
+    lines = draw(
+        points["tokens"].tolist(),
+        points["loss"].tolist(),
+        braille=encoding.startswith("utf"),
+    )
+    if lines:
+        print("\ntraining loss, nats per token, over tokens")
+        print("\n".join(lines))
+
+
+def show_plan(
+    plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False
+) -> None:
+    """Print a plan's table of runs, its refused rungs, its price and its estimated
+    time.
+    """
+    from scaling.execution.sweep import estimate_seconds, prepare, unfinished
+
+    facts = prepare(plan)
+    table = plan.table(facts["train_tokens"])
+    seconds = estimate_seconds(plan, out, workers) if timing else None
+    if as_json:
+        refused = [
+            {"width": run.model.width, "budget": run.budget, "reason": why}
+            for run, why in plan.refused
+        ]
+        print_json(
+            {
+                "runs": records(table),
+                "refused": refused,
+                "flops": plan.flops,
+                "seconds": seconds,
+            }
+        )
+        return
+    shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
+    print_table(shown, as_json=False)
+    for run, reason in plan.refused:
+        print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
+    repeated = sum(row["repeated_tokens"] > 0 for row in records(table))
+    if repeated:
+        print(
+            f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}"
+        )
+    alone = table["flops"].sum()
+    share = f"{plan.flops / alone:.0%} of training each alone"
+    print(
+        f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})"
+    )
+    if plan.rates_follow_tokens:
+        print(
+            "the learning rate of a size depends on its tokens: its runs share no trunk, and each costs its whole price"
+        )
+    if seconds is not None:
+        left = len(unfinished(plan, out))
+        print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
+
+
+def show_price(price: Price, as_json: bool = False) -> None:
+    """Print what a plan takes of a target: a row per shape, the remedies, the time and
+    where the numbers come from.
+    """
+    target, table = price.target, price.table
+    if as_json:
+        facts = {
+            "name": target.name,
+            "devices": target.devices,
+            "memory": target.memory,
+            "peak": target.peak,
+        }
+        rest = {
+            "utilisation": price.utilisation,
+            "seconds": price.seconds,
+            "rule": price.rule,
+        }
+        print_json({"target": facts, "shapes": records(table), **rest})
+        return
+    shown = table.assign(GiB_per_device=table["bytes_per_device"] / 2**30)
+    columns = [
+        "width",
+        "depth",
+        "n_total",
+        "batch_size",
+        "micro_batch",
+        "devices",
+        "GiB_per_device",
+        "fits",
+    ]
+    print_table(
+        shown.loc[
+            :, [*columns, "flops_per_step", "seconds_per_step", "steps", "seconds"]
+        ],
+        as_json=False,
+    )
+    for row in records(table.loc[~table["fits"]]):
+        shape = f"width {row['width']}, depth {row['depth']}"
+        if row["message"]:
+            print(f"{shape}: {row['message']}")
+        if row["remedy"] is None:
+            print(
+                f"{shape}: neither remat nor smaller micro-batches nor fsdp over these devices make it fit"
+            )
+        else:
+            print(
+                f"{shape}: fits with {row['remedy']}: {row['remedy_bytes'] / 2**30:.3g} GiB per device"
+            )
+    fitting = f"{table['fits'].sum()} of {len(table)} shapes fit"
+    print(
+        f"{target.name}: {target.devices} x {target.memory / 2**30:.4g} GiB; {fitting}"
+    )
+    if math.isfinite(price.seconds):
+        stated = (
+            ""
+            if price.utilisation is None
+            else f" at a utilisation of {price.utilisation:g}"
+        )
+        print(f"about {price.seconds / 3600:.3g} hours{stated}")
+    print(price.rule)
+
+
+def format_value(value: Any) -> str:
+    """A number to six digits, a list of them, or text."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(format_value(v) for v in value) + "]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,235 @@
+"""Jobs trained on other machines: what a backend that only starts processes needs
+beside it.
+
+A job travels as a JSON file below the sweep's folder, which all machines see, and what
+it has to say comes back as JSON
+lines in a file beside: the messages of `scaling.execution.worker`, so that a cluster
+trains by the same path as this machine. No
+such line is trusted where the run directories know better: a trunk is done when its
+results are there, and has advanced when a newer checkpoint or one more result is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling.execution.base import Job, Outcome, Report
+from scaling.execution.local import message, single_thread
+from scaling.execution.worker import answer
+from scaling.store import run_dirs
+from scaling.store.files import write_atomically
+from scaling.store.leases import EXPIRY, Claims
+from scaling.training import preemption
+from scaling.training.loop import LoopConfig
+
+_LAST = ("done", "failed", "busy")
+_PATIENCE = (
+    1.25 * EXPIRY
+)  # to see that the holder of a trunk, on a machine that is lost perhaps, is silent
+_SHARED = ("SCALING_", "JAX_", "XLA_")  # settings that follow a job to its machine
+
+
+def environment(cpus: int | float, gpus: bool) -> dict[str, str]:
+    """Settings of a job's process: the CPU alone where no GPU was asked for, one thread
+    where one core was.
+    """
+    if gpus:
+        return {}
+    return single_thread() if cpus <= 1 else {"JAX_PLATFORMS": "cpu"}
+
+
+def settings() -> dict[str, str]:
+    """The variables of this process that a job is to have too."""
+    return {
+        name: value for name, value in os.environ.items() if name.startswith(_SHARED)
+    }
+
+
+# --- where the sweep runs ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Posted:
+    """A job on its way: its file, how far its events were read, and where its trunk
+    stood when it was posted.
+    """
+
+    ticket: int
+    job: Job
+    path: Path
+    before: list[int]
+    offset: int = 0
+    heard: float = 0.0  # when it last said something
+    last: dict[str, Any] = field(default_factory=dict)  # its last word
+
+
+class Post:
+    """Writes the jobs of one sweep, reads what they say, and judges how they ended."""
+
+    def __init__(
+        self, out: Path, folder: str, loop: LoopConfig, report: Report
+    ) -> None:
+        self.out, self.loop, self.report = out.absolute(), loop, report
+        self.folder = self.out / folder
+        self.claims = Claims()
+
+    def is_free(self, job: Job) -> bool:
+        """Whether no other process trains the trunk, as far as can be seen: a machine
+        is not asked for to find out.
+        """
+        return job.task != "train" or self.claims.is_free(
+            run_dirs.trunk_dir(self.out, job.runs[0])
+        )
+
+    def write(self, ticket: int, job: Job) -> Posted:
+        """The job as a file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{job.runs[0].trunk_id}-{uuid.uuid4().hex[:8]}.json"
+        write_atomically(
+            path,
+            json.dumps(
+                message(job, self.out, self.loop) | {"cwd": os.getcwd(), "alone": True}
+            ),
+        )
+        return Posted(
+            ticket,
+            job,
+            path,
+            run_dirs.standing(self.out, job.runs),
+            heard=time.monotonic(),
+        )
+
+    def read(self, posted: Posted) -> None:
+        """Pass on what the job has said since the last time."""
+        try:
+            with open(
+                events_of(posted.path), "rb"
+            ) as file:  # a fresh open: NFS then asks the server
+                file.seek(posted.offset)
+                whole, end, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return
+        if end:
+            posted.offset, posted.heard = (
+                posted.offset + len(whole) + 1,
+                time.monotonic(),
+            )
+        for line in whole.splitlines():
+            with suppress(
+                ValueError, KeyError, TypeError
+            ):  # a line that was torn when its writer was killed
+                event = json.loads(line)
+                if event["event"] in _LAST:
+                    posted.last = event
+                else:
+                    self.report(event)
+
+    def outcome(self, posted: Posted, reason: str) -> Outcome | None:
+        """How a job that runs no more has ended; None where it says done and its
+        results are not yet to be seen here.
+
+        reason: why it ended, should it not have said so itself.
+        """
+        self.read(posted)
+        rest = dict(posted.last)
+        kind, error = rest.pop("event", ""), rest.pop("error", "")
+        done = kind == "done"
+        if posted.job.task == "train":
+            missing = [
+                run
+                for run in posted.job.runs
+                if not run_dirs.is_finished(self.out, run)
+            ]
+            if done and missing and time.monotonic() - posted.heard < EXPIRY:
+                return None
+            done = not missing
+        self._forget(posted)
+        if done:
+            return Outcome(posted.ticket, "done", result=rest)
+        if kind in ("failed", "busy"):
+            return Outcome(posted.ticket, kind, error)
+        return Outcome(
+            posted.ticket,
+            "died",
+            reason,
+            run_dirs.standing(self.out, posted.job.runs) != posted.before,
+        )
+
+    def recall(self, posted: Posted) -> None:
+        """Tell a job that is under way to save and end."""
+        with suppress(OSError):
+            posted.path.unlink()
+
+    def _forget(self, posted: Posted) -> None:
+        for path in (posted.path, events_of(posted.path)):
+            with suppress(OSError):
+                path.unlink()
+
+
+def events_of(path: Path) -> Path:
+    """The file of what a job says."""
+    return path.with_suffix(".events")
+
+
+# --- where a job runs --------------------------------------------------------------------------------------------
+
+
+def serve(path: Path) -> str:
+    """Do the job of a file, tell of it in the file beside, and return its last word:
+    done, failed or busy.
+
+    The job is wanted as long as its file is there.
+
+    Raises:
+        Preempted: the process was told to end, or the job is not wanted; what was
+        trained is in a checkpoint.
+    """
+    job = json.loads(path.read_text())
+    with suppress(
+        OSError
+    ):  # relative paths of data mean what they meant where the sweep was started
+        os.chdir(job["cwd"])
+    until = time.monotonic() + _PATIENCE
+    claims = Claims()
+    with open(events_of(path), "a", buffering=1) as events, _wanted(path):
+        events.write("\n")  # ends a line that was torn
+        while (last := answer(job, claims, events))[
+            "event"
+        ] == "busy" and time.monotonic() < until:
+            if preemption.requested():
+                break
+            time.sleep(1.0)
+        events.write(json.dumps(last) + "\n")
+    return last["event"]
+
+
+@contextmanager
+def _wanted(path: Path) -> Iterator[None]:
+    """Take it for a notice when the file of the job is removed."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            try:
+                open(path, "rb").close()  # NFS then asks the server
+            except FileNotFoundError:
+                return preemption.request()
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

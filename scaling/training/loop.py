@@ -1,0 +1,408 @@
+"""The training loop: one trunk, many cooldowns.
+
+All runs that differ only in their token budget share a constant-rate trunk. Each leaves
+it at its branch step, cools down in its own directory, is evaluated on the held-out
+slice and recorded. Everything is a function of the configuration and the step, so a run
+that was killed resumes from its last checkpoint to the same losses.
+
+A `Trainer` is a generator of chunks: it asks for steps to be trained and is sent the
+state and metrics they gave. Who
+drives it decides where: `train_trunk` alone, `scaling.training.packing` many at once in
+one program.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from scaling import data
+from scaling.config import ConfigError, RunConfig
+from scaling.model.flops import flops_per_token
+from scaling.schedule import schedule
+from scaling.store import provenance, run_dirs
+from scaling.training import multihost, preemption
+from scaling.training.checkpoint import Checkpoints
+from scaling.training.sharding import StrategyName, choose
+from scaling.training.step import Chunk, Evaluation, Schedule, TrainState, program
+
+Report = Callable[[dict[str, Any]], None]
+Stage = Literal["trunk", "run"]
+How = Literal["auto", "solo", "vmap", "map"]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run is executed; nothing here changes its outcome."""
+
+    chunk_steps: int = 16  # optimiser steps per dispatch
+    checkpoint_seconds: float = 30.0
+    stall_seconds: float = 1800.0  # silence that is taken for a hanging device: longer than any compilation
+    attempts: int = 3  # of a trunk whose process dies without progress
+    strategy: StrategyName = "auto"
+    pack: How = "auto"  # runs of one shape in one program, without workers: side by side, in turn, or not
+    members: int = 8  # of such a pack, at most
+    sweep: str = ""  # label of the run table
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_seconds < 0:
+            raise ConfigError(
+                f"loop.checkpoint_seconds = {self.checkpoint_seconds}: must not be negative"
+            )
+        if self.stall_seconds <= 0:
+            raise ConfigError(
+                f"loop.stall_seconds = {self.stall_seconds}: must be positive"
+            )
+        if self.attempts < 1:
+            raise ConfigError(f"loop.attempts = {self.attempts}: must be at least 1")
+        if self.chunk_steps < 1:
+            raise ConfigError(
+                f"loop.chunk_steps = {self.chunk_steps}: must be at least 1"
+            )
+        if self.members < 1:
+            raise ConfigError(f"loop.members = {self.members}: must be at least 1")
+
+
+_R = TypeVar("_R", covariant=True)
+Work = Generator[
+    Chunk, tuple[Any, dict[str, Any]], _R
+]  # what it yields is trained, the result sent back
+
+
+def settled(state: Any) -> Any:
+    """A state that may have stayed among those it was trained with; valid until the
+    next chunk.
+    """
+    return state() if callable(state) else state
+
+
+class Diverged(Exception):
+    """The training loss is not finite at `step`."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"loss not finite at step {step}")
+        self.step = step
+
+
+def train_trunk(
+    runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report
+) -> None:
+    """Train all unfinished runs of one trunk, in the order in which they leave it.
+
+    `report` receives events: `started` with the `trunk`, `restored` with the FLOPs that
+    a checkpoint saves, `progress` with those of each chunk, `finished` with the row of
+    each run (`repeated` if it had one), `diverged`.
+
+    Raises:
+        ConfigError: the runs do not share a trunk, or the data do not fit the model.
+    """
+    if pending := unfinished(runs, out):
+        trainer = Trainer(pending, out, loop, report)
+        work = trainer.work()
+        with suppress(StopIteration):
+            chunk = next(work)
+            while True:
+                chunk = work.send(trainer.program.train(chunk))
+
+
+def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
+    """The runs of one trunk that have no result yet, in the order in which they leave
+    it: it only ever moves on.
+
+    Raises:
+        ConfigError: the runs do not share a trunk.
+    """
+    if len({run.trunk_id for run in runs}) != 1:
+        raise ConfigError("runs: must all share one trunk_id; group them first")
+    finished = multihost.decided(run_dirs.finished(out, runs))
+    pending = [run for run, done in zip(runs, finished, strict=True) if not done]
+    return sorted(pending, key=lambda run: (run.branch_step, run.steps))
+
+
+class Trainer:
+    """Trains the unfinished runs of one trunk in order of their branch step."""
+
+    def __init__(
+        self, runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report
+    ) -> None:
+        run = runs[0]
+        self.out, self.loop, self.report = out, loop, report
+        self.dataset = data.load(run.data)
+        multihost.agreed(
+            f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
+        )
+        check_fits(run, self.dataset)
+        self._text = np.frombuffer(bytes.fromhex(self.dataset.fingerprint), np.uint8)
+        self.windows = data.Windows(
+            self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed
+        )
+        self.heldout = data.heldout_windows(
+            self.dataset.heldout, run.model.context, run.eval_tokens
+        )
+        strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+        self.program = program(run, strategy, self.dataset.loss_range)
+        self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
+        self.trunk: Position | None = None
+        self.trunk_diverged: Diverged | None = None
+        self.runs, self.done = (
+            runs,
+            0,
+        )  # steps of the trunk that are trained or restored
+
+    def work(self) -> Work[None]:
+        """Train the runs."""
+        self._tell("started", 0.0)
+        for run in self.runs:
+            yield from self._finish(run)
+
+    def _finish(self, run: RunConfig) -> Work[None]:
+        """Train a run to its end and record it, as diverged if its loss is no longer
+        finite.
+        """
+        if multihost.is_first():
+            run_dirs.open_run(self.out, run)
+        start = time.monotonic()
+        try:
+            position = yield from self._cool_down(run)
+            evaluation = self.program.evaluate(position.state, self.heldout)
+            if not np.isfinite(evaluation.loss):
+                raise Diverged(run.steps)
+            seconds = position.seconds
+        except Diverged as diverged:
+            evaluation, seconds = (
+                Evaluation(float("nan"), float("nan"), 0),
+                time.monotonic() - start,
+            )
+            self.report(
+                {"event": "diverged", "run_id": run.run_id, "step": diverged.step}
+            )
+        row = self._row(run, evaluation, seconds)
+        written = not multihost.is_first() or run_dirs.write_result(self.out, run, row)
+        self.report({"event": "finished" if written else "repeated", **row})
+
+    def _cool_down(self, run: RunConfig) -> Work[Position]:
+        folder = run_dirs.run_dir(self.out, run)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        try:
+            position = self._restore(checkpoints, run.steps)
+            if position is not None:
+                self._credit(
+                    min(position.step, run.branch_step),
+                    max(0, position.step - run.branch_step),
+                )
+            if position is None or position.step < run.branch_step:
+                trunk = yield from self._advance_trunk(run)
+                position = Position(trunk.step, self._copy(trunk.state), trunk.seconds)
+            return (
+                yield from self._advance(
+                    position, run, "run", run.steps, folder, checkpoints
+                )
+            )
+        finally:
+            checkpoints.close()
+
+    def _advance_trunk(self, run: RunConfig) -> Work[Position]:
+        """The trunk at the run's branch step."""
+        if self.trunk_diverged is not None:
+            raise self.trunk_diverged
+        folder = run_dirs.trunk_dir(self.out, run)
+        checkpoints = Checkpoints(
+            folder / "checkpoints", protected=[run.branch_step for run in self.runs]
+        )
+        try:
+            at = self.trunk or self._restore(checkpoints, run.branch_step)
+            if at is not None:
+                self._credit(at.step, 0)
+            at = at or Position(0, self.program.init(run.seed), 0.0)
+            fresh = at.step < run.branch_step
+            self.trunk = yield from self._advance(
+                at, run, "trunk", run.branch_step, folder, checkpoints
+            )
+            self.done = max(self.done, self.trunk.step)
+            if fresh:
+                self._save(checkpoints, self.trunk)
+        except Diverged as diverged:
+            self.trunk_diverged = diverged
+            raise
+        finally:
+            checkpoints.close()
+        return self.trunk
+
+    def _advance(
+        self,
+        at: Position,
+        run: RunConfig,
+        stage: Stage,
+        stop: int,
+        folder: Path,
+        checkpoints: Checkpoints,
+    ) -> Work[Position]:
+        """Train to step `stop`. A chunk's metrics are read after the next one is
+        dispatched.
+        """
+        started, timer = (
+            time.monotonic() - at.seconds,
+            multihost.Timer(self.loop.checkpoint_seconds),
+        )
+        state, step, unread = at.state, at.step, None
+        log = folder / "metrics.jsonl"
+        while step < stop:
+            n = min(self.loop.chunk_steps, stop - step)
+            state, metrics = yield self._chunk(state, run, stage, step, n)
+            self._read(unread, run, log)
+            step, unread = step + n, (step + n, n, metrics)
+            preempted = not multihost.several() and preemption.requested()
+            if (timer.due() or preempted) and step < stop:
+                self._read(unread, run, log)
+                unread = None
+                self._save(
+                    checkpoints, Position(step, state, time.monotonic() - started)
+                )
+                timer.restart()
+                if preempted:
+                    raise preemption.Preempted
+        self._read(unread, run, log)
+        return Position(step, settled(state), time.monotonic() - started)
+
+    def _chunk(
+        self, state: Any, run: RunConfig, stage: Stage, step: int, n: int
+    ) -> Chunk:
+        S = self.loop.chunk_steps
+        factor = schedule(run, np.arange(step, step + S), stage)
+        rates = Schedule(
+            *(
+                np.asarray(factor * peak, np.float32)
+                for peak in (run.optim.lr, run.optim.weight_decay)
+            )
+        )
+        batches = self.windows.batches(
+            step, S, self.program.strategy.rows(run.optim.batch_size)
+        )
+        return Chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
+
+    def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
+        """Wait for a chunk, record it, and stop where its loss is not finite."""
+        if unread is None:
+            return
+        step, n, metrics = unread
+        metrics = {
+            name: np.asarray(values, np.float64)[:n]
+            for name, values in self.program.strategy.gather(metrics).items()
+        }
+        finite = np.isfinite(metrics["loss"])
+        if not finite.all():
+            raise Diverged(step - n + int(np.argmin(finite)))
+        means = {name: float(values.mean()) for name, values in metrics.items()}
+        if multihost.is_first():
+            run_dirs.append_metrics(
+                log, [{"step": step, "tokens": step * run.batch_tokens, **means}]
+            )
+        self._tell("progress", n * self.flops_per_step)
+
+    def _save(self, checkpoints: Checkpoints, at: Position) -> None:
+        state = self.program.strategy.gather(settled(at.state))
+        checkpoints.save(at.step, saved(state, at.seconds, self._text))
+
+    def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
+        found = checkpoints.restore_latest(saved(self.program.abstract_state), at_most)
+        if found is None:
+            return None
+        step, tree = found
+        if not np.array_equal(tree["text"], self._text):
+            raise data.DataError(
+                changed(
+                    self.runs[0], tree["text"].tobytes().hex(), self.dataset.fingerprint
+                )
+            )
+        return Position(
+            step, self.program.strategy.place(tree["state"]), float(tree["seconds"])
+        )
+
+    def _credit(self, trunk: int, cooldown: int) -> None:
+        """Report steps that need not be trained because a checkpoint has them; those of
+        the trunk only once.
+        """
+        new = max(0, trunk - self.done) + cooldown
+        self.done = max(self.done, trunk)
+        if new:
+            self._tell("restored", new * self.flops_per_step)
+
+    def _tell(self, event: str, flops: float) -> None:
+        self.report({"event": event, "trunk": self.runs[0].trunk_id, "flops": flops})
+
+    def _copy(self, state: TrainState) -> TrainState:
+        """A state that may be donated while the trunk's own lives on."""
+        return self.program.strategy.copy(state)
+
+    def _row(
+        self, run: RunConfig, evaluation: Evaluation, seconds: float
+    ) -> dict[str, Any]:
+        tokens = run.steps * run.batch_tokens
+        diverged = not np.isfinite(evaluation.loss)
+        return {
+            **run_dirs.describe(run),
+            "sweep": self.loop.sweep,
+            "fingerprint": self.dataset.fingerprint,
+            "status": "diverged" if diverged else "finished",
+            "unique_tokens": min(tokens, self.windows.tokens_per_epoch),
+            "epochs": max(1.0, self.windows.epochs(tokens)),  # tokens / unique_tokens
+            "loss": evaluation.loss,
+            "loss_se": evaluation.loss_se,
+            "bits_per_byte": evaluation.loss
+            / math.log(2.0)
+            / self.dataset.bytes_per_token,
+            "diverged": diverged,
+            "wall_seconds": seconds,
+            **provenance.columns(),
+        }
+
+
+@dataclass
+class Position:
+    """A state, its step, and the seconds of training that led to it."""
+
+    step: int
+    state: Any  # a TrainState; within a pack whatever stands for it
+    seconds: float
+
+
+def saved(
+    state: Any, seconds: float = 0.0, text: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What a checkpoint holds: a state, its seconds of training, and the sha256 of the
+    text it was trained on.
+    """
+    return {
+        "state": state,
+        "seconds": np.float64(seconds),
+        "text": np.zeros(32, np.uint8) if text is None else text,
+    }
+
+
+def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
+    """Whether a model can be trained on a data set.
+
+    Raises:
+        ConfigError: the vocabulary is too small.
+        DataError: windows would cut documents of fixed length.
+    """
+    dataset.check_context(run.model.context)
+    if run.model.vocab < dataset.vocab:
+        remedy = f"source {run.data.source!r} has {dataset.vocab} token ids: raise it to at least that"
+        raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
+
+
+def changed(run: RunConfig, before: str, now: str) -> str:
+    """What is wrong where a run was begun on another text."""
+    texts = f"sha256 {before[:12]} when run {run.run_id} was trained, {now[:12]} now"
+    return (
+        f"data.source = {run.data.source!r}: its text has changed ({texts}); "
+        "bring it back, or sweep into another --out"
+    )

@@ -1,0 +1,306 @@
+"""Suggested runs: the update is exact for Gaussian draws, and the promise holds for
+runs that are then made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import Bootstrap, Fit, allocate, fit, suggest
+from analysis.decisions.frontier import frontier
+from analysis.decisions.suggest import Suggestion, default_candidates, effective_noise
+from analysis.laws.library import LAWS, get_law
+
+TARGET = 1e21
+BUDGET = 2e20
+NOISE = 0.004
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One simulated sweep, the runs suggested for it, and the width of its interval
+    once those were made.
+    """
+
+    table: pd.DataFrame
+    fit: Fit
+    boot: Bootstrap
+    found: Suggestion
+    now: float
+    after: float
+
+
+def measured(
+    true: dict[str, float], points: pd.DataFrame, rng: np.random.Generator
+) -> pd.DataFrame:
+    N, D = points["N"].to_numpy(float), points["D"].to_numpy(float)
+    loss = LAWS["chinchilla"].predict(true, N=N, D=D) * np.exp(
+        NOISE * rng.standard_normal(len(N))
+    )
+    return pd.DataFrame({"N": N, "D": D, "C": 6 * N * D, "loss": loss})
+
+
+def width(table: pd.DataFrame) -> tuple[float, Fit, Bootstrap]:
+    found = fit(table, objective="least_squares")
+    boot = found.bootstrap(150)
+    return float(np.ptp(allocate(found, TARGET, boot).intervals["loss"])), found, boot
+
+
+def true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:
+    """Standard deviation, for large samples, of the loss at the target's optimum when
+    the runs at those points are
+    fitted by least squares: noise * sqrt(g' (J'J)^-1 g), J and g the derivatives of log
+    loss and of that loss."""
+    best, h = frontier(LAWS["chinchilla"]), 1e-5
+    x = {v: points[v].to_numpy(float) for v in ("N", "D")}
+    J, g = [], []
+    for name, value in true.items():
+        ends = [true | {name: value * (1 + step)} for step in (h, -h)]
+        logs = [np.log(LAWS["chinchilla"].predict(params, **x)) for params in ends]
+        losses = [
+            best.best_loss({k: np.array([v]) for k, v in params.items()}, TARGET)[0]
+            for params in ends
+        ]
+        J.append((logs[0] - logs[1]) / (2 * h))
+        g.append((losses[0] - losses[1]) / (2 * h))
+    return float(
+        NOISE
+        * np.sqrt(
+            np.array(g) @ np.linalg.solve(np.array(J) @ np.array(J).T, np.array(g))
+        )
+    )
+
+
+def at_random(
+    candidates: pd.DataFrame, flops: float, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Random candidates of as many FLOPs together, or a few per cent less."""
+    rows: list[int] = []
+    for i in rng.permutation(len(candidates)).tolist():
+        if candidates["C"].iloc[[*rows, i]].sum() <= 1.01 * flops:
+            rows.append(i)
+    return candidates.iloc[rows]
+
+
+@pytest.fixture(scope="module")
+def trials(true: dict[str, float]) -> list[Trial]:
+    made = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        C, N = (
+            g.ravel()
+            for g in np.meshgrid(1e18 * 4.0 ** np.arange(4), np.geomspace(2e7, 3e9, 9))
+        )
+        table = measured(true, pd.DataFrame({"N": N, "D": C / (6 * N)}), rng)
+        now, found, boot = width(table)
+        chosen = suggest(
+            found, default_candidates(found, BUDGET), TARGET, boot=boot, budget=BUDGET
+        )
+        after = width(pd.concat([table, measured(true, chosen.table, rng)]))[0]
+        made.append(Trial(table, found, boot, chosen, now, after))
+    return made
+
+
+def mean_log(values: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def test_suggested_runs_beat_random_ones_of_the_same_flops(
+    trials: list[Trial], true: dict[str, float]
+) -> None:
+    """By the exact width at the true law, which the noise of one more simulated sweep
+    does not blur.
+    """
+    for seed, trial in enumerate(trials):
+        rng = np.random.default_rng(seed)
+        candidates = default_candidates(trial.fit, BUDGET)
+        runs = [at_random(candidates, trial.found.flops, rng) for _ in range(20)]
+        random = [
+            true_deviation(true, pd.concat([trial.table, points])) for points in runs
+        ]
+        suggested = true_deviation(true, pd.concat([trial.table, trial.found.table]))
+        assert suggested < 0.92 * np.mean(random)
+        assert suggested < 0.8 * true_deviation(true, trial.table)
+        assert trial.found.flops <= BUDGET
+
+
+def test_the_expected_width_is_the_width_found(
+    trials: list[Trial], true: dict[str, float]
+) -> None:
+    """The bootstrap's width once the runs were made, on average, and its fall at the
+    true law, in each.
+    """
+    ratio = mean_log([trial.after / trial.found.width_final for trial in trials])
+    assert 1 / 1.5 < ratio < 1.5
+    for trial in trials:
+        assert trial.found.width_now == pytest.approx(trial.now)
+        fall = true_deviation(
+            true, pd.concat([trial.table, trial.found.table])
+        ) / true_deviation(true, trial.table)
+        assert trial.found.width_final / trial.now == pytest.approx(fall, rel=0.2)
+    assert mean_log([trial.after / trial.now for trial in trials]) < 0.95
+
+
+def test_a_run_tells_a_robust_objective_less() -> None:
+    """Between least squares and the variance pi/2 of the median, and as simulated in
+    between.
+    """
+    assert effective_noise(0.004, "least_squares", None) == 0.004
+    assert effective_noise(0.004, "lad", None) == pytest.approx(
+        0.004 * np.sqrt(np.pi / 2)
+    )
+    assert effective_noise(0.004, "huber", 1.0) == pytest.approx(0.004)
+    assert effective_noise(0.004, "huber", 1e-6) == pytest.approx(
+        0.004 * np.sqrt(np.pi / 2), rel=1e-3
+    )
+    noise = 0.004 * np.random.default_rng(0).standard_normal(200_000)
+    spread = np.sqrt(np.mean(np.clip(noise, -2e-3, 2e-3) ** 2)) / np.mean(
+        np.abs(noise) < 2e-3
+    )
+    assert effective_noise(0.004, "huber", 2e-3) == pytest.approx(spread, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def gaussian(trials: list[Trial]) -> tuple[Fit, Bootstrap]:
+    """The fit with many draws that are Gaussian, small, and correlated."""
+    base, rng = trials[0].fit, np.random.default_rng(0)
+    mix = rng.standard_normal((5, 5))
+    steps = 1e-3 * rng.standard_normal((4000, 5)) @ mix
+    draws = {k: v * (1 + steps[:, i]) for i, (k, v) in enumerate(base.params.items())}
+    return base, replace(trials[0].boot, draws=draws)
+
+
+def test_the_update_is_that_of_gaussian_variables(
+    gaussian: tuple[Fit, Bootstrap],
+) -> None:
+    base, boot = gaussian
+    candidates = default_candidates(base, BUDGET)
+    found = suggest(base, candidates, TARGET, boot=boot, count=4)
+    chosen = found.table["candidate"].tolist()
+    x = {v: candidates[v].to_numpy(float)[chosen] for v in ("N", "D")}
+    logs = np.log(boot.predictions(**x))
+    q = frontier(base.law).best_loss(boot.draws, TARGET)
+    S = np.cov(np.column_stack([q, logs]).T)
+    for k in range(1, 5):
+        noisy = S[1 : k + 1, 1 : k + 1] + boot.scatter**2 * np.eye(k)
+        left = S[0, 0] - S[0, 1 : k + 1] @ np.linalg.solve(noisy, S[1 : k + 1, 0])
+        assert found.table["width_after"][k - 1] / found.width_now == pytest.approx(
+            np.sqrt(left / S[0, 0]), rel=0.03
+        )
+    assert found.table["width_alone"][0] == pytest.approx(found.table["width_after"][0])
+    assert np.all(np.diff(found.table["width_after"]) < 0)
+    assert found.table["share"].sum() == pytest.approx(1)
+    assert found.order == "gain" and len(found.table) == 4
+
+
+def test_the_first_choice_is_the_best_single_run(
+    gaussian: tuple[Fit, Bootstrap],
+) -> None:
+    base, boot = gaussian
+    candidates = default_candidates(base, BUDGET)
+    first = suggest(base, candidates, quantity="a", boot=boot, count=1)
+    alone = [
+        suggest(
+            base, candidates.iloc[[i]], quantity="a", boot=boot, count=1
+        ).width_final
+        for i in range(0, len(candidates), 6)
+    ]
+    assert first.width_final <= min(alone) * (1 + 1e-9)
+    assert first.target_C is None and "target" not in str(first)
+    twice = suggest(
+        base,
+        candidates.iloc[first.table["candidate"].tolist() * 2],
+        quantity="a",
+        boot=boot,
+    )
+    gains = -np.diff([twice.width_now, *twice.table["width_after"]])
+    assert np.all(np.diff(gains) < 0)
+
+
+def test_a_few_wild_draws_do_not_decide(gaussian: tuple[Fit, Bootstrap]) -> None:
+    base, boot = gaussian
+    candidates = default_candidates(base, BUDGET)
+    wild = {k: v.copy() for k, v in boot.draws.items()}
+    wild["beta"][:4] *= 3
+    calm, shaken = (
+        suggest(base, candidates, TARGET, boot=replace(boot, draws=draws), count=3)
+        for draws in (boot.draws, wild)
+    )
+    assert shaken.table["candidate"][0] == calm.table["candidate"][0]
+    assert shaken.width_final == pytest.approx(calm.width_final, rel=0.05)
+
+
+def test_a_plan_is_read_and_the_table_printed(gaussian: tuple[Fit, Bootstrap]) -> None:
+    base, boot = gaussian
+    plan = pd.DataFrame(
+        {"n_matmul": [1e8, 1e9], "tokens": [1e10, 2e9], "flops": [7e18, 1.3e19]}
+    )
+    found = suggest(base, plan, TARGET, boot=boot, count=2)
+    assert sorted(found.table["C"]) == [7e18, 1.3e19]
+    text = str(found)
+    for part in (
+        "loss at 1e+21 FLOPs",
+        "90 % interval",
+        "width_after",
+        "share",
+        "1.3e+19",
+    ):
+        assert part in text
+    limited = suggest(base, plan, TARGET, boot=boot, budget=1e19)
+    assert limited.table["C"].tolist() == [7e18] and "1 of 2 candidates" in str(limited)
+    counted = suggest(
+        base,
+        plan.drop(columns="flops"),
+        TARGET,
+        boot=boot,
+        flops_per_token=lambda n: 7 * n,
+    )
+    assert set(counted.table["C"]) <= {7e18, 1.4e19}
+    assert len(suggest(base, None, TARGET, boot=boot).table) == 5
+
+
+def test_a_law_of_compute_alone(gaussian: tuple[Fit, Bootstrap]) -> None:
+    base, boot = gaussian
+    law = get_law("power_law_C")
+    params = {"E": 1.7, "A": 2000.0, "alpha": 0.16}
+    rng = np.random.default_rng(0)
+    draws = {k: v * (1 + 0.01 * rng.standard_normal(500)) for k, v in params.items()}
+    own = replace(boot, law=law, draws=draws, scatter=0.02)
+    found = suggest(
+        replace(base, law=law, params=params), None, TARGET, boot=own, count=2
+    )
+    assert len(found.table) == 2 and found.width_final < found.width_now
+
+
+def test_what_cannot_be_ranked_is_refused(gaussian: tuple[Fit, Bootstrap]) -> None:
+    base, boot = gaussian
+    plan = pd.DataFrame({"N": [1e8], "D": [1e10]})
+    cases: list[tuple[Callable[[], Suggestion], str]] = [
+        (lambda: suggest(base, plan, boot=boot), "target_C is None"),
+        (
+            lambda: suggest(base, plan, TARGET, boot=boot, quantity="gamma"),
+            "has no 'gamma'",
+        ),
+        (
+            lambda: suggest(base, plan, TARGET, boot=boot, budget=1e10),
+            "cheapest candidate takes 6e",
+        ),
+        (lambda: suggest(base, plan, TARGET, boot=boot, budget=-1.0), "budget is -1"),
+        (
+            lambda: suggest(base, plan.drop(columns="D"), TARGET, boot=boot),
+            "no column 'D' or 'tokens'",
+        ),
+        (lambda: suggest(base, plan.assign(D=-1.0), TARGET, boot=boot), "row 0: D is"),
+        (lambda: suggest(base, plan, TARGET, boot=boot, count=0), "count is 0"),
+        (lambda: suggest(base, plan.iloc[:0], TARGET, boot=boot), "no row"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match="less than the smallest fitted run"):
+        default_candidates(base, 1e15)

@@ -1,0 +1,67 @@
+"""docs/fits.md: its snippets run, and its table of laws is the registry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.laws.library import LAWS
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "fits.md").read_text(encoding="utf-8")
+
+
+def foreign(table):
+    return table.assign(
+        params=table["N"] / 1e6, seen=table["D"], val_loss=table["loss"]
+    )[["params", "seen", "val_loss"]]
+
+
+@pytest.fixture
+def known_laws():
+    before = dict(LAWS)
+    yield
+    LAWS.clear()
+    LAWS.update(before)
+
+
+def test_snippets_run_in_order(sweep, tmp_path, monkeypatch, known_laws):
+    monkeypatch.chdir(tmp_path)
+    foreign(sweep(0.002)).to_csv("runs.csv", index=False)
+    foreign(sweep(0.002, seed=1)).assign(
+        val_loss=lambda t: 0.99 * t["val_loss"]
+    ).to_csv("other.csv", index=False)
+    line = sweep()
+    line.assign(D=20 * line["N"] * (1 + 1e-12 * np.arange(len(line)))).drop(
+        columns=["C", "budget"]
+    ).to_csv("line.csv")
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    for block in blocks:
+        exec(compile(block, "docs/fits.md", "exec"), names)
+    assert (tmp_path / "comparison.png").exists()
+    assert len(blocks) > 8
+
+
+def law_rows(laws=LAWS):
+    return [
+        f"| `{law.name}` | {law.equation.replace('|', '/')} | {law.source} |"
+        for law in laws.values()
+    ]
+
+
+def test_every_law_is_listed_with_its_formula_and_source():
+    listed = [
+        line
+        for line in PAGE.splitlines()
+        if line.startswith("| `") and line.split("`")[1] in LAWS
+    ]
+    assert listed == law_rows()
+
+
+def test_a_law_of_ones_own_is_short():
+    (block,) = re.findall(r"### A law of your own\n\n```python\n(.*?)```", PAGE, re.S)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 20

@@ -1,0 +1,391 @@
+"""The figures contain what they claim, nothing runs off the page, and the files are the
+same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+import analysis
+from analysis.fitting.bootstrap import Bootstrap
+from analysis.fitting.fit import Certificate, Fit, Protocol
+from analysis.laws.library import get_law
+from analysis.plots import fit as plots
+from analysis.plots.style import HoverPoints, RoundLocator, count_text, flops_text
+from analysis.report.study import predict_runs
+from analysis.table.runs import Runs
+
+SIZES, BUDGETS = 6, 4
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """All runs, the fit to all but the largest budget, its bootstrap, and the
+    predictions of that budget.
+    """
+
+    runs: Runs
+    fitted: Runs
+    fit: Fit
+    boot: Bootstrap
+    holdout: list[dict[str, Any]]
+
+
+def at_truth(
+    runs: Runs, true: dict[str, float], law: str = "chinchilla"
+) -> tuple[Fit, Bootstrap]:
+    """A fit and its bootstrap as plain data: figures do not ask how the parameters were
+    found.
+    """
+    found = get_law(law)
+    params = {name: true.get(name, 0.3) for name in found.params}
+    columns = ("N", "D", "C", "loss")
+    data = {name: runs.table[name].to_numpy(float) for name in columns}
+    residuals = np.log(
+        found.predict(params, **{v: data[v] for v in found.variables}) / data["loss"]
+    )
+    rows, free = len(runs), len(params)
+    protocol = Protocol(
+        "huber", 1e-3, runs.columns, runs.source, rows, (), "trunk", {}, {}
+    )
+    certificate = Certificate(True, 1e-12, 40, 30, 50.0, (), (), (), rows - free)
+    fit = Fit(
+        found,
+        protocol,
+        params,
+        tuple(params),
+        np.eye(free),
+        1e-3,
+        certificate,
+        residuals,
+        data,
+    )
+    rng = np.random.default_rng(0)
+    draws = {
+        name: value * np.exp(0.005 * rng.standard_normal(60))
+        for name, value in params.items()
+    }
+    return fit, Bootstrap(found, draws, "trunk", SIZES, 0, 0, 0.004, rows - free)
+
+
+@pytest.fixture(scope="module")
+def known(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> Fitted:
+    table = sweep(noise=0.004, budgets=BUDGETS, sizes=SIZES)
+    table["run_id"] = [f"run-{i:02d}" for i in range(len(table))]
+    table["trunk_id"] = "trunk-" + table["N"].rank(method="dense").astype(int).astype(
+        str
+    )
+    runs = analysis.load_runs(table)
+    held = (runs.table["budget"] == runs.table["budget"].max()).to_numpy()
+    fitted = runs.exclude(held, "held out")
+    fit, boot = at_truth(fitted, true)
+    return Fitted(
+        runs, fitted, fit, boot, list(predict_runs(fit, boot, runs.table[held]))
+    )
+
+
+@pytest.fixture(scope="module")
+def isoflop(known: Fitted) -> Any:
+    return analysis.isoflop(known.fitted, n_bootstrap=50)
+
+
+def by_gid(fig: Figure, start: str) -> list[Line2D]:
+    return [
+        line
+        for line in fig.findobj(Line2D)
+        if isinstance(line, Line2D) and (line.get_gid() or "").startswith(start)
+    ]
+
+
+def texts(fig: Figure) -> str:
+    return "\n".join(t.get_text() for t in fig.findobj(Text) if isinstance(t, Text))
+
+
+def points(fig: Figure, start: str) -> tuple[np.ndarray, np.ndarray]:
+    lines = by_gid(fig, start)
+    return tuple(
+        np.concatenate([np.asarray(line.get_data()[k], float) for line in lines])
+        for k in (0, 1)
+    )  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def figures(known: Fitted, isoflop: Any) -> dict[str, Figure]:
+    return {
+        "frontier": plots.plot_frontier(known.runs, known.fit),
+        "isoflop": plots.plot_isoflop(known.runs, isoflop),
+        "fit": plots.plot_fit(known.runs, known.fit, known.boot),
+        "extrapolation": plots.plot_extrapolation(known.fit, known.boot, known.holdout),
+    }
+
+
+def test_nothing_runs_off_the_page_and_no_key_covers_data(
+    figures: dict[str, Figure],
+) -> None:
+    for name, fig in figures.items():
+        fig.draw_without_rendering()
+        page = fig.bbox.padded(1)
+        for text in fig.findobj(Text):
+            assert isinstance(text, Text)
+            box = text.get_window_extent()
+            if text.get_visible() and text.get_text().strip() and text.get_in_layout():
+                ticks = {
+                    id(t)
+                    for ax in fig.axes
+                    for axis in (ax.xaxis, ax.yaxis)
+                    for t in axis.get_ticklabels(which="both")
+                }
+                if id(text) not in ticks:  # ticks outside the limits are not drawn
+                    assert page.x0 <= box.x0 and box.x1 <= page.x1, (
+                        name,
+                        text.get_text(),
+                    )
+                    assert page.y0 <= box.y0 and box.y1 <= page.y1, (
+                        name,
+                        text.get_text(),
+                    )
+        for legend in [
+            *fig.legends,
+            *(ax.get_legend() for ax in fig.axes if ax.get_legend()),
+        ]:
+            assert legend is not None
+            for ax in fig.axes:
+                assert not legend.get_window_extent().padded(-1).overlaps(ax.bbox), name
+
+
+def test_every_axis_names_its_quantity_and_unit(figures: dict[str, Figure]) -> None:
+    units = {
+        "frontier": ("FLOPs", "nats per token"),
+        "isoflop": ("parameters", "nats per token"),
+        "fit": ("", "nats per token"),
+        "extrapolation": ("FLOPs", "nats per token"),
+    }
+    for name, fig in figures.items():
+        x, y = units[name]
+        assert x in fig.axes[0].get_xlabel() and y in fig.axes[0].get_ylabel(), name
+    assert "tokens" in figures["fit"].axes[1].get_xlabel()
+
+
+def test_frontier_has_a_line_per_size_an_envelope_and_the_fitted_optimum(
+    known: Fitted, figures: dict[str, Figure]
+) -> None:
+    fig = figures["frontier"]
+    assert len(by_gid(fig, "size-")) == SIZES
+    for N in known.runs.table["N"].unique():
+        assert count_text(N) in texts(fig)
+    C, loss = points(fig, "envelope")
+    for c, value in zip(
+        C, loss, strict=True
+    ):  # nothing measured at that compute or less is lower
+        assert value <= known.runs.table.loc[known.runs.table["C"] <= c, "loss"].min()
+    C, best = points(fig, "frontier")
+    at_budget = np.interp(np.log(known.fit.data["C"]), np.log(C), best)
+    law = known.fit.predict(N=known.fit.data["N"], D=known.fit.data["D"])
+    assert np.all(
+        at_budget <= law * 1.0005
+    )  # the optimum lies below every run's own prediction
+
+
+def test_runs_outside_the_fit_are_hollow(
+    known: Fitted, figures: dict[str, Figure]
+) -> None:
+    fig = figures["frontier"]
+    hollow = [p for p in fig.findobj(HoverPoints) if p.get_markerfacecolor() == "white"]  # type: ignore[attr-defined]
+    assert sum(len(p.titles) for p in hollow) == SIZES  # type: ignore[attr-defined]
+    assert "not in the fit" in texts(fig)
+    assert "not in the fit" not in texts(plots.plot_frontier(known.fitted, known.fit))
+
+
+def test_every_point_carries_its_run(known: Fitted, figures: dict[str, Figure]) -> None:
+    shown = [
+        title for p in figures["frontier"].findobj(HoverPoints) for title in p.titles
+    ]  # type: ignore[attr-defined]
+    for run_id, loss in zip(
+        known.runs.table["run_id"], known.runs.table["loss"], strict=True
+    ):
+        assert any(run_id in title and f"{loss:.4f}" in title for title in shown)
+
+
+def test_frontier_without_fit_or_compute(known: Fitted) -> None:
+    assert not by_gid(plots.plot_frontier(known.runs), "frontier")
+    with pytest.raises(ValueError, match="needs C"):
+        plots.plot_frontier(known.runs.table[["N", "loss"]])
+
+
+def test_many_sizes_get_a_colour_bar(sweep: Callable[..., pd.DataFrame]) -> None:
+    fig = plots.plot_frontier(sweep(sizes=plots.MAX_LEGEND + 2))
+    assert "parameters" in fig.axes[1].get_ylabel()
+
+
+def test_isoflop_has_a_parabola_and_a_minimum_per_budget(
+    known: Fitted, isoflop: Any
+) -> None:
+    fig = plots.plot_isoflop(known.runs, isoflop)
+    assert len(by_gid(fig, "parabola-")) == BUDGETS - 1
+    N, loss = points(fig, "minimum-used")
+    used = isoflop.minima[isoflop.minima["used"]]
+    np.testing.assert_allclose(np.sort(N), np.sort(used["N"]))
+    np.testing.assert_allclose(np.sort(loss), np.sort(used["loss"]))
+    assert f"{isoflop.a:.3f}" in texts(fig)
+    assert len(points(fig, "other-runs")[0]) == SIZES  # the budget that was held out
+
+
+def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
+    table = known.runs.table
+    smallest, largest = table["budget"].min(), table["budget"].max()
+    few = (table["budget"] == smallest) & (table["N"] > table["N"].unique()[2])
+    edge = (table["budget"] == largest) & (table["N"] > 6e8)
+    runs = known.runs.exclude(few | edge, "not trained")
+    iso = analysis.isoflop(runs, n_bootstrap=20)
+    out = iso.minima[~iso.minima["used"]]
+    assert set(out["budget"]) == {smallest, largest}
+    fig = plots.plot_isoflop(runs, iso)
+    hollow = by_gid(fig, "minimum-excluded")
+    assert len(hollow) == 1 and hollow[0].get_markerfacecolor() == "white"
+    assert f"{flops_text(largest)}: left out" in texts(fig)
+    words = " ".join(texts(fig).split())
+    for budget in (smallest, largest):
+        assert f"{flops_text(budget)} FLOPs left out" in words
+    assert "fewer than 4 sizes" in words and "train larger sizes" in words
+
+
+def test_fit_shows_a_curve_per_size_and_the_residuals_in_per_cent(
+    known: Fitted,
+) -> None:
+    fig = plots.plot_fit(known.fitted, known.fit, known.boot)
+    assert len(by_gid(fig, "law")) == SIZES
+    assert len([c for c in fig.axes[0].collections if c.get_gid() == "band"]) == SIZES
+    assert not [
+        c
+        for c in plots.plot_fit(known.fitted, known.fit).axes[0].collections
+        if c.get_gid() == "band"
+    ]
+    D, residual = points(fig, "residual-")
+    t = known.fitted.table
+    expected = 100 * (t["loss"] / known.fit.predict(N=t["N"], D=t["D"]) - 1)
+    order = np.argsort(D)
+    np.testing.assert_allclose(
+        residual[order], expected.to_numpy()[np.argsort(t["D"].to_numpy())], atol=1e-9
+    )
+    assert f"rms {np.sqrt(np.mean(expected**2)):.2g} %" in texts(fig)
+    assert "%" in fig.axes[1].get_ylabel()
+
+
+def test_a_law_of_one_variable_has_one_curve(known: Fitted) -> None:
+    fit, _ = at_truth(known.fitted, {"E": 1.7, "A": 2e5, "alpha": 0.3}, "power_law_C")
+    fig = plots.plot_fit(known.fitted, fit)
+    assert len(by_gid(fig, "law")) == 1 and "FLOPs" in fig.axes[1].get_xlabel()
+    held = known.runs.table.iloc[-2:]
+    row = {"predicted": 2.0, "lower_90": 1.9, "upper_90": 2.1}
+    holdout = [
+        {
+            **row,
+            "run_id": r["run_id"],
+            "N": r["N"],
+            "D": r["D"],
+            "C": r["C"],
+            "measured": r["loss"],
+        }
+        for r in held.to_dict("records")
+    ]
+    assert len(by_gid(plots.plot_extrapolation(fit, None, holdout), "law")) == 1
+
+
+def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
+    known: Fitted,
+) -> None:
+    holdout = [dict(row) for row in known.holdout]
+    holdout[0] |= {
+        "lower_90": holdout[0]["measured"] * 1.01,
+        "upper_90": holdout[0]["measured"] * 1.03,
+    }
+    fig = plots.plot_extrapolation(known.fit, known.boot, holdout)
+    error, _ = points(fig, "error-")
+    expected = [100 * (row["predicted"] / row["measured"] - 1) for row in holdout]
+    np.testing.assert_allclose(np.sort(error), np.sort(expected))
+    _, measured = points(fig, "measured-")
+    np.testing.assert_allclose(
+        np.sort(measured), np.sort([row["measured"] for row in holdout])
+    )
+    beyond = next(
+        p for p in fig.axes[0].patches if p.get_gid() == "beyond"
+    ).get_window_extent()
+    edge = fig.axes[0].transData.transform([(known.fit.data["C"].max(), 2.0)])[0, 0]
+    assert beyond.x0 > edge  # the tint begins past the largest fitted compute
+    assert texts(fig).count(", out") == 1 + sum(
+        not row["lower_90"] <= row["measured"] <= row["upper_90"] for row in holdout[1:]
+    )
+    assert "4× C" in texts(fig).replace("\N{MULTIPLICATION SIGN}", "×")  # noqa: RUF001
+    assert len(by_gid(fig, "law")) == SIZES
+
+
+def test_extrapolation_needs_held_out_runs(known: Fitted) -> None:
+    with pytest.raises(ValueError, match="holdout is empty"):
+        plots.plot_extrapolation(known.fit, known.boot, [])
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_saved_figures_are_the_same_every_time(
+    known: Fitted, tmp_path: Path, suffix: str
+) -> None:
+    first, second = (
+        plots.save_figure(plots.plot_frontier(known.runs), tmp_path / f"{i}.{suffix}")
+        for i in (1, 2)
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_saved_svg_keeps_text_as_text(known: Fitted, tmp_path: Path) -> None:
+    text = plots.save_figure(
+        plots.plot_frontier(known.runs), tmp_path / "new" / "f.svg"
+    ).read_text()
+    assert "Training compute C (FLOPs)" in text and "<dc:date>" not in text
+
+
+def test_unknown_suffix_is_refused(known: Fitted, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf"):
+        plots.save_figure(plots.plot_frontier(known.runs), tmp_path / "figure.gif")
+
+
+@pytest.mark.parametrize("span", [1.02, 1.3, 2, 3.9, 4.1, 8, 30, 1e3, 1e6, 1e12, 1e30])
+@pytest.mark.parametrize("low", [1.7e-3, 1.7, 9.9e11])
+def test_log_ticks_are_few_and_never_absent(low: float, span: float) -> None:
+    ticks = RoundLocator(7).tick_values(low, low * span)
+    assert 2 <= len(ticks) <= 9 and np.all(ticks >= low) and np.all(ticks <= low * span)
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert [count_text(v) for v in (950, 14_336, 999_960, 1.25e6, 7e10, 1.5e13)] == [
+        "950",
+        "14.3k",
+        "1M",
+        "1.25M",
+        "70B",
+        "15T",
+    ]
+    assert [
+        flops_text(v).replace("\N{MULTIPLICATION SIGN}", "x")
+        for v in (1e12, 2.5e11, 9.996e20)
+    ] == [
+        "10¹²",
+        "2.5x10¹¹",
+        "10²¹",
+    ]
+
+
+def test_no_global_figure_state(figures: dict[str, Figure]) -> None:
+    from matplotlib import pyplot
+
+    assert not pyplot.get_fignums() and all(
+        fig.canvas.manager is None for fig in figures.values()
+    )

@@ -1,0 +1,94 @@
+"""Laws of the watch: silence ends the process and says so, events keep it alive, who
+trains alone is watched.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scaling.config import RunConfig, to_dict
+from scaling.execution import in_process, watchdog
+from scaling.execution.base import Job
+from scaling.execution.in_process import run_here
+from scaling.execution.job_files import Post
+from scaling.execution.watchdog import watched
+from scaling.execution.worker import answer
+from scaling.store.leases import Claims
+from scaling.training.loop import LoopConfig
+
+MakeRun = Callable[..., RunConfig]
+
+SILENT = """
+import time
+from scaling.execution.watchdog import watched
+
+def waits_for_a_device():
+    time.sleep(60)
+
+with watched(print, 0.2) as report:
+    report({"event": "progress"})
+    waits_for_a_device()
+"""
+
+
+def test_silence_ends_the_process_and_shows_what_it_waits_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == watchdog.STATUS
+    assert "waits_for_a_device" in done.stderr and done.stderr.endswith(
+        "the same command resumes from the last checkpoint\n"
+    )
+    assert "training said nothing for 0.2 s (loop.stall_seconds)" in done.stderr
+
+
+def test_events_keep_it_alive_and_are_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[float] = []
+    monkeypatch.setattr(watchdog, "_end", ended.append)
+    events: list[dict[str, Any]] = []
+    with watched(events.append, 1.0) as report:
+        for number in range(8):
+            report({"event": number})
+            time.sleep(0.25)
+    assert [event["event"] for event in events] == list(range(8)) and not ended
+    with watched(events.append, 0.1):
+        time.sleep(0.5)
+    assert ended and set(ended) == {0.1}
+
+
+def test_who_trains_alone_is_watched(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process; a job of a cluster; not a worker, whose sweep watches it."""
+    seen: list[float] = []
+    monkeypatch.setattr(watchdog, "_end", seen.append)
+    hang = lambda runs, out, loop, report: time.sleep(0.5)
+    monkeypatch.setattr(in_process, "train_trunk", hang)
+    monkeypatch.setattr("scaling.training.loop.train_trunk", hang)
+    run, loop = make_run(), LoopConfig(stall_seconds=0.1)
+    run_here([[run]], tmp_path, loop, lambda event: None)
+    assert seen
+    for alone in (True, False):
+        seen.clear()
+        job = {
+            "job": "train",
+            "runs": [to_dict(run)],
+            "out": str(tmp_path),
+            "loop": {"stall_seconds": 0.1},
+            "alone": alone,
+        }
+        with open(tmp_path / "events", "w") as events:
+            assert answer(job | {"alone": alone}, Claims(), events) == {"event": "done"}
+        assert bool(seen) == alone
+    posted = Post(tmp_path, "jobs", loop, lambda event: None).write(1, Job([run]))
+    assert json.loads(posted.path.read_text())["alone"] is True

@@ -1,0 +1,125 @@
+"""Laws of the kernels: their values and hand-written gradients are those of the plain
+formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scaling.model.kernels import causal_attention, cross_entropy, product, split_heads
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_compile: None) -> None:
+    """Nothing here depends on how XLA optimises."""
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def values_and_gradients(
+    function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
+    """Of a weighted sum of the outputs, so that every output has a gradient of its own."""
+
+    def total(*arguments: Any) -> tuple[Any, Any]:
+        y = function(*arguments)
+        return (
+            y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        ).sum(), y
+
+    return jax.jit(jax.grad(total, argnums=tuple(range(len(arguments))), has_aux=True))(
+        *arguments
+    )
+
+
+def assert_same(
+    ours: Callable[..., Any], plain: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    found, expected = (values_and_gradients(f, arguments) for f in (ours, plain))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=["widening", "narrowing"])
+def test_a_product_is_a_product(shape: tuple[int, int]) -> None:
+    assert_same(
+        product, lambda x, w: x @ w, (normal(0, 3, 4, shape[0]), normal(1, *shape))
+    )
+
+
+def test_heads_are_split_off_the_last_axis() -> None:
+    x = normal(0, 2, 5, 12)
+    assert_same(
+        lambda x: split_heads(x, 3),
+        lambda x: jnp.moveaxis(x.reshape(2, 5, 3, 4), 2, 1),
+        (x,),
+    )
+
+
+def plain_attention(q: Any, k: Any, v: Any) -> Any:
+    scores = jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3
+    future = jnp.triu(jnp.full((q.shape[2],) * 2, -jnp.inf), 1)
+    return jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores + future[None, None]), v)
+
+
+@pytest.mark.parametrize("length", [1, 7, 32, 64, 96])
+def test_attention_is_softmax_over_the_past(length: int) -> None:
+    """Whether in one block of queries or in two."""
+    arguments = tuple(4.0 * normal(seed, 2, 3, length, 6) for seed in range(3))
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3), plain_attention, arguments
+    )
+
+
+def test_attention_of_huge_scores_is_finite() -> None:
+    q, k, v = (normal(seed, 1, 2, 64, 4) for seed in range(3))
+    y, gradients = values_and_gradients(
+        lambda q, k, v: causal_attention(1e4 * q, 1e4 * k, v, 1.0), (q, k, v)
+    )[::-1]
+    assert all(np.isfinite(x).all() for x in (y, *gradients))
+
+
+def test_bfloat16_attention_is_near_float32() -> None:
+    arguments = tuple(normal(seed, 2, 3, 64, 8) for seed in range(3))
+    low = tuple(jnp.asarray(x, jnp.bfloat16) for x in arguments)
+    function = lambda q, k, v: causal_attention(q, k, v, 0.3)
+    found, expected = (values_and_gradients(function, a) for a in (low, arguments))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            a.astype(jnp.float32), b, atol=0.03 * float(np.abs(b).max())
+        )
+
+
+def test_cross_entropy_is_the_librarys() -> None:
+    logits, targets = (
+        30.0 * normal(0, 2, 5, 11),
+        np.random.default_rng(1).integers(0, 11, (2, 5)),
+    )
+    assert_same(
+        lambda x: cross_entropy(x, jnp.asarray(targets)),
+        lambda x: optax.softmax_cross_entropy_with_integer_labels(x, targets),
+        (logits,),
+    )
+
+
+def test_kernels_may_be_mapped_over_members() -> None:
+    """Packed runs are one program: a mapped kernel is the kernel of each."""
+    q, k, v = (normal(seed, 3, 2, 2, 64, 4) for seed in range(3))
+    gradient = jax.grad(
+        lambda *qkv: jnp.square(causal_attention(*qkv, 0.5)).sum(), argnums=(0, 1, 2)
+    )
+    together = jax.jit(jax.vmap(gradient))(q, k, v)
+    for i in range(3):
+        alone = jax.jit(gradient)(q[i], k[i], v[i])
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[i], b, atol=1e-5)

@@ -1,0 +1,79 @@
+"""What a sweep shows without a terminal: one plain line per run, and nothing when asked
+to be quiet.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from scaling import Plan
+from scaling.monitoring.progress import progress
+
+
+def events(plan: Plan) -> list[dict]:
+    shape = {"width": 8, "depth": 1, "tokens": 1280, "flops": plan.flops}
+    return [
+        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
+        {
+            "event": "finished",
+            "run_id": "a" * 16,
+            "loss": 2.5,
+            "diverged": False,
+            **shape,
+        },
+        {"event": "restarted", "reason": "the worker ended (signal 9)"},
+        {"event": "programs", "compiled": 5, "reused": 2},
+        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
+        {
+            "event": "finished",
+            "run_id": "b" * 16,
+            "loss": None,
+            "diverged": True,
+            **shape,
+        },
+    ]
+
+
+@pytest.fixture
+def plan(make_run) -> Plan:
+    return Plan("two", (make_run(), make_run(seed=1)))
+
+
+def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
+    with progress(plan, show="plain") as shown:
+        for event in events(plan):
+            shown.report(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("[1/2   50%")
+    assert "aaaaaaaa" in lines[0]
+    assert "loss 2.5000" in lines[0]
+    assert "signal 9" in lines[1]
+    assert lines[2].startswith("[2/2  100%")
+    assert "diverged" in lines[2]
+    assert lines[3].endswith(
+        "1 shape of model and batch: 5 programs compiled, 2 reused"
+    )
+
+
+def test_quiet_is_quiet(plan, capsys):
+    with progress(plan, show="quiet") as shown:
+        for event in events(plan):
+            shown.report(event)
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_a_trunk_that_starts_again_counts_what_its_checkpoint_has(plan, capsys):
+    with progress(plan, show="plain") as shown:
+        for name, share in (
+            ("started", 0),
+            ("progress", 0.5),
+            ("started", 0),
+            ("restored", 0.25),
+            ("progress", 0.25),
+        ):
+            shown.report({"event": name, "trunk": "a", "flops": plan.flops * share})
+        assert shown.flops == pytest.approx(0.5 * plan.flops)
+        shown.report({"event": "restored", "trunk": "b", "flops": plan.flops * 0.5})
+        assert shown.flops == pytest.approx(plan.flops)

@@ -1,0 +1,82 @@
+"""Laws of the batch and duration rules: they compose, batch and tokens cancel, and what
+they cannot do is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from scaling.config import ConfigError, OptimConfig
+from scaling.planning.lr_rules import rescale
+
+OPTIM = OptimConfig(lr=4e-3, weight_decay=1e-4, beta1=0.9, beta2=0.95, epsilon=1e-8)
+
+
+def values(optim: OptimConfig) -> list[float]:
+    return [
+        optim.lr,
+        optim.epsilon,
+        optim.weight_decay,
+        1 - optim.beta1,
+        1 - optim.beta2,
+    ]
+
+
+def test_the_rules_are_those_of_the_table() -> None:
+    """m_B = 2, m_D = 8; lambda = weight_decay / lr is the weight decay in AdamW's
+    convention.
+    """
+    moved = rescale(OPTIM, batch_ratio=2.0, data_ratio=8.0)
+    assert values(moved) == pytest.approx([2e-3, 2e-8, 0.25e-4, 0.025, 0.0125])
+    assert moved.weight_decay / moved.lr == pytest.approx(
+        OPTIM.weight_decay / OPTIM.lr / 2
+    )
+
+
+def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
+    assert rescale(OPTIM, batch_ratio=3.0, data_ratio=3.0) == OPTIM == rescale(OPTIM)
+
+
+def test_two_moves_are_one() -> None:
+    there = rescale(rescale(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5)
+    assert values(there) == pytest.approx(
+        values(rescale(OPTIM, batch_ratio=2.0, data_ratio=4.5)), rel=1e-12
+    )
+    assert values(rescale(there, batch_ratio=2.25)) == pytest.approx(
+        values(OPTIM), rel=1e-12
+    )
+
+
+def test_only_what_the_rules_speak_of_is_changed() -> None:
+    moved = rescale(OPTIM, data_ratio=2.0)
+    same = {
+        name: getattr(OPTIM, name)
+        for name in ("lr", "epsilon", "weight_decay", "beta1", "beta2")
+    }
+    assert dataclasses.replace(moved, **same) == OPTIM
+
+
+@pytest.mark.parametrize(
+    ("optim", "ratios", "message"),
+    [
+        (
+            OPTIM,
+            {"batch_ratio": 11.0},
+            r"optim.beta1 = 0.9: becomes negative above .* = 10, and 11 is asked for",
+        ),
+        (OPTIM, {"data_ratio": 0.0}, "data_ratio = 0.0: must be positive"),
+        (OPTIM, {"batch_ratio": float("nan")}, "batch_ratio = nan: must be positive"),
+        (
+            dataclasses.replace(OPTIM, optimizer="sgd"),
+            {},
+            "optim.optimizer = 'sgd': .* are those of adamw",
+        ),
+    ],
+)
+def test_what_the_rules_cannot_do_is_refused(
+    optim: OptimConfig, ratios: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        rescale(optim, **ratios)

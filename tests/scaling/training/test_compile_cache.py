@@ -1,0 +1,93 @@
+"""Laws of compilation: a shape is compiled once, wherever and whenever it is trained
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from scaling.config import ModelConfig, OptimConfig, RunConfig
+from scaling.execution.in_process import compile_ahead, run_here
+from scaling.training import compile_cache
+from scaling.training.loop import LoopConfig
+from scaling.training.sharding import Strategy
+from scaling.training.step import Schedule, _program, program
+
+MakeRun = Callable[..., RunConfig]
+
+
+@pytest.fixture(autouse=True)
+def _quick(quick_compile: None) -> None:
+    """Nothing here depends on how XLA optimises."""
+
+
+def programs(run: RunConfig, out: Path) -> dict[str, int]:
+    """What a process that has compiled nothing yet compiles and reuses to train a run."""
+    jax.clear_caches()
+    _program.cache_clear()
+    events: list[dict[str, Any]] = []
+    assert run_here([[run]], out, LoopConfig(), events.append) == []
+    return {"compiled": 0, "reused": 0} | next(
+        e for e in events if e["event"] == "programs"
+    )
+
+
+def test_a_second_sweep_of_the_same_shapes_compiles_nothing(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    first = programs(make_run(), tmp_path)
+    assert first["compiled"] > 2
+    again = programs(
+        make_run(
+            **{"seed": 3, "optim.lr": 3e-3, "tokens": 2560, "optim.schedule": "cosine"}
+        ),
+        tmp_path,
+    )
+    assert again["compiled"] == 0 and again["reused"] > 2
+    assert programs(make_run(**{"model.width": 16}), tmp_path)["compiled"] > 2
+
+
+def test_the_next_shape_is_compiled_while_a_run_trains(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """What is compiled ahead is what the run then asks for."""
+    run = make_run(**{"model.width": 24})
+    jax.clear_caches()
+    _program.cache_clear()
+    with compile_cache.kept(tmp_path) as ahead:
+        compile_ahead(run, LoopConfig())
+    assert ahead["compiled"] == 1
+    assert programs(run, tmp_path)["reused"] == 1
+
+
+def test_the_users_own_folder_goes_before(tmp_path: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    try:
+        with compile_cache.kept(tmp_path / "sweep"):
+            jax.jit(lambda x: x * 3.0)(np.ones(5, np.float32))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert any((tmp_path / "mine").iterdir()) and not (tmp_path / "sweep").exists()
+
+
+def size(depth: int) -> int:
+    """Lines of the program that XLA is given for a chunk."""
+    model = ModelConfig(width=8, depth=depth, n_heads=2, vocab=16, context=16)
+    run = RunConfig(model, optim=OptimConfig(batch_size=2, warmup_tokens=0))
+    compiled = program(run, Strategy("single", 1), None)
+    windows, rates = (
+        np.zeros((4, 2, 17), np.int32),
+        Schedule(*np.zeros((2, 4), np.float32)),
+    )
+    inputs = (compiled.abstract_state, windows, rates, np.int32(4), np.uint32(0))
+    return compiled.chunk.lower(*inputs).as_text().count("\n")  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def test_deep_models_are_compiled_as_quickly_as_shallow_ones() -> None:
+    assert size(32) < 1.5 * size(4)

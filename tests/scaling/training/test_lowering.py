@@ -1,0 +1,158 @@
+"""The programs lower for accelerators on a machine without one, and compile for a TPU
+where libtpu is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from scaling.config import ConfigError, RunConfig
+from scaling.planning import libtpu
+from scaling.planning.aot import Compiler
+from scaling.planning.cost import price
+from scaling.planning.hardware import parse_target
+from scaling.training.lowering import arguments
+from scaling.training.sharding import Strategy
+from scaling.training.step import program
+
+MakeRun = Callable[..., RunConfig]
+STEPS = 3
+needs_libtpu = pytest.mark.skipif(
+    not libtpu.installed(),
+    reason=f"compiling for a TPU needs libtpu: pip install 'scaling[{libtpu.EXTRA}]'",
+)
+
+
+@pytest.mark.parametrize("layers", ["never", "always"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_chunk_and_evaluator_lower(
+    make_run: MakeRun, platform: str, dtype: str, layers: str
+) -> None:
+    """Forward, backward, optimiser and loop, with dropout and micro-batches; the state
+    keeps its types.
+    """
+    changes: dict[str, Any] = {
+        "model.depth": 2,
+        "model.dropout": 0.1,
+        "optim.accumulate": 2,
+    }
+    run = make_run(**changes, **{"model.dtype": dtype, "model.scan_layers": layers})
+    compiled = program(run, Strategy("single", 1), None)
+    state = compiled.abstract_state
+    chunk = jax.export.export(compiled.chunk, platforms=[platform])(
+        *arguments(state, run, STEPS)
+    )
+    assert chunk.platforms == (platform,)
+    leaves = [
+        *jax.tree.leaves(state),
+        *[jax.ShapeDtypeStruct((STEPS,), jnp.float32)] * 2,
+    ]
+    assert [(x.shape, x.dtype) for x in chunk.out_avals] == [
+        (x.shape, x.dtype) for x in leaves
+    ]
+
+    windows = jax.ShapeDtypeStruct((compiled.rows, run.model.context + 1), jnp.int32)
+    evaluator = jax.export.export(compiled.evaluator, platforms=[platform])(
+        state.params, windows
+    )
+    assert [x.shape for x in evaluator.out_avals] == [(compiled.rows,)] * 2
+
+
+# --- with the TPU's compiler ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def v5e() -> Iterator[Compiler]:
+    """Four chips of a v5e."""
+    with Compiler(parse_target("v5e:2x2")) as compiler:
+        yield compiler
+
+
+@needs_libtpu
+def test_a_tpu_program_is_compiled_and_a_too_large_one_refused(
+    make_run: MakeRun, v5e: Compiler
+) -> None:
+    run = make_run()
+    taken = v5e.footprint(run, 4)
+    assert (
+        taken.refused is None
+        and 0 < taken.aliased < taken.arguments < taken.total < 2**30
+    )
+    vast = make_run(
+        **{
+            "model.width": 4096,
+            "model.vocab": 131072,
+            "model.n_heads": 32,
+            "tokens": 10**9,
+        }
+    )
+    huge = v5e.footprint(vast, 4)
+    assert "exceeds available HBM (15.75G)" in (huge.refused or "")
+    assert (
+        f"({huge.total / 2**30:.2f}G)" in (huge.refused or "")
+        and huge.total > v5e.target.memory
+    )
+
+
+@needs_libtpu
+def test_a_slice_that_does_not_exist_is_refused(make_run: MakeRun) -> None:
+    with pytest.raises(ConfigError, match="target 'v5p:1x9999x1': "):
+        price([make_run()], parse_target("v5p:1x9999x1"))
+
+
+@needs_libtpu
+@pytest.mark.slow  # a minute or two of compilation
+def test_a_remedy_for_a_tpu_has_been_compiled(make_run: MakeRun) -> None:
+    """46 million parameters, 32 sequences of 1024 tokens on each chip: 27 GiB, 3 with
+    remat.
+    """
+    shape = {
+        "width": 512,
+        "depth": 12,
+        "n_heads": 8,
+        "context": 1024,
+        "vocab": 8192,
+        "ff_ratio": 4.0,
+    }
+    changes = {f"model.{k}": v for k, v in shape.items()}
+    run = make_run(
+        **changes,
+        **{"model.dtype": "bfloat16", "optim.batch_size": 128, "tokens": 10**7},
+    )
+    target = parse_target("v5e:2x2")
+    (row,) = price([run], target).table.to_dict("records")
+    assert not row["fits"] and "exceeds available HBM" in row["message"]
+    assert (
+        row["remedy"] == "--model.remat"
+        and row["remedy_bytes"] < target.memory < row["bytes_per_device"]
+    )
+
+
+@needs_libtpu
+def test_libtpu_leaves_ordinary_runs_silent() -> None:
+    """JAX looks for a TPU wherever libtpu is installed, and says at length that there
+    is none.
+    """
+    hidden = {"JAX_PLATFORMS", *libtpu.QUIET}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in hidden
+    }
+    command = [sys.executable, "-c", "import scaling, jax; assert jax.devices()"]
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
