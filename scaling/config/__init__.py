@@ -1,0 +1,43 @@
+"""What a run is: frozen dataclasses, their checks, and the ids that follow from them."""
+
+from __future__ import annotations
+
+from scaling.config.conversion import (
+    ConfigError,
+    canonical_json,
+    from_dict,
+    read_toml,
+    to_dict,
+)
+from scaling.config.run import (
+    Activation,
+    DataConfig,
+    DType,
+    ModelConfig,
+    Norm,
+    OptimConfig,
+    Optimizer,
+    Position,
+    RunConfig,
+    Schedule,
+    UnitMultipliers,
+)
+
+__all__ = [
+    "Activation",
+    "ConfigError",
+    "DType",
+    "DataConfig",
+    "ModelConfig",
+    "Norm",
+    "OptimConfig",
+    "Optimizer",
+    "Position",
+    "RunConfig",
+    "Schedule",
+    "UnitMultipliers",
+    "canonical_json",
+    "from_dict",
+    "read_toml",
+    "to_dict",
+]

@@ -1,0 +1,360 @@
+"""What a run is: frozen dataclasses, the only home of defaults.
+
+A `RunConfig` is plain data. What decides its outcome is hashed to the run id
+(`scaling.config.identity`), so the same configuration is the same run wherever it
+executes. Every field is validated on construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scaling.config.conversion import (
+    convert_fields,
+    require,
+    require_at_least_one,
+    require_not_negative,
+    require_positive,
+)
+from scaling.config.identity import describe_identity, hash_identity
+
+Norm = Literal["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]
+Position = Literal["rope", "learned", "sinusoidal"]
+Activation = Literal[
+    "gelu",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "relu2",
+    "geglu",
+    "reglu",
+    "swiglu",
+    "glu",
+]
+DType = Literal["float32", "bfloat16"]
+Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
+Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
+
+
+@dataclass(frozen=True)
+class UnitMultipliers:
+    """Hyper-parameters of the unit-scaled parametrizations beside the learning rate
+    (Blake et al. 2024, arXiv:2407.17465, table 5).
+    """
+
+    residual: float = 1.0
+    """Of all branches against the embedding: alpha_res."""
+    attention_ratio: float = 1.0
+    """Of attention branches against feed-forward branches: alpha_res_attn_ratio."""
+    activation: float = 1.0
+    """Of the input of the activation: alpha_ffn_act."""
+    attention_softmax: float = 1.0
+    """Of the attention scores: alpha_attn_softmax."""
+    loss_softmax: float = 1.0
+    """Of the logits: alpha_loss_softmax."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "model.unit")
+        names = [field.name for field in dataclasses.fields(self)]
+        require_positive(self, "model.unit", *names)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and options of a decoder-only Transformer.
+
+    Raises:
+        ConfigError: a value has the wrong type, is out of range, or contradicts
+            another one.
+    """
+
+    width: int = 64
+    depth: int = 4
+    n_heads: int | None = 4
+    """None: width / head_dim, so that heads are added as the width grows."""
+    head_dim: int | None = None
+    """None: width / n_heads."""
+    ff_ratio: float = 4.0
+    """Hidden units of the feed-forward block per unit of width."""
+    vocab: int = 256
+    context: int = 128
+    """Tokens per sequence."""
+    norm: Norm = "rmsnorm"
+    """nonparametric_rmsnorm has no gains, as in u-muP."""
+    position: Position = "rope"
+    activation: Activation = "gelu"
+    tied: bool = False
+    """The output head shares the embedding's weights."""
+    qk_norm: bool = True
+    """Queries and keys are normalized."""
+    residual: bool = True
+    zero_init_outputs: bool = False
+    """The last weights of each residual branch, and the head, start at zero."""
+    dropout: float = 0.0
+    parametrization: str = "sp"
+    base_width: int = 64
+    """The width at which every parametrization by ratios of sizes equals `sp`."""
+    base_depth: int = 4
+    """The depth at which every parametrization by ratios of sizes equals `sp`."""
+    unit: UnitMultipliers = field(default_factory=UnitMultipliers)
+    dtype: DType = "float32"
+    """Of the computation; parameters are float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    scan_layers: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "model")
+        require_at_least_one(self, "model", "width", "depth", "n_heads", "head_dim")
+        require_at_least_one(self, "model", "vocab", "context")
+        require_at_least_one(self, "model", "base_width", "base_depth")
+        require_positive(self, "model", "ff_ratio")
+        in_range = 0 <= self.dropout < 1
+        require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
+        self._check_heads()
+        if self.position == "rope":
+            is_even = self.key_dim % 2 == 0
+            require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
+
+    def _check_heads(self) -> None:
+        """Hold the width against whichever of n_heads and head_dim is set."""
+        if self.n_heads is not None and self.head_dim is not None:
+            return
+        if self.n_heads is not None:
+            fix = f"must be a multiple of model.n_heads = {self.n_heads}"
+            divides = self.width % self.n_heads == 0
+            fix = f"{fix}, or set model.head_dim"
+            require(divides, "model.width", self.width, fix)
+            return
+        if self.head_dim is None:
+            require(False, "model.n_heads", None, "set it, or model.head_dim")
+            return
+        fix = f"must be a multiple of model.head_dim = {self.head_dim}"
+        divides = self.width % self.head_dim == 0
+        require(divides, "model.width", self.width, f"{fix}, or set model.n_heads")
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        if self.n_heads is not None:
+            return self.n_heads
+        assert self.head_dim is not None  # checked on construction
+        return self.width // self.head_dim
+
+    @property
+    def key_dim(self) -> int:
+        """Dimension of one head."""
+        if self.head_dim is not None:
+            return self.head_dim
+        return self.width // self.heads
+
+    @property
+    def qk_norm_kind(self) -> Norm:
+        """The norm of queries and keys: RMSNorm, without gains where the norms of the
+        blocks have none.
+        """
+        if not self.qk_norm:
+            return "none"
+        if self.norm == "nonparametric_rmsnorm":
+            return "nonparametric_rmsnorm"
+        return "rmsnorm"
+
+    @property
+    def d_ff(self) -> int:
+        """Hidden units of the feed-forward block."""
+        return max(1, round(self.ff_ratio * self.width))
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward block multiplies two projections."""
+        return self.activation in ("geglu", "reglu", "swiglu", "glu")
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the layers run as one scan, so that compile time does not grow with
+        depth.
+
+        A scan costs 20-40 % on CPU and saves little below depth 8. The rule looks at
+        the shape alone, never at the device, because it decides the layout of the
+        parameters and so of the checkpoints.
+        """
+        if self.scan_layers == "auto":
+            return self.depth > 8
+        return self.scan_layers == "always"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The source of the text, and how it becomes tokens.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    source: str = "code"
+    """code, sotu, a path, hf:NAME, or a synthetic source such as markov:states=64."""
+    tokenizer: str = "bytes"
+    """bytes, bpe:VOCAB, or the path of a tokenizer.json. Synthetic sources emit ids."""
+    heldout_fraction: float = 0.02
+    unique_tokens: int | None = None
+    """Train on the first so many tokens only; None: on all."""
+    seed: int = 0
+    """Of the order of the windows."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "data")
+        fix = "name a source, e.g. 'code' or a path"
+        require(bool(self.source), "data.source", self.source, fix)
+        fraction = self.heldout_fraction
+        in_range = 0 < fraction < 1
+        require(in_range, "data.heldout_fraction", fraction, "must lie in (0, 1)")
+        ok = self.unique_tokens is None or self.unique_tokens > 0
+        fix = "must be positive, or absent for all"
+        require(ok, "data.unique_tokens", self.unique_tokens, fix)
+        require_not_negative(self, "data", "seed")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The recipe. Rates are peak rates.
+
+    Weight decay is independent of the learning rate (Loshchilov & Hutter 2019,
+    arXiv:1711.05101): w <- w - factor * weight_decay * w, where `factor` is that of the
+    schedule, in [0, 1].
+
+    Raises:
+        ConfigError: a value has the wrong type, is out of range, or contradicts
+            another one.
+    """
+
+    optimizer: Optimizer = "adamw"
+    lr: float = 5e-3
+    """At model.base_width; see docs/recipe.md."""
+    batch_size: int = 4
+    """Sequences per step, over all devices."""
+    accumulate: int = 1
+    """Micro-batches that a step is split into."""
+    schedule: Schedule = "wsd_linear"
+    warmup_tokens: int = 65_536
+    cooldown_fraction: float = 0.3
+    """Of the run's tokens; used by the wsd schedules."""
+    weight_decay: float = 0.0
+    """Per step at the peak rate."""
+    beta1: float = 0.9
+    """Momentum of adamw, sgd and muon."""
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+    clip_norm: float | None = 1.0
+    """None: gradients are not clipped."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "optim")
+        require_positive(self, "optim", "lr")
+        require_at_least_one(self, "optim", "batch_size", "accumulate")
+        divides = self.batch_size % self.accumulate == 0
+        fix = f"must be a multiple of optim.accumulate = {self.accumulate}"
+        require(divides, "optim.batch_size", self.batch_size, fix)
+        require_not_negative(self, "optim", "warmup_tokens", "weight_decay", "epsilon")
+        fraction = self.cooldown_fraction
+        in_range = 0 <= fraction <= 1
+        require(in_range, "optim.cooldown_fraction", fraction, "must lie in [0, 1]")
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            require(0 <= beta < 1, f"optim.{name}", beta, "must lie in [0, 1)")
+        ok = self.clip_norm is None or self.clip_norm > 0
+        fix = "must be positive, or absent for no clipping"
+        require(ok, "optim.clip_norm", self.clip_norm, fix)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: a model, its data, a recipe and a token budget.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tokens: int = 1_000_000
+    """Rounded down to whole steps when the run is planned or trained (`steps`)."""
+    seed: int = 0
+    """Of the initialization and of dropout."""
+    eval_tokens: int = 131_072
+    """Of the held-out slice, at most."""
+    budget: float | None = field(default=None, metadata={"label": True})
+    """The nominal IsoFLOP budget in FLOPs: a label, which does not enter the run id."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "")
+        in_range = 0 <= self.seed < 2**32
+        require(in_range, "seed", self.seed, "must lie in [0, 2^32)")
+        ok = self.eval_tokens >= 1
+        require(ok, "eval_tokens", self.eval_tokens, "must be positive")
+        fix = (
+            f"must hold at least one step of {self.batch_tokens} tokens "
+            "(optim.batch_size x model.context)"
+        )
+        require(self.tokens >= self.batch_tokens, "tokens", self.tokens, fix)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens per optimizer step."""
+        return self.optim.batch_size * self.model.context
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def branch_step(self) -> int:
+        """The step at which this run leaves the trunk that it shares with longer and
+        shorter runs.
+
+        Up to this step nothing depends on `tokens`. A cosine run shares nothing: its
+        branch step is 0.
+        """
+        if self.optim.schedule == "cosine":
+            return 0
+        if self.optim.schedule == "inverse_sqrt":
+            return self.steps
+        return self.steps - round(self.optim.cooldown_fraction * self.steps)
+
+    @property
+    def shape(self) -> RunConfig:
+        """What a program is compiled for: shared by all runs that differ only in rates,
+        lengths, seeds and data.
+        """
+        optim = dataclasses.replace(
+            self.optim,
+            schedule="wsd_linear",
+            lr=1.0,
+            weight_decay=0.0,
+            warmup_tokens=0,
+            cooldown_fraction=0.0,
+        )
+        return RunConfig(self.model, DataConfig(), optim, tokens=self.batch_tokens)
+
+    @functools.cached_property  # a sweep of many runs asks for it many times
+    def run_id(self) -> str:
+        """The hash of everything that decides the outcome."""
+        return hash_identity(describe_identity(self))
+
+    @functools.cached_property  # a sweep of many runs asks for it many times
+    def trunk_id(self) -> str:
+        """The hash shared by all runs that differ only in their token budget and
+        cooldown; a cosine run shares its trunk with no other.
+        """
+        if self.optim.schedule == "cosine":
+            return self.run_id
+        identity = describe_identity(self)
+        del identity["tokens"]
+        del identity["optim"]["cooldown_fraction"]
+        identity["optim"]["schedule"] = identity["optim"]["schedule"].split("_")[0]
+        return hash_identity(identity)
