@@ -66,12 +66,14 @@ def measured(args: Args, run: RunConfig) -> dict[str, float]:
     """
     import jax
 
-    from scaling.training.lowering import lower
+    from scaling.training.lowering import lower_for_devices
     from scaling.training.sharding import Strategy
-    from scaling.training.step import Chunk, Schedule, program
+    from scaling.training.step import Chunk, StepRates, get_executable
 
     S = LoopConfig().chunk_steps
-    stats = lower(run, jax.devices()[:1], S).stages.compile().memory_analysis()
+    stats = (
+        lower_for_devices(run, jax.devices()[:1], S).stages.compile().memory_analysis()
+    )
     parts = (
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes,
@@ -79,13 +81,13 @@ def measured(args: Args, run: RunConfig) -> dict[str, float]:
     )
     answer = {"compiled": sum(parts) + stats.temp_size_in_bytes, "in_use": None}
     try:
-        compiled = program(run, Strategy("single", 1), None)
+        compiled = get_executable(run, Strategy("single", 1), None)
         state = compiled.init(0)
         shape = (S, run.optim.batch_size, run.model.context + 1)
         windows = np.random.default_rng(0).integers(
             0, args.vocab, shape, dtype=np.int32
         )
-        rates = Schedule(np.full(S, 1e-4, np.float32), np.zeros(S, np.float32))
+        rates = StepRates(np.full(S, 1e-4, np.float32), np.zeros(S, np.float32))
         for _ in range(2):
             state, metrics = compiled.train(
                 Chunk(state, windows, rates, np.int32(S), np.uint32(0))

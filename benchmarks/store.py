@@ -214,11 +214,13 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
 
     from scaling.training.checkpoint import Checkpoints
     from scaling.training.loop import saved
-    from scaling.training.sharding import choose
-    from scaling.training.step import program
+    from scaling.training.sharding import choose_strategy
+    from scaling.training.step import get_executable
 
     dice = np.random.default_rng(0)
-    like = program(run, choose("single", run.optim.batch_size, 1), None).abstract_state
+    like = get_executable(
+        run, choose_strategy("single", run.optim.batch_size, 1), None
+    ).abstract_state
     state = jax.tree.map(lambda x: dice.standard_normal(x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(folder)
     seconds, _ = timed(lambda: checkpoints.save(1, saved(state)))

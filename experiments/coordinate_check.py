@@ -40,10 +40,10 @@ from experiments.transfer import plot_changes, slope
 from scaling import data
 from scaling.cli.output import records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
-from scaling.model.probes import activations
-from scaling.model.transformer import build
+from scaling.model.probes import record_activations
+from scaling.model.transformer import build_family
 from scaling.training.optimizer import make_optimizer
-from scaling.training.step import Recipe, train_step
+from scaling.training.step import StepSpec, train_step
 
 # In units of `rate`: what moves a weight of the base shape by the same share of its
 # scale.
@@ -87,9 +87,9 @@ def changes(
     """Layer -> [S] root mean square change of its activation after each step, mean over
     seeds.
     """
-    family = build(model)
-    recipe = Recipe(family, make_optimizer(optim, family), 1, None)
-    look = jax.jit(lambda params: activations(family, params, probe))
+    family = build_family(model)
+    recipe = StepSpec(family, make_optimizer(optim, family), 1, None)
+    look = jax.jit(lambda params: record_activations(family, params, probe))
     rate, decay = jnp.float32(optim.lr), jnp.float32(0)
     step = jax.jit(
         lambda state, batch: train_step(recipe, state, batch, rate, decay, None, None)[

@@ -9,7 +9,7 @@ import numpy as np
 from scaling.config import RunConfig
 
 
-def schedule(
+def learning_rate_factor(
     run: RunConfig, steps: np.ndarray, stage: Literal["trunk", "run"]
 ) -> np.ndarray:
     """Factor in [0, 1] on the peak rate at each of `steps` (0-based), float64.
@@ -38,8 +38,8 @@ def schedule(
     )
 
 
-def undercooled(run: RunConfig) -> bool:
+def is_decay_too_short(run: RunConfig) -> bool:
     """Whether the rate at the end is still above a tenth of its peak: the loss then
     understates the model.
     """
-    return bool(schedule(run, np.array([run.steps - 1]), "run")[0] > 0.101)
+    return bool(learning_rate_factor(run, np.array([run.steps - 1]), "run")[0] > 0.101)

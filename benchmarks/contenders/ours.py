@@ -7,10 +7,10 @@ import numpy as np
 
 from contenders import BETAS, CLIP, EPSILON, LR, Contender, Shape
 from scaling.config import DataConfig, OptimConfig, RunConfig
-from scaling.model.flops import count, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token
 from scaling.training.loop import LoopConfig
-from scaling.training.sharding import choose
-from scaling.training.step import Chunk, Schedule, program
+from scaling.training.sharding import choose_strategy
+from scaling.training.step import Chunk, StepRates, get_executable
 
 CALL_FLOPS = 2e11  # of a call on CPU, at most: a chunk of steps that each take seconds is no faster
 
@@ -28,18 +28,18 @@ def build(shape: Shape) -> Contender:
         warmup_tokens=0,
     )
     run = RunConfig(model, DataConfig(), optim, tokens=shape.batch * shape.context)
-    strategy = choose("auto", shape.batch)
+    strategy = choose_strategy("auto", shape.batch)
     steps = LoopConfig().chunk_steps
     if strategy.platform == "cpu":
         steps = max(
             1, min(steps, int(CALL_FLOPS / (run.batch_tokens * flops_per_token(model))))
         )
-    compiled = program(run, strategy, None)
+    compiled = get_executable(run, strategy, None)
     rng = np.random.default_rng(0)
     windows = rng.integers(
         0, shape.vocab, (steps, shape.batch, shape.context + 1), dtype=np.int32
     )
-    rates = Schedule(np.full(steps, LR, np.float32), np.zeros(steps, np.float32))
+    rates = StepRates(np.full(steps, LR, np.float32), np.zeros(steps, np.float32))
     state = compiled.init(0)
 
     def call() -> float:
@@ -49,4 +49,4 @@ def build(shape: Shape) -> Contender:
         )
         return float(np.asarray(jax.device_get(metrics["loss"])).reshape(-1)[-1])
 
-    return Contender(count(model).n_total, steps, call)
+    return Contender(count_parameters(model).n_total, steps, call)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
 from scaling.config import ModelConfig
-from scaling.model.transformer import Params, build
+from scaling.model.transformer import Params, build_family
 
 ROWS = 32  # windows at a time
 
@@ -28,7 +28,7 @@ def _scores(
     """Mean loss in nats per token, and the share of targets that have the largest
     logit.
     """
-    logits = build(config).apply(params, windows_MxT1[:, :-1])
+    logits = build_family(config).apply(params, windows_MxT1[:, :-1])
     targets = windows_MxT1[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return losses.mean(), (logits.argmax(axis=-1) == targets).mean()

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.documents.evidence import Evidence
 from experiments.documents.statement import Claim, Finding, Numbers, Row, exact, verdict
 from scaling.config import ModelConfig
-from scaling.model.flops import count
+from scaling.model.flops import count_parameters
 
 SAID_PARAMETERS = 700e9
 SEVEN_B = ModelConfig(
@@ -29,7 +29,7 @@ SEVEN_B = ModelConfig(
 
 
 def _s10(evidence: Evidence) -> Finding:
-    counts = count(SEVEN_B)
+    counts = count_parameters(SEVEN_B)
     block = counts.n_matmul - SEVEN_B.vocab * SEVEN_B.width
     table = SEVEN_B.vocab * SEVEN_B.width
     parts = {

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.training.sharding import choose
-from scaling.training.step import Schedule, program
+from scaling.training.sharding import choose_strategy
+from scaling.training.step import StepRates, get_executable
 
 VIRTUAL, STEPS, REPEATS = 4, 16, 5
 
@@ -34,10 +34,10 @@ def measure() -> dict[str, Any]:
     tokens = np.random.default_rng(0).integers(
         0, 64, (STEPS, optim.batch_size, model.context + 1), dtype=np.int32
     )
-    rates = Schedule(np.full(STEPS, optim.lr, np.float32), np.zeros(STEPS, np.float32))
+    rates = StepRates(np.full(STEPS, optim.lr, np.float32), np.zeros(STEPS, np.float32))
     found: dict[str, Any] = {"devices": devices, "platform": jax.default_backend()}
     for name in ("single", "pmap"):
-        compiled = program(run, choose(name, optim.batch_size), None)
+        compiled = get_executable(run, choose_strategy(name, optim.batch_size), None)
         batches, speeds = compiled.strategy.shard_batches(tokens), []
         for repeat in range(REPEATS + 1):
             state = compiled.init(0)

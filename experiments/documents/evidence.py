@@ -18,14 +18,14 @@ from experiments.documents.grids import GRIDS, Size
 from scaling import data
 from scaling.config import RunConfig
 from scaling.execution.sweep import sweep
-from scaling.model.transformer import Params, build
+from scaling.model.transformer import Params, build_family
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 from scaling.store.table import run_table
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.loop import saved
-from scaling.training.step import Recipe, TrainState
+from scaling.training.step import StepSpec, TrainState
 
 Frame = Any
 
@@ -73,8 +73,8 @@ class Evidence:
         """
         from scaling.training.optimizer import make_optimizer
 
-        family = build(run.model)
-        recipe = Recipe(family, make_optimizer(run.optim, family), 1, None)
+        family = build_family(run.model)
+        recipe = StepSpec(family, make_optimizer(run.optim, family), 1, None)
         like = saved(jax.eval_shape(lambda: recipe.init(0)))
         checkpoints = Checkpoints(
             run_dirs.trunk_dir(self.out / "runs", run) / "checkpoints"

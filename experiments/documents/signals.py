@@ -30,7 +30,7 @@ from experiments.documents.statement import (
 )
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig
-from scaling.model.transformer import Params, build
+from scaling.model.transformer import Params, build_family
 
 Frame = Any
 VANISHED = -1.0  # log10 of the first block's gradient over the last's, or over that of a shallow model
@@ -53,7 +53,7 @@ def block_gradients(
     """Norm of the loss's gradient with respect to each block's weights; for a model
     whose layers are scanned.
     """
-    family = build(config)
+    family = build_family(config)
 
     def loss(params: Params) -> Float[Array, ""]:
         logits = family.apply(params, windows[:, :-1])
@@ -87,7 +87,7 @@ def _gradient_ratios(evidence: Evidence) -> list[dict[str, Any]]:
     ):
         for seed in evidence.size.seeds:
             config = ModelConfig(**shape, depth=depth, norm=norm)
-            params = build(config).init(seed)
+            params = build_family(config).init(seed)
             for residual in (True, False):
                 config = dataclasses.replace(config, residual=residual)
                 g = np.maximum(

@@ -27,8 +27,8 @@ from experiments.documents.statement import (
 )
 from experiments.documents.stats import mean, pooled
 from scaling.config import ModelConfig, RunConfig
-from scaling.model.probes import signal_scales
-from scaling.model.transformer import Family, Params, build
+from scaling.model.probes import measure_activation_scales
+from scaling.model.transformer import Family, Params, build_family
 
 Frame = Any
 Profile = dict[
@@ -54,7 +54,7 @@ def profile(family: Family, params: Params, windows_BxT1: np.ndarray) -> Profile
     """Root mean square of every block's branch outputs and of the loss's gradient with
     respect to them.
     """
-    scales = signal_scales(family, params, jnp.asarray(windows_BxT1))
+    scales = measure_activation_scales(family, params, jnp.asarray(windows_BxT1))
     return {
         branch: {
             kind: [
@@ -83,7 +83,7 @@ def _at_start(
     """A profile per seed of a model initialised under some parametrisation."""
     run = schemes(evidence.size)[0]
     windows = evidence.heldout(run, 4 * run.model.context)
-    family = build(dataclasses.replace(config, parametrization=parametrization))
+    family = build_family(dataclasses.replace(config, parametrization=parametrization))
     return [profile(family, family.init(seed), windows) for seed in evidence.size.seeds]
 
 
@@ -105,7 +105,7 @@ def _profiles(evidence: Evidence) -> dict[str, dict[str, list[Profile]]]:
             if params is not None:
                 trained.append(
                     profile(
-                        build(run.model),
+                        build_family(run.model),
                         params,
                         evidence.heldout(run, 4 * run.model.context),
                     )

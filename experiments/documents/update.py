@@ -15,10 +15,10 @@ import optax
 from experiments.documents.grids import Size, optimizers
 from scaling import data
 from scaling.config import RunConfig
-from scaling.model.transformer import build
-from scaling.schedule import schedule
-from scaling.training.sharding import choose
-from scaling.training.step import Recipe, Schedule, train_chunk, window_losses
+from scaling.model.transformer import build_family
+from scaling.schedule import learning_rate_factor
+from scaling.training.sharding import choose_strategy
+from scaling.training.step import StepRates, StepSpec, train_chunk, window_losses
 
 LITERAL, SUBTRACTED = "as written", "subtracted"
 RATES = {LITERAL: (1.0, 10.0, 100.0, 1000.0), SUBTRACTED: (0.03, 0.1, 0.3, 1.0)}
@@ -48,8 +48,8 @@ def train(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[float]:
     """Held-out loss in nats per token at each peak rate, under the run's model, data,
     steps and schedule.
     """
-    recipe = Recipe(build(run.model), literal(arm == SUBTRACTED), 1, None)
-    strategy = choose("single", run.optim.batch_size)
+    recipe = StepSpec(build_family(run.model), literal(arm == SUBTRACTED), 1, None)
+    strategy = choose_strategy("single", run.optim.batch_size)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
     evaluate = strategy.compile_evaluation(
         functools.partial(window_losses, recipe=recipe, rows=32)
@@ -66,8 +66,8 @@ def train(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[float]:
         state = strategy.place(recipe.init(run.seed))
         for start in range(0, run.steps, CHUNK):
             n = min(CHUNK, run.steps - start)
-            factor = schedule(run, np.arange(start, start + CHUNK), "run")
-            inputs = Schedule(
+            factor = learning_rate_factor(run, np.arange(start, start + CHUNK), "run")
+            inputs = StepRates(
                 np.asarray(rate * factor, np.float32), np.zeros(CHUNK, np.float32)
             )
             batches = strategy.shard_batches(windows.batches(start, CHUNK))

@@ -18,8 +18,8 @@ from scaling.store.leases import Claim, ClaimLost, Claims
 from scaling.training import compile_cache, multihost, packing
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.lowering import lower_chunk
-from scaling.training.sharding import choose, local_devices
-from scaling.training.step import program
+from scaling.training.sharding import choose_strategy, count_local_devices
+from scaling.training.step import get_executable
 
 # --- this process ----------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ class Here:
         self.claims = Claims()
         self.ahead = ThreadPoolExecutor(1)
         self.open = ExitStack()
-        self.programs = self.open.enter_context(compile_cache.kept(out))
+        self.programs = self.open.enter_context(compile_cache.compilation_cache(out))
 
     def submit(self, job: Job, again: bool = False) -> int:
         """Queue a job."""
@@ -51,7 +51,8 @@ class Here:
             return []
         tickets = {job.runs[0].run_id: ticket for ticket, job in self.queue}
         packs = packing.group(
-            [job.runs for _, job in self.queue], self.loop.members * local_devices()
+            [job.runs for _, job in self.queue],
+            self.loop.members * count_local_devices(),
         )
         taken = {id(trunk) for trunk in packs[0]}
         self.queue = deque(
@@ -134,8 +135,10 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
     """Load a run's data and compile its chunk into the folder of programs, while
     another run trains.
     """
-    strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
-    compiled = program(run, strategy, load(run.data).loss_range)
+    strategy = choose_strategy(
+        loop.strategy, run.optim.batch_size, run.optim.accumulate
+    )
+    compiled = get_executable(run, strategy, load(run.data).loss_range)
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 

@@ -25,7 +25,7 @@ from scaling.store import run_dirs
 from scaling.store.table import export, read_results, run_table
 from scaling.training import compile_cache, multihost, preemption
 from scaling.training.loop import LoopConfig, changed, check_fits
-from scaling.training.sharding import choose
+from scaling.training.sharding import choose_strategy
 
 
 class SweepError(RuntimeError):
@@ -228,7 +228,7 @@ def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:
             f"workers = {workers}: must be 0 where {jax.process_count()} processes train together"
         )
     for run in plan:
-        choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+        choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate)
     multihost.agreed(
         "the plan", json.dumps([[run.run_id for run in plan], dataclasses.asdict(loop)])
     )
@@ -284,7 +284,7 @@ def measure(
     if workers:
         pairs = time_in_workers(runs, out, loop, workers)
     else:
-        with compile_cache.kept(out):
+        with compile_cache.compilation_cache(out):
             pairs = [timing.seconds_per_step(run, loop) for run in runs]
     return [timing.Timing(*pair) for pair in pairs]
 

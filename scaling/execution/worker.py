@@ -74,7 +74,7 @@ def _serve(
         _send(events, event)
 
     if job["job"] == "time":
-        with compile_cache.kept(out):
+        with compile_cache.compilation_cache(out):
             return {
                 "event": "done",
                 "seconds": [seconds_per_step(run, loop) for run in runs],
@@ -87,7 +87,7 @@ def _serve(
             if job.get("alone")
             else nullcontext(report)
         )
-        with compile_cache.kept(out) as programs, watch as heard:
+        with compile_cache.compilation_cache(out) as programs, watch as heard:
             train_trunk(runs, out, loop, claim.checking(heard))
     report({"event": "programs", **programs})
     return {"event": "done"}

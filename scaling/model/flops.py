@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import ModelConfig
-from scaling.model.kernels import computed_positions
-from scaling.model.parametrization import row_of
+from scaling.model.kernels import count_computed_positions
+from scaling.model.parametrization import find_parametrization_spec
 
 _NORM_VECTORS = {
     "rmsnorm": 1,
@@ -25,7 +25,7 @@ _NORM_VECTORS = {
 
 
 @dataclass(frozen=True)
-class Counts:
+class ParameterCounts:
     """Numbers of parameters, under every convention in use."""
 
     n_total: int  # every parameter
@@ -35,7 +35,7 @@ class Counts:
     n_matmul: int  # weights that multiply activations: the blocks' matrices and the output head, tied or not
 
 
-def count(config: ModelConfig) -> Counts:
+def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Exact parameter counts of a model."""
     inner = config.heads * config.key_dim
     feed_forward = (3 if config.gated else 2) * config.width * config.d_ff
@@ -44,14 +44,14 @@ def count(config: ModelConfig) -> Counts:
     block_gains = 2 * per_norm + 2 * _NORM_VECTORS[config.qk_norm_kind] * config.key_dim
     table = config.vocab * config.width
     positions = config.context * config.width if config.position == "learned" else 0
-    learned = row_of(config).learned_scales
+    learned = find_parametrization_spec(config).learned_scales
     block_scales = (
         3 * inner + (2 if config.gated else 1) * config.d_ff + 2 * config.width
         if learned
         else 0
     )
     blocks = config.depth * (block_matrices + block_gains + block_scales) + per_norm
-    return Counts(
+    return ParameterCounts(
         n_total=blocks
         + positions
         + table * (1 if config.tied else 2)
@@ -68,9 +68,11 @@ def forward_flops_per_token(config: ModelConfig, *, causal: bool = True) -> floa
     Without, to as many as `scaling.model.kernels` computes scores for, those it masks
     among them.
     """
-    seen = (config.context + 1) / 2 if causal else computed_positions(config.context)
+    seen = (
+        (config.context + 1) / 2 if causal else count_computed_positions(config.context)
+    )
     attention = 2 * 2 * seen * config.heads * config.key_dim  # scores and values
-    return float(2 * count(config).n_matmul + config.depth * attention)
+    return float(2 * count_parameters(config).n_matmul + config.depth * attention)
 
 
 def flops_per_token(config: ModelConfig) -> float:

@@ -27,7 +27,7 @@ _MIN_BLOCK = 32  # positions: below, a second block of attention costs more than
 
 
 @jax.custom_vjp
-def product(
+def matrix_product(
     x: Float[Array, "*N I"], weight: Float[Array, "I O"]
 ) -> Float[Array, "*N O"]:
     """x times a matrix."""
@@ -55,7 +55,7 @@ def _contract(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
 
 
-product.defvjp(_product_forward, _product_backward)
+matrix_product.defvjp(_product_forward, _product_backward)
 
 
 # --- attention -------------------------------------------------------------------------------------------------
@@ -92,7 +92,9 @@ def causal_attention(
     """Softmax attention over the positions up to each one; `scale` multiplies q.k, the
     softmax is in float32.
     """
-    if jax.default_backend() == "gpu" and has_cudnn(q.dtype.name, q.shape[-1]):
+    if jax.default_backend() == "gpu" and has_cudnn_attention(
+        q.dtype.name, q.shape[-1]
+    ):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, implementation="cudnn"
@@ -101,7 +103,7 @@ def causal_attention(
     return _attention(q, k, v, scale)
 
 
-def has_cudnn(dtype: str, head_dim: int) -> bool:
+def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
     """Whether cuDNN's fused attention takes queries of this type and size."""
     return dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
 
@@ -123,7 +125,7 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     )
 
 
-def computed_positions(length: int) -> float:
+def count_computed_positions(length: int) -> float:
     """Positions whose score is computed, per query: more than the (length + 1) / 2 that
     count, by those masked.
     """

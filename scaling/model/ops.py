@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scaling.model.kernels import causal_attention, product
+from scaling.model.kernels import causal_attention, matrix_product
 
-Weights = tuple[Any, Any]  # of the skip connection (None drops it) and of the branch
+ResidualWeights = tuple[
+    Any, Any
+]  # of the skip connection (None drops it) and of the branch
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
@@ -49,7 +51,7 @@ class Ops:
         self, table: Float[Array, "V D"], tokens: Int[Array, "B T"], multiplier: float
     ) -> Float[Array, "B T D"]:
         """Rows of the table."""
-        return times(table[tokens], multiplier)
+        return apply_multiplier(table[tokens], multiplier)
 
     def place(
         self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
@@ -65,7 +67,7 @@ class Ops:
     ) -> Float[Array, "B T P"]:
         """Products with matrices side by side, in the precision of x."""
         weight = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
-        return times(product(x, weight.astype(x.dtype)), multiplier)
+        return apply_multiplier(matrix_product(x, weight.astype(x.dtype)), multiplier)
 
     def readout(
         self, x: Float[Array, "B T D"], weight: Float[Array, "D V"], multiplier: float
@@ -97,20 +99,29 @@ class Ops:
         """Causal attention; `scale` multiplies q.k."""
         return causal_attention(q, k, v, scale)
 
-    def split(self, x: Float[Array, "B T D"], weights: Weights) -> tuple[Array, Array]:
+    def split(
+        self, x: Float[Array, "B T D"], weights: ResidualWeights
+    ) -> tuple[Array, Array]:
         """The residual stream and what its branch reads."""
         del weights
         return x, x
 
     def join(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Weights
+        self,
+        x: Float[Array, "B T D"],
+        y: Float[Array, "B T D"],
+        weights: ResidualWeights,
     ) -> Float[Array, "B T D"]:
         """The residual stream after a branch has written y to it."""
         skip, branch = weights
-        return times(y, branch) if skip is None else times(x, skip) + times(y, branch)
+        return (
+            apply_multiplier(y, branch)
+            if skip is None
+            else apply_multiplier(x, skip) + apply_multiplier(y, branch)
+        )
 
 
-def times(x: Array, factor: Any) -> Array:
+def apply_multiplier(x: Array, factor: Any) -> Array:
     """x times a number or scalar array, in the precision of x; nothing is done where it
     is the number 1.
     """

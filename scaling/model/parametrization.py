@@ -59,7 +59,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Scale:
+class ParameterSizes:
     """The sizes a rule may depend on."""
 
     fan_in: int
@@ -70,7 +70,7 @@ class Scale:
     depth_ratio: float
 
 
-RuleOf = Callable[[Scale], Rule]
+RuleOf = Callable[[ParameterSizes], Rule]
 Rules = Mapping[Role, RuleOf]
 
 
@@ -100,7 +100,7 @@ def _plain(config: ModelConfig, branch: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Row:
+class ParametrizationSpec:
     """One row of the table."""
 
     rules: Rules
@@ -140,11 +140,11 @@ def _by_width(
     (arXiv:2505.01618): rates in the blocks times m_L^(a - 1); 1 for none.
     """
 
-    def embedding(s: Scale) -> Rule:
+    def embedding(s: ParameterSizes) -> Rule:
         m = s.width_ratio
         return Rule(0.1 * m ** -std[0], m ** -multiplier[0], m ** -lr[0], 0.0)
 
-    def hidden(s: Scale) -> Rule:
+    def hidden(s: ParameterSizes) -> Rule:
         m, deeper = s.fan_ratio, s.depth_ratio ** (depth - 1)
         init_std = s.fan_in**-0.5 * m ** (0.5 - std[1])
         return Rule(
@@ -155,13 +155,13 @@ def _by_width(
             s.width_ratio**-epsilon,
         )
 
-    def readout(s: Scale) -> Rule:
+    def readout(s: ParameterSizes) -> Rule:
         m = s.fan_ratio
         return Rule(
             s.fan_in**-0.5 * m ** (0.5 - std[2]), m ** -multiplier[2], m ** -lr[2]
         )
 
-    def vector(s: Scale) -> Rule:
+    def vector(s: ParameterSizes) -> Rule:
         return Rule(
             0.0,
             lr=s.depth_ratio ** (depth - 1),
@@ -202,7 +202,7 @@ _EVERETT: dict[str, tuple[Powers, Powers, Powers]] = {
 }
 
 
-def _completep(a: float) -> Row:
+def _completep(a: float) -> ParametrizationSpec:
     """muP in width; branches weighted m_L^-a (Dey et al. 2025, table 1). a = 1 is
     CompleteP.
     """
@@ -215,14 +215,14 @@ def _completep(a: float) -> Row:
 
     blocks: tuple[Role, ...] = ("hidden", "residual_out", "gain", "bias")
     rules |= {role: in_blocks(rules[role]) for role in blocks}
-    return Row(
+    return ParametrizationSpec(
         rules,
         _inverse_from_base,
         lambda config, _: (1.0, (config.depth / config.base_depth) ** -a),
     )
 
 
-def _unit() -> Row:
+def _unit() -> ParametrizationSpec:
     """Unit scaling (Blake et al. 2023): unit variance everywhere, one learning rate, x
     <- (x + F(x)) / sqrt 2.
     """
@@ -232,15 +232,17 @@ def _unit() -> Row:
     }
     rules: Rules = {**_VECTORS, **matrices, "embedding": _undecayed(1.0)}
     halves = lambda config, branch: (2**-0.5, 2**-0.5)
-    return Row(rules, _inverse, halves, lambda config: UnitOps(config.unit))
+    return ParametrizationSpec(
+        rules, _inverse, halves, lambda config: UnitOps(config.unit)
+    )
 
 
-def _umup() -> Row:
+def _umup() -> ParametrizationSpec:
     """u-muP (Blake et al. 2024, table 2): unit scaling with muP's rates, and residual
     weights by depth.
     """
 
-    def hidden(s: Scale) -> Rule:
+    def hidden(s: ParameterSizes) -> Rule:
         return Rule(1.0, s.fan_in**-0.5, (s.fan_in * s.depth) ** -0.5)
 
     vector: RuleOf = lambda s: Rule(0.0, lr=s.depth**-0.5, weight_decay=0.0)
@@ -254,10 +256,12 @@ def _umup() -> Row:
         "bias": vector,
     }
     weights = lambda config, branch: residual_weights(branch, config.depth, config.unit)
-    return Row(rules, _inverse, weights, lambda config: UnitOps(config.unit))
+    return ParametrizationSpec(
+        rules, _inverse, weights, lambda config: UnitOps(config.unit)
+    )
 
 
-def _normalized() -> Row:
+def _normalized() -> ParametrizationSpec:
     """The weights into every unit, and every embedding, at norm 1 after each step, with
     a learned scale per unit.
 
@@ -266,22 +270,24 @@ def _normalized() -> Row:
     multiplier gives it the standard deviation of `sp`.
     """
 
-    def matrix(s: Scale) -> Rule:
+    def matrix(s: ParameterSizes) -> Rule:
         return Rule(
             s.fan_in**-0.5, lr=s.fan_ratio**-0.5, weight_decay=0.0, constraint="unit"
         )
 
-    def embedding(s: Scale) -> Rule:
+    def embedding(s: ParameterSizes) -> Rule:
         std = s.width**-0.5
         return Rule(std, 0.1 / std, s.width_ratio**-0.5, 0.0, constraint="unit")
 
     matrices: dict[Role, RuleOf] = {
         role: matrix for role in ("hidden", "residual_out", "readout")
     }
-    return Row({**_VECTORS, **matrices, "embedding": embedding}, learned_scales=True)
+    return ParametrizationSpec(
+        {**_VECTORS, **matrices, "embedding": embedding}, learned_scales=True
+    )
 
 
-def _literal(power: float, constraint: Constraint) -> Row:
+def _literal(power: float, constraint: Constraint) -> ParametrizationSpec:
     """The documents' initialisation N(0, 1/sqrt(n)) and W <- W / ||W||, b <- b / ||b||
     after each step, by the letter.
 
@@ -289,7 +295,7 @@ def _literal(power: float, constraint: Constraint) -> Row:
     it is the variance.
     """
 
-    def matrix(s: Scale) -> Rule:
+    def matrix(s: ParameterSizes) -> Rule:
         decay = 1.0 if constraint == "none" else 0.0
         return Rule(s.fan_in**-power, weight_decay=decay, constraint=constraint)
 
@@ -305,19 +311,22 @@ def _literal(power: float, constraint: Constraint) -> Row:
         "bias": bias,
         "final_bias": bias,
     }
-    return Row(rules)
+    return ParametrizationSpec(rules)
 
 
-PARAMETRIZATIONS: dict[str, Row] = {
-    "sp": Row(_SP),
+PARAMETRIZATIONS: dict[str, ParametrizationSpec] = {
+    "sp": ParametrizationSpec(_SP),
     "sp_variance": _literal(0.25, "none"),
-    "mup": Row(_by_width(*_MUP, epsilon=1.0), _inverse_from_base),
-    "mup_table3": Row(
+    "mup": ParametrizationSpec(_by_width(*_MUP, epsilon=1.0), _inverse_from_base),
+    "mup_table3": ParametrizationSpec(
         _by_width((0, 0.5, 1), (0, 0, 0), (0, 1, 1), epsilon=1.0), _inverse_from_base
     ),
     "completep": _completep(1.0),
     "completep_half": _completep(0.5),
-    **{name: Row(_by_width(*powers)) for name, powers in _EVERETT.items()},
+    **{
+        name: ParametrizationSpec(_by_width(*powers))
+        for name, powers in _EVERETT.items()
+    },
     "unit": _unit(),
     "umup": _umup(),
     "normalized": _normalized(),
@@ -333,7 +342,7 @@ class Parametrization:
     """One row of the table, bound to a model's shape."""
 
     config: ModelConfig
-    row: Row
+    row: ParametrizationSpec
     ops: Ops
 
     def rule(
@@ -351,7 +360,7 @@ class Parametrization:
             raise ConfigError(
                 f"role {role!r} has no rule in parametrization {config.parametrization!r}; it has: {known}"
             )
-        scale = Scale(
+        scale = ParameterSizes(
             fan_in=fan_in,
             fan_ratio=1.0 if base_fan_in is None else fan_in / base_fan_in,
             width=config.width,
@@ -374,7 +383,7 @@ class Parametrization:
         return (skip if self.config.residual else None), weight
 
 
-def row_of(config: ModelConfig) -> Row:
+def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
     """The row that a model names.
 
     Raises:
@@ -392,7 +401,7 @@ def row_of(config: ModelConfig) -> Row:
     return row
 
 
-def parametrization(config: ModelConfig) -> Parametrization:
+def bind_parametrization(config: ModelConfig) -> Parametrization:
     """The parametrisation of a model; raises as `row_of`."""
-    row = row_of(config)
+    row = find_parametrization_spec(config)
     return Parametrization(config, row, row.ops(config))

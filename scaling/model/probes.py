@@ -15,10 +15,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from scaling.config import ModelConfig
-from scaling.model.transformer import Family, Params, build
+from scaling.model.transformer import Family, Params, build_family
 
 
-def activations(
+def record_activations(
     family: Family, params: Params, tokens_BxT: Int[Array, "B T"]
 ) -> dict[str, Array]:
     """The activation of each layer, in the order of computation."""
@@ -33,7 +33,7 @@ def activations(
     return seen
 
 
-def gradients(
+def compute_activation_gradients(
     family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]
 ) -> dict[str, Array]:
     """The gradient of the summed cross-entropy with respect to the activation of each
@@ -49,11 +49,11 @@ def gradients(
         logits = family.apply(params, inputs, tap=lambda name, x: x + added[name])
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
 
-    shapes = jax.eval_shape(lambda: activations(family, params, inputs))
+    shapes = jax.eval_shape(lambda: record_activations(family, params, inputs))
     return jax.grad(loss)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
 
-def signal_scales(
+def measure_activation_scales(
     family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]
 ) -> dict[str, tuple[float, float]]:
     """Root mean square of each activation, and of the gradient of the summed
@@ -72,9 +72,9 @@ def signal_scales(
 def _scales(
     config: ModelConfig, params: Params, windows: Int[Array, "B T1"]
 ) -> dict[str, tuple[Array, Array]]:
-    family = build(config)
-    backward = gradients(family, params, windows)
-    forward = activations(family, params, windows[:, :-1].astype(jnp.int32))
+    family = build_family(config)
+    backward = compute_activation_gradients(family, params, windows)
+    forward = record_activations(family, params, windows[:, :-1].astype(jnp.int32))
     return {name: (_rms(x), _rms(backward[name])) for name, x in forward.items()}
 
 
@@ -92,4 +92,4 @@ def _unrolled(family: Family, params: Params) -> tuple[Family, Params]:
 
     layers = {i: layer(i) for i in range(family.config.depth)}
     config = dataclasses.replace(family.config, scan_layers="never")
-    return build(config), {**params, "blocks": layers}
+    return build_family(config), {**params, "blocks": layers}

@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt
 
 from scaling.config import ModelConfig
 from scaling.model.kernels import split_heads
-from scaling.model.ops import times
-from scaling.model.parametrization import Parametrization, Role, parametrization
+from scaling.model.ops import apply_multiplier
+from scaling.model.parametrization import Parametrization, Role, bind_parametrization
 from scaling.training.sharding import split_rows
 
 Params = Any  # nested dictionary of arrays
@@ -183,7 +183,7 @@ class Norm(nnx.Module):
         ).astype(x.dtype)
 
 
-def rope(x: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
+def apply_rope(x: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
     """Rotary position embedding, half-split layout (Su et al. 2021, arXiv:2104.09864)."""
     cos, sin = (
         jnp.asarray(t, x.dtype)[None, None] for t in _angles(x.shape[2], x.shape[3])
@@ -203,7 +203,7 @@ def _angles(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle), np.sin(angle)
 
 
-def sinusoids(length: int, width: int) -> np.ndarray:
+def sinusoidal_encodings(length: int, width: int) -> np.ndarray:
     """Fixed position encodings of Vaswani et al. 2017, section 3.5: float32 (T, D)."""
     cos, sin = _angles(length, width + width % 2)
     return (
@@ -211,7 +211,7 @@ def sinusoids(length: int, width: int) -> np.ndarray:
     )
 
 
-def dropout(x: Array, rate: float, key: Key) -> Array:
+def apply_dropout(x: Array, rate: float, key: Key) -> Array:
     """Inverted dropout; without a key, or at rate 0, the identity."""
     if key is None or rate == 0.0:
         return x
@@ -257,7 +257,7 @@ class Attention(nnx.Module):
         )  # (B, H, T, K)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
-            q, k = rope(q), rope(k)
+            q, k = apply_rope(q), apply_rope(k)
         y_BxHxTxK = self.ops.attention(q, k, v, self.scale)
         return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
 
@@ -314,7 +314,7 @@ class Block(nnx.Module):
         parts = zip(_BRANCHES, self.norms, self.branches, weights, keys, strict=True)
         for name, norm, branch, pair, k in parts:
             skip, x = self.ops.split(x, pair)
-            y = tap(name, dropout(branch(norm(x)), self.rate, k))
+            y = tap(name, apply_dropout(branch(norm(x)), self.rate, k))
             x = self.ops.join(skip, y, pair)
         return x
 
@@ -325,7 +325,7 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        rules = parametrization(config)
+        rules = bind_parametrization(config)
         self.config, self.rules = config, rules
         self.embedding = _weight(
             rules, rngs, "embedding", (config.vocab, config.width), fan_in=config.vocab
@@ -365,12 +365,19 @@ class Transformer(nnx.Module):
         )
         if self.position is not None:
             x = ops.place(
-                x, times(self.position[...][None, : x.shape[1]], self.in_multiplier)
+                x,
+                apply_multiplier(
+                    self.position[...][None, : x.shape[1]], self.in_multiplier
+                ),
             )
         elif config.position == "sinusoidal":
-            x = ops.place(x, jnp.asarray(sinusoids(x.shape[1], config.width))[None])
+            x = ops.place(
+                x, jnp.asarray(sinusoidal_encodings(x.shape[1], config.width))[None]
+            )
         first, rest = (None, None) if key is None else jax.random.split(key)
-        x = tap("embedding", dropout(x.astype(config.dtype), config.dropout, first))
+        x = tap(
+            "embedding", apply_dropout(x.astype(config.dtype), config.dropout, first)
+        )
         x = tap("final_norm", self.norm(self._layers(x, rest, tap, unroll)))
         weight = self.embedding[...].T if self.head is None else self.head[...]
         logits = _times(
@@ -469,7 +476,7 @@ def _as_state(params: Params) -> Any:
     return nnx.State(params)
 
 
-def build(config: ModelConfig, unroll: bool = False) -> Family:
+def build_family(config: ModelConfig, unroll: bool = False) -> Family:
     """Split the module once into its structure and its parameters' roles; no parameter
     is computed.
 

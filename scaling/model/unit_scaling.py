@@ -27,11 +27,11 @@ from jaxtyping import Array, Float, Int
 
 from scaling.config import UnitMultipliers
 from scaling.model.kernels import causal_attention
-from scaling.model.ops import ACTIVATIONS, Ops, Weights
+from scaling.model.ops import ACTIVATIONS, Ops, ResidualWeights
 
 
 @jax.custom_vjp
-def scaled(x: Array, forward: Any, backward: Any) -> Array:
+def scale_forward_backward(x: Array, forward: Any, backward: Any) -> Array:
     """x times `forward`, whose gradient is the cotangent times `backward`; both are
     numbers or scalar arrays.
     """
@@ -40,14 +40,14 @@ def scaled(x: Array, forward: Any, backward: Any) -> Array:
 
 
 def _scaled_forward(x: Array, forward: Any, backward: Any) -> tuple[Array, Any]:
-    return scaled(x, forward, backward), backward
+    return scale_forward_backward(x, forward, backward), backward
 
 
 def _scaled_backward(backward: Any, g: Array) -> tuple[Array, None, None]:
     return g * jnp.asarray(backward, g.dtype), None, None
 
 
-scaled.defvjp(_scaled_forward, _scaled_backward)
+scale_forward_backward.defvjp(_scaled_forward, _scaled_backward)
 
 
 def log_interpolate(a: float, low: float, high: float) -> float:
@@ -98,20 +98,22 @@ class UnitOps(Ops):
 
     def vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
         """Gradient times 1/sqrt(positions)."""
-        return scaled(vector, 1.0, (x.size / x.shape[-1]) ** -0.5)
+        return scale_forward_backward(vector, 1.0, (x.size / x.shape[-1]) ** -0.5)
 
     def embed(
         self, table: Float[Array, "V D"], tokens: Int[Array, "B T"], multiplier: float
     ) -> Float[Array, "B T D"]:
         """Gradient times sqrt(vocabulary / positions)."""
-        return scaled(table, multiplier, (len(table) / tokens.size) ** 0.5)[tokens]
+        return scale_forward_backward(
+            table, multiplier, (len(table) / tokens.size) ** 0.5
+        )[tokens]
 
     def place(
         self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
     ) -> Float[Array, "B T D"]:
         """Sum over sqrt 2; a table of positions is read once for each sequence."""
-        table = scaled(positions, 2**-0.5, len(x) ** -0.5)
-        return scaled(x, 2**-0.5, 1.0) + table
+        table = scale_forward_backward(positions, 2**-0.5, len(x) ** -0.5)
+        return scale_forward_backward(x, 2**-0.5, 1.0) + table
 
     def linear(
         self,
@@ -135,14 +137,19 @@ class UnitOps(Ops):
     def _product(
         self, x: Array, weights: Sequence[Array], forward: float, backward: float
     ) -> Array:
-        x = scaled(x, 1.0, backward)
-        side_by_side = [scaled(w, 1.0, (x.size / x.shape[-1]) ** -0.5) for w in weights]
-        return scaled(super().linear(x, side_by_side, 1.0), forward, 1.0)
+        x = scale_forward_backward(x, 1.0, backward)
+        side_by_side = [
+            scale_forward_backward(w, 1.0, (x.size / x.shape[-1]) ** -0.5)
+            for w in weights
+        ]
+        return scale_forward_backward(
+            super().linear(x, side_by_side, 1.0), forward, 1.0
+        )
 
     def loss_scale(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
         """The cross-entropy's gradient times vocabulary / sqrt(vocabulary - 1)."""
         vocab = logits.shape[-1]
-        return scaled(
+        return scale_forward_backward(
             logits, self.multipliers.loss_softmax, vocab / math.sqrt(max(1, vocab - 1))
         )
 
@@ -170,21 +177,31 @@ class UnitOps(Ops):
             q.shape[2], q.shape[3], mult
         )
 
-    def split(self, x: Float[Array, "B T D"], weights: Weights) -> tuple[Array, Array]:
+    def split(
+        self, x: Float[Array, "B T D"], weights: ResidualWeights
+    ) -> tuple[Array, Array]:
         """The branch's weight is applied to the gradient here, where it leaves the
         branch.
         """
         skip, branch = weights
-        return (x if skip is None else scaled(x, 1.0, skip)), scaled(
-            x, 1.0, 1.0 if skip is None else branch
-        )
+        return (
+            x if skip is None else scale_forward_backward(x, 1.0, skip)
+        ), scale_forward_backward(x, 1.0, 1.0 if skip is None else branch)
 
     def join(
-        self, x: Float[Array, "B T D"], y: Float[Array, "B T D"], weights: Weights
+        self,
+        x: Float[Array, "B T D"],
+        y: Float[Array, "B T D"],
+        weights: ResidualWeights,
     ) -> Float[Array, "B T D"]:
         """The branch's weight is applied to the output here."""
         skip, branch = weights
-        return y if skip is None else scaled(x, skip, 1.0) + scaled(y, branch, 1.0)
+        return (
+            y
+            if skip is None
+            else scale_forward_backward(x, skip, 1.0)
+            + scale_forward_backward(y, branch, 1.0)
+        )
 
 
 def residual_weights(

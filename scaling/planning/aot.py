@@ -176,10 +176,10 @@ def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     import jax
 
     from scaling.training.loop import LoopConfig
-    from scaling.training.lowering import lower
+    from scaling.training.lowering import lower_for_devices
 
     run = from_dict(RunConfig, job["run"])
-    lowered = lower(run, devices, LoopConfig().chunk_steps, job["sharded"])
+    lowered = lower_for_devices(run, devices, LoopConfig().chunk_steps, job["sharded"])
     try:
         stats: Any = lowered.stages.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

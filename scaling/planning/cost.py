@@ -20,12 +20,12 @@ from typing import Any
 import pandas as pd
 
 from scaling.config import ConfigError, RunConfig
-from scaling.model.flops import count, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning import memory, timing
 from scaling.planning.aot import Compiler, Footprint
 from scaling.planning.hardware import Target
 from scaling.planning.plan import Plan, trunk_steps
-from scaling.training.sharding import sharing
+from scaling.training.sharding import count_sharing_devices
 
 Report = Callable[[str], None]
 Measure = Callable[[Plan], Sequence[timing.Timing]]
@@ -126,7 +126,7 @@ RULES = {
 
 def shares(run: RunConfig, devices: int) -> int:
     """How many of the devices share a step."""
-    return sharing(run.optim.batch_size // run.optim.accumulate, devices)
+    return count_sharing_devices(run.optim.batch_size // run.optim.accumulate, devices)
 
 
 def remedies(run: RunConfig, target: Target, state_bytes: int = 0) -> Iterator[Remedy]:
@@ -237,7 +237,7 @@ def _row(
     return {
         "width": run.model.width,
         "depth": run.model.depth,
-        "n_total": count(run.model).n_total,
+        "n_total": count_parameters(run.model).n_total,
         "batch_size": run.optim.batch_size,
         "micro_batch": run.optim.batch_size // run.optim.accumulate // devices,
         "devices": devices,

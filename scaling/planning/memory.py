@@ -19,13 +19,13 @@ import math
 import jax
 
 from scaling.config import ModelConfig, RunConfig
-from scaling.model.flops import count
-from scaling.model.kernels import computed_positions, has_cudnn
-from scaling.model.transformer import build
+from scaling.model.flops import count_parameters
+from scaling.model.kernels import count_computed_positions, has_cudnn_attention
+from scaling.model.transformer import build_family
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
 from scaling.training.optimizer import make_optimizer
-from scaling.training.step import CACHED_TOKENS, Recipe, TrainState
+from scaling.training.step import CACHED_TOKENS, StepSpec, TrainState
 
 _FLOAT = 4  # bytes of a parameter, a gradient and a logit
 
@@ -60,7 +60,8 @@ def gpu_footprint(run: RunConfig, devices: int, sharded: bool = False) -> Footpr
     temporaries = copies * gradients + tokens * (kept + model.vocab * _FLOAT)
     if sharded:  # of two layers and of the embedding or the head, gathered
         temporaries += _FLOAT * (
-            2 * count(model).n_non_embedding // model.depth + model.vocab * model.width
+            2 * count_parameters(model).n_non_embedding // model.depth
+            + model.vocab * model.width
         )
     return Footprint(state_bytes + windows, state_bytes, state_bytes, temporaries)
 
@@ -88,16 +89,16 @@ def layer_bytes(model: ModelConfig) -> int:
     feed_forward = (3 if model.gated else 2) * hidden + D
     norms = 0 if model.norm == "none" else 2 * D
     values = attention + feed_forward + norms + 2 * D  # the stream after each branch
-    if not has_cudnn(model.dtype, model.key_dim):
-        values += round(model.heads * computed_positions(model.context))
+    if not has_cudnn_attention(model.dtype, model.key_dim):
+        values += round(model.heads * count_computed_positions(model.context))
     return values * _item(model)
 
 
 def _state(run: RunConfig) -> TrainState:
     """Its shapes."""
-    family = build(run.model)
+    family = build_family(run.model)
     return jax.eval_shape(
-        lambda: Recipe(family, make_optimizer(run.optim, family), 1, None).init(0)
+        lambda: StepSpec(family, make_optimizer(run.optim, family), 1, None).init(0)
     )
 
 

@@ -28,7 +28,7 @@ from scaling.config import (
     from_dict,
     to_dict,
 )
-from scaling.model.flops import count, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.lr_rules import rescale, warm_up, width_exponent, with_optim
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
@@ -362,7 +362,7 @@ def make_plan(config: PlanConfig) -> Plan:
             if len(accepted) == wanted:
                 break
         ordered = sorted(
-            accepted, key=lambda run: (count(run.model).n_matmul, run.tokens)
+            accepted, key=lambda run: (count_parameters(run.model).n_matmul, run.tokens)
         )
         runs += [run for base in ordered for run in _repeats(config, base)]
     if not runs:
@@ -419,7 +419,7 @@ def _optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
         optim = rescale(optim, batch_ratio, tokens / (config.base_tokens or tokens))
     lr = optim.lr
     if config.lr_N_exponent and config.lr_N:
-        lr *= (count(model).n_matmul / config.lr_N) ** -config.lr_N_exponent
+        lr *= (count_parameters(model).n_matmul / config.lr_N) ** -config.lr_N_exponent
     else:
         exponent = config.lr_width_exponent
         exponent = (
@@ -450,7 +450,9 @@ def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[S
         ) -> float:
             return abs(
                 math.log(
-                    tokens[model] / count(model).n_matmul / config.tokens_per_parameter
+                    tokens[model]
+                    / count_parameters(model).n_matmul
+                    / config.tokens_per_parameter
                 )
             )
 
@@ -475,7 +477,7 @@ def _grid_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[Slic
 def _too_short(config: PlanConfig, run: RunConfig) -> str:
     if run.steps < config.min_steps:
         return f"width {run.model.width}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
-    ratio = run.tokens / count(run.model).n_matmul
+    ratio = run.tokens / count_parameters(run.model).n_matmul
     if ratio < config.min_tokens_per_parameter:
         limit = config.min_tokens_per_parameter
         return f"width {run.model.width}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"

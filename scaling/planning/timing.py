@@ -17,8 +17,8 @@ from scaling.config import RunConfig
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import Plan, trunk_steps
 from scaling.training.loop import LoopConfig
-from scaling.training.sharding import choose
-from scaling.training.step import Schedule, program
+from scaling.training.sharding import choose_strategy
+from scaling.training.step import StepRates, get_executable
 
 _CHUNKS = 4
 
@@ -33,15 +33,17 @@ class Timing:
 
 def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
     """Measured seconds of a step and of compilation, on random tokens: (step, start)."""
-    strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
-    compiled = program(run, strategy, None)
+    strategy = choose_strategy(
+        loop.strategy, run.optim.batch_size, run.optim.accumulate
+    )
+    compiled = get_executable(run, strategy, None)
     S = loop.chunk_steps
     shape = (S, run.optim.batch_size, run.model.context + 1)
     batches = np.random.default_rng(0).integers(
         0, run.model.vocab, shape, dtype=np.int32
     )
     batches = batches[:, strategy.rows(run.optim.batch_size)]
-    rates = Schedule(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
+    rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
     state, times = compiled.init(0), []
     for _ in range(_CHUNKS + 1):
         start = time.perf_counter()

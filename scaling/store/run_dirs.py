@@ -197,11 +197,11 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def describe(run: RunConfig) -> dict[str, Any]:
     """The columns of a run that its configuration decides."""
-    from scaling.model.flops import count, flops_per_token
-    from scaling.schedule import undercooled
+    from scaling.model.flops import count_parameters, flops_per_token
+    from scaling.schedule import is_decay_too_short
 
     model, optim, tokens = run.model, run.optim, run.steps * run.batch_tokens
-    counts = count(model)
+    counts = count_parameters(model)
     return {
         "run_id": run.run_id,
         "trunk_id": run.trunk_id,
@@ -226,5 +226,5 @@ def describe(run: RunConfig) -> dict[str, Any]:
         "weight_decay": optim.weight_decay,
         "source": run.data.source,
         "tokenizer": run.data.tokenizer,
-        "undercooled": undercooled(run),
+        "undercooled": is_decay_too_short(run),
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from jax import monitoring
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 _EVENTS = {
     "/jax/compilation_cache/cache_misses": "compiled",
@@ -31,7 +31,7 @@ monitoring.register_event_listener(_count)
 
 
 @contextmanager
-def kept(out: Path) -> Iterator[Counter[str]]:
+def compilation_cache(out: Path) -> Iterator[Counter[str]]:
     """Keep what is compiled in a folder below `out`, of this kind of machine, and yield
     the counts so far.
 
@@ -57,7 +57,7 @@ def kept(out: Path) -> Iterator[Counter[str]]:
 def _configure(values: dict[str, Any]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the folder's name once
+    jax_cache.reset_cache()  # JAX looks at the folder's name once
 
 
 def _machine() -> str:

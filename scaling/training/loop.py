@@ -26,12 +26,18 @@ import numpy as np
 from scaling import data
 from scaling.config import ConfigError, RunConfig
 from scaling.model.flops import flops_per_token
-from scaling.schedule import schedule
+from scaling.schedule import learning_rate_factor
 from scaling.store import provenance, run_dirs
 from scaling.training import multihost, preemption
 from scaling.training.checkpoint import Checkpoints
-from scaling.training.sharding import StrategyName, choose
-from scaling.training.step import Chunk, Evaluation, Schedule, TrainState, program
+from scaling.training.sharding import StrategyName, choose_strategy
+from scaling.training.step import (
+    Chunk,
+    Evaluation,
+    StepRates,
+    TrainState,
+    get_executable,
+)
 
 Report = Callable[[dict[str, Any]], None]
 Stage = Literal["trunk", "run"]
@@ -76,7 +82,7 @@ Work = Generator[
 ]  # what it yields is trained, the result sent back
 
 
-def settled(state: Any) -> Any:
+def materialize(state: Any) -> Any:
     """A state that may have stayed among those it was trained with; valid until the
     next chunk.
     """
@@ -146,8 +152,10 @@ class Trainer:
         self.heldout = data.heldout_windows(
             self.dataset.heldout, run.model.context, run.eval_tokens
         )
-        strategy = choose(loop.strategy, run.optim.batch_size, run.optim.accumulate)
-        self.program = program(run, strategy, self.dataset.loss_range)
+        strategy = choose_strategy(
+            loop.strategy, run.optim.batch_size, run.optim.accumulate
+        )
+        self.program = get_executable(run, strategy, self.dataset.loss_range)
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: Position | None = None
         self.trunk_diverged: Diverged | None = None
@@ -269,14 +277,14 @@ class Trainer:
                 if preempted:
                     raise preemption.Preempted
         self._read(unread, run, log)
-        return Position(step, settled(state), time.monotonic() - started)
+        return Position(step, materialize(state), time.monotonic() - started)
 
     def _chunk(
         self, state: Any, run: RunConfig, stage: Stage, step: int, n: int
     ) -> Chunk:
         S = self.loop.chunk_steps
-        factor = schedule(run, np.arange(step, step + S), stage)
-        rates = Schedule(
+        factor = learning_rate_factor(run, np.arange(step, step + S), stage)
+        rates = StepRates(
             *(
                 np.asarray(factor * peak, np.float32)
                 for peak in (run.optim.lr, run.optim.weight_decay)
@@ -307,7 +315,7 @@ class Trainer:
         self._tell("progress", n * self.flops_per_step)
 
     def _save(self, checkpoints: Checkpoints, at: Position) -> None:
-        state = self.program.strategy.gather(settled(at.state))
+        state = self.program.strategy.gather(materialize(at.state))
         checkpoints.save(at.step, saved(state, at.seconds, self._text))
 
     def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:

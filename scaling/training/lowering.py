@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from scaling.config import RunConfig
 from scaling.training.sharding import SHARDS, Strategy
-from scaling.training.step import Program, Schedule, TrainState, program
+from scaling.training.step import Executable, StepRates, TrainState, get_executable
 
 Shape = jax.ShapeDtypeStruct
 
@@ -42,7 +42,9 @@ class Lowered:
     argument_bytes: int
 
 
-def arguments(state: TrainState, run: RunConfig, steps: int) -> tuple[Any, ...]:
+def abstract_arguments(
+    state: TrainState, run: RunConfig, steps: int
+) -> tuple[Any, ...]:
     """Shapes of a chunk's arguments on a single device: state, windows (S, B, T + 1),
     schedule, count, seed.
     """
@@ -51,13 +53,13 @@ def arguments(state: TrainState, run: RunConfig, steps: int) -> tuple[Any, ...]:
     return (
         state,
         windows,
-        Schedule(rates, rates),
+        StepRates(rates, rates),
         Shape((), jnp.int32),
         Shape((), jnp.uint32),
     )
 
 
-def lower(
+def lower_for_devices(
     run: RunConfig, devices: list[Any], steps: int, sharded: bool = False
 ) -> Lowered:
     """The chunk as the library runs it on these devices: `single` on one, else `pmap`,
@@ -65,15 +67,15 @@ def lower(
     """
     name: Any = "fsdp" if sharded else "single" if len(devices) == 1 else "pmap"
     strategy = Elsewhere(name, len(devices), tuple(devices))
-    return lower_chunk(program(run, strategy, None), run, steps)
+    return lower_chunk(get_executable(run, strategy, None), run, steps)
 
 
-def lower_chunk(compiled: Program, run: RunConfig, steps: int) -> Lowered:
+def lower_chunk(compiled: Executable, run: RunConfig, steps: int) -> Lowered:
     """The chunk of a program, whose runs are of the shape of this one, as
     `Program.train` calls it.
     """
     strategy = compiled.strategy
-    state, windows, *rest = arguments(compiled.abstract_state, run, steps)
+    state, windows, *rest = abstract_arguments(compiled.abstract_state, run, steps)
     if strategy.name == "pmap":
         D, (S, B, T1) = strategy.devices, windows.shape
         mapped = (

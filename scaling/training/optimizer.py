@@ -71,7 +71,7 @@ def make_optimizer(
     return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
-def constrain(family: Family, params: Params) -> Params:
+def apply_constraints(family: Family, params: Params) -> Params:
     """Parameters after a step, those that their rule holds at norm 1 divided by it. A
     zero vector stays zero.
     """

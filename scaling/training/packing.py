@@ -33,14 +33,19 @@ from scaling.store.files import write_atomically
 from scaling.training import multihost
 from scaling.training.loop import How, LoopConfig, Report, Trainer, Work, unfinished
 from scaling.training.preemption import Preempted
-from scaling.training.sharding import Strategy, choose, local_devices, map_members
+from scaling.training.sharding import (
+    Strategy,
+    choose_strategy,
+    count_local_devices,
+    pmap_members,
+)
 from scaling.training.step import (
     Chunk,
-    Program,
-    Recipe,
-    Schedule,
+    Executable,
+    StepRates,
+    StepSpec,
     TrainState,
-    program,
+    get_executable,
     train_chunk,
 )
 
@@ -71,11 +76,11 @@ def group(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
 def packed_chunk(
     states: Tree,
     batches: jax.Array,
-    schedule: Schedule,
+    schedule: StepRates,
     counts: jax.Array,
     seeds: jax.Array,
     *,
-    recipe: Recipe,
+    recipe: StepSpec,
     how: How,
 ) -> tuple[Tree, dict[str, jax.Array]]:
     """`train_chunk` of each member of a device; every argument has a leading axis M."""
@@ -112,12 +117,12 @@ class Pack:
     chunks.
     """
 
-    def __init__(self, program: Program, members: int, how: How) -> None:
-        self.devices = min(local_devices(), members)
+    def __init__(self, program: Executable, members: int, how: How) -> None:
+        self.devices = min(count_local_devices(), members)
         self.members = -(-members // self.devices)  # on each device
         chunk = functools.partial(packed_chunk, recipe=program.recipe, how=how)
-        self._chunk = map_members(chunk, self.devices)
-        self._put = map_members(_put, self.devices, axes=(0, None, None, 0))
+        self._chunk = pmap_members(chunk, self.devices)
+        self._put = pmap_members(_put, self.devices, axes=(0, None, None, 0))
         empty = lambda x: np.zeros((self.devices, self.members, *x.shape), x.dtype)
         self._states = jax.tree.map(empty, program.abstract_state)
 
@@ -275,15 +280,15 @@ def measure(run: RunConfig, members: int, loop: LoopConfig) -> dict[How, float]:
         (S, run.optim.batch_size, run.model.context + 1),
         dtype=np.int32,
     )
-    rates = Schedule(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
+    rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
     chunk = Chunk(None, batches, rates, np.int32(S), np.uint32(0))
     loss_range = load(run.data).loss_range
-    alone = program(
+    alone = get_executable(
         run,
-        choose(loop.strategy, run.optim.batch_size, run.optim.accumulate),
+        choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate),
         loss_range,
     )
-    single = program(run, Strategy("single", 1), loss_range)
+    single = get_executable(run, Strategy("single", 1), loss_range)
 
     def solo(state: Any) -> tuple[Any, Any]:
         metrics = None

@@ -189,7 +189,8 @@ class Strategy:
     def shardings(self, tree: Tree) -> Tree:
         """Where fsdp keeps each array of a state."""
         return jax.tree.map(
-            lambda x: self.sharding(*split_axis(jnp.shape(x), self.devices)), tree
+            lambda x: self.sharding(*choose_split_axis(jnp.shape(x), self.devices)),
+            tree,
         )
 
     def _on_mesh(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -201,7 +202,7 @@ class Strategy:
         return jax.lax.with_sharding_constraint(tree, self.sharding())
 
 
-def split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
+def choose_split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
     """How fsdp splits an array: the axis names of a `PartitionSpec`, empty where every
     device has a copy.
 
@@ -245,7 +246,9 @@ def _whole(x: Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy:
+def choose_strategy(
+    name: StrategyName, batch_size: int, accumulate: int = 1
+) -> Strategy:
     """A strategy for this machine, or for all processes that train together.
 
     `auto` takes as many devices as share the batch evenly: one is `single`, those of
@@ -267,7 +270,7 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
             f"loop.strategy = {name!r}: {processes} processes train together; use 'fsdp' or 'auto'"
         )
     if name == "auto":
-        each = sharing(micro_batch, each, processes) or each
+        each = count_sharing_devices(micro_batch, each, processes) or each
         name = "fsdp" if processes > 1 else "pmap" if each > 1 else "single"
     if name == "single":
         return Strategy("single", 1)
@@ -287,7 +290,7 @@ def choose(name: StrategyName, batch_size: int, accumulate: int = 1) -> Strategy
     return Strategy(name, devices)
 
 
-def sharing(micro_batch: int, devices: int, processes: int = 1) -> int:
+def count_sharing_devices(micro_batch: int, devices: int, processes: int = 1) -> int:
     """How many of each process's devices share a micro-batch: as many as split it
     evenly, 0 where none do.
     """
@@ -297,12 +300,12 @@ def sharing(micro_batch: int, devices: int, processes: int = 1) -> int:
     )
 
 
-def local_devices() -> int:
+def count_local_devices() -> int:
     """Number of this process's devices."""
     return jax.local_device_count()
 
 
-def map_members(
+def pmap_members(
     function: Callable[..., Any], devices: int, axes: Any = 0
 ) -> Callable[..., Any]:
     """Compile a function of stacked members, each device taking its share of axis 0;

@@ -20,10 +20,10 @@ from jaxtyping import Array, Float, Int, UInt
 
 from scaling.config import RunConfig
 from scaling.model.kernels import cross_entropy
-from scaling.model.parametrization import parametrization
-from scaling.model.transformer import Family, Key, Params, build
+from scaling.model.parametrization import bind_parametrization
+from scaling.model.transformer import Family, Key, Params, build_family
 from scaling.model.unit_scaling import UnitOps
-from scaling.training.optimizer import constrain, make_optimizer
+from scaling.training.optimizer import apply_constraints, make_optimizer
 from scaling.training.sharding import Strategy
 
 Range = tuple[int, int] | None  # targets lo <= id < hi count in the loss; None: all do
@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StepSpec:
     """What the compiled step depends on; rates, lengths and seeds are its inputs."""
 
     family: Family
@@ -58,7 +58,7 @@ class Recipe:
 
 
 def token_losses(
-    recipe: Recipe, params: Params, windows: Int[Array, "B T1"], key: Key = None
+    recipe: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Cross-entropy in nats of each target, 0 where it does not count, and the weights
     (1 where it counts).
@@ -76,8 +76,8 @@ def token_losses(
     return losses * weights, weights
 
 
-def summed_gradient(
-    recipe: Recipe, params: Params, windows: Int[Array, "B T1"], key: Key
+def compute_gradient_sum(
+    recipe: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key
 ) -> tuple[Float[Array, ""], Float[Array, ""], Params]:
     """Sum of losses, number of counted targets, and the gradient of the sum, over
     `accumulate` micro-batches.
@@ -109,7 +109,7 @@ def summed_gradient(
 
 
 def train_step(
-    recipe: Recipe,
+    recipe: StepSpec,
     state: TrainState,
     windows: Int[Array, "B T1"],
     rate: Float[Array, ""],
@@ -121,7 +121,7 @@ def train_step(
     if key is not None:
         key = jax.random.fold_in(key, state.step)
         key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-    loss, count, grads = summed_gradient(recipe, state.params, windows, key)
+    loss, count, grads = compute_gradient_sum(recipe, state.params, windows, key)
     if axis is not None:
         loss, count, grads = jax.lax.psum((loss, count, grads), axis)
     count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
@@ -129,12 +129,14 @@ def train_step(
     updates, opt_state = recipe.optimizer.update(
         grads, state.opt_state, state.params, rate=rate, decay=decay
     )
-    params = constrain(recipe.family, optax.apply_updates(state.params, updates))
+    params = apply_constraints(
+        recipe.family, optax.apply_updates(state.params, updates)
+    )
     metrics = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
     return TrainState(params, opt_state, state.step + 1), metrics
 
 
-class Schedule(NamedTuple):
+class StepRates(NamedTuple):
     """Inputs of a chunk that are the same on every device."""
 
     rate: Any  # float32 (S,)
@@ -148,7 +150,7 @@ class Chunk(NamedTuple):
         Any  # a TrainState on the devices, or what stands for it where runs are packed
     )
     batches: np.ndarray  # int32 (S, B, T + 1), of several processes each its rows
-    schedule: Schedule
+    schedule: StepRates
     count: np.int32  # of the S steps
     seed: np.uint32
 
@@ -156,11 +158,11 @@ class Chunk(NamedTuple):
 def train_chunk(
     state: TrainState,
     windows: Int[Array, "S B T1"],
-    schedule: Schedule,
+    schedule: StepRates,
     count: Int[Array, ""],
     seed: UInt[Array, ""],
     *,
-    recipe: Recipe,
+    recipe: StepSpec,
     axis: str | None,
 ) -> tuple[TrainState, dict[str, Float[Array, " S"]]]:
     """The first `count` of S steps in one dispatch; metrics beyond `count` are 0.
@@ -186,7 +188,7 @@ def train_chunk(
 
 
 def window_losses(
-    params: Params, windows: Int[Array, "M T1"], *, recipe: Recipe, rows: int
+    params: Params, windows: Int[Array, "M T1"], *, recipe: StepSpec, rows: int
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Sum of losses and number of counted targets of each window, `rows` windows at a
     time.
@@ -213,12 +215,12 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Program:
+class Executable:
     """The compiled functions of one shape: shared by all runs that differ only in
     rates, lengths and seeds.
     """
 
-    recipe: Recipe
+    recipe: StepSpec
     strategy: Strategy
     chunk: Callable[..., tuple[TrainState, dict[str, Array]]]
     evaluator: Callable[..., tuple[Array, Array]]
@@ -261,18 +263,18 @@ class Program:
         return Evaluation(float(loss), float(se), int(counts.sum()))
 
 
-def program(run: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
+def get_executable(run: RunConfig, strategy: Strategy, loss_range: Range) -> Executable:
     """The program of a run: compiled once per process and shape."""
     return _program(run.shape, strategy, loss_range)
 
 
 @functools.lru_cache(maxsize=32)
-def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program:
-    family = build(shape.model, unroll=strategy.platform == "gpu")
-    recipe = Recipe(
+def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Executable:
+    family = build_family(shape.model, unroll=strategy.platform == "gpu")
+    recipe = StepSpec(
         family,
         make_optimizer(shape.optim, family),
-        micro_batches(shape, strategy),
+        count_micro_batches(shape, strategy),
         loss_range,
     )
     rows = max(
@@ -285,10 +287,10 @@ def _program(shape: RunConfig, strategy: Strategy, loss_range: Range) -> Program
         window_losses, recipe=recipe, rows=strategy.at_once(rows)
     )
     evaluator = strategy.compile_evaluation(evaluate)
-    return Program(recipe, strategy, chunk, evaluator, rows)
+    return Executable(recipe, strategy, chunk, evaluator, rows)
 
 
-def micro_batches(run: RunConfig, strategy: Strategy) -> int:
+def count_micro_batches(run: RunConfig, strategy: Strategy) -> int:
     """Pieces that a step's batch is computed in, for the same gradient:
     `optim.accumulate`, or on CPU more of them.
 
@@ -300,7 +302,7 @@ def micro_batches(run: RunConfig, strategy: Strategy) -> int:
     if (
         strategy.platform != "cpu"
         or run.model.dropout > 0
-        or isinstance(parametrization(run.model).ops, UnitOps)
+        or isinstance(bind_parametrization(run.model).ops, UnitOps)
     ):
         return pieces
     fitting = (n for n in range(pieces, rows + 1, pieces) if rows % n == 0)

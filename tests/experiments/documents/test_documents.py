@@ -46,7 +46,7 @@ from experiments.documents.statement import (
 from experiments.documents.stats import mean, slopes
 from scaling.cli.main import main
 from scaling.config import ConfigError
-from scaling.model.transformer import build
+from scaling.model.transformer import build_family
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Row = tuple[float, float, float]
@@ -402,7 +402,9 @@ def test_the_update_is_the_formula() -> None:
 def test_no_gradient_reaches_a_block_that_nothing_leads_to(make_model) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 17))
     config = make_model(depth=2, scan_layers="always", residual=False)
-    found = signals.block_gradients(config, build(config).init(0), jnp.asarray(windows))
+    found = signals.block_gradients(
+        config, build_family(config).init(0), jnp.asarray(windows)
+    )
     assert found.shape == (2,)
     assert found[0] == 0  # outputs start at zero and nothing skips them
 

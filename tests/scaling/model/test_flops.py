@@ -19,8 +19,12 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from scaling.config import ModelConfig
-from scaling.model.flops import count, flops_per_token, forward_flops_per_token
-from scaling.model.transformer import Family, Params, build
+from scaling.model.flops import (
+    count_parameters,
+    flops_per_token,
+    forward_flops_per_token,
+)
+from scaling.model.transformer import Family, Params, build_family
 
 B = 4
 SHAPES: dict[str, dict[str, Any]] = {
@@ -57,7 +61,7 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
     """(forward, its arguments, training step's gradient, its arguments), arguments as
     shapes.
     """
-    family = build(config)
+    family = build_family(config)
     params = jax.eval_shape(lambda: family.init(0))
     tokens = jax.ShapeDtypeStruct((B, config.context), jnp.int32)
     windows = jax.ShapeDtypeStruct((B, config.context + 1), jnp.int32)
@@ -83,7 +87,7 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
 )
 def test_counts_are_those_of_the_built_model(**options: Any) -> None:
     config = ModelConfig(n_heads=4, vocab=50, context=10, **options)
-    family = build(config)
+    family = build_family(config)
     params = jax.eval_shape(lambda: family.init(0))
     sizes = list(
         zip(jax.tree.leaves(family.roles), jax.tree.leaves(params), strict=True)
@@ -97,7 +101,7 @@ def test_counts_are_those_of_the_built_model(**options: Any) -> None:
     )
     total = sum(math.prod(w.shape) for _, w in sizes)
 
-    counts = count(config)
+    counts = count_parameters(config)
     assert counts.n_total == total
     assert counts.n_non_embedding == total - positions - embedding * (
         1 if config.tied else 2
@@ -171,7 +175,7 @@ def test_a_causal_position_attends_to_itself_and_those_before() -> None:
     T, inner = config.context, config.heads * config.key_dim
     pairs = sum(t + 1 for t in range(T))
     scores_and_values = config.depth * 2 * 2 * inner * pairs
-    weights = 2 * count(config).n_matmul * T
+    weights = 2 * count_parameters(config).n_matmul * T
     assert forward_flops_per_token(config) * T == scores_and_values + weights
     assert flops_per_token(config) == 3 * forward_flops_per_token(config)
 
@@ -179,7 +183,10 @@ def test_a_causal_position_attends_to_itself_and_those_before() -> None:
 def test_a_tied_head_costs_what_a_free_one_does() -> None:
     free, tied = ModelConfig(), ModelConfig(tied=True)
     assert flops_per_token(free) == flops_per_token(tied)
-    assert count(free).n_total - count(tied).n_total == free.vocab * free.width
+    assert (
+        count_parameters(free).n_total - count_parameters(tied).n_total
+        == free.vocab * free.width
+    )
 
 
 def test_six_nd_is_the_limit_of_wide_models() -> None:
@@ -190,10 +197,13 @@ def test_six_nd_is_the_limit_of_wide_models() -> None:
         ModelConfig(width=32, context=512),
         ModelConfig(width=16_384, context=512),
     )
-    ratio = [flops_per_token(c) / (6 * count(c).n_matmul) for c in (small, wide)]
+    ratio = [
+        flops_per_token(c) / (6 * count_parameters(c).n_matmul) for c in (small, wide)
+    ]
     assert ratio[0] > 1.5 and 1.0 < ratio[1] < 1.01
     assert np.isclose(
-        count(dataclasses.replace(wide, depth=8)).n_matmul / count(wide).n_matmul,
+        count_parameters(dataclasses.replace(wide, depth=8)).n_matmul
+        / count_parameters(wide).n_matmul,
         2,
         rtol=0.01,
     )

@@ -13,7 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from scaling.model.kernels import causal_attention, cross_entropy, product, split_heads
+from scaling.model.kernels import (
+    causal_attention,
+    cross_entropy,
+    matrix_product,
+    split_heads,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +57,9 @@ def assert_same(
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6)], ids=["widening", "narrowing"])
 def test_a_product_is_a_product(shape: tuple[int, int]) -> None:
     assert_same(
-        product, lambda x, w: x @ w, (normal(0, 3, 4, shape[0]), normal(1, *shape))
+        matrix_product,
+        lambda x, w: x @ w,
+        (normal(0, 3, 4, shape[0]), normal(1, *shape)),
     )
 
 

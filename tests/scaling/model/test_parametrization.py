@@ -17,13 +17,13 @@ from scaling.config import ConfigError, ModelConfig, OptimConfig, UnitMultiplier
 from scaling.model.parametrization import (
     PARAMETRIZATIONS,
     ROLES,
-    Row,
+    ParameterSizes,
+    ParametrizationSpec,
     Rule,
-    Scale,
-    parametrization,
+    bind_parametrization,
 )
-from scaling.model.transformer import Params, build
-from scaling.training.optimizer import constrain, make_optimizer
+from scaling.model.transformer import Params, build_family
+from scaling.training.optimizer import apply_constraints, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
@@ -32,7 +32,7 @@ TOKENS = jnp.arange(16, dtype=jnp.int32)[None] % 16
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
 def test_every_role_has_a_rule(make_model: MakeModel, name: str) -> None:
-    rules = parametrization(make_model(parametrization=name))
+    rules = bind_parametrization(make_model(parametrization=name))
     for role in ROLES:
         rule = rules.rule(role, 64)
         assert rule.init_std >= 0 and rule.lr > 0 and rule.multiplier > 0
@@ -42,8 +42,8 @@ def test_unknown_names_are_errors(make_model: MakeModel) -> None:
     with pytest.raises(
         ConfigError, match=r"model.parametrization = 'spp': choose one of sp"
     ):
-        parametrization(make_model(parametrization="spp"))
-    rules = parametrization(make_model())
+        bind_parametrization(make_model(parametrization="spp"))
+    rules = bind_parametrization(make_model())
     empty = dataclasses.replace(rules, row=dataclasses.replace(rules.row, rules={}))
     with pytest.raises(
         ConfigError, match="role 'hidden' has no rule in parametrization 'sp'"
@@ -52,7 +52,7 @@ def test_unknown_names_are_errors(make_model: MakeModel) -> None:
     with pytest.raises(
         ConfigError, match=r"model.unit = .*only 'unit' and 'umup' read it"
     ):
-        parametrization(make_model(unit=UnitMultipliers(residual=2.0)))
+        bind_parametrization(make_model(unit=UnitMultipliers(residual=2.0)))
 
 
 def test_every_parameter_has_a_role_and_its_rule(make_model: MakeModel) -> None:
@@ -60,7 +60,7 @@ def test_every_parameter_has_a_role_and_its_rule(make_model: MakeModel) -> None:
         position="learned", norm="layernorm", activation="geglu", head_dim=6
     )
     config = dataclasses.replace(config, parametrization="normalized", base_width=4)
-    family, rules = build(config), parametrization(config)
+    family, rules = build_family(config), bind_parametrization(config)
     params = jax.eval_shape(lambda: family.init(0))
     assert jax.tree.structure(params) == jax.tree.structure(family.roles)
     seen = set()
@@ -84,7 +84,7 @@ def test_standard_parametrization_has_variance_one_over_fan_in(
     make_model: MakeModel,
 ) -> None:
     config = make_model(width=128, n_heads=4, vocab=512, zero_init_outputs=False)
-    family = build(config)
+    family = build_family(config)
 
     def check(role: str, w: jax.Array) -> None:
         std = float(jnp.std(w))
@@ -106,8 +106,8 @@ def test_a_new_row_reaches_every_forward_multiplier(
     and residual weights differ by branch."""
     row = PARAMETRIZATIONS["sp"]
 
-    def times(role: str, factor: float) -> Row:
-        rule_of: Callable[[Scale], Rule] = row.rules[role]  # type: ignore[index]
+    def times(role: str, factor: float) -> ParametrizationSpec:
+        rule_of: Callable[[ParameterSizes], Rule] = row.rules[role]  # type: ignore[index]
         changed = {role: lambda s: dataclasses.replace(rule_of(s), multiplier=factor)}
         return dataclasses.replace(row, rules={**row.rules, **changed})
 
@@ -124,12 +124,13 @@ def test_a_new_row_reaches_every_forward_multiplier(
     )
 
     config = make_model(depth=2, zero_init_outputs=False, qk_norm=False)
-    plain = build(config)
+    plain = build_family(config)
     params = plain.init(1)
     families = {
-        name: build(dataclasses.replace(config, parametrization=name)) for name in rows
+        name: build_family(dataclasses.replace(config, parametrization=name))
+        for name in rows
     }
-    scanned = build(
+    scanned = build_family(
         dataclasses.replace(config, parametrization="weighted", scan_layers="always")
     )
     doubled = jax.tree.map(
@@ -173,8 +174,8 @@ def test_at_the_base_shape_a_parametrization_by_ratios_is_the_standard_one(
 ) -> None:
     config = make_model(width=32, depth=3, base_width=32, base_depth=3)
     ours, sp = (
-        parametrization(dataclasses.replace(config, parametrization=name)),
-        parametrization(config),
+        bind_parametrization(dataclasses.replace(config, parametrization=name)),
+        bind_parametrization(config),
     )
     for role in ROLES:
         assert ours.rule(role, 32, 32) == sp.rule(role, 32, 32)
@@ -184,7 +185,7 @@ def test_at_the_base_shape_a_parametrization_by_ratios_is_the_standard_one(
 
 def trained(config: ModelConfig, steps: int = 3) -> jax.Array:
     """Logits after Adam without epsilon and clipping at a rate that moves them far."""
-    family, optim = build(config), OptimConfig(epsilon=0.0, clip_norm=None)
+    family, optim = build_family(config), OptimConfig(epsilon=0.0, clip_norm=None)
     optimizer = make_optimizer(optim, family)
 
     @jax.jit
@@ -229,7 +230,7 @@ def test_mup_by_numbers(make_model: MakeModel) -> None:
         width=32, depth=8, base_width=8, base_depth=1, head_dim=4, n_heads=None
     )
     mup, full, half = (
-        parametrization(dataclasses.replace(config, parametrization=name))
+        bind_parametrization(dataclasses.replace(config, parametrization=name))
         for name in ("mup", "completep", "completep_half")
     )
     for rules, lr, epsilon in ((mup, 1, 1), (full, 1, 1 / 8), (half, 8**-0.5, 8**-0.5)):
@@ -255,7 +256,7 @@ def test_attention_falls_with_the_head_dimension_under_mup(
     config = make_model(
         width=32, base_width=8, parametrization="mup"
     )  # two heads: of 4 at the base, of 16 here
-    assert parametrization(config).attention_scale == pytest.approx(4**0.5 / 16)
+    assert bind_parametrization(config).attention_scale == pytest.approx(4**0.5 / 16)
 
 
 @pytest.mark.parametrize("name", ["normalized", "normalized_literal"])
@@ -268,9 +269,9 @@ def test_constraints_hold_after_a_step(make_model: MakeModel, name: str) -> None
             scan_layers=scan,
             zero_init_outputs=False,
         )
-        family = build(config)
+        family = build_family(config)
         params = jax.tree.map(lambda w: 3.0 * w + 0.25, family.init(0))
-        after = constrain(family, params)
+        after = apply_constraints(family, params)
 
         def check(
             role: str,
@@ -299,7 +300,7 @@ def test_the_documents_two_readings(make_model: MakeModel) -> None:
         ("normalized_literal_variance", 0.25),
     ):
         assert (
-            parametrization(make_model(parametrization=name))
+            bind_parametrization(make_model(parametrization=name))
             .rule("hidden", 81, 9)
             .init_std
             == 81**-power

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.model.probes import signal_scales
-from scaling.model.transformer import build
+from scaling.model.probes import measure_activation_scales
+from scaling.model.transformer import build_family
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 WINDOWS = jnp.arange(34, dtype=jnp.int32).reshape(2, 17) % 16
@@ -22,9 +22,9 @@ WINDOWS = jnp.arange(34, dtype=jnp.int32).reshape(2, 17) % 16
 
 def test_signals_are_those_of_the_model(make_model: Callable[..., ModelConfig]) -> None:
     config = make_model(depth=2, zero_init_outputs=False)
-    family = build(config)
+    family = build_family(config)
     params = family.init(0)
-    found = signal_scales(family, params, WINDOWS)
+    found = measure_activation_scales(family, params, WINDOWS)
     blocks = [
         f"block{i}{part}"
         for i in range(2)
@@ -45,15 +45,15 @@ def test_scanned_layers_are_seen_as_unrolled_ones(
     make_model: Callable[..., ModelConfig],
 ) -> None:
     config = make_model(depth=2, zero_init_outputs=False)
-    scanned = build(dataclasses.replace(config, scan_layers="always"))
-    params = build(config).init(0)
+    scanned = build_family(dataclasses.replace(config, scan_layers="always"))
+    params = build_family(config).init(0)
     stacked = {
         **params,
         "blocks": jax.tree.map(lambda *w: jnp.stack(w), *params["blocks"].values()),
     }
     ours, theirs = (
-        signal_scales(scanned, stacked, WINDOWS),
-        signal_scales(build(config), params, WINDOWS),
+        measure_activation_scales(scanned, stacked, WINDOWS),
+        measure_activation_scales(build_family(config), params, WINDOWS),
     )
     assert list(ours) == list(theirs)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-4)

@@ -20,7 +20,13 @@ import pytest
 
 from scaling.config import ModelConfig
 from scaling.model.ops import ACTIVATIONS
-from scaling.model.transformer import Params, build, dropout, rope, sinusoids
+from scaling.model.transformer import (
+    Params,
+    apply_dropout,
+    apply_rope,
+    build_family,
+    sinusoidal_encodings,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
@@ -71,8 +77,8 @@ def value_and_grad(
     """Loss and gradient at the unrolled model's initial parameters; with a seed, under
     dropout.
     """
-    family = build(config)
-    params = build(dataclasses.replace(config, scan_layers="never")).init(0)
+    family = build_family(config)
+    params = build_family(dataclasses.replace(config, scan_layers="never")).init(0)
 
     def loss(params: Params) -> jax.Array:
         key = None if seed is None else jax.random.key(seed)
@@ -126,7 +132,7 @@ def test_every_activation_has_float32_logits_and_parameters(
     make_model: MakeModel, activation: str, dtype: str
 ) -> None:
     config = make_model(activation=activation, dtype=dtype)
-    family = build(config)
+    family = build_family(config)
     params = jax.eval_shape(lambda: family.init(0))
     logits = jax.eval_shape(family.apply, params, windows()[:, :-1])
     assert (logits.shape, logits.dtype) == ((B, T, V), jnp.float32)
@@ -158,7 +164,7 @@ def test_zero_initialised_outputs_predict_uniformly(make_model: MakeModel) -> No
 
 
 def test_initialisation_depends_on_the_seed_alone(make_model: MakeModel) -> None:
-    family = build(make_model())
+    family = build_family(make_model())
     assert_close(family.init(3), family.init(3), 0.0)
     assert not np.array_equal(family.init(3)["embedding"], family.init(4)["embedding"])
 
@@ -178,7 +184,7 @@ def test_no_prediction_depends_on_a_later_token(
     the influence of s on t.
     """
     config = make_model(depth=2, zero_init_outputs=False, **changes)
-    family = build(config)
+    family = build_family(config)
     params = family.init(0)
     tokens = jax.random.permutation(jax.random.key(0), T)[None].astype(jnp.int32)
     mix = jax.random.normal(jax.random.key(1), (V, 1))
@@ -195,7 +201,7 @@ def test_no_prediction_depends_on_a_later_token(
 
 
 def test_a_shorter_window_predicts_the_same(make_model: MakeModel) -> None:
-    family = build(make_model(zero_init_outputs=False))
+    family = build_family(make_model(zero_init_outputs=False))
     params, tokens = family.init(0), windows()[:, :-1]
     whole, part = jax.jit(
         lambda p: (family.apply(p, tokens), family.apply(p, tokens[:, :5]))
@@ -226,7 +232,7 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(
 def test_a_scan_laid_out_in_a_row_is_the_scan(make_model: MakeModel) -> None:
     """The same logits and no loop in the program, as a GPU has it."""
     config = make_model(depth=2, zero_init_outputs=False, scan_layers="always")
-    loop, row = build(config), build(config, unroll=True)
+    loop, row = build_family(config), build_family(config, unroll=True)
     params = loop.init(0)
     applied = [
         jax.jit(family.apply).lower(params, windows()[:, :-1]) for family in (loop, row)
@@ -240,9 +246,9 @@ def test_a_scan_laid_out_in_a_row_is_the_scan(make_model: MakeModel) -> None:
 
 def test_scanned_layers_are_initialised_as_unrolled_ones(make_model: MakeModel) -> None:
     config = make_model(depth=3, zero_init_outputs=False)
-    unrolled = build(config).init(5)
+    unrolled = build_family(config).init(5)
     assert_close(
-        build(dataclasses.replace(config, scan_layers="always")).init(5),
+        build_family(dataclasses.replace(config, scan_layers="always")).init(5),
         stacked(unrolled),
         0.0,
     )
@@ -253,7 +259,7 @@ def test_scanned_layers_are_initialised_as_unrolled_ones(make_model: MakeModel) 
 
 def test_rope_scores_depend_on_the_distance_alone() -> None:
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
-    turn = jax.jit(lambda x: rope(jnp.tile(x, (1, 1, T, 1))))
+    turn = jax.jit(lambda x: apply_rope(jnp.tile(x, (1, 1, T, 1))))
     turned_q, turned_k = np.asarray(turn(q))[0, 0], np.asarray(turn(k))[0, 0]
     scores = turned_q @ turned_k.T
     for distance in range(-T + 1, T):
@@ -266,7 +272,7 @@ def test_rope_scores_depend_on_the_distance_alone() -> None:
 
 
 def test_sinusoids_are_sines_and_cosines_of_falling_frequency() -> None:
-    table = sinusoids(T, 7)
+    table = sinusoidal_encodings(T, 7)
     position = np.arange(T)
     assert table.shape == (T, 7)
     np.testing.assert_allclose(table[:, 0], np.sin(position), atol=1e-6)
@@ -278,7 +284,10 @@ def test_sinusoids_are_sines_and_cosines_of_falling_frequency() -> None:
 
 def test_dropout_keeps_the_mean_and_needs_a_key() -> None:
     x = jnp.ones((100, 100))
-    dropped = dropout(x, 0.25, jax.random.key(0))
+    dropped = apply_dropout(x, 0.25, jax.random.key(0))
     assert set(np.unique(dropped).round(6)) == {0.0, np.float32(4 / 3).round(6)}
     assert abs(float(dropped.mean()) - 1.0) < 0.03  # six standard errors
-    assert dropout(x, 0.25, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
+    assert (
+        apply_dropout(x, 0.25, None) is x
+        and apply_dropout(x, 0.0, jax.random.key(0)) is x
+    )

@@ -17,13 +17,13 @@ import pytest
 from scaling.config import ModelConfig, UnitMultipliers
 from scaling.model import unit_scaling
 from scaling.model.ops import ACTIVATIONS
-from scaling.model.parametrization import parametrization
-from scaling.model.transformer import build
+from scaling.model.parametrization import bind_parametrization
+from scaling.model.transformer import build_family
 from scaling.model.unit_scaling import (
     UnitOps,
     activation_scale,
     residual_weights,
-    scaled,
+    scale_forward_backward,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -48,7 +48,9 @@ def scales(f: Callable[..., jax.Array], *arguments: jax.Array) -> list[jax.Array
 
 
 def test_scaled_has_its_own_gradient() -> None:
-    y, back = jax.vjp(lambda x: scaled(x, 2.0, 5.0), jnp.array([1.0, -3.0]))
+    y, back = jax.vjp(
+        lambda x: scale_forward_backward(x, 2.0, 5.0), jnp.array([1.0, -3.0])
+    )
     np.testing.assert_array_equal(y, [2.0, -6.0])
     np.testing.assert_array_equal(back(jnp.array([1.0, 10.0]))[0], [5.0, 50.0])
 
@@ -150,7 +152,7 @@ def test_the_ratio_of_attention_to_feed_forward_is_its_multiplier() -> None:
 
 
 def test_umup_by_numbers(make_model: MakeModel) -> None:
-    rules = parametrization(make_model(width=64, depth=9, parametrization="umup"))
+    rules = bind_parametrization(make_model(width=64, depth=9, parametrization="umup"))
     assert (rules.rule("embedding", 256).init_std, rules.rule("embedding", 256).lr) == (
         1.0,
         1 / 8,
@@ -182,7 +184,7 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
         unit=UnitMultipliers(activation=1.5),
         **changes,
     )
-    family = build(config)
+    family = build_family(config)
     tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 16)
 
     def gradient(params: Any) -> Any:
@@ -195,7 +197,7 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
     ours = jax.jit(gradient)(params)
     monkeypatch.setattr(
         unit_scaling,
-        "scaled",
+        "scale_forward_backward",
         lambda x, forward, backward: x * jnp.asarray(forward, x.dtype),
     )
     plain = jax.jit(lambda p: gradient(p))(params)

@@ -13,7 +13,7 @@ from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution.base import Job
 from scaling.execution.config import SlurmConfig
 from scaling.execution.slurm import gigabytes
-from scaling.model.flops import count
+from scaling.model.flops import count_parameters
 from scaling.planning.memory import gpu_footprint, host_bytes, layer_bytes
 
 MakeRun = Callable[..., RunConfig]
@@ -94,7 +94,7 @@ def test_a_job_asks_for_what_its_model_takes() -> None:
         run_of(256, 4, 4, 256, 64, False),
         run_of(2048, 16, 16, 1024, 8, False),
     )
-    state = 12 * count(large.model).n_total
+    state = 12 * count_parameters(large.model).n_total
     assert 2 * state < host_bytes(large) < 6 * state
     assert ask(small) == 8
     assert 2 * host_bytes(large) / 2**30 <= ask(large) < 4 * host_bytes(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig
-from scaling.model.flops import count, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.lr_rules import rescale
 from scaling.planning.plan import (
     Plan,
@@ -73,7 +73,12 @@ def test_the_sizes_of_a_budget_surround_the_centre() -> None:
         def distance(width: int, budget: float = budget) -> float:
             model = dataclasses.replace(MODEL, width=width)
             return abs(
-                np.log(budget / flops_per_token(model) / count(model).n_matmul / 30.0)
+                np.log(
+                    budget
+                    / flops_per_token(model)
+                    / count_parameters(model).n_matmul
+                    / 30.0
+                )
             )
 
         chosen = {run.model.width for run in plan if run.budget == budget}
@@ -280,7 +285,7 @@ def test_a_rate_that_is_a_power_of_N_and_D_costs_every_run_in_full() -> None:
     for run in both:
         expected = (
             OPTIM.lr
-            * (count(run.model).n_matmul / 1e5) ** -0.4
+            * (count_parameters(run.model).n_matmul / 1e5) ** -0.4
             * (run.tokens / 1e6) ** -0.2
         )
         assert run.optim.lr == pytest.approx(expected, rel=1e-15)

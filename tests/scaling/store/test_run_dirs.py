@@ -17,7 +17,7 @@ import pytest
 
 import analysis.table.runs
 from scaling.config import RunConfig
-from scaling.model.flops import count, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.columns import COLUMNS
@@ -60,8 +60,10 @@ def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> Non
     row, run = table.iloc[0], runs[0]
     assert row["tokens"] == run.steps * run.batch_tokens and row["batch_tokens"] == 64
     assert row["flops"] == row["tokens"] * flops_per_token(run.model)
-    assert row["flops_6nd"] == 6 * count(run.model).n_matmul * row["tokens"]
-    assert row["n_total"] == count(run.model).n_total and row["budget"] == 1e9
+    assert row["flops_6nd"] == 6 * count_parameters(run.model).n_matmul * row["tokens"]
+    assert (
+        row["n_total"] == count_parameters(run.model).n_total and row["budget"] == 1e9
+    )
     assert (
         len(run_table(tmp_path, runs[:2])) == 2
         and len(run_table(tmp_path / "absent")) == 0

@@ -17,7 +17,7 @@ from scaling.execution.in_process import compile_ahead, run_here
 from scaling.training import compile_cache
 from scaling.training.loop import LoopConfig
 from scaling.training.sharding import Strategy
-from scaling.training.step import Schedule, _program, program
+from scaling.training.step import StepRates, _program, get_executable
 
 MakeRun = Callable[..., RunConfig]
 
@@ -60,7 +60,7 @@ def test_the_next_shape_is_compiled_while_a_run_trains(
     run = make_run(**{"model.width": 24})
     jax.clear_caches()
     _program.cache_clear()
-    with compile_cache.kept(tmp_path) as ahead:
+    with compile_cache.compilation_cache(tmp_path) as ahead:
         compile_ahead(run, LoopConfig())
     assert ahead["compiled"] == 1
     assert programs(run, tmp_path)["reused"] == 1
@@ -69,7 +69,7 @@ def test_the_next_shape_is_compiled_while_a_run_trains(
 def test_the_users_own_folder_goes_before(tmp_path: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
     try:
-        with compile_cache.kept(tmp_path / "sweep"):
+        with compile_cache.compilation_cache(tmp_path / "sweep"):
             jax.jit(lambda x: x * 3.0)(np.ones(5, np.float32))
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
@@ -80,10 +80,10 @@ def size(depth: int) -> int:
     """Lines of the program that XLA is given for a chunk."""
     model = ModelConfig(width=8, depth=depth, n_heads=2, vocab=16, context=16)
     run = RunConfig(model, optim=OptimConfig(batch_size=2, warmup_tokens=0))
-    compiled = program(run, Strategy("single", 1), None)
+    compiled = get_executable(run, Strategy("single", 1), None)
     windows, rates = (
         np.zeros((4, 2, 17), np.int32),
-        Schedule(*np.zeros((2, 4), np.float32)),
+        StepRates(*np.zeros((2, 4), np.float32)),
     )
     inputs = (compiled.abstract_state, windows, rates, np.int32(4), np.uint32(0))
     return compiled.chunk.lower(*inputs).as_text().count("\n")  # pyright: ignore[reportFunctionMemberAccess]

@@ -27,7 +27,7 @@ from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
-from scaling.training.lowering import lower
+from scaling.training.lowering import lower_for_devices
 from scaling.training.packing import How
 
 MakeRun = Callable[..., RunConfig]
@@ -208,7 +208,7 @@ def test_bytes_priced_beforehand_are_near_those_of_the_gpu(dtype: str) -> None:
     )  # type: ignore[arg-type]
     run = RunConfig(model, DataConfig(), OptimConfig(batch_size=32), tokens=32 * 512)
     stats: Any = (
-        lower(run, jax.devices()[:1], LoopConfig().chunk_steps)
+        lower_for_devices(run, jax.devices()[:1], LoopConfig().chunk_steps)
         .stages.compile()
         .memory_analysis()
     )

@@ -29,7 +29,7 @@ from scaling.store.columns import COLUMNS
 from scaling.store.run_dirs import read_metrics
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig, train_trunk
-from scaling.training.step import Program
+from scaling.training.step import Executable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
@@ -369,10 +369,10 @@ def test_a_cooldown_that_diverges_leaves_the_trunk_alone(
     """The first run's held-out loss is not finite; the second is as if nothing had
     happened.
     """
-    evaluate = Program.evaluate
+    evaluate = Executable.evaluate
     calls = iter([True, False])
 
-    def broken(self: Program, state: Any, windows: np.ndarray) -> Any:
+    def broken(self: Executable, state: Any, windows: np.ndarray) -> Any:
         evaluation = evaluate(self, state, windows)
         return (
             dataclasses.replace(evaluation, loss=float("inf"))
@@ -380,7 +380,7 @@ def test_a_cooldown_that_diverges_leaves_the_trunk_alone(
             else evaluation
         )
 
-    monkeypatch.setattr(Program, "evaluate", broken)
+    monkeypatch.setattr(Executable, "evaluate", broken)
     train(runs, tmp_path)
     assert result(tmp_path, runs[0])["status"] == "diverged"
     assert result(tmp_path, runs[1]) == result(finished[0], runs[1])

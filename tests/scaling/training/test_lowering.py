@@ -20,9 +20,9 @@ from scaling.planning import libtpu
 from scaling.planning.aot import Compiler
 from scaling.planning.cost import price
 from scaling.planning.hardware import parse_target
-from scaling.training.lowering import arguments
+from scaling.training.lowering import abstract_arguments
 from scaling.training.sharding import Strategy
-from scaling.training.step import program
+from scaling.training.step import get_executable
 
 MakeRun = Callable[..., RunConfig]
 STEPS = 3
@@ -47,10 +47,10 @@ def test_chunk_and_evaluator_lower(
         "optim.accumulate": 2,
     }
     run = make_run(**changes, **{"model.dtype": dtype, "model.scan_layers": layers})
-    compiled = program(run, Strategy("single", 1), None)
+    compiled = get_executable(run, Strategy("single", 1), None)
     state = compiled.abstract_state
     chunk = jax.export.export(compiled.chunk, platforms=[platform])(
-        *arguments(state, run, STEPS)
+        *abstract_arguments(state, run, STEPS)
     )
     assert chunk.platforms == (platform,)
     leaves = [

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from scaling.config import ModelConfig, OptimConfig, RunConfig
 from scaling.model import parametrization
 from scaling.model.parametrization import PARAMETRIZATIONS, Rule
-from scaling.model.transformer import Params, build
-from scaling.schedule import schedule, undercooled
+from scaling.model.transformer import Params, build_family
+from scaling.schedule import is_decay_too_short, learning_rate_factor
 from scaling.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -43,7 +43,7 @@ def scheduled(
 
 
 def factors(run: RunConfig, stage: Any = "run") -> np.ndarray:
-    return schedule(run, np.arange(run.steps), stage)
+    return learning_rate_factor(run, np.arange(run.steps), stage)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -98,10 +98,10 @@ def test_a_run_follows_its_trunk_up_to_the_branch_step(
 
 
 def test_a_run_without_cooldown_is_undercooled() -> None:
-    assert undercooled(scheduled("wsd_linear", cooldown=0.0)) and undercooled(
-        scheduled("inverse_sqrt")
-    )
-    assert not undercooled(scheduled("wsd_linear")) and not undercooled(
+    assert is_decay_too_short(
+        scheduled("wsd_linear", cooldown=0.0)
+    ) and is_decay_too_short(scheduled("inverse_sqrt"))
+    assert not is_decay_too_short(scheduled("wsd_linear")) and not is_decay_too_short(
         scheduled("cosine")
     )
 
@@ -116,7 +116,7 @@ def tree(seed: int, like: Params) -> Params:
 
 @functools.cache
 def shapes(config: ModelConfig) -> Params:
-    family = build(config)
+    family = build_family(config)
     return jax.eval_shape(lambda: family.init(0))
 
 
@@ -129,7 +129,7 @@ def updates(
     decay: float,
 ) -> list[Params]:
     """The update of each step, the parameters held where they are."""
-    optimizer = make_optimizer(config, build(model))
+    optimizer = make_optimizer(config, build_family(model))
 
     @jax.jit
     def run(params: Params, rate: Any, decay: Any) -> list[Params]:
@@ -211,7 +211,7 @@ def test_updates_are_the_formulas(
     )
     model = make_model(norm="layernorm", parametrization="changed")
     family, config = (
-        build(model),
+        build_family(model),
         OptimConfig(optimizer=name, clip_norm=limit, epsilon=1e-3),
     )
     params, steps = tree(0, shapes(model)), [tree(i, shapes(model)) for i in (1, 2, 3)]
@@ -236,7 +236,7 @@ def test_weight_decay_is_independent_of_the_rate_and_masked_by_role(
     make_model: MakeModel,
 ) -> None:
     model = make_model(norm="layernorm", position="learned")
-    family, params = build(model), tree(0, shapes(model))
+    family, params = build_family(model), tree(0, shapes(model))
     still = [jax.tree.map(np.zeros_like, params)]
     slow, fast = (
         updates(model, OptimConfig(), params, still, rate, 0.1)[0]
@@ -263,7 +263,11 @@ def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(
     near 0.2 where Adam's first has 1; Newton-Schulz leaves the values within about 0.7
     and 1.2 of it, and to 0.6 below its range."""
     model = make_model(width=32)
-    family, params, grads = build(model), tree(0, shapes(model)), tree(1, shapes(model))
+    family, params, grads = (
+        build_family(model),
+        tree(0, shapes(model)),
+        tree(1, shapes(model)),
+    )
     muon = updates(model, MUON, params, [grads], 1.0, 0.0)[0]
     adamw = updates(
         model, dataclasses.replace(MUON, optimizer="adamw"), params, [grads], 1.0, 0.0
@@ -308,7 +312,7 @@ def test_every_optimizer_solves_a_bowl(
     make_model: MakeModel, name: Any, lr: float
 ) -> None:
     model = make_model()
-    optimizer = make_optimizer(OptimConfig(optimizer=name), build(model))
+    optimizer = make_optimizer(OptimConfig(optimizer=name), build_family(model))
     params, target = tree(0, shapes(model)), tree(1, shapes(model))
 
     def loss(params: Params) -> jax.Array:

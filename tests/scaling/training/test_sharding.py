@@ -19,7 +19,13 @@ import pytest
 
 from scaling.config import ConfigError, RunConfig, to_dict
 from scaling.training import sharding
-from scaling.training.sharding import SHARDS, Strategy, choose, split_axis, split_rows
+from scaling.training.sharding import (
+    SHARDS,
+    Strategy,
+    choose_split_axis,
+    choose_strategy,
+    split_rows,
+)
 
 MakeRun = Callable[..., RunConfig]
 
@@ -30,8 +36,8 @@ import jax
 import numpy as np
 from scaling.store import run_dirs
 from scaling.config import ConfigError, RunConfig, from_dict
-from scaling.training.sharding import Strategy, choose
-from scaling.training.step import Schedule, program
+from scaling.training.sharding import Strategy, choose_strategy
+from scaling.training.step import StepRates, get_executable
 from scaling.training.loop import LoopConfig, train_trunk
 
 faulthandler.dump_traceback_later(280)
@@ -44,12 +50,12 @@ def inputs(run, strategy):  # each token is its predecessor plus one
     shape = (S, run.optim.batch_size, 1)
     start = np.random.default_rng(0).integers(0, run.model.vocab, shape)
     windows = ((start + np.arange(run.model.context + 1)) % run.model.vocab).astype(np.int32)
-    rates = Schedule(np.full(S, 0.01, np.float32), np.full(S, 1e-3, np.float32))
+    rates = StepRates(np.full(S, 0.01, np.float32), np.full(S, 1e-3, np.float32))
     return strategy.shard_batches(windows), rates, np.int32(S), np.uint32(0)
 
 
 def losses(run, strategy):
-    compiled = program(run, strategy, None)
+    compiled = get_executable(run, strategy, None)
     heldout = np.random.default_rng(1).integers(0, run.model.vocab, (300, run.model.context + 1), dtype=np.int32)
     start = compiled.init(0)
     before = compiled.evaluate(start, heldout)
@@ -70,7 +76,7 @@ def losses(run, strategy):
 
 
 def cost(run, strategy):  # of one device
-    compiled = program(run, strategy, None)
+    compiled = get_executable(run, strategy, None)
     state = strategy.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), compiled.abstract_state))
     step = compiled.chunk.lower(state, *inputs(run, strategy)).compile()
     return [step.memory_analysis().argument_size_in_bytes, step.cost_analysis()["flops"]]
@@ -107,9 +113,9 @@ for name in ("single", "pmap", "fsdp"):
     answer[name] = train(name, name)
 for first, then in (("fsdp", "single"), ("pmap", "fsdp")):
     answer[f"{first}, {then}"] = [train(f"{first} {then}", first, chunks=3), *train(f"{first} {then}", then)]
-answer["chosen"] = [choose("auto", 6).devices, choose("auto", 16, 4).devices, choose("auto", 7).devices]
+answer["chosen"] = [choose_strategy("auto", 6).devices, choose_strategy("auto", 16, 4).devices, choose_strategy("auto", 7).devices]
 try:
-    choose("fdsp", 16)
+    choose_strategy("fdsp", 16)
 except ConfigError as error:
     answer["unknown"] = str(error)
 print(json.dumps(answer))
@@ -229,7 +235,7 @@ def test_auto_takes_as_many_devices_as_share_the_batch(answer: dict[str, Any]) -
 def test_an_array_is_split_along_its_largest_divisible_axis(
     shape: tuple[int, ...], axes: tuple[Any, ...]
 ) -> None:
-    assert split_axis(shape, 4) == axes
+    assert choose_split_axis(shape, 4) == axes
 
 
 def test_splitting_rows_is_nothing_outside_of_fsdp() -> None:
@@ -243,17 +249,17 @@ def test_a_batch_that_does_not_split_is_an_error(
     monkeypatch: pytest.MonkeyPatch, name: Any
 ) -> None:
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
-    assert choose(name, 16) == Strategy(name, 8)
+    assert choose_strategy(name, 16) == Strategy(name, 8)
     with pytest.raises(
         ConfigError,
         match=rf"optim.batch_size = 12: must be a multiple of the 8 devices under {name}",
     ):
-        choose(name, 12)
+        choose_strategy(name, 12)
     with pytest.raises(
         ConfigError, match=r"optim.batch_size = 16: .*8 devices x 4 micro-batches"
     ):
-        choose(name, 16, accumulate=4)
-    assert choose("single", 12) == Strategy("single", 1)
+        choose_strategy(name, 16, accumulate=4)
+    assert choose_strategy("single", 12) == Strategy("single", 1)
 
 
 def test_an_unknown_strategy_is_an_error(answer: dict[str, Any]) -> None:
@@ -267,19 +273,19 @@ def test_several_processes_train_under_fsdp(monkeypatch: pytest.MonkeyPatch) -> 
     """As many devices as share the batch evenly, equally many in each process."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    assert choose("auto", 24) == Strategy("fsdp", 12)
-    assert choose("auto", 18) == Strategy("fsdp", 9)
+    assert choose_strategy("auto", 24) == Strategy("fsdp", 12)
+    assert choose_strategy("auto", 18) == Strategy("fsdp", 9)
     for name in ("single", "pmap"):
         with pytest.raises(
             ConfigError,
             match=rf"loop.strategy = '{name}': 3 processes .* use 'fsdp' or 'auto'",
         ):
-            choose(name, 24)
+            choose_strategy(name, 24)
     with pytest.raises(
         ConfigError,
         match=r"optim.batch_size = 16: must be a multiple of the 12 devices under fsdp",
     ):
-        choose("auto", 16)
+        choose_strategy("auto", 16)
     monkeypatch.setattr(jax, "process_index", lambda: 2)
     assert list(range(24))[Strategy("fsdp", 12).rows(24)] == list(range(16, 24))
 

@@ -18,12 +18,12 @@ import pytest
 from scaling.config import RunConfig
 from scaling.training.sharding import Strategy
 from scaling.training.step import (
-    Program,
-    Schedule,
+    Executable,
+    StepRates,
     TrainState,
-    micro_batches,
-    program,
-    summed_gradient,
+    compute_gradient_sum,
+    count_micro_batches,
+    get_executable,
     token_losses,
 )
 
@@ -39,8 +39,8 @@ def run(make_run: MakeRun) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def compiled(run: RunConfig) -> Program:
-    return program(run, SINGLE, None)
+def compiled(run: RunConfig) -> Executable:
+    return get_executable(run, SINGLE, None)
 
 
 def random_windows(*shape: int, seed: int = 0) -> np.ndarray:
@@ -48,11 +48,11 @@ def random_windows(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def train(
-    compiled: Program, state: TrainState, start: int, count: int, lr: float = 1e-2
+    compiled: Executable, state: TrainState, start: int, count: int, lr: float = 1e-2
 ) -> tuple[TrainState, np.ndarray]:
     """Steps start .. start + count - 1 as one chunk of S; the state stays the caller's."""
     rate = lr / (1.0 + np.arange(start, start + S))
-    rates = Schedule(np.asarray(rate, np.float32), np.full(S, 1e-3, np.float32))
+    rates = StepRates(np.asarray(rate, np.float32), np.full(S, 1e-3, np.float32))
     batches = np.stack(
         [random_windows(B, seed=step) for step in range(start, start + S)]
     )
@@ -74,7 +74,7 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 def test_the_partition_into_chunks_does_not_matter_to_the_last_bit(
-    compiled: Program,
+    compiled: Executable,
 ) -> None:
     whole, losses = train(compiled, compiled.init(0), 0, 16)
     part, first = train(compiled, compiled.init(0), 0, 10)
@@ -85,9 +85,9 @@ def test_the_partition_into_chunks_does_not_matter_to_the_last_bit(
 
 
 def test_training_lowers_the_loss_from_that_of_the_uniform_prediction(
-    compiled: Program,
+    compiled: Executable,
 ) -> None:
-    rates = Schedule(np.full(S, 0.03, np.float32), np.zeros(S, np.float32))
+    rates = StepRates(np.full(S, 0.03, np.float32), np.zeros(S, np.float32))
     same = np.repeat(random_windows(1, B), S, axis=0)
     _, metrics = compiled.chunk(
         compiled.init(0), same, rates, np.int32(S), np.uint32(0)
@@ -100,7 +100,7 @@ def test_training_lowers_the_loss_from_that_of_the_uniform_prediction(
 
 
 def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
-    compiled: Program, run: RunConfig, make_run: MakeRun
+    compiled: Executable, run: RunConfig, make_run: MakeRun
 ) -> None:
     others = [
         {"optim.lr": 1e-3},
@@ -114,9 +114,11 @@ def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
         {"budget": 1e9},
     ]
     for change in others:
-        assert program(make_run(**change), SINGLE, None) is compiled
-    assert program(make_run(**{"optim.beta1": 0.8}), SINGLE, None) is not compiled
-    assert program(run, SINGLE, (0, 4)) is not compiled
+        assert get_executable(make_run(**change), SINGLE, None) is compiled
+    assert (
+        get_executable(make_run(**{"optim.beta1": 0.8}), SINGLE, None) is not compiled
+    )
+    assert get_executable(run, SINGLE, (0, 4)) is not compiled
     train(compiled, compiled.init(1), 0, 3, lr=0.3)
     programs = compiled.chunk._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
     train(compiled, compiled.init(0), 5, 16, lr=0.1)
@@ -124,9 +126,9 @@ def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
 
 
 def test_gradient_accumulation_changes_nothing(
-    compiled: Program, make_run: MakeRun
+    compiled: Executable, make_run: MakeRun
 ) -> None:
-    pieces = program(make_run(**{"optim.accumulate": 4}), SINGLE, None)
+    pieces = get_executable(make_run(**{"optim.accumulate": 4}), SINGLE, None)
     _, whole = train(compiled, compiled.init(0), 0, 16)
     _, parts = train(pieces, pieces.init(0), 0, 16)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
@@ -138,7 +140,7 @@ def test_a_batch_is_computed_in_pieces_that_fit_the_cache(make_run: MakeRun) -> 
     """
 
     def pieces(**changes: Any) -> int:
-        return micro_batches(make_run(tokens=100_000, **changes), SINGLE)
+        return count_micro_batches(make_run(tokens=100_000, **changes), SINGLE)
 
     assert pieces(**{"optim.batch_size": 32}) == 1  # 512 tokens of context 16
     assert pieces(**{"optim.batch_size": 128}) == 4
@@ -158,7 +160,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def cross_entropy(
-    compiled: Program, state: TrainState, windows: np.ndarray
+    compiled: Executable, state: TrainState, windows: np.ndarray
 ) -> np.ndarray:
     """Loss of each target, (M, T), in float64."""
     logits = jax.jit(compiled.recipe.family.apply)(state.params, windows[:, :-1])
@@ -168,12 +170,12 @@ def cross_entropy(
 
 
 @pytest.fixture(scope="module")
-def trained(compiled: Program) -> TrainState:
+def trained(compiled: Executable) -> TrainState:
     return train(compiled, compiled.init(0), 0, 16, lr=0.1)[0]
 
 
 def test_evaluation_is_the_mean_over_windows_and_its_standard_error(
-    compiled: Program, trained: TrainState
+    compiled: Executable, trained: TrainState
 ) -> None:
     """Windows come in blocks of 256 here: 300 are padded to 512, 7 to 256, and the
     padding must not count.
@@ -189,15 +191,15 @@ def test_evaluation_is_the_mean_over_windows_and_its_standard_error(
 
 
 def test_one_window_has_no_standard_error(
-    compiled: Program, trained: TrainState
+    compiled: Executable, trained: TrainState
 ) -> None:
     assert math.isnan(compiled.evaluate(trained, random_windows(1)).loss_se)
 
 
 def test_only_targets_in_the_loss_range_count(
-    compiled: Program, run: RunConfig, trained: TrainState
+    compiled: Executable, run: RunConfig, trained: TrainState
 ) -> None:
-    masked = program(run, SINGLE, (4, 8))
+    masked = get_executable(run, SINGLE, (4, 8))
     windows = random_windows(40, seed=3)
     counted = (windows[:, 1:] >= 4) & (windows[:, 1:] < 8)
     losses = cross_entropy(compiled, trained, windows)
@@ -221,12 +223,12 @@ def test_only_targets_in_the_loss_range_count(
 
 
 def test_masked_targets_give_no_gradient(run: RunConfig, trained: TrainState) -> None:
-    recipe = program(run, SINGLE, (4, 8)).recipe
+    recipe = get_executable(run, SINGLE, (4, 8)).recipe
     windows = random_windows(B)
     windows[:, 1:] = np.where(
         (windows[:, 1:] >= 4) & (windows[:, 1:] < 8), 0, windows[:, 1:]
     )
-    gradient = jax.jit(lambda p, w: summed_gradient(recipe, p, w, None))
+    gradient = jax.jit(lambda p, w: compute_gradient_sum(recipe, p, w, None))
     loss, count, grads = gradient(trained.params, windows)
     assert float(loss) == 0.0 and float(count) == 0.0
     assert not any(np.any(g) for g in jax.tree.leaves(grads))
@@ -241,9 +243,9 @@ def test_masked_targets_give_no_gradient(run: RunConfig, trained: TrainState) ->
 
 def test_dropout_is_a_function_of_seed_and_step(make_run: MakeRun) -> None:
     config = make_run(**{"model.dropout": 0.5, "model.zero_init_outputs": False})
-    dropped = program(config, SINGLE, None)
-    assert program(dataclasses.replace(config, seed=1), SINGLE, None) is dropped
-    rates = Schedule(
+    dropped = get_executable(config, SINGLE, None)
+    assert get_executable(dataclasses.replace(config, seed=1), SINGLE, None) is dropped
+    rates = StepRates(
         np.zeros(S, np.float32), np.zeros(S, np.float32)
     )  # nothing is learned
     same = np.repeat(random_windows(1, B), S, axis=0)
