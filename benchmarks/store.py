@@ -300,7 +300,7 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
 
 
 def show(answer: dict[str, Any]) -> None:
-    """The table that `docs/scale.md` has."""
+    """The table that `docs/notes/scale.md` has."""
     runs = answer["runs"]
     print(
         f"{runs:,} runs        seconds   microseconds a run   memory before, peak (MB)"

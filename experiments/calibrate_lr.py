@@ -9,7 +9,7 @@ cells and prints them as a preset takes them: a power of the width over the cell
 larger budget, and a power law
 in N and D over all. Expect a shallow valley: half or twice the best rate costs about
 one per cent of loss. The figures that this printed, and the rule chosen from them,
-stand in docs/recipe.md.
+stand in docs/notes/recipe.md.
 """
 
 from __future__ import annotations

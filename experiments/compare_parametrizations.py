@@ -5,7 +5,7 @@ by each one's rules, compare.
 
 For each parametrisation a grid of rates is trained at the base width, and the best rate
 (a parabola in log rate) is carried to every width by that parametrisation's own rules;
-`sp` takes the rule of docs/recipe.md, rate ~ width^-0.7, which was itself fitted to
+`sp` takes the rule of docs/notes/recipe.md, rate ~ width^-0.7, which was itself fitted to
 sweeps at several widths. Two compute multipliers over `sp` are printed. At equal size:
 the tokens that `sp` needs at the same width for the same loss, over those spent; it
 stays within the grid. At the optimum: each grid is fitted by itself and the frontiers

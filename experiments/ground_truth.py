@@ -12,7 +12,7 @@ at the same budgets, so that the gap of the learner and the bias
 of the range are seen apart. Fitters: laws fitted to the ideal learner's loss alone,
 without training. Expect: the easy floors within 0.02 nats, all of them without --quick;
 a learner a few times above the ideal one, with an exponent not far below its. What was
-printed stands in docs/ground_truth.md.
+printed stands in docs/notes/ground_truth.md.
 """
 
 from __future__ import annotations

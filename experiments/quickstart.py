@@ -34,7 +34,7 @@ class Quickstart:
     preset: str = "quickstart"
     workers: int | None = None
     delta: float = 1e-2
-    """Of Huber's loss: about the scatter between seeds (docs/recipe.md); 1e-3 would all
+    """Of Huber's loss: about the scatter between seeds (docs/notes/recipe.md); 1e-3 would all
     but ignore half the runs.
     """
     draws: int = 1000

@@ -9,7 +9,7 @@ grid and its neighbours. Intervals are of 90 %: the whole search is repeated on 
 with Student's t noise as large as the scatter between seeds, pooled over the shapes.
 Expect the best rate to stay within one step of 2 over a fourfold range of widths under
 muP and u-muP, and of depths under CompleteP; to fall with width under `sp`, and to rise
-with depth under u-muP (docs/parametrizations.md). `--rates 7` adds a rate at either end
+with depth under u-muP (docs/concepts/parametrizations.md). `--rates 7` adds a rate at either end
 and keeps what is trained.
 """
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 
-RATE, RATE_EXPONENT, RATE_WIDTH = 5e-3, 0.7, 64  # docs/recipe.md
+RATE, RATE_EXPONENT, RATE_WIDTH = 5e-3, 0.7, 64  # docs/notes/recipe.md
 METHODS: tuple[Literal["adamw", "rmsprop", "sgd"], ...] = ("adamw", "rmsprop", "sgd")
 SGD_FACTOR = 64.0  # centre of SGD's grid over AdamW's: its step has the gradient's size, not its sign's
 SCHEMES = {  # S13: centre of its rates over SP's, moved from 1 until the best rate was not at the grid's edge

@@ -134,11 +134,11 @@ class SweepArgs:
     its devices. Default: one per core on CPU, 0 elsewhere."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Where to train: on this machine, or a job per trunk on a cluster, all of whose
-    machines see --out; see docs/clusters.md (extras slurm, ray)."""
+    machines see --out; see docs/guides/clusters.md (extras slurm, ray)."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
-    """How devices share a run, see docs/devices.md: fsdp splits models that do not fit
+    """How devices share a run, see docs/guides/devices.md: fsdp splits models that do not fit
     on one.
     """
     pack: Literal["auto", "solo", "vmap", "map"] = "auto"

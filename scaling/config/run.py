@@ -233,7 +233,7 @@ class OptimConfig:
 
     optimizer: Optimizer = "adamw"
     lr: float = 5e-3
-    """At model.base_width; see docs/recipe.md."""
+    """At model.base_width; see docs/notes/recipe.md."""
     batch_size: int = 4
     """Sequences per step, over all devices."""
     accumulate: int = 1

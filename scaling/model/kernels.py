@@ -2,7 +2,7 @@
 
 What JAX derives is right but slow on CPU: XLA's products are fast where the left side
 is contracted over its last axis, its copies of transposed arrays are slow
-(docs/performance.md). On a GPU, attention in bfloat16 is cuDNN's.
+(docs/notes/performance.md). On a GPU, attention in bfloat16 is cuDNN's.
 
 Axes: B batch, T and S position, H heads, K head dimension, I and O the sides of a
 matrix, V vocabulary.

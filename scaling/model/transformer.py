@@ -481,7 +481,7 @@ def build_family(config: ModelConfig, unroll: bool = False) -> Family:
     is computed.
 
     unroll: compile scanned layers one after the other, which on a GPU is faster
-    (docs/performance.md).
+    (docs/notes/performance.md).
     """
     model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0)))
     graph, state = nnx.split(model)

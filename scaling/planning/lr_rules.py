@@ -16,7 +16,7 @@ from scaling.config import ConfigError, OptimConfig, RunConfig
 
 WIDTH_EXPONENT = {
     "sp": 0.7
-}  # best rate ~ width^-exponent, docs/recipe.md; 0 where rates transfer or none was measured
+}  # best rate ~ width^-exponent, docs/notes/recipe.md; 0 where rates transfer or none was measured
 
 
 def width_exponent(parametrization: str) -> float:

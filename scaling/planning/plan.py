@@ -87,10 +87,10 @@ class PlanConfig:
         int, ...
     ] = ()  # a rectangular plan: every width at every one of these
     seeds: tuple[int, ...] = (0,)
-    min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/recipe.md)
+    min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/notes/recipe.md)
     min_tokens_per_parameter: float = 4.0
     lr_width_exponent: float | None = (
-        None  # None: 0.7 under sp (docs/recipe.md), else 0
+        None  # None: 0.7 under sp (docs/notes/recipe.md), else 0
     )
     lr_N_exponent: float = 0.0  # in the place of lr_width_exponent
     lr_D_exponent: float = 0.0

@@ -1,4 +1,4 @@
-"""docs/fits.md: its snippets run, and its table of laws is the registry."""
+"""docs/guides/fit.md: its snippets run, and its table of laws is the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from analysis.laws.library import LAWS
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "fits.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "fit.md").read_text(encoding="utf-8")
 
 
 def foreign(table):
@@ -41,7 +41,7 @@ def test_snippets_run_in_order(sweep, tmp_path, monkeypatch, known_laws):
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     for block in blocks:
-        exec(compile(block, "docs/fits.md", "exec"), names)
+        exec(compile(block, "docs/guides/fit.md", "exec"), names)
     assert (tmp_path / "comparison.png").exists()
     assert len(blocks) > 8
 

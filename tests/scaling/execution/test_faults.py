@@ -1,4 +1,4 @@
-"""What happens when something breaks: the table of docs/reliability.md, one test a row
+"""What happens when something breaks: the table of docs/concepts/reliability.md, one test a row
 that no other file has.
 """
 
