@@ -113,7 +113,9 @@ for name in ("single", "pmap", "fsdp"):
     answer[name] = train(name, name)
 for first, then in (("fsdp", "single"), ("pmap", "fsdp")):
     answer[f"{first}, {then}"] = [train(f"{first} {then}", first, chunks=3), *train(f"{first} {then}", then)]
-answer["chosen"] = [choose_strategy("auto", 6).devices, choose_strategy("auto", 16, 4).devices, choose_strategy("auto", 7).devices]
+answer["chosen"] = [
+    choose_strategy("auto", *sizes).devices for sizes in ((6,), (16, 4), (7,))
+]
 try:
     choose_strategy("fdsp", 16)
 except ConfigError as error:
