@@ -43,11 +43,11 @@ from .plots.fit import plot_fit as plot_fit
 from .plots.fit import plot_frontier as plot_frontier
 from .plots.fit import plot_isoflop as plot_isoflop
 from .report.html import write_report as write_report
+from .table.columns import COLUMNS as COLUMNS
 from .table.importers import from_mlflow as from_mlflow
 from .table.importers import from_tensorboard as from_tensorboard
 from .table.importers import from_trackio as from_trackio
 from .table.importers import from_wandb as from_wandb
-from .table.runs import COLUMNS as COLUMNS
 from .table.runs import Runs as Runs
 from .table.runs import load_runs as load_runs
 from .table.tuned import tuned as tuned

@@ -35,7 +35,7 @@ from scaling import Plan, PlanConfig, make_plan
 from scaling.cli.main import preset_path
 from scaling.config import RunConfig, read_toml, to_dict
 from scaling.store import run_dirs
-from scaling.store.table import export, run_table
+from scaling.store.table import export_table, run_table
 
 CLAIMS = 500  # taken and released, for a rate
 DELAY = 1e-3  # seconds that a file is late in the tasks that are far
@@ -74,7 +74,7 @@ def write_run(out: Path, run: RunConfig, loss: float) -> None:
     """
     folder = run_dirs.run_dir(out, run)
     folder.mkdir(parents=True)
-    row = run_dirs.describe(run)
+    row = run_dirs.describe_run(run)
     versions = {
         "python": "3.12.3",
         **dict.fromkeys(
@@ -114,7 +114,9 @@ def write_run(out: Path, run: RunConfig, loss: float) -> None:
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in lines)
     )
-    (folder / "result.json").write_text(json.dumps(run_dirs.plain(row), indent=1))
+    (folder / "result.json").write_text(
+        json.dumps(run_dirs.replace_nonfinite(row), indent=1)
+    )
 
 
 def peak_memory() -> float:
@@ -157,8 +159,8 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
         "list": lambda: len(os.listdir(out)),
         "table": lambda: len(run_table(out)),
         "far": lambda: len(run_table(out)),
-        "start": lambda: sum(run_dirs.finished(out, plan.runs)),
-        "start_far": lambda: sum(run_dirs.finished(out, plan.runs)),
+        "start": lambda: sum(run_dirs.are_finished(out, plan.runs)),
+        "start_far": lambda: sum(run_dirs.are_finished(out, plan.runs)),
     }
     answer: dict[str, float] = {}
     if task.endswith("far"):
@@ -166,7 +168,7 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
     if task == "export":
         table = run_table(out)
         before = peak_memory()
-        work["export"] = lambda: len(table) if all(export(table, out)) else 0
+        work["export"] = lambda: len(table) if all(export_table(table, out)) else 0
         answer["table_bytes"] = float(table.memory_usage(deep=True).sum())
     seconds, found = timed(work[task])
     if task.startswith("start"):
@@ -290,7 +292,7 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
         answer |= claim_traffic(Path(aside))
         for name, run in (("least", by_size[0]), ("largest", by_size[-1])):
             size, seconds = checkpoint(run, Path(aside) / name)
-            parameters = run_dirs.describe(run)["n_total"]
+            parameters = run_dirs.describe_run(run)["n_total"]
             answer |= {
                 f"{name}_parameters": parameters,
                 f"{name}_checkpoint_bytes": size,

@@ -29,7 +29,8 @@ from analysis.plots.style import (
     flops_text,
     signed_text,
 )
-from analysis.table.runs import COLUMNS, Runs
+from analysis.table.columns import COLUMNS
+from analysis.table.runs import Runs
 
 Write = Callable[[Number], str]
 

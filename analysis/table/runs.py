@@ -1,8 +1,7 @@
-"""The run table: what each column means, how a foreign table is read, and which rows
-are refused.
+"""The run table: how a foreign table is read, and which rows are rejected.
 
-This file is the only definition of the columns. A table has one row per (run, token
-budget).
+A table has one row per (run, token budget). `scaling/store/columns.toml` declares the
+columns of the project's own tables.
 """
 
 from __future__ import annotations
@@ -19,59 +18,6 @@ import pandas as pd
 from analysis.table.readers import Source, numbers, read_table, visible
 from analysis.table.units import checked_units, convert
 from analysis.table.warnings import FORMULAS, flags, truth
-
-COLUMNS: dict[str, str] = {
-    # identity
-    "run_id": "hash of the run's configuration; one row each",
-    "trunk_id": "rows that share a constant-rate trunk share this id: they are not independent",
-    "sweep": "name of the sweep",
-    "seed": "random seed of initialisation and dropout",
-    "status": "finished | diverged | failed",
-    "budget": "nominal IsoFLOP budget, FLOPs; NaN when the run belongs to none",
-    # shape
-    "width": "residual width",
-    "depth": "number of blocks",
-    "n_heads": "attention heads",
-    "d_ff": "feed-forward width",
-    "vocab": "vocabulary size",
-    "context": "tokens per sequence",
-    "parametrization": "SP, muP, ...",
-    # N, parameters, under every convention
-    "n_total": "all parameters",
-    "n_non_embedding": "parameters without embeddings and output head",
-    "n_matmul": "weights that multiply activations: non-embedding + output head",
-    # D, tokens
-    "tokens": "tokens trained on, repeats counted",
-    "unique_tokens": "distinct tokens trained on",
-    "epochs": "tokens / unique_tokens",
-    # C, FLOPs
-    "flops": "FLOPs of training this row alone, counted exactly (attention and output head included)",
-    "flops_6nd": "6 * n_matmul * tokens",
-    "flops_spent": "FLOPs added by this row when its trunk is shared with others",
-    # recipe
-    "optimizer": "optimizer's name",
-    "lr": "peak learning rate",
-    "batch_tokens": "tokens per step",
-    "warmup_tokens": "tokens of learning-rate warm-up",
-    "schedule": "learning-rate schedule",
-    "cooldown_fraction": "share of the tokens spent in the cooldown",
-    "weight_decay": "weight decay",
-    # data
-    "source": "data source",
-    "fingerprint": "sha256 of the source's text",
-    "tokenizer": "tokenizer's name",
-    # outcome
-    "loss": "held-out loss, nats per token",
-    "loss_se": "standard error of loss over the held-out slice, nats per token",
-    "bits_per_byte": "held-out loss in bits per byte",
-    "diverged": "true when the loss became non-finite",
-    "undercooled": "true when the cooldown is shorter than the recipe asks",
-    # provenance
-    "device": "device the run was trained on",
-    "wall_seconds": "training time, seconds",
-    "versions": "library versions, JSON",
-    "commit": "source commit",
-}
 
 CANONICAL: dict[str, str] = {
     "N": "parameters, under the convention of the source column",

@@ -86,11 +86,11 @@ class RunsArgs:
             show_difference(self.out, self.diff, self.json)
             return 0
         table = self._table()
-        table = query.matching(table, self.where)
+        table = query.filter_runs(table, self.where)
         if self.sort is not None:
-            table = query.ordered(table, self.sort, self.descending)
+            table = query.sort_runs(table, self.sort, self.descending)
         if self.export is not None:
-            query.export(table, self.export)
+            query.export_runs(table, self.export)
         if table.empty and not self.json:
             print("no such run")
         else:
@@ -106,7 +106,7 @@ class RunsArgs:
         if self.failed and self.all_runs:
             raise ConfigError("--failed, --all-runs: give one of the two")
         which = "failed" if self.failed else "all" if self.all_runs else "finished"
-        table, unreadable = query.table(self.out, which)
+        table, unreadable = query.list_runs(self.out, which)
         for entry in unreadable:
             remedy = f"remove {self.out / entry.run_id} and the next sweep trains the run again"
             print(f"left out: {entry.reason}; {remedy}", file=sys.stderr)
@@ -235,17 +235,28 @@ def show_run(out: Path, prefix: str, as_json: bool) -> None:
     """Print one run: configuration, result, learning curve."""
     from scaling.store import query
 
-    run_id = query.find(out, prefix)
+    run_id = query.find_run(out, prefix)
     run = query.read_config(out, run_id)
-    rows, _ = query.table(out, "all")
+    rows, _ = query.list_runs(out, "all")
     (row,) = records(rows.loc[rows["run_id"] == run_id])
     row = {name: value for name, value in row.items() if value not in (None, "")}
-    history = query.history(out, run)
+    history = query.read_history(out, run)
     if as_json:
-        print_json({"config": query.flat(run), "row": row, "history": records(history)})
+        print_json(
+            {
+                "config": query.flatten_config(run),
+                "row": row,
+                "history": records(history),
+            }
+        )
         return
     print(f"run {run_id} on trunk {run.trunk_id} in {out}\n")
-    print_pairs({name: query.clean(value) for name, value in query.flat(run).items()})
+    print_pairs(
+        {
+            name: query.clean_text(value)
+            for name, value in query.flatten_config(run).items()
+        }
+    )
     print()
     print_pairs(
         {
@@ -261,8 +272,8 @@ def show_difference(out: Path, prefixes: tuple[str, str], as_json: bool) -> None
     """Print the fields in which two runs differ."""
     from scaling.store import query
 
-    ids = [query.find(out, prefix) for prefix in prefixes]
-    fields = query.differences(*(query.read_config(out, run_id) for run_id in ids))
+    ids = [query.find_run(out, prefix) for prefix in prefixes]
+    fields = query.diff_configs(*(query.read_config(out, run_id) for run_id in ids))
     if as_json:
         print_json(
             {
@@ -275,5 +286,8 @@ def show_difference(out: Path, prefixes: tuple[str, str], as_json: bool) -> None
     else:
         print_pairs(
             {"": [i[:8] for i in ids]}
-            | {name: [query.clean(v) for v in both] for name, both in fields.items()}
+            | {
+                name: [query.clean_text(v) for v in both]
+                for name, both in fields.items()
+            }
         )

@@ -104,7 +104,7 @@ class Post:
             ticket,
             job,
             path,
-            run_dirs.standing(self.out, job.runs),
+            run_dirs.progress_marks(self.out, job.runs),
             heard=time.monotonic(),
         )
 
@@ -161,7 +161,7 @@ class Post:
             posted.ticket,
             "died",
             reason,
-            run_dirs.standing(self.out, posted.job.runs) != posted.before,
+            run_dirs.progress_marks(self.out, posted.job.runs) != posted.before,
         )
 
     def recall(self, posted: Posted) -> None:

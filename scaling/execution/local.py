@@ -114,7 +114,7 @@ class Workers:
                 time.monotonic(),
                 b"",
             )
-            slot.before = run_dirs.standing(self.out, job.runs)
+            slot.before = run_dirs.progress_marks(self.out, job.runs)
             if slot.process is None:
                 slot.process = start(
                     self.out / "logs" / f"worker-{slot.number}.log",
@@ -174,7 +174,7 @@ class Workers:
 
     def _bury(self, slot: Slot, reason: str) -> Outcome:
         assert slot.ticket is not None and slot.job is not None
-        advanced = run_dirs.standing(self.out, slot.job.runs) != slot.before
+        advanced = run_dirs.progress_marks(self.out, slot.job.runs) != slot.before
         outcome = Outcome(
             slot.ticket, "died", f"{reason}; see {self.out / 'logs'}", advanced
         )

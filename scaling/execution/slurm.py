@@ -328,14 +328,14 @@ def train(path: str) -> str:
 
     plain = json.loads(Path(path).read_text())
     runs, out = [from_dict(RunConfig, run) for run in plain["runs"]], Path(plain["out"])
-    before = run_dirs.standing(out, runs)
+    before = run_dirs.progress_marks(out, runs)
     with preemption.heeded():
         signal.signal(signal.SIGUSR2, on_time_out)  # in place of submitit's
         try:
             return job_files.serve(Path(path))
         except preemption.Preempted:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-            if timed_out and run_dirs.standing(out, runs) != before:
+            if timed_out and run_dirs.progress_marks(out, runs) != before:
                 _requeue()
             raise SystemExit(_SAVED) from None
 

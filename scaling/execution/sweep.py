@@ -22,7 +22,7 @@ from scaling.monitoring.progress import Progress, Show, progress
 from scaling.planning import timing
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
-from scaling.store.table import export, read_results, run_table
+from scaling.store.table import export_table, read_results, run_table
 from scaling.training import compile_cache, multihost, preemption
 from scaling.training.loop import LoopConfig, changed, check_fits
 from scaling.training.sharding import choose_strategy
@@ -136,7 +136,7 @@ def _exported(plan: Plan, out: Path) -> pd.DataFrame:
     """The run table of the plan; that of the whole folder is written beside the runs."""
     table = run_table(out, plan)
     if len(table):
-        export(run_table(out), out)
+        export_table(run_table(out), out)
     return table
 
 
@@ -189,7 +189,7 @@ def _open(cluster: Cluster, out: Path, loop: LoopConfig, shown: Progress) -> Exe
 
 
 def _failed_before(plan: Plan, out: Path) -> list[Failure]:
-    reasons = multihost.decided([run_dirs.failure(out, run) for run in plan])
+    reasons = multihost.decided([run_dirs.read_failure(out, run) for run in plan])
     return [
         Failure([run], f"{reason} (before)")
         for run, reason in zip(plan, reasons, strict=True)
@@ -249,7 +249,7 @@ def _from_first(table: pd.DataFrame | None) -> pd.DataFrame:
 
 def unfinished(plan: Plan, out: Path) -> Plan:
     """The runs of a plan that have no result yet."""
-    done = multihost.decided(run_dirs.finished(out, plan.runs))
+    done = multihost.decided(run_dirs.are_finished(out, plan.runs))
     return dataclasses.replace(
         plan, runs=tuple(run for run, done in zip(plan, done, strict=True) if not done)
     )

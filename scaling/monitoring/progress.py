@@ -1,7 +1,7 @@
 """What a person, or a program, sees of a running sweep.
 
 `bar`: one bar in FLOPs with its time left; `plain`: a line for each run; `json`: every
-event as a JSON line; `quiet`: nothing. `auto` is the bar on a terminal, else plain
+event as a JSON line; `quiet`: nothing. `auto` is the bar on a terminal, else replace_nonfinite
 lines. All on standard error. The time left is what remains in
 FLOPs at the rate measured since the first step: what is restored from checkpoints
 counts as done, not as speed.
@@ -22,7 +22,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from scaling.planning.plan import Plan
-from scaling.store.run_dirs import plain
+from scaling.store.run_dirs import replace_nonfinite
 
 Show = Literal["auto", "bar", "plain", "json", "quiet"]
 _WAYS = {
@@ -53,7 +53,7 @@ class Progress:
     def report(self, event: dict[str, Any]) -> None:
         """Show one event."""
         if self.show == "json":
-            print(json.dumps(plain(event)), file=sys.stderr, flush=True)
+            print(json.dumps(replace_nonfinite(event)), file=sys.stderr, flush=True)
         elif event["event"] in ("started", "restored", "progress"):
             self._count(event)
         elif event["event"] == "finished":

@@ -103,10 +103,10 @@ class Mirror:
         before = self.state.get(run.run_id)
         is_over = (run_dirs.run_dir(self.out, run) / "result.json").exists()
         row = (
-            query.result(self.out, run.run_id) if is_over else None
+            query.read_result(self.out, run.run_id) if is_over else None
         )  # before the metrics: these are whole then
         steps = _by_step(
-            query.history(self.out, run), 0 if before is None else before["step"]
+            query.read_history(self.out, run), 0 if before is None else before["step"]
         )
         if not steps and row is None:
             return 0, False
@@ -131,7 +131,7 @@ def _by_step(history: Any, after: int) -> dict[int, dict[str, float]]:
     rows = history.loc[history["step"] > after].to_dict("records")
     return {
         int(row["step"]): {
-            f"train/{query.clean(name)}": float(v)
+            f"train/{query.clean_text(name)}": float(v)
             for name, v in row.items()
             if name != "step" and v == v
         }
@@ -204,6 +204,6 @@ def mirrored(
         for kind, error in failures.items():
             rest = f"the runs are in {out}; `scaling track {out} --to {kind}` mirrors what is missing"
             print(
-                f"tracker {kind}: {type(error).__name__}: {query.clean(error)}; {rest}",
+                f"tracker {kind}: {type(error).__name__}: {query.clean_text(error)}; {rest}",
                 file=sys.stderr,
             )

@@ -112,7 +112,7 @@ def known(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that have a value."""
     return {
         name: value
-        for name, value in run_dirs.plain(dict(row)).items()
+        for name, value in run_dirs.replace_nonfinite(dict(row)).items()
         if value is not None
     }
 
@@ -175,7 +175,7 @@ class WandB:
     def start(self, run: RunConfig, again: bool) -> None:
         self.columns = {
             name: value
-            for name, value in known(run_dirs.describe(run)).items()
+            for name, value in known(run_dirs.describe_run(run)).items()
             if name != "run_id"
         }
         self.run = self._begin(
@@ -239,7 +239,7 @@ class MLflow:
         self.place = place
 
     def start(self, run: RunConfig, again: bool) -> None:
-        columns = run_dirs.describe(run)
+        columns = run_dirs.describe_run(run)
         self.steps, self.there = run.steps, set(columns)
         if self._begin(
             run.run_id, run.run_id[:8], {"config": json.dumps(to_dict(run))}
@@ -341,7 +341,7 @@ class Trackio:
     def start(self, run: RunConfig, again: bool) -> None:
         self.steps = run.steps
         self.run = self._begin(
-            run.run_id, {**known(run_dirs.describe(run)), "config": to_dict(run)}
+            run.run_id, {**known(run_dirs.describe_run(run)), "config": to_dict(run)}
         )
 
     def _begin(self, name: str, config: dict[str, Any]) -> Any:

@@ -174,7 +174,7 @@ class Watcher:
             return
         self._unreadable.discard(run_id)
         try:
-            self._ended[run_id] = query.result(self.out, run_id)["status"]
+            self._ended[run_id] = query.read_result(self.out, run_id)["status"]
         except query.Unreadable:
             self._unreadable.add(run_id)
 
@@ -182,7 +182,7 @@ class Watcher:
         return (
             ""
             if run.run_id in self._ended
-            else query.clean(run_dirs.failure(self.out, run) or "")
+            else query.clean_text(run_dirs.read_failure(self.out, run) or "")
         )
 
     def _flops(
@@ -266,10 +266,10 @@ class Watcher:
             return f"no law yet: {ended} of at least {FEWEST} runs"
         if self._fitted[0] != ended:
             try:
-                text = self.fit(query.table(self.out)[0])
+                text = self.fit(query.list_runs(self.out)[0])
             except Exception as error:  # whatever the runs hold, the view goes on
                 text = f"no law yet: {error}"
-            self._fitted = (ended, query.clean(text))
+            self._fitted = (ended, query.clean_text(text))
         return self._fitted[1]
 
 

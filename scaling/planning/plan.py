@@ -191,7 +191,7 @@ class Plan:
         repeats."""
         rows = []
         for run in self.runs:
-            row = run_dirs.describe(run)
+            row = run_dirs.describe_run(run)
             keep = (
                 "run_id",
                 "trunk_id",

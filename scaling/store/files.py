@@ -30,10 +30,10 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):
             aside.unlink()
         raise
-    _make_durable(path.parent)
+    _sync_folder(path.parent)
 
 
-def create(path: Path, text: str) -> bool:
+def create_file(path: Path, text: str) -> bool:
     """Write a file whole if there is none of its name: of several processes at once, on
     NFS too, one succeeds.
     """
@@ -54,7 +54,7 @@ def create(path: Path, text: str) -> bool:
                 _write_durably(path, text, "x")
                 return True
             return False
-        _make_durable(path.parent)
+        _sync_folder(path.parent)
         return True
     finally:
         with suppress(OSError):
@@ -68,7 +68,7 @@ def _write_durably(path: Path, text: str, mode: str) -> None:
         os.fsync(file.fileno())
 
 
-def _make_durable(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """See that the names in a folder survive a loss of power."""
     there = os.open(folder, os.O_RDONLY)
     try:
@@ -90,7 +90,7 @@ class StoreError(RuntimeError):
     """A run directory that cannot be read; the message names the file and the remedy."""
 
 
-def printable(text: str) -> str:
+def replace_unprintable(text: str) -> str:
     """Text without what is no character to be seen: control characters, halves of
     surrogate pairs.
     """
@@ -103,7 +103,7 @@ def printable(text: str) -> str:
     )
 
 
-def read_plain(path: str | Path, limit: int = MAX_BYTES) -> bytes:
+def read_plain_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     """The content of a small plain file: nothing that a link leads to, and nothing that
     never ends.
 
@@ -126,7 +126,7 @@ def read_plain(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     return b"".join(pieces)
 
 
-def parse(content: bytes) -> Any:
+def parse_json(content: bytes) -> Any:
     """What a JSON text says.
 
     Raises:
@@ -138,7 +138,7 @@ def parse(content: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -148,8 +148,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refuse(name: str) -> Any:
+def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant
+)

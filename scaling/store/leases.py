@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.store import provenance
-from scaling.store.files import create
+from scaling.store.files import create_file
 
 EXPIRY = 90.0  # seconds without a heartbeat; clients of NFS may hold back what they know of a file for 60
 _BEATS = 9  # in that time
@@ -119,7 +119,9 @@ class Claims:
             return None
         path = folder / str(last + 1)
         me = _me()
-        return Claim(path, me["versions"]) if create(path, json.dumps(me)) else None
+        return (
+            Claim(path, me["versions"]) if create_file(path, json.dumps(me)) else None
+        )
 
     def is_free(self, folder: Path) -> bool:
         """Whether `take` would now give the claim of a trunk's folder, to a process
@@ -218,7 +220,7 @@ def _me() -> dict[str, Any]:
         "pid": os.getpid(),
         "started": _started(os.getpid()),
     }
-    columns = provenance.columns()
+    columns = provenance.read_provenance()
     return {
         **there,
         "time": time.time(),

@@ -15,19 +15,19 @@ _PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 @functools.cache
-def columns() -> dict[str, str]:
+def read_provenance() -> dict[str, str]:
     """`device`, `versions` (a JSON object; empty for what is not installed) and
     `commit` (empty outside a checkout).
     """
     device = jax.devices()[0]
     versions = {"python": platform.python_version()} | {
-        name: _version(name) for name in _PACKAGES
+        name: _read_version(name) for name in _PACKAGES
     }
     kind = f"{device.platform}:{device.device_kind} x{jax.device_count()}"
-    return {"device": kind, "versions": json.dumps(versions), "commit": _commit()}
+    return {"device": kind, "versions": json.dumps(versions), "commit": _read_commit()}
 
 
-def _version(name: str) -> str:
+def _read_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except (
@@ -36,7 +36,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _commit() -> str:
+def _read_commit() -> str:
     command = ["git", "rev-parse", "HEAD"]
     try:
         done = subprocess.run(

@@ -27,16 +27,16 @@ import pandas as pd
 
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.store import run_dirs
-from scaling.store.columns import COLUMNS, FLAGS, IDS, TEXTS
+from scaling.store.columns import COLUMN_KINDS, COLUMN_NAMES
 from scaling.store.files import (
     MAX_BYTES,
-    parse,
-    printable,
-    read_plain,
+    parse_json,
+    read_plain_file,
+    replace_unprintable,
     write_atomically,
 )
-from scaling.store.results import checked
-from scaling.store.table import tabulate
+from scaling.store.results import check_row
+from scaling.store.table import make_table
 
 Which = Literal["finished", "failed", "all"]
 Frame = Any  # a DataFrame, whose columns type checkers cannot follow
@@ -54,7 +54,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
         "<": operator.lt,
     }
 }
-_TEXT = (*IDS, *TEXTS, "reason")
+_TEXT = frozenset(
+    {name for name, kind in COLUMN_KINDS.items() if kind in ("id", "text")} | {"reason"}
+)
 _UNDONE = ("failed", "unfinished", "unreadable")
 WRONG = (
     ValueError,
@@ -89,9 +91,9 @@ class Entry:
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
-def clean(text: object) -> str:
+def clean_text(text: object) -> str:
     """Text of a file as one line that a terminal shows and does not obey."""
-    return printable(" ".join(str(text).splitlines()))
+    return replace_unprintable(" ".join(str(text).splitlines()))
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
@@ -101,11 +103,11 @@ def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
         Unreadable: no plain file, larger than `limit` bytes, or no JSON object.
     """
     try:
-        value = parse(read_plain(path, limit))
+        value = parse_json(read_plain_file(path, limit))
     except FileNotFoundError:
         raise Unreadable(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(clean(f"{path}: cannot be read ({error})")) from None
+        raise Unreadable(clean_text(f"{path}: cannot be read ({error})")) from None
     if not isinstance(value, dict):
         raise Unreadable(f"{path}: holds no JSON object")
     return value
@@ -124,7 +126,7 @@ def read_config(out: Path, run_id: str) -> RunConfig:
     except Unreadable:
         raise
     except WRONG as error:
-        raise Unreadable(f"{path}: {clean(error)}") from None
+        raise Unreadable(f"{path}: {clean_text(error)}") from None
     if found != run_id:
         raise Unreadable(f"{path}: holds run {found}")
     return run
@@ -139,7 +141,7 @@ def run_ids(out: Path) -> list[str]:
     )
 
 
-def find(out: Path, prefix: str) -> str:
+def find_run(out: Path, prefix: str) -> str:
     """The one run whose id begins so.
 
     Raises:
@@ -162,37 +164,42 @@ def find(out: Path, prefix: str) -> str:
     return found[0]
 
 
-def entries(out: Path) -> list[Entry]:
+def list_entries(out: Path) -> list[Entry]:
     """Every run below a folder, whatever its state."""
-    return [entry for name in run_ids(out) if (entry := _entry(out, name)) is not None]
+    return [
+        entry for name in run_ids(out) if (entry := _read_entry(out, name)) is not None
+    ]
 
 
-def _entry(out: Path, run_id: str) -> Entry | None:
+def _read_entry(out: Path, run_id: str) -> Entry | None:
     folder = out / run_id
     try:
         if (folder / "result.json").exists():
-            row = result(out, run_id)
+            row = read_result(out, run_id)
             return Entry(run_id, row["status"], row)
         if not (folder / "config.json").exists():
             return None
         run = read_config(out, run_id)
-        row = _shown(run_dirs.describe(run))
-        reason = run_dirs.failure(out, run)
+        row = _clean_row(run_dirs.describe_run(run))
+        reason = run_dirs.read_failure(out, run)
     except Unreadable as error:
-        return Entry(run_id, "unreadable", {"run_id": run_id}, clean(error))
+        return Entry(run_id, "unreadable", {"run_id": run_id}, clean_text(error))
     except (*WRONG, OSError) as error:
         return Entry(
             run_id,
             "unreadable",
             {"run_id": run_id},
-            clean(f"{folder}: {type(error).__name__}"),
+            clean_text(f"{folder}: {type(error).__name__}"),
         )
     return Entry(
-        run_id, "unfinished" if reason is None else "failed", row, clean(reason or "")
+        run_id,
+        "unfinished" if reason is None else "failed",
+        row,
+        clean_text(reason or ""),
     )
 
 
-def result(out: Path, run_id: str) -> dict[str, Any]:
+def read_result(out: Path, run_id: str) -> dict[str, Any]:
     """The row of a finished run, each value of the kind that its column has; None for a
     missing number.
 
@@ -202,19 +209,19 @@ def result(out: Path, run_id: str) -> dict[str, Any]:
     path = out / run_id / "result.json"
     row = read_json(path)
     try:
-        return run_dirs.plain(checked(row, run_id))
+        return run_dirs.replace_nonfinite(check_row(row, run_id))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(clean(f"{path}: {error}")) from None
+        raise Unreadable(clean_text(f"{path}: {error}")) from None
 
 
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
+def _clean_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: clean(value) if isinstance(value, str) else value
+        name: clean_text(value) if isinstance(value, str) else value
         for name, value in row.items()
     }
 
 
-def history(out: Path, run: RunConfig) -> Frame:
+def read_history(out: Path, run: RunConfig) -> Frame:
     """The metrics of a run from its first step on: those of its trunk up to where it
     left, then its own.
     """
@@ -223,7 +230,7 @@ def history(out: Path, run: RunConfig) -> Frame:
         (run_dirs.trunk_dir(out, run), 0, run.branch_step),
         (run_dirs.run_dir(out, run), run.branch_step, run.steps),
     ):
-        with_rows = _metrics(folder / "metrics.jsonl")
+        with_rows = _read_numbers(folder / "metrics.jsonl")
         if len(with_rows):
             parts.append(
                 with_rows.loc[(with_rows["step"] > low) & (with_rows["step"] <= high)]
@@ -236,7 +243,7 @@ def history(out: Path, run: RunConfig) -> Frame:
     )
 
 
-def _metrics(path: Path) -> Frame:
+def _read_numbers(path: Path) -> Frame:
     """A file of metrics, its numbers alone."""
     try:
         table: Frame = run_dirs.read_metrics(path)
@@ -252,16 +259,18 @@ def _metrics(path: Path) -> Frame:
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def table(out: Path, which: Which = "finished") -> tuple[Frame, list[Entry]]:
+def list_runs(out: Path, which: Which = "finished") -> tuple[Frame, list[Entry]]:
     """The run table, and the runs that are not in it because they cannot be read.
 
     finished: the columns of `store.run_table`. failed, all: these and `reason`; what is
     not known is missing; `status` is also failed, unfinished or unreadable, and none is
     left out.
     """
-    found = entries(out)
+    found = list_entries(out)
     unreadable = [entry for entry in found if entry.state == "unreadable"]
-    done: Frame = tabulate([entry.row for entry in found if entry.state not in _UNDONE])
+    done: Frame = make_table(
+        [entry.row for entry in found if entry.state not in _UNDONE]
+    )
     if which == "finished":
         return done, unreadable
     rows = (
@@ -277,24 +286,24 @@ def table(out: Path, which: Which = "finished") -> tuple[Frame, list[Entry]]:
     rows += [
         entry.row | {"status": entry.state, "reason": entry.reason} for entry in rest
     ]
-    whole: Frame = pd.DataFrame(rows, columns=[*COLUMNS, "reason"])
+    whole: Frame = pd.DataFrame(rows, columns=[*COLUMN_NAMES, "reason"])
     for name in whole.columns:
-        whole[name] = _typed(whole[name], name)
+        whole[name] = _convert_column(whole[name], name)
     return whole.sort_values(
         by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True
     ), []
 
 
-def _typed(column: Frame, name: str) -> Frame:
+def _convert_column(column: Frame, name: str) -> Frame:
     """A column of one kind of value, so that it can be compared, sorted and written."""
     if name in _TEXT:
         return column.where(column.notna(), "").astype(str)
-    if name in FLAGS:
+    if COLUMN_KINDS.get(name) == "flag":
         return column.map({True: True, False: False}).astype("boolean")
     return pd.to_numeric(column, errors="coerce")
 
 
-def known(name: str, columns: Iterable[str], where: str) -> str:
+def check_column(name: str, columns: Iterable[str], where: str) -> str:
     """A column's name, if there is such a column.
 
     Raises:
@@ -308,7 +317,7 @@ def known(name: str, columns: Iterable[str], where: str) -> str:
     raise ConfigError(f"{where}: no column {name!r}; {rest}")
 
 
-def matching(runs: Frame, conditions: Sequence[str]) -> Frame:
+def filter_runs(runs: Frame, conditions: Sequence[str]) -> Frame:
     """The rows for which every `COLUMN OP VALUE` holds.
 
     OP is ==, !=, >=, <=, >, < or, of text, ~ (contains). An id equals its beginning;
@@ -326,25 +335,29 @@ def matching(runs: Frame, conditions: Sequence[str]) -> Frame:
                 f"--where {condition!r}: it is read as COLUMN OP VALUE, OP one of "
                 f"{' '.join(_OPERATORS)} ~; as {example}"
             )
-        name = known(found[1], runs.columns, f"--where {condition!r}")
-        runs = runs.loc[_holds(runs[name], name, found[2], found[3], condition)]
+        name = check_column(found[1], runs.columns, f"--where {condition!r}")
+        runs = runs.loc[
+            _test_condition(runs[name], name, found[2], found[3], condition)
+        ]
     return runs.reset_index(drop=True)
 
 
-def _holds(column: Frame, name: str, op: str, value: str, condition: str) -> Frame:
+def _test_condition(
+    column: Frame, name: str, op: str, value: str, condition: str
+) -> Frame:
     if value.lower() in ("none", "nan") and op in ("==", "!="):
-        missing = _typed(column, name).isna() | (column.astype(str) == "")
+        missing = _convert_column(column, name).isna() | (column.astype(str) == "")
         return missing if op == "==" else ~missing
     if name not in _TEXT and op != "~":
-        column = _typed(column, name)
+        column = _convert_column(column, name)
         try:
             wanted = (
                 {"true": True, "false": False}[value.lower()]
-                if name in FLAGS
+                if COLUMN_KINDS.get(name) == "flag"
                 else float(value)
             )
         except (ValueError, KeyError):
-            kind = "true or false" if name in FLAGS else "a number"
+            kind = "true or false" if COLUMN_KINDS.get(name) == "flag" else "a number"
             raise ConfigError(
                 f"--where {condition!r}: {name} is {kind}, or none"
             ) from None
@@ -356,24 +369,26 @@ def _holds(column: Frame, name: str, op: str, value: str, condition: str) -> Fra
         raise ConfigError(
             f"--where {condition!r}: {name} is text; it can be compared by ==, != and ~"
         )
-    same = text.str.startswith(value) if name in IDS else text == value
+    same = (
+        text.str.startswith(value) if COLUMN_KINDS.get(name) == "id" else text == value
+    )
     return same if op == "==" else ~same
 
 
-def ordered(runs: Frame, by: str, descending: bool = False) -> Frame:
+def sort_runs(runs: Frame, by: str, descending: bool = False) -> Frame:
     """The rows in the order of a column, those that lack it last.
 
     Raises:
         ConfigError: no such column.
     """
-    keys = _typed(runs[known(by, runs.columns, f"--sort {by}")], by)
+    keys = _convert_column(runs[check_column(by, runs.columns, f"--sort {by}")], by)
     order = keys.sort_values(
         ascending=not descending, kind="stable", na_position="last"
     ).index
     return runs.loc[order].reset_index(drop=True)
 
 
-def export(runs: Frame, path: Path) -> None:
+def export_runs(runs: Frame, path: Path) -> None:
     """Write a run table as .csv, .parquet or .jsonl, whole or not at all;
     `analysis.load_runs` reads each.
 
@@ -393,7 +408,8 @@ def export(runs: Frame, path: Path) -> None:
             for row in runs.to_dict("records")
         ]
         write_atomically(
-            path, "".join(json.dumps(run_dirs.plain(row)) + "\n" for row in rows)
+            path,
+            "".join(json.dumps(run_dirs.replace_nonfinite(row)) + "\n" for row in rows),
         )
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -405,19 +421,22 @@ def export(runs: Frame, path: Path) -> None:
 # --- configurations ---------------------------------------------------------------------------------------------
 
 
-def flat(config: object) -> dict[str, Any]:
+def flatten_config(config: object) -> dict[str, Any]:
     """Every field of a configuration by its path, as optim.lr."""
     found: dict[str, Any] = {}
     for item in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            found |= {f"{item.name}.{name}": part for name, part in flat(value).items()}
+            found |= {
+                f"{item.name}.{name}": part
+                for name, part in flatten_config(value).items()
+            }
         else:
             found[item.name] = value
     return found
 
 
-def differences(one: RunConfig, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+def diff_configs(one: RunConfig, other: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The fields in which two runs differ, with both values."""
-    a, b = flat(one), flat(other)
+    a, b = flatten_config(one), flatten_config(other)
     return {name: (a[name], b[name]) for name in a if a[name] != b[name]}

@@ -1,11 +1,10 @@
-"""Rows of the run table as files hold them: many are read at once, and each is trusted
-no further than it was checked.
+"""Results of runs as files hold them. Many are read at once, and none is trusted.
 
 A folder of runs may come from anywhere. A result counts only if it is a plain file of
-moderate size, JSON as the standard has it (no NaN, no key twice), with a value of its
-kind in every column, under the id that its folder is named
-by. Text loses what a terminal or a page would obey. Files are opened by several
-threads: over a network each takes milliseconds, in which nothing else would happen.
+moderate size and standard JSON (no NaN, no key twice), if every column holds a value of
+its kind, and if its folder is named by its run id. Control characters are removed from
+text, because a terminal or a web page would obey them. Several threads open the files:
+over a network each file takes milliseconds of waiting.
 """
 
 from __future__ import annotations
@@ -19,89 +18,101 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from scaling.store.columns import _DIVISORS, _LATER, COLUMNS, FLAGS, IDS, TEXTS
-from scaling.store.files import StoreError, parse, printable, read_plain
+from scaling.store.columns import COLUMNS, Column
+from scaling.store.files import (
+    StoreError,
+    parse_json,
+    read_plain_file,
+    replace_unprintable,
+)
 
 _ID = re.compile(r"[0-9a-f]{16}")
-_BATCH, THREADS = 64, 16
+_BATCH = 64  # results that a thread reads one after the other
+THREADS = 16
 
 
-def checked(row: Any, name: str) -> dict[str, Any]:
-    """The columns of a row that was found in the folder of that name; a missing number
-    is NaN.
+def check_row(row: Any, name: str) -> dict[str, Any]:
+    """The columns of a row that was found in the folder `name`.
+
+    Where a number is missing, the value is NaN.
 
     Raises:
         ValueError: it is not the row of that run.
     """
-    there = row if isinstance(row, dict) else {}
+    found: dict[str, Any] = row if isinstance(row, dict) else {}
     missing = [
-        column for column in COLUMNS if column not in _LATER and column not in there
+        column.name
+        for column in COLUMNS
+        if not column.optional and column.name not in found
     ]
     if missing:
         raise ValueError(f"lacks {', '.join(missing[:4])}")
-    if there["run_id"] != name or not _ID.fullmatch(name):
-        raise ValueError(f"holds run {there['run_id']!r:.40}, not {name!r:.40}")
+    if found["run_id"] != name or not _ID.fullmatch(name):
+        raise ValueError(f"holds run {found['run_id']!r:.40}, not {name!r:.40}")
     return {
-        column: _value(column, there[column]) for column in COLUMNS if column in there
+        column.name: _check_value(column, found[column.name])
+        for column in COLUMNS
+        if column.name in found
     }
 
 
-def _value(column: str, value: Any) -> Any:
+def _check_value(column: Column, value: Any) -> Any:
     """A value of its column's kind.
 
     Raises:
-        ValueError: it is of another one.
+        ValueError: it is of another kind.
     """
-    if column in TEXTS and isinstance(value, str):
-        return printable(value)
-    if column in TEXTS:
-        raise ValueError(f"has {column} = {value!r:.40}, not a text")
-    if column in IDS:
-        if isinstance(value, str) and _ID.fullmatch(value):
-            return value
-        raise ValueError(f"has {column} = {value!r:.40}, not 16 hexadecimal digits")
-    if column in FLAGS:
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"has {column} = {value!r:.40}, not true or false")
-    if value is None and column not in _DIVISORS:
+    wrong = f"has {column.name} = {value!r:.40}, not"
+    if column.kind == "text":
+        if not isinstance(value, str):
+            raise ValueError(f"{wrong} a text")
+        return replace_unprintable(value)
+    if column.kind == "id":
+        if not isinstance(value, str) or not _ID.fullmatch(value):
+            raise ValueError(f"{wrong} 16 hexadecimal digits")
+        return value
+    if column.kind == "flag":
+        if not isinstance(value, bool):
+            raise ValueError(f"{wrong} true or false")
+        return value
+    if value is None and not column.positive:
         return math.nan
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"has {column} = {value!r:.40}, not a number")
-    if not abs(value) < (math.inf if isinstance(value, float) else 2**63):
-        raise ValueError(f"has {column} = {value!r:.40}, not a number of moderate size")
-    if column in _DIVISORS and value <= 0:
-        raise ValueError(f"has {column} = {value!r:.40}, not a positive number")
+        raise ValueError(f"{wrong} a number")
+    limit = math.inf if isinstance(value, float) else 2**63
+    if not abs(value) < limit:  # a NaN is not below it either
+        raise ValueError(f"{wrong} a number of moderate size")
+    if column.positive and value <= 0:
+        raise ValueError(f"{wrong} a positive number")
     return value
 
 
 def read_rows(
     out: Path, names: Iterable[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the finished runs below a folder, of all or of those of these names,
-    in the order of their names.
+    """The rows of the finished runs below a folder, in the order of their names.
+
+    Args:
+        names: run ids to read; None: all.
 
     Raises:
-        StoreError: a result that is damaged or no result; names the file and the
-        remedy.
+        StoreError: a result is damaged or is no result; names the file and the fix.
     """
-    folders = sorted(_folders(out) if names is None else set(names))
+    folders = sorted(_list_run_folders(out) if names is None else set(names))
+    starts = range(0, len(folders), _BATCH)
     with ThreadPoolExecutor(THREADS if len(folders) > _BATCH else 1) as pool:
-        batches = (
-            folders[start : start + _BATCH] for start in range(0, len(folders), _BATCH)
-        )
         waiting: deque[Future[list[dict[str, Any]]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(_read_batch, str(out), batch))
-            if (
-                len(waiting) > 2 * THREADS
-            ):  # what is read and not yet asked for stays little
+        for start in starts:
+            batch = folders[start : start + _BATCH]
+            waiting.append(pool.submit(_read_batch, out, batch))
+            # Threads read at most this far ahead of the caller.
+            if len(waiting) > 2 * THREADS:
                 yield from waiting.popleft().result()
         for future in waiting:
             yield from future.result()
 
 
-def _folders(out: Path) -> list[str]:
+def _list_run_folders(out: Path) -> list[str]:
     try:
         with os.scandir(out) as entries:
             return [
@@ -113,27 +124,21 @@ def _folders(out: Path) -> list[str]:
         return []
 
 
-def _read_batch(out: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def _read_batch(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     rows = []
     for name in names:
         path = f"{out}/{name}/result.json"
-        remedy = f"remove {out}/{name} and the next sweep trains the run again"
+        fix = f"remove {out}/{name} and the next sweep trains the run again"
         try:
-            content = read_plain(path)
+            row = parse_json(read_plain_file(path))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            raise StoreError(
-                printable(f"{path}: cannot be read ({error}); {remedy}")
-            ) from None
+            message = f"{path}: cannot be read ({error}); {fix}"
+            raise StoreError(replace_unprintable(message)) from None
         try:
-            row = parse(content)
-        except ValueError as error:
-            raise StoreError(
-                printable(f"{path}: cannot be read ({error}); {remedy}")
-            ) from None
-        try:
-            rows.append(checked(row, name))
+            rows.append(check_row(row, name))
         except (ValueError, RecursionError) as error:
-            raise StoreError(printable(f"{path}: {error}; {remedy}")) from None
+            message = f"{path}: {error}; {fix}"
+            raise StoreError(replace_unprintable(message)) from None
     return rows

@@ -25,10 +25,10 @@ import pandas as pd
 from scaling.config import RunConfig, from_dict, to_dict
 from scaling.store.files import (
     StoreError,
-    create,
-    parse,
-    printable,
-    read_plain,
+    create_file,
+    parse_json,
+    read_plain_file,
+    replace_unprintable,
     write_atomically,
 )
 from scaling.store.results import THREADS
@@ -51,7 +51,7 @@ def is_finished(out: Path, run: RunConfig) -> bool:
     return (run_dir(out, run) / "result.json").exists()
 
 
-def finished(out: Path, runs: Sequence[RunConfig]) -> list[bool]:
+def are_finished(out: Path, runs: Sequence[RunConfig]) -> list[bool]:
     """Whether each run has its result. Many are asked by several threads: over a
     network each answer takes long.
     """
@@ -64,7 +64,7 @@ def finished(out: Path, runs: Sequence[RunConfig]) -> list[bool]:
         return [done for piece in pool.map(ask, pieces) for done in piece]
 
 
-def standing(out: Path, runs: Sequence[RunConfig]) -> list[int]:
+def progress_marks(out: Path, runs: Sequence[RunConfig]) -> list[int]:
     """How far a trunk and its runs have come: their newest checkpoints, and how many
     are finished.
 
@@ -72,12 +72,12 @@ def standing(out: Path, runs: Sequence[RunConfig]) -> list[int]:
     it.
     """
     folders = [trunk_dir(out, runs[0]), *(run_dir(out, run) for run in runs)]
-    return [_newest(folder / "checkpoints") for folder in folders] + [
+    return [_find_newest_checkpoint(folder / "checkpoints") for folder in folders] + [
         sum(is_finished(out, run) for run in runs)
     ]
 
 
-def _newest(folder: Path) -> int:
+def _find_newest_checkpoint(folder: Path) -> int:
     try:
         return max(
             (
@@ -99,11 +99,11 @@ def open_run(out: Path, run: RunConfig) -> Path:
     path = folder / "config.json"
     if path.exists():
         try:
-            there = from_dict(RunConfig, parse(read_plain(path)))
+            there = from_dict(RunConfig, parse_json(read_plain_file(path)))
         except (OSError, ValueError, RecursionError) as error:
             remedy = "remove the folder and the next sweep trains the run again"
             raise StoreError(
-                printable(f"{path}: cannot be read ({error}); {remedy}")
+                replace_unprintable(f"{path}: cannot be read ({error}); {remedy}")
             ) from None
         if there.run_id != run.run_id:
             raise StoreError(
@@ -120,15 +120,15 @@ def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> bool:
 
     Returns whether this is the run's result: one that is there already stays.
     """
-    written = create(
+    written = create_file(
         run_dir(out, run) / "result.json",
-        json.dumps(plain(outcome), indent=1, allow_nan=False),
+        json.dumps(replace_nonfinite(outcome), indent=1, allow_nan=False),
     )
     forget_failure(out, run)
     return written
 
 
-def plain(row: dict[str, Any]) -> dict[str, Any]:
+def replace_nonfinite(row: dict[str, Any]) -> dict[str, Any]:
     """A row as JSON has it: null for what is not finite."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -148,13 +148,15 @@ def write_failure(out: Path, run: RunConfig, reason: str) -> None:
             )
 
 
-def failure(out: Path, run: RunConfig) -> str | None:
+def read_failure(out: Path, run: RunConfig) -> str | None:
     """Why an unfinished run could not be trained; None where nothing is recorded."""
     if is_finished(out, run):
         return None
     try:
-        reason = str(parse(read_plain(run_dir(out, run) / "failure.json"))["reason"])
-        return "\n".join(printable(line) for line in reason.splitlines())
+        reason = str(
+            parse_json(read_plain_file(run_dir(out, run) / "failure.json"))["reason"]
+        )
+        return "\n".join(replace_unprintable(line) for line in reason.splitlines())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -195,7 +197,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
-def describe(run: RunConfig) -> dict[str, Any]:
+def describe_run(run: RunConfig) -> dict[str, Any]:
     """The columns of a run that its configuration decides."""
     from scaling.model.flops import count_parameters, flops_per_token
     from scaling.schedule import is_decay_too_short

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.config import RunConfig
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES, COLUMNS
 from scaling.store.files import write_atomically
 from scaling.store.results import read_rows
 
@@ -41,32 +41,33 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     Raises:
         StoreError: see `read_results`.
     """
-    return tabulate(read_results(Path(out), runs))
+    return make_table(read_results(Path(out), runs))
 
 
-def tabulate(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def make_table(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """The run table of some results."""
     rows = ({**row, "flops_spent": float(row["flops"])} for row in results)
     pieces = [
-        pd.DataFrame(first, columns=list(COLUMNS))
+        pd.DataFrame(first, columns=list(COLUMN_NAMES))
         for first in iter(lambda: list(islice(rows, _PIECE)), [])
     ]
     table: Any = (
         pd.concat(pieces, ignore_index=True)
         if pieces
-        else pd.DataFrame(columns=list(COLUMNS))
+        else pd.DataFrame(columns=list(COLUMN_NAMES))
     )
-    for name in ("budget", "loss", "loss_se", "bits_per_byte"):
-        table[name] = table[name].astype(float)
+    for column in COLUMNS:
+        if column.may_be_missing:
+            table[column.name] = table[column.name].astype(float)
     table = table.sort_values(
         by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True
     )
     shared = table["trunk_id"].duplicated(keep=False)
-    table.loc[shared, "flops_spent"] = _marginal_flops(table.loc[shared])
+    table.loc[shared, "flops_spent"] = _compute_marginal_flops(table.loc[shared])
     return table
 
 
-def _marginal_flops(table: Any) -> Any:
+def _compute_marginal_flops(table: Any) -> Any:
     """Cooldown plus the piece of trunk since the branch step before, in steps as
     `RunConfig.branch_step`.
     """
@@ -81,7 +82,7 @@ def _marginal_flops(table: Any) -> Any:
     return table.loc[:, "flops"] / steps * (steps - before)
 
 
-def export(table: pd.DataFrame, out: str | Path) -> tuple[Path, Path]:
+def export_table(table: pd.DataFrame, out: str | Path) -> tuple[Path, Path]:
     """Write the run table as `runs.parquet` and `runs.csv`, each whole or not at all."""
     out = Path(out)
     paths = out / "runs.parquet", out / "runs.csv"

@@ -127,7 +127,7 @@ def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
     """
     if len({run.trunk_id for run in runs}) != 1:
         raise ConfigError("runs: must all share one trunk_id; group them first")
-    finished = multihost.decided(run_dirs.finished(out, runs))
+    finished = multihost.decided(run_dirs.are_finished(out, runs))
     pending = [run for run, done in zip(runs, finished, strict=True) if not done]
     return sorted(pending, key=lambda run: (run.branch_step, run.steps))
 
@@ -355,7 +355,7 @@ class Trainer:
         tokens = run.steps * run.batch_tokens
         diverged = not np.isfinite(evaluation.loss)
         return {
-            **run_dirs.describe(run),
+            **run_dirs.describe_run(run),
             "sweep": self.loop.sweep,
             "fingerprint": self.dataset.fingerprint,
             "status": "diverged" if diverged else "finished",
@@ -368,7 +368,7 @@ class Trainer:
             / self.dataset.bytes_per_token,
             "diverged": diverged,
             "wall_seconds": seconds,
-            **provenance.columns(),
+            **provenance.read_provenance(),
         }
 
 

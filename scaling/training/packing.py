@@ -253,7 +253,7 @@ def choose_way(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
     path, run = out / "packing.json", trunks[0][0]
     known = _measured(path)
     shape = hashlib.sha256(canonical_json(to_dict(run.shape)).encode()).hexdigest()[:16]
-    key = f"{shape} x{len(trunks)} on {provenance.columns()['device']}"
+    key = f"{shape} x{len(trunks)} on {provenance.read_provenance()['device']}"
     if key not in known:
         known[key] = measure(run, len(trunks), loop)
         out.mkdir(parents=True, exist_ok=True)

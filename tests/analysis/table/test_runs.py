@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis.table.runs import COLUMNS, load_runs
+from analysis.table.columns import COLUMNS
+from analysis.table.runs import load_runs
 
 GOOD = {"params": 1e6, "tokens": 1e8, "val_loss": 3.0}
 

@@ -108,10 +108,10 @@ def test_a_disk_that_cannot_be_written_fails_a_run_and_no_other(
         ):
             sweep(runs, tmp_path, workers=0, loop=LOOP, show="quiet")
     assert row(tmp_path, runs[1]) == row(undisturbed, runs[1])
-    assert remedy in (run_dirs.failure(tmp_path, runs[0]) or "")
+    assert remedy in (run_dirs.read_failure(tmp_path, runs[0]) or "")
     sweep(runs, tmp_path, workers=0, loop=LOOP, show="quiet", retry=True)
     assert row(tmp_path, runs[0]) == row(undisturbed, runs[0])
-    assert run_dirs.failure(tmp_path, runs[0]) is None
+    assert run_dirs.read_failure(tmp_path, runs[0]) is None
 
 
 def test_a_notice_saves_and_ends_and_the_next_start_ends_the_same(

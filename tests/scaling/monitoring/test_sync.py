@@ -22,7 +22,7 @@ from scaling.config import RunConfig
 from scaling.monitoring import sync
 from scaling.monitoring.sync import Mirror
 from scaling.store import query, run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 from scaling.store.table import run_table
 
 MakeRun = Callable[..., RunConfig]
@@ -45,9 +45,9 @@ EXACT = (
 def record(out: Path, run: RunConfig, **outcome: Any) -> None:
     """Store a run as the trainer does, without training it."""
     run_dirs.open_run(out, run)
-    row = {name: None for name in COLUMNS if name != "flops_spent"} | run_dirs.describe(
-        run
-    )
+    row = {
+        name: None for name in COLUMN_NAMES if name != "flops_spent"
+    } | run_dirs.describe_run(run)
     row |= dict.fromkeys(("fingerprint", "device", "commit"), "")
     row |= {
         "unique_tokens": row["tokens"],

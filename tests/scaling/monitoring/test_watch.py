@@ -19,7 +19,7 @@ from scaling.config import RunConfig
 from scaling.monitoring import watch
 from scaling.planning.plan import Plan
 from scaling.store import leases, run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 
 MakeRun = Callable[..., RunConfig]
 
@@ -27,9 +27,9 @@ MakeRun = Callable[..., RunConfig]
 def record(out: Path, run: RunConfig, **outcome: Any) -> None:
     """Store a run as the trainer does, without training it."""
     run_dirs.open_run(out, run)
-    row = {name: None for name in COLUMNS if name != "flops_spent"} | run_dirs.describe(
-        run
-    )
+    row = {
+        name: None for name in COLUMN_NAMES if name != "flops_spent"
+    } | run_dirs.describe_run(run)
     row |= dict.fromkeys(("sweep", "fingerprint", "device", "versions", "commit"), "")
     row |= {
         "unique_tokens": row["tokens"],

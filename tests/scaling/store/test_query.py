@@ -18,7 +18,7 @@ from scaling.cli.main import main
 from scaling.cli.terminal_plot import draw
 from scaling.config import ConfigError, RunConfig
 from scaling.store import query, run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 from scaling.store.table import run_table
 
 MakeRun = Callable[..., RunConfig]
@@ -27,9 +27,9 @@ MakeRun = Callable[..., RunConfig]
 def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
     """Store a run as the trainer does, without training it."""
     folder = run_dirs.open_run(out, run)
-    row = {name: None for name in COLUMNS if name != "flops_spent"} | run_dirs.describe(
-        run
-    )
+    row = {
+        name: None for name in COLUMN_NAMES if name != "flops_spent"
+    } | run_dirs.describe_run(run)
     row |= dict.fromkeys(("fingerprint", "device", "commit"), "")
     row |= {
         "unique_tokens": row["tokens"],
@@ -77,7 +77,7 @@ def ask(
 
 
 def test_the_finished_runs_are_the_run_table(out, capsys):
-    table, unreadable = query.table(out)
+    table, unreadable = query.list_runs(out)
     pd.testing.assert_frame_equal(table, run_table(out))
     assert not unreadable
     assert [row["width"] for row in ask(out, capsys=capsys)] == [8, 16]
@@ -114,15 +114,15 @@ def test_no_run_is_left_out_of_all_runs(out, runs, capsys):
     ],
 )
 def test_a_filter_keeps_the_rows_for_which_it_holds(out, conditions, widths):
-    table, _ = query.table(out, "all")
-    assert sorted(query.matching(table, conditions)["width"]) == widths
+    table, _ = query.list_runs(out, "all")
+    assert sorted(query.filter_runs(table, conditions)["width"]) == widths
 
 
 def test_an_id_equals_its_beginning(out, runs):
-    table, _ = query.table(out, "all")
-    assert list(query.matching(table, [f"run_id=={runs[1].run_id[:8]}"])["width"]) == [
-        16
-    ]
+    table, _ = query.list_runs(out, "all")
+    assert list(
+        query.filter_runs(table, [f"run_id=={runs[1].run_id[:8]}"])["width"]
+    ) == [16]
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def test_a_filter_that_cannot_be_read_is_named(out, condition, message, capsys):
 
 
 def test_sorting_is_a_permutation_with_the_missing_last(out):
-    table, _ = query.table(out, "all")
-    losses = list(query.ordered(table, "loss", descending=True)["loss"])
+    table, _ = query.list_runs(out, "all")
+    losses = list(query.sort_runs(table, "loss", descending=True)["loss"])
     assert losses[:2] == [2.0, 1.25] and all(map(math.isnan, losses[2:]))
-    assert list(query.ordered(table, "status")["status"]) == [
+    assert list(query.sort_runs(table, "status")["status"]) == [
         "failed",
         "finished",
         "finished",
         "unfinished",
     ]
     with pytest.raises(ConfigError, match="nearest: tokens"):
-        query.ordered(table, "token")
+        query.sort_runs(table, "token")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
@@ -211,7 +211,7 @@ def test_a_damaged_result_costs_its_run_alone(out, runs, content, capsys):
     shown = capsys.readouterr()
     assert str(path) in shown.err and "the next sweep trains the run again" in shown.err
     assert runs[0].run_id[:8] in shown.out and runs[1].run_id[:8] not in shown.out
-    assert {entry.run_id: entry.state for entry in query.entries(out)}[
+    assert {entry.run_id: entry.state for entry in query.list_entries(out)}[
         runs[1].run_id
     ] == "unreadable"
 
@@ -222,7 +222,7 @@ def test_a_damaged_result_costs_its_run_alone(out, runs, content, capsys):
 )
 def test_a_damaged_configuration_costs_its_run_alone(out, runs, content):
     (out / runs[3].run_id / "config.json").write_text(content)
-    found = {entry.run_id: entry.state for entry in query.entries(out)}
+    found = {entry.run_id: entry.state for entry in query.list_entries(out)}
     assert found[runs[3].run_id] == "unreadable"
     assert sorted(found.values()) == ["failed", "finished", "finished", "unreadable"]
 
@@ -231,7 +231,7 @@ def test_what_is_no_run_is_no_run(out):
     for name in ("figures", "a" * 15, "A" * 16, "trunk-" + "a" * 16):
         (out / name).mkdir()
         (out / name / "config.json").write_text("{}")
-    assert len(query.entries(out)) == 4
+    assert len(query.list_entries(out)) == 4
 
 
 # --- one run, and two -------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_history_is_the_trunk_up_to_the_branch_and_then_the_run(out, runs):
         run_dirs.run_dir(out, run) / "metrics.jsonl",
         [{"step": 20, "tokens": 1280, "loss": 0.5}],
     )
-    history = query.history(out, run)
+    history = query.read_history(out, run)
     assert list(history["step"]) == [7, 14, 20]
     assert list(history["loss"]) == [2.3, 1.6, 0.5]
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.planning.plan import Plan
 from scaling.store import results, run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 from scaling.store.files import MAX_BYTES, StoreError
 from scaling.store.table import read_results, run_table
 
@@ -57,7 +57,7 @@ def good(run: RunConfig) -> dict[str, Any]:
     """The row of a run that was trained."""
     row = dict.fromkeys(
         ("sweep", "fingerprint", "device", "versions", "commit"), "x"
-    ) | run_dirs.describe(run)
+    ) | run_dirs.describe_run(run)
     row |= {
         "status": "finished",
         "diverged": False,
@@ -89,7 +89,7 @@ def refused(path: Path) -> str:
 
 def check(table: pd.DataFrame, out: Path) -> None:
     """What is in a table can be written, and has one row per folder."""
-    assert list(table.columns) == list(COLUMNS) and table["run_id"].is_unique
+    assert list(table.columns) == list(COLUMN_NAMES) and table["run_id"].is_unique
     assert all(
         (out / run_id).is_dir() and run_id.isalnum() for run_id in table["run_id"]
     )
@@ -101,8 +101,10 @@ def check(table: pd.DataFrame, out: Path) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    changes=st.dictionaries(st.sampled_from([*COLUMNS, "extra"]), JUNK, max_size=3),
-    gone=st.sampled_from(COLUMNS),
+    changes=st.dictionaries(
+        st.sampled_from([*COLUMN_NAMES, "extra"]), JUNK, max_size=3
+    ),
+    gone=st.sampled_from(COLUMN_NAMES),
 )
 def test_any_value_in_any_column_is_checked(
     tmp_path_factory: pytest.TempPathFactory,
@@ -146,7 +148,7 @@ def test_any_bytes_are_a_result_a_configuration_a_log_or_refused(
     assert len(run_dirs.read_metrics(folder / "metrics.jsonl")) <= 40
     (folder / "result.json").unlink()
     (folder / "failure.json").write_bytes(content)
-    assert run_dirs.failure(out, run) == "failure.json cannot be read"
+    assert run_dirs.read_failure(out, run) == "failure.json cannot be read"
     with pytest.raises(ConfigError, match=r"config\.json"):
         Plan.from_json(folder / "config.json")
 

@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import analysis.table.runs
+import analysis
 from scaling.config import RunConfig
 from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 from scaling.store.files import StoreError
 from scaling.store.run_dirs import read_metrics
-from scaling.store.table import export, run_table
+from scaling.store.table import export_table, run_table
 
 MakeRun = Callable[..., RunConfig]
 
@@ -33,7 +33,7 @@ def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
     folder = run_dirs.open_run(out, run)
     row = dict.fromkeys(
         ("sweep", "fingerprint", "device", "versions", "commit"), ""
-    ) | run_dirs.describe(run)
+    ) | run_dirs.describe_run(run)
     row |= {"unique_tokens": row["tokens"], "epochs": 1.0, "wall_seconds": 0.5}
     row |= {
         "status": "finished",
@@ -47,7 +47,7 @@ def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
 
 
 def test_columns_are_those_of_the_analysis() -> None:
-    assert list(COLUMNS) == list(analysis.table.runs.COLUMNS)
+    assert list(COLUMN_NAMES) == list(analysis.COLUMNS)
 
 
 def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> None:
@@ -55,7 +55,7 @@ def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> Non
     for run in runs:
         record(tmp_path, run)
     table = run_table(tmp_path)
-    assert list(table.columns) == list(COLUMNS)
+    assert list(table.columns) == list(COLUMN_NAMES)
     assert set(table["run_id"]) == {run.run_id for run in runs}
     row, run = table.iloc[0], runs[0]
     assert row["tokens"] == run.steps * run.batch_tokens and row["batch_tokens"] == 64
@@ -86,7 +86,7 @@ def test_tables_in_both_formats_are_the_same_table(
     record(tmp_path, make_run())
     record(tmp_path, make_run(seed=1), loss=math.nan, status="diverged", diverged=True)
     table = run_table(tmp_path)
-    parquet, csv = export(table, tmp_path)
+    parquet, csv = export_table(table, tmp_path)
     pd.testing.assert_frame_equal(pd.read_parquet(parquet), table)
     numbers = table.select_dtypes("number").columns
     back = pd.read_csv(csv)

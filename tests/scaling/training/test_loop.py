@@ -25,7 +25,7 @@ from scaling.config import ConfigError, RunConfig, to_dict
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
-from scaling.store.columns import COLUMNS
+from scaling.store.columns import COLUMN_NAMES
 from scaling.store.run_dirs import read_metrics
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig, train_trunk
@@ -120,7 +120,7 @@ def test_the_row_holds_what_the_run_was(
 ) -> None:
     out, _ = finished
     table = run_table(out)
-    assert list(table.columns) == list(COLUMNS) and list(table["run_id"]) == [
+    assert list(table.columns) == list(COLUMN_NAMES) and list(table["run_id"]) == [
         run.run_id for run in runs
     ]
     assert (table["status"] == "finished").all() and not table["diverged"].any()
