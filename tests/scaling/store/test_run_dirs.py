@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import analysis
 from scaling.config import RunConfig
 from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.plan import Plan
@@ -44,10 +43,6 @@ def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
     }
     run_dirs.write_result(out, run, row | outcome)
     return folder
-
-
-def test_columns_are_those_of_the_analysis() -> None:
-    assert list(COLUMN_NAMES) == list(analysis.COLUMNS)
 
 
 def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> None:
