@@ -35,7 +35,7 @@ from experiments.calibrate_lr import best_rate
 from experiments.transfer import ARCHITECTURES
 from scaling import Plan, PlanConfig, make_plan, sweep
 from scaling.cli.main import preset_path
-from scaling.cli.output import show_plan
+from scaling.cli.output import print_plan
 from scaling.config import read_toml
 
 CENTRES = {
@@ -96,7 +96,7 @@ def tune(args: Comparison) -> pd.DataFrame:
     }
     plans = {name: plan_of(args, name, CENTRES[name], **small) for name in args.names}
     together = Plan("tune", tuple(run for plan in plans.values() for run in plan))
-    show_plan(together, args.out, timing=True, workers=args.workers)
+    print_plan(together, args.out, timing=True, workers=args.workers)
     runs: Any = sweep(together, args.out, workers=args.workers)
     return pd.DataFrame(
         [
@@ -195,7 +195,7 @@ def main() -> None:
         run for name in args.names for run in plan_of(args, name, float(rates[name]))
     ]
     plan = Plan("parametrizations", tuple(grids))
-    show_plan(plan, args.out, timing=True, workers=args.workers)
+    print_plan(plan, args.out, timing=True, workers=args.workers)
     runs = sweep(plan, args.out, workers=args.workers)
     losses: Any = runs.pivot_table(
         index=["width", "tokens"], columns="parametrization", values="loss"

@@ -38,7 +38,7 @@ from jaxtyping import Array, Int
 from analysis.plots.style import save_figure
 from experiments.transfer import plot_changes, slope
 from scaling import data
-from scaling.cli.output import records
+from scaling.cli.output import to_records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
 from scaling.model.probes import record_activations
 from scaling.model.transformer import build_family
@@ -210,7 +210,7 @@ def main() -> None:
         )
         print(summary(found, args.steps).to_string(), flush=True)
         save_figure(plot_changes(table, args.steps), args.out / f"{axis}.png")
-        written[axis] = {"changes": records(table), "slopes": records(found)}
+        written[axis] = {"changes": to_records(table), "slopes": to_records(found)}
     (args.out / "coordinate_check.json").write_text(
         json.dumps(written, indent=1) + "\n"
     )

@@ -72,7 +72,7 @@ def _interval(law: dict[str, Any], name: str) -> str:
     return f"{law[name]:.4f} [{low:.4f}, {high:.4f}]"
 
 
-@style.styled
+@style.use_style
 def figure(found: dict[str, Any]) -> Figure:
     """Excess over the exact oracle: of the floors by tokens, of the facts by examples
     beside the ideal learner.
@@ -82,19 +82,19 @@ def figure(found: dict[str, Any]) -> Figure:
         for part, unit in (("floors", "tokens"), ("exponent", "examples"))
         if part in found
     }
-    fig = style.new_figure(3.8)
+    fig = style.make_figure(3.8)
     for ax, (part, unit) in zip(
         fig.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         rows = found[part]
         for color, marker, row in zip(
-            style.shades(len(rows)), style.MARKERS, rows, strict=False
+            style.sample_colors(len(rows)), style.MARKERS, rows, strict=False
         ):
             ax.plot(
                 row[unit], row["excess"], color=color, marker=marker, label=row["name"]
             )
         ax.set(xlabel=f"Training {unit}", ylabel="Loss above the oracle (nats)")
-        style.log_axis(ax, "x", "count")
-        style.log_axis(ax, "y", "loss")
+        style.set_log_axis(ax, "x", "count")
+        style.set_log_axis(ax, "y", "loss")
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return fig

@@ -18,10 +18,15 @@ from pathlib import Path
 
 import tyro
 
-from analysis.report.study import describe, optimum, study, write_study
+from analysis.report.study import (
+    describe_study,
+    study_runs,
+    tabulate_optimum,
+    write_study,
+)
 from scaling import PlanConfig, make_plan, sweep
 from scaling.cli.main import preset_path
-from scaling.cli.output import show_plan
+from scaling.cli.output import print_plan
 from scaling.config import read_toml
 from scaling.execution.sweep import unfinished
 
@@ -46,15 +51,19 @@ def main() -> None:
     started = time.monotonic()
     plan = make_plan(read_toml(preset_path(args.preset), PlanConfig))
     if unfinished(plan, args.out).runs:
-        show_plan(
+        print_plan(
             plan, args.out, timing=False, workers=args.workers
         )  # the sweep itself says how long
     runs = sweep(plan, args.out, workers=args.workers)
-    result = study(runs, holdout="largest_budget", delta=args.delta, draws=args.draws)
-    print(describe(result), end="\n\n")
+    result = study_runs(
+        runs, holdout="largest_budget", delta=args.delta, draws=args.draws
+    )
+    print(describe_study(result), end="\n\n")
     print("compute-optimal model and data, with 90 % intervals")
     print(
-        optimum(result).to_string(index=False, float_format=lambda x: f"{x:.4g}"),
+        tabulate_optimum(result).to_string(
+            index=False, float_format=lambda x: f"{x:.4g}"
+        ),
         end="\n\n",
     )
     newest = runs.iloc[-1]

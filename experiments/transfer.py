@@ -12,7 +12,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from analysis.plots.style import BLACK, LOSS, MARKERS, new_figure, shades, styled
+from analysis.plots.style import (
+    BLACK,
+    LOSS,
+    MARKERS,
+    make_figure,
+    sample_colors,
+    use_style,
+)
 
 DRAWS, LEVEL = 4000, 0.90
 # What a parametrisation asks of the model beside its rules: u-muP has norms without
@@ -150,14 +157,14 @@ def shifts(best: pd.DataFrame, axis: str) -> pd.DataFrame:
 def _panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
     columns = min(count, 3)
     rows = -(-count // columns)
-    fig = new_figure(2.5 * rows + 0.9)
+    fig = make_figure(2.5 * rows + 0.9)
     axes = fig.subplots(rows, columns, squeeze=False, **options).ravel()
     for ax in axes[count:]:
         ax.set_visible(False)
     return fig, list(axes[:count])
 
 
-@styled
+@use_style
 def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
     """A panel per parametrisation: loss against rate, a line per size, mean over seeds;
     diamonds are the best rates.
@@ -166,7 +173,7 @@ def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
     fig, axes = _panels(len(names), sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for size, color, marker in zip(
-            sizes, shades(len(sizes)), MARKERS.replace("D", ""), strict=False
+            sizes, sample_colors(len(sizes)), MARKERS.replace("D", ""), strict=False
         ):
             cell: Any = runs[(runs["parametrization"] == name) & (runs[axis] == size)]
             means = cell.groupby("lr")["loss"].mean()
@@ -202,7 +209,7 @@ def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def plot_changes(table: pd.DataFrame, step: int) -> Figure:
     """A panel per parametrisation: change of activations after `step` steps against
     size, a line per layer.
@@ -215,7 +222,7 @@ def plot_changes(table: pd.DataFrame, step: int) -> Figure:
     fig, axes = _panels(len(names), sharex=True, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for layer, color, marker in zip(
-            layers, shades(len(layers)), 2 * MARKERS, strict=False
+            layers, sample_colors(len(layers)), 2 * MARKERS, strict=False
         ):
             rows: Any = table[
                 (table["parametrization"] == name)

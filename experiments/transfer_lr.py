@@ -29,7 +29,7 @@ import tyro
 from analysis.plots.style import save_figure
 from experiments.transfer import ARCHITECTURES, optima, plot_rates, shifts
 from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
-from scaling.cli.output import records, show_plan
+from scaling.cli.output import print_plan, to_records
 
 CENTRES = {
     "sp": 2**-7,
@@ -115,7 +115,7 @@ def report(
     print(f"\nshift from the smallest to the largest {axis}, in steps of 2")
     print(moved.to_string(index=False, float_format="%+.2f"))
     save_figure(plot_rates(runs, best, axis), out / f"{axis}.png")
-    return {"best": records(shown), "shifts": records(moved)}
+    return {"best": to_records(shown), "shifts": to_records(moved)}
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def main() -> None:
         "transfer_lr",
         tuple(dict.fromkeys(run for plan in plans.values() for run in plan)),
     )
-    show_plan(together, args.out, timing=True, workers=args.workers)
+    print_plan(together, args.out, timing=True, workers=args.workers)
     sweep(together, args.out, workers=args.workers)
     written: dict[str, Any] = {
         "settings": asdict(args) | {"out": str(args.out)},

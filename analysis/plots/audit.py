@@ -16,23 +16,23 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.checking.audit import Audit
 from analysis.plots.style import (
-    GREY,
+    GRAY,
     MARKERS,
     TINT,
     Frame,
     RoundLocator,
     draw_points,
-    new_figure,
-    shades,
-    signed_text,
-    styled,
+    format_signed,
+    make_figure,
+    sample_colors,
+    use_style,
 )
 
 FLOOR = 1e-4  # per cent: errors below it are drawn there, since an exact law has none
 MAX_LAWS = len(MARKERS)
 
 
-@styled
+@use_style
 def plot_audit(audit: Audit) -> Figure:
     """rms error of each group left out against its distance from the rows that were
     fitted, one marker per law.
@@ -52,9 +52,11 @@ def plot_audit(audit: Audit) -> Figure:
         raise ValueError(
             f"the audit has {len(laws)} laws; draw at most {MAX_LAWS} in one figure"
         )
-    looks = dict(zip(laws, zip(shades(len(laws)), MARKERS, strict=False), strict=False))
+    looks = dict(
+        zip(laws, zip(sample_colors(len(laws)), MARKERS, strict=False), strict=False)
+    )
     refused = _refused(audit)
-    fig = new_figure(4.2 + 0.17 * len(refused))
+    fig = make_figure(4.2 + 0.17 * len(refused))
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 2.6))
     right.set_facecolor(TINT)
     summary = {row["law"]: row for row in audit.summary.to_dict("records")}
@@ -112,7 +114,7 @@ def _draw(
 def _title(row: Mapping[Any, Any]) -> str:
     """What a reader sees on pointing at a group."""
     error, rms = (
-        f"{signed_text(100 * row['error'], '+.2f')} %",
+        f"{format_signed(100 * row['error'], '+.2f')} %",
         f"{100 * row['rms']:.2f} %",
     )
     return f"{row['law']} without {row['left_out']}\n{row['runs']} runs\nmean error {error}\nrms {rms}"
@@ -159,7 +161,7 @@ def _axes(left: Axes, right: Axes, laws: int, furthest: float) -> None:
 
 def _handles(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
     """What markers and dashes mean."""
-    style: dict[str, Any] = {"color": GREY, "marker": "o", "linestyle": "none"}
+    style: dict[str, Any] = {"color": GRAY, "marker": "o", "linestyle": "none"}
     handles = [
         Line2D([], [], **(style | {"color": color, "marker": marker}), label=law)
         for law, (color, marker) in looks.items()
@@ -168,7 +170,7 @@ def _handles(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
     handles += [Line2D([], [], label="size left out", mfc="white", **style)]
     return [
         *handles,
-        Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label="rms over runs"),
+        Line2D([], [], color=GRAY, linestyle=(0, (4, 2)), label="rms over runs"),
     ]
 
 

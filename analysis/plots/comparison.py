@@ -18,7 +18,7 @@ from analysis.decisions.compare import Comparison, Side
 from analysis.plots.style import (
     BLACK,
     BLUE,
-    GREY,
+    GRAY,
     LOSS,
     TIMES,
     TINT,
@@ -26,11 +26,11 @@ from analysis.plots.style import (
     VERMILLION,
     Frame,
     RoundLocator,
+    describe_runs,
     draw_points,
-    log_axis,
-    new_figure,
-    run_titles,
-    styled,
+    make_figure,
+    set_log_axis,
+    use_style,
 )
 
 MOST = (
@@ -42,7 +42,7 @@ LOOK: dict[str, dict[str, Any]] = {
 }
 
 
-@styled
+@use_style
 def plot_comparison(
     comparison: Comparison, names: tuple[str, str] = ("a", "b"), points: int = 17
 ) -> Figure:
@@ -59,7 +59,7 @@ def plot_comparison(
     across = np.geomspace(C.min(), C.max(), points) if len(C) > 1 else C
     curve: Frame = comparison.at(across)
     edge = min(comparison.a.largest, comparison.b.largest)
-    fig = new_figure(5.8)
+    fig = make_figure(5.8)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
     handles = _multiplier(top, comparison, curve)
     title = f"Compute that {names[0]} needs to match {names[1]}, over the compute of {names[1]}"
@@ -106,7 +106,7 @@ def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
         curve["C"],
         low,
         np.minimum(high, 10 * ends[1]),
-        color=GREY,
+        color=GRAY,
         alpha=0.25,
         linewidth=0,
         gid="band",
@@ -135,7 +135,7 @@ def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
     )
     equal = ax.axhline(
         1,
-        color=GREY,
+        color=GRAY,
         linestyle="--",
         linewidth=1,
         zorder=1,
@@ -191,8 +191,8 @@ def _frontiers(
         handles.append(
             Line2D([], [], color=look["color"], label=f"run of {name}", **dot)
         )
-    log_axis(ax, "x", "flops")
-    log_axis(ax, "y", "loss")
+    set_log_axis(ax, "x", "flops")
+    set_log_axis(ax, "y", "loss")
     ax.set(ylabel=LOSS)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
 
@@ -209,5 +209,11 @@ def _runs(ax: Axes, side: Side, look: dict[str, Any]) -> None:
         "alpha": 0.7,
     }
     draw_points(
-        ax, table["C"], table["loss"], run_titles(table), zorder=2, gid="runs", **style
+        ax,
+        table["C"],
+        table["loss"],
+        describe_runs(table),
+        zorder=2,
+        gid="runs",
+        **style,
     )

@@ -18,7 +18,7 @@ from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.plots.style import (
     BLACK,
-    GREY,
+    GRAY,
     LOSS,
     MINUS,
     TIMES,
@@ -26,24 +26,24 @@ from analysis.plots.style import (
     VARIABLE,
     VERMILLION,
     Frame,
-    count_text,
+    check_drawable,
+    describe_runs,
+    draw_background_runs,
+    draw_law,
     draw_points,
-    grey_runs,
-    law_curve,
-    log_axis,
-    new_figure,
-    refuse_undrawable,
-    run_titles,
-    shades,
-    signed_text,
-    styled,
+    format_count,
+    format_signed,
+    make_figure,
+    sample_colors,
+    set_log_axis,
+    use_style,
 )
 
 MAX_CURVES = 6  # held-out sizes whose curve is drawn
 MAX_ROWS = 16  # held-out runs listed one by one
 
 
-@styled
+@use_style
 def plot_extrapolation(
     fit: Fit, boot: Bootstrap | None, holdout: Sequence[Mapping[str, Any]]
 ) -> Figure:
@@ -59,7 +59,7 @@ def plot_extrapolation(
     Raises:
         ValueError: holdout is empty, or the law is none of a loss in N, D and C.
     """
-    refuse_undrawable(fit)
+    check_drawable(fit)
     if not len(holdout):
         raise ValueError(
             "holdout is empty: keep runs out of the fit, so that there is something to predict"
@@ -73,7 +73,7 @@ def plot_extrapolation(
     held = _held(holdout, float(fitted[x].max()), x)
     listed = held.loc[sorted(held["error"].abs().nlargest(MAX_ROWS).index)]
     height = 0.75 + 0.23 * len(listed)
-    fig = new_figure(4.0 + height)
+    fig = make_figure(4.0 + height)
     top, bottom = fig.subplots(2, 1, height_ratios=(3.5, height))
     _losses(top, fit, boot, held, fitted, x)
     errors = 100 * held["error"].abs()
@@ -100,7 +100,7 @@ def _held(holdout: Sequence[Mapping[str, Any]], largest: float, x: str) -> Frame
     ].reset_index(drop=True)
     sizes = held["N"].fillna(0.0)  # 0 where the table has no N
     N = np.sort(sizes.unique())
-    held["color"] = sizes.map(dict(zip(N, shades(len(N)), strict=True)))
+    held["color"] = sizes.map(dict(zip(N, sample_colors(len(N)), strict=True)))
     return held
 
 
@@ -111,12 +111,12 @@ def _losses(
     edge, reach = float(fitted[x].max()), float(held["reach"].max())
     right = 1.15 * edge * max(reach, 1.0)
     law = "law at this size" if len(fit.law.variables) > 1 else "law"
-    handles: list[Any] = [grey_runs(ax, fitted, x, "fitted run")]
+    handles: list[Any] = [draw_background_runs(ax, fitted, x, "fitted run")]
     handles.append(
         Line2D(
             [],
             [],
-            color=GREY,
+            color=GRAY,
             label=law + (",\n90 % interval" if boot is not None else ""),
         )
     )
@@ -128,12 +128,12 @@ def _losses(
                 ax,
                 [run[x]],
                 [run[kind]],
-                run_titles(held.loc[[i]]),
+                describe_runs(held.loc[[i]]),
                 zorder=5,
                 gid=f"{kind}-{i}",
                 **look,
             )
-        look = _look(kind, GREY)
+        look = _look(kind, GRAY)
         handles.append(
             Line2D(
                 [],
@@ -144,8 +144,8 @@ def _losses(
                 **look,
             )
         )
-    log_axis(ax, "x", "flops" if x == "C" else "count")
-    log_axis(ax, "y", "loss")
+    set_log_axis(ax, "x", "flops" if x == "C" else "count")
+    set_log_axis(ax, "y", "loss")
     ax.set(xlabel=VARIABLE[x], ylabel=LOSS, xlim=(float(fitted[x].min()) / 1.15, right))
     if reach > 1.001:
         beyond = f"beyond the fitted {x}:\nup to {reach:.2g}{TIMES} its largest"
@@ -184,7 +184,7 @@ def _curves(
     """
     if len(fit.law.variables) == 1:
         across = np.geomspace(fitted[x].min(), max(held[x].max(), fitted[x].max()), 80)
-        law_curve(ax, fit, boot, {x: across}, across, GREY)
+        draw_law(ax, fit, boot, {x: across}, across, GRAY)
         return
     furthest = held.sort_values("D").groupby("N", as_index=False).last()
     for i in np.unique(np.linspace(0, len(furthest) - 1, MAX_CURVES).astype(int)):
@@ -193,7 +193,7 @@ def _curves(
         across = (
             D if x == "D" else run["C"] * D / run["D"]
         )  # at fixed N, compute grows as tokens do
-        law_curve(ax, fit, boot, {"N": run["N"], "D": D}, across, run["color"])
+        draw_law(ax, fit, boot, {"N": run["N"], "D": D}, across, run["color"])
 
 
 def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
@@ -212,7 +212,7 @@ def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
             ax,
             [100 * run["error"]],
             [row],
-            run_titles(listed.loc[[i]]),
+            describe_runs(listed.loc[[i]]),
             color=run["color"],
             marker="o",
             mfc="white" if run["inside"] else run["color"],
@@ -220,7 +220,7 @@ def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
             zorder=3,
             gid=f"error-{i}",
         )
-        note = f"{signed_text(100 * run['error'], '+.2f')} % at {run['reach']:.2g}{TIMES} {x}"
+        note = f"{format_signed(100 * run['error'], '+.2f')} % at {run['reach']:.2g}{TIMES} {x}"
         ax.annotate(
             note + ("" if run["inside"] else ", out"),
             (1.0, row),
@@ -233,13 +233,13 @@ def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
         )
     ax.axvline(0, color=BLACK, linewidth=0.9, zorder=1)
     names = [
-        f"N {count_text(n)}, D {count_text(d)}"
+        f"N {format_count(n)}, D {format_count(d)}"
         for n, d in zip(listed["N"], listed["D"], strict=True)
     ]
     ax.set_yticks(at, names)
     ax.set_ylim(-0.7, len(listed) - 0.3)
     ax.grid(visible=False, axis="y")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed_text(value)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_signed(value)))
     ax.set(xlabel=f"(predicted {MINUS} measured) / measured (%), with 90 % interval")
     shown = (
         f"; below, the {len(listed)} largest errors" if len(listed) < len(held) else ""

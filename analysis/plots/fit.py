@@ -30,7 +30,7 @@ from analysis.plots.extrapolation import plot_extrapolation
 from analysis.plots.style import (
     BLACK,
     BLUE,
-    GREY,
+    GRAY,
     LEVEL,
     LOSS,
     MARKERS,
@@ -38,20 +38,20 @@ from analysis.plots.style import (
     VARIABLE,
     VERMILLION,
     Frame,
-    count_text,
+    check_drawable,
+    describe_runs,
+    draw_background_runs,
+    draw_law,
     draw_points,
-    flops_text,
-    grey_runs,
-    law_curve,
-    law_numbers,
-    log_axis,
-    new_figure,
-    refuse_undrawable,
-    run_titles,
+    format_count,
+    format_flops,
+    format_law,
+    format_signed,
+    make_figure,
+    sample_colors,
     save_figure,
-    shades,
-    signed_text,
-    styled,
+    set_log_axis,
+    use_style,
 )
 from analysis.table.runs import Runs, load_runs
 
@@ -88,7 +88,7 @@ class _Size:
     marker: str
 
 
-@styled
+@use_style
 def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
     """Loss against compute: one line per model size, the lowest losses, and the fitted
     compute-optimal frontier.
@@ -102,7 +102,7 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
     runs = _as_runs(runs, "C")
     table: Frame = runs.table.assign(fitted=seen_by(runs.table, fit))
     sizes = _sizes(table)
-    fig = new_figure(4.4)
+    fig = make_figure(4.4)
     ax = fig.add_subplot()
     for size in sizes:
         _draw_size(ax, size, "C", line=True)
@@ -121,14 +121,14 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
         optimum = {"color": VERMILLION, "linewidth": 2, "label": "fitted optimum"}
         handles += ax.plot(C, best, zorder=3, gid="frontier", **optimum)
     _label(ax, runs, "C")
-    log_axis(ax, "y", "loss")
+    set_log_axis(ax, "y", "loss")
     ax.set(ylabel=LOSS)
     ax.set_title("Loss against compute, one line per model size")
     _key(fig, [ax], sizes, handles + _hollow(table))
     return fig
 
 
-@styled
+@use_style
 def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     """Loss against N at each budget, with its parabola and its minimum.
 
@@ -141,17 +141,17 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     runs = _as_runs(runs, "N")
     minima: Frame = isoflop.minima.sort_values("budget", ignore_index=True)
     notes = _left_out(minima)
-    fig = new_figure(4.6 + 0.17 * len(notes))
+    fig = make_figure(4.6 + 0.17 * len(notes))
     ax = fig.add_subplot()
     other: Frame = runs.table[
         ~runs.table["source_row"].isin(isoflop.runs["source_row"])
     ]
     handles: list[Any] = (
-        [grey_runs(ax, other, "N", "run not used")] if len(other) else []
+        [draw_background_runs(ax, other, "N", "run not used")] if len(other) else []
     )
     handles += _budgets(ax, minima, isoflop, named=len(notes) <= MAX_NAMED)
     used = minima[minima["used"]]
-    ax.plot(used["N"], used["loss"], color=GREY, linestyle=":", zorder=1, gid="optima")
+    ax.plot(used["N"], used["loss"], color=GRAY, linestyle=":", zorder=1, gid="optima")
     fig.supxlabel("\n".join(notes), fontsize=8, x=0.01, ha="left", parse_math=False)
     _label(ax, runs, "N")
     ax.margins(x=0.08, y=0.09)
@@ -169,7 +169,7 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def plot_fit(
     runs: Runs | pd.DataFrame, fit: Fit, boot: Bootstrap | None = None
 ) -> Figure:
@@ -184,21 +184,21 @@ def plot_fit(
         ValueError: the table lacks a variable of the law, or the law is none of a loss
         in N, D and C.
     """
-    refuse_undrawable(fit)
+    check_drawable(fit)
     runs = _as_runs(runs, *fit.law.variables)
     x = "D" if "D" in fit.law.variables else fit.law.variables[0]
     table: Frame = runs.table.assign(fitted=seen_by(runs.table, fit))
     law = fit.predict(**{v: table[v].to_numpy(float) for v in fit.law.variables})
     table["residual"] = 100 * (table["loss"] / law - 1)
     sizes = _sizes(table)
-    fig = new_figure(6.2)
+    fig = make_figure(6.2)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
     if len(fit.law.variables) == 1:
-        law_curve(top, fit, boot, {x: _span(table[x])}, _span(table[x]), VERMILLION)
+        draw_law(top, fit, boot, {x: _span(table[x])}, _span(table[x]), VERMILLION)
     for size in sizes:
         if len(fit.law.variables) > 1:
             across = _span(size.rows[x])
-            law_curve(top, fit, boot, {x: across, "N": size.N}, across, size.color)
+            draw_law(top, fit, boot, {x: across, "N": size.N}, across, size.color)
         _draw_size(top, size, x)
         _draw_size(bottom, size, x, "residual")
     bottom.axhline(0, color=BLACK, linewidth=0.9, zorder=1)
@@ -208,13 +208,15 @@ def plot_fit(
             f"Fitted runs about the law: rms {np.sqrt(np.mean(inside**2)):.2g} %, largest {inside.abs().max():.2g} %"
         )
     bottom.set(ylabel="Measured\nabove law (%)")
-    bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed_text(value)))
+    bottom.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: format_signed(value))
+    )
     _label(bottom, runs, x)
-    log_axis(top, "y", "loss")
+    set_log_axis(top, "y", "loss")
     top.set(ylabel=LOSS)
-    top.set_title("$L = " + re.sub(r"\^([\d.]+)", r"^{\1}", law_numbers(fit)) + "$")
+    top.set_title("$L = " + re.sub(r"\^([\d.]+)", r"^{\1}", format_law(fit)) + "$")
     band = (
-        [Patch(color=GREY, alpha=0.35, linewidth=0, label="90 % interval")]
+        [Patch(color=GRAY, alpha=0.35, linewidth=0, label="90 % interval")]
         if boot is not None
         else []
     )
@@ -222,7 +224,7 @@ def plot_fit(
         fig,
         [top, bottom],
         sizes,
-        [Line2D([], [], color=GREY, label="fitted law"), *band, *_hollow(table)],
+        [Line2D([], [], color=GRAY, label="fitted law"), *band, *_hollow(table)],
     )
     return fig
 
@@ -266,7 +268,7 @@ def _label(ax: Axes, runs: Runs, x: str) -> None:
     it to know the convention.
     """
     column = runs.columns.get(x, x)
-    log_axis(ax, "x", "flops" if x == "C" else "count")
+    set_log_axis(ax, "x", "flops" if x == "C" else "count")
     telling = column != x and (x == "N" or "*" in column)  # which N it is, or a formula
     ax.set_xlabel(
         f"{VARIABLE[x][:-1]}, {column})" if telling else VARIABLE[x], parse_math=False
@@ -294,7 +296,7 @@ def _sizes(table: Frame) -> list[_Size]:
             _Size(n, rows, SEQUENCE(LogNorm(N[0], N[-1])(n)), "o")
             for n, rows in zip(N, groups, strict=True)
         ]
-    looks = zip(N, groups, shades(len(groups)), MARKERS, strict=False)
+    looks = zip(N, groups, sample_colors(len(groups)), MARKERS, strict=False)
     return [_Size(n, rows, color, marker) for n, rows, color, marker in looks]
 
 
@@ -323,7 +325,7 @@ def _draw_size(
             ax,
             rows[x],
             rows[y],
-            run_titles(rows),
+            describe_runs(rows),
             color=size.color,
             marker=size.marker,
             zorder=3,
@@ -342,7 +344,7 @@ def _key(fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Any]) 
     if len(sizes) > 1:
         handles = [*handles, Line2D([], [], linestyle="none", label="Model size N")]
         handles += [
-            Line2D([], [], color=s.color, marker=s.marker, label=count_text(s.N))
+            Line2D([], [], color=s.color, marker=s.marker, label=format_count(s.N))
             for s in sizes
         ]
     fig.legend(handles=handles, loc="outside right upper", alignment="left")
@@ -358,7 +360,7 @@ def _color_bar(
 ) -> None:
     scale = ScalarMappable(LogNorm(min(values), max(values)), SEQUENCE)
     bar = fig.colorbar(scale, ax=axes, pad=0.02, aspect=30, label=label)
-    log_axis(bar.ax, "y", kind)
+    set_log_axis(bar.ax, "y", kind)
     axes[0].legend(
         handles=handles, loc="upper right"
     )  # losses fall with scale: this corner is the emptiest
@@ -366,7 +368,7 @@ def _color_bar(
 
 def _hollow(table: Frame) -> list[Line2D]:
     style: dict[str, Any] = {
-        "color": GREY,
+        "color": GRAY,
         "marker": "o",
         "mfc": "white",
         "linestyle": "none",
@@ -385,11 +387,11 @@ def _budgets(ax: Axes, minima: Frame, isoflop: IsoFlop, named: bool) -> list[Lin
     for i, row in enumerate(minima.to_dict("records")):
         rows: Frame = isoflop.runs[isoflop.runs["group"] == row["budget"]]
         look: dict[str, Any] = {
-            "color": shades(len(minima))[i],
+            "color": sample_colors(len(minima))[i],
             "marker": "o" if many else BUDGET_MARKERS[i],
         }
         size = 4 if many else 5
-        titles = run_titles(rows)
+        titles = describe_runs(rows)
         draw_points(
             ax,
             rows["N"],
@@ -404,7 +406,7 @@ def _budgets(ax: Axes, minima: Frame, isoflop: IsoFlop, named: bool) -> list[Lin
         handles += (
             []
             if many
-            else [Line2D([], [], label=f"{flops_text(row['budget'])} FLOPs", **look)]
+            else [Line2D([], [], label=f"{format_flops(row['budget'])} FLOPs", **look)]
         )
     handles.append(Line2D([], [], label="minimum", **VERTEX))
     return handles + (
@@ -440,7 +442,7 @@ def _parabola(ax: Axes, row: Mapping[Any, Any], color: Any, named: bool) -> bool
         ax.plot(
             [row["N"]], [row["loss"]], gid="minimum-excluded", **VERTEX, mfc="white"
         )
-        name = f"{flops_text(row['budget'])}: left out" if named else ""
+        name = f"{format_flops(row['budget'])}: left out" if named else ""
         ax.annotate(
             name,
             (row["N"], row["loss"]),
@@ -458,7 +460,7 @@ def _left_out(minima: Frame) -> list[str]:
     few = minima[~minima["used"] & (minima["n_sizes"] < MIN_SIZES)]
     rest = minima[~minima["used"] & (minima["n_sizes"] >= MIN_SIZES)]
     notes = [
-        f"{flops_text(row['budget'])} FLOPs left out: {row['reason']}"
+        f"{format_flops(row['budget'])} FLOPs left out: {row['reason']}"
         for row in rest.to_dict("records")
     ]
     notes = [
@@ -466,7 +468,7 @@ def _left_out(minima: Frame) -> list[str]:
         *([f"and {len(notes) - MAX_NAMED} more"] if len(notes) > MAX_NAMED else []),
     ]
     if len(few):
-        names = [flops_text(budget) for budget in few["budget"][:MAX_NAMED]]
+        names = [format_flops(budget) for budget in few["budget"][:MAX_NAMED]]
         more = f" and {len(few) - MAX_NAMED} more" if len(few) > MAX_NAMED else ""
         notes.append(
             f"{', '.join(names)}{more} FLOPs left out: fewer than {MIN_SIZES} sizes"

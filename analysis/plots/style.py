@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 
-BLACK, GREY, VERMILLION, BLUE = "#1a1a1a", "#777777", "#D55E00", "#0072B2"
+BLACK, GRAY, VERMILLION, BLUE = "#1a1a1a", "#777777", "#D55E00", "#0072B2"
 TINT = "#f5ede4"
 MARKERS = "osD^vP*X<>ph"
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -73,7 +73,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-styled = mpl.rc_context(
+use_style = mpl.rc_context(
     STYLE
 )  # decorates the functions that draw: matplotlib's settings hold inside them only
 
@@ -120,7 +120,7 @@ class RoundLocator(ticker.Locator):
         return ticks[:: int(np.ceil(len(ticks) / self.most))]
 
 
-def count_text(value: Number) -> str:
+def format_count(value: Number) -> str:
     """A number of parameters or tokens: 12k, 1.25M, 70B, 15T."""
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if value >= 0.9995 * 10**power:
@@ -132,7 +132,7 @@ def count_text(value: Number) -> str:
     return f"{value:.3g}"
 
 
-def flops_text(value: Number) -> str:
+def format_flops(value: Number) -> str:
     """A number of FLOPs: 2.5 times a power of ten."""
     mantissa, power = f"{value:.2e}".split("e")
     ten = "10" + str(int(power)).translate(_SUPERSCRIPT)
@@ -140,12 +140,12 @@ def flops_text(value: Number) -> str:
     return ten if mantissa == "1" else f"{mantissa}{TIMES}{ten}"
 
 
-def law_numbers(fit: Fit) -> str:
+def format_law(fit: Fit) -> str:
     """The law with its fitted numbers, such as "1.69 + 406 / N^0.339 + 411 / D^0.285"."""
 
     def number(match: re.Match[str]) -> str:
         value = fit.params[match.group()]
-        return f"{float(f'{value:.3g}'):.12g}" if value < 1e5 else flops_text(value)
+        return f"{float(f'{value:.3g}'):.12g}" if value < 1e5 else format_flops(value)
 
     return re.sub(
         "|".join(rf"\b{re.escape(name)}\b" for name in fit.params),
@@ -154,7 +154,7 @@ def law_numbers(fit: Fit) -> str:
     )
 
 
-def refuse_undrawable(fit: Fit) -> None:
+def check_drawable(fit: Fit) -> None:
     """
     Raises:
         ValueError: the law is not one of the loss in N, D and C, which is what the
@@ -168,25 +168,25 @@ def refuse_undrawable(fit: Fit) -> None:
         )
 
 
-def signed_text(value: Number, form: str = "+g") -> str:
+def format_signed(value: Number, form: str = "+g") -> str:
     """A signed number with a real minus sign."""
     return format(value, form).replace("-", MINUS) if abs(value) > 1e-12 else "0"
 
 
-def new_figure(height: float, **options: Any) -> Figure:
+def make_figure(height: float, **options: Any) -> Figure:
     """A figure of the house width, made without pyplot's global state, to be filled
-    inside `styled`; inches.
+    inside `use_style`; inches.
     """
     return Figure(figsize=(WIDTH, height), layout="constrained", **options)
 
 
-def log_axis(ax: Axes, which: str, kind: str) -> None:
+def set_log_axis(ax: Axes, which: str, kind: str) -> None:
     """Make axis "x" or "y" logarithmic with round, labelled ticks; kind: "flops",
     "count" or "loss".
     """
     write = {
-        "flops": flops_text,
-        "count": count_text,
+        "flops": format_flops,
+        "count": format_count,
         "loss": lambda value: f"{value:g}",
     }[kind]
     ax.set(**{f"{which}scale": "log"})
@@ -197,7 +197,7 @@ def log_axis(ax: Axes, which: str, kind: str) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def shades(count: int) -> list[tuple[float, float, float, float]]:
+def sample_colors(count: int) -> list[tuple[float, float, float, float]]:
     """Colours of an ordered series, dark to light."""
     return [SEQUENCE(t) for t in np.linspace(0.0, 1.0, max(count, 2))][:count]
 
@@ -215,13 +215,13 @@ def draw_points(
     return points
 
 
-def grey_runs(ax: Axes, rows: Frame, x: str, label: str) -> HoverPoints:
+def draw_background_runs(ax: Axes, rows: Frame, x: str, label: str) -> HoverPoints:
     """Runs that are there for orientation."""
     return draw_points(
         ax,
         rows[x],
         rows["loss"],
-        run_titles(rows),
+        describe_runs(rows),
         color="#a0a0a0",
         marker="o",
         markersize=3.5,
@@ -232,7 +232,7 @@ def grey_runs(ax: Axes, rows: Frame, x: str, label: str) -> HoverPoints:
     )
 
 
-def law_curve(
+def draw_law(
     ax: Axes,
     fit: Fit,
     boot: Bootstrap | None,
@@ -252,9 +252,9 @@ def law_curve(
         )
 
 
-def run_titles(rows: Frame) -> list[str]:
+def describe_runs(rows: Frame) -> list[str]:
     """What a reader sees on pointing at a run: its id, N, D, C and losses."""
-    writers = {"N": count_text, "D": count_text, "C": flops_text}
+    writers = {"N": format_count, "D": format_count, "C": format_flops}
     columns = [v for v in writers if v in rows.columns]
     losses = [
         name for name in ("loss", "measured", "predicted") if name in rows.columns

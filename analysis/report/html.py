@@ -29,12 +29,12 @@ from analysis.plots.style import (
     STYLE,
     Frame,
     HoverPoints,
-    count_text,
-    flops_text,
-    law_numbers,
+    format_count,
+    format_flops,
+    format_law,
 )
 from analysis.report import tables
-from analysis.report.tables import Table, between, exponent_text
+from analysis.report.tables import Table, format_exponent, format_interval
 from analysis.table.readers import visible
 from analysis.table.runs import Runs, load_runs
 
@@ -76,9 +76,13 @@ def write_report(
     path = Path(path)
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     held = [dict(row) for row in holdout or ()]
-    optimum, no_optimum = _or_problem(lambda: tables.optimum(runs, fit, boot))
+    optimum, no_optimum = _or_problem(lambda: tables.tabulate_optimum(runs, fit, boot))
     approaches, _ = _or_problem(
-        lambda: tables.approaches(isoflop, fit, boot) if isoflop is not None else None
+        lambda: (
+            tables.tabulate_approaches(isoflop, fit, boot)
+            if isoflop is not None
+            else None
+        )
     )
     page = _template().render(
         title=title,
@@ -88,19 +92,19 @@ def write_report(
         optimum=optimum,
         no_optimum=no_optimum,
         relation=_relation(fit),
-        holdout=tables.holdout(held) if held else None,
+        holdout=tables.tabulate_holdout(held) if held else None,
         law=_law_html(fit),
-        parameters=tables.parameters(fit, boot),
-        protocol=tables.pairs_table(_protocol(fit, boot)),
-        certificate=tables.pairs_table(_certificate(fit)),
+        parameters=tables.tabulate_parameters(fit, boot),
+        protocol=tables.table_from_pairs(_protocol(fit, boot)),
+        certificate=tables.table_from_pairs(_certificate(fit)),
         certified=fit.certificate.ok,
         approaches=approaches,
-        minima=tables.minima(isoflop) if isoflop is not None else None,
-        runs=tables.runs_table(runs, fit),
+        minima=tables.tabulate_minima(isoflop) if isoflop is not None else None,
+        runs=tables.tabulate_runs(runs, fit),
         n_runs=len(runs),
-        rejected=tables.rejected(runs),
-        plan=tables.frame_table(plan) if plan is not None and len(plan) else None,
-        provenance=tables.pairs_table(
+        rejected=tables.tabulate_rejected(runs),
+        plan=tables.table_from_frame(plan) if plan is not None and len(plan) else None,
+        provenance=tables.table_from_pairs(
             {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
         ),
     )
@@ -193,9 +197,7 @@ def _or_problem(make: Callable[[], Table | None]) -> tuple[Table | None, str]:
 
 
 def _law_html(fit: Fit) -> Markup:
-    return Markup(
-        re.sub(r"\^([\d.]+)", r"<sup>\1</sup>", str(escape(law_numbers(fit))))
-    )
+    return Markup(re.sub(r"\^([\d.]+)", r"<sup>\1</sup>", str(escape(format_law(fit)))))
 
 
 def _headline(
@@ -204,9 +206,9 @@ def _headline(
     """What was found, in sentences."""
     ranges = []
     for name, unit, write in (
-        ("N", "parameters", count_text),
-        ("D", "tokens", count_text),
-        ("C", "FLOPs", flops_text),
+        ("N", "parameters", format_count),
+        ("D", "tokens", format_count),
+        ("C", "FLOPs", format_flops),
     ):
         if name in fit.data:
             low, high = write(fit.data[name].min()), write(fit.data[name].max())
@@ -230,7 +232,9 @@ def _exponent_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
     if value is None:
         return Markup("")
     ends = (
-        between(boot.interval(name, LEVEL), exponent_text) if boot is not None else ""
+        format_interval(boot.interval(name, LEVEL), format_exponent)
+        if boot is not None
+        else ""
     )
     interval = (
         Markup(" (90 % interval {})").format(ends)
@@ -239,11 +243,11 @@ def _exponent_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
     )
     if name == "alpha":
         return Markup("The exponent alpha is {}{}.").format(
-            exponent_text(value), interval
+            format_exponent(value), interval
         )
     return Markup(
         "At the best use of compute C, model size grows as C<sup>{}</sup>{} and tokens as C<sup>{}</sup>."
-    ).format(exponent_text(value), interval, exponent_text(1 - value))
+    ).format(format_exponent(value), interval, format_exponent(1 - value))
 
 
 def _holdout_sentence(fit: Fit, held: Sequence[Mapping[str, Any]]) -> Markup:
@@ -298,7 +302,7 @@ def _warnings(
         found += list(isoflop.notes)
         out: Frame = isoflop.minima[~isoflop.minima["used"]]
         found += [
-            f"Approach 2 left out the budget of {flops_text(row['budget'])} FLOPs: {row['reason']}."
+            f"Approach 2 left out the budget of {format_flops(row['budget'])} FLOPs: {row['reason']}."
             for row in out.to_dict("records")
         ]
     return found

@@ -70,7 +70,7 @@ class Study:
         for name in self.fit.derived():
             result[name] = self.fit.derived()[name]
             result[f"{name}_interval_90"] = list(self.boot.interval(name, LEVEL))
-        errors = relative_errors(self.holdout)
+        errors = compute_relative_errors(self.holdout)
         result["holdout"] = list(self.holdout)
         result["holdout_mean_abs_rel_error"] = (
             float(errors.mean()) if len(errors) else None
@@ -85,7 +85,7 @@ class Study:
         return result
 
 
-def study(
+def study_runs(
     runs: Runs | pd.DataFrame,
     *,
     law: str | Law = "chinchilla",
@@ -105,7 +105,7 @@ def study(
         ValueError: no run is left, or nothing can be held out.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    held = held_out(runs, holdout)
+    held = select_held_out(runs, holdout)
     fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
     fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
@@ -119,7 +119,7 @@ def study(
     return Study(runs, fit, boot, curves, predictions, notes, compared)
 
 
-def held_out(runs: Runs, rule: Holdout) -> np.ndarray:
+def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     """[n] mask of the accepted runs that a rule keeps out of the fit.
 
     Raises:
@@ -172,7 +172,7 @@ def predict_runs(fit: Fit, boot: Bootstrap, table: Frame) -> tuple[dict[str, Any
     return tuple(rows)
 
 
-def optimum(study: Study) -> pd.DataFrame:
+def tabulate_optimum(study: Study) -> pd.DataFrame:
     """Compute-optimal N and D with intervals at each budget of the table and at ten
     times the largest.
     """
@@ -193,7 +193,7 @@ def optimum(study: Study) -> pd.DataFrame:
     )
 
 
-def relative_errors(holdout: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def compute_relative_errors(holdout: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """|predicted - measured| / measured of each held-out run."""
     return np.array(
         [abs(row["predicted"] - row["measured"]) / row["measured"] for row in holdout]
@@ -292,7 +292,7 @@ def save_figures(
     }
 
 
-def describe(study: Study) -> str:
+def describe_study(study: Study) -> str:
     """The answer in words and small tables, for a terminal."""
     summary = study.summary()
     lines = [
@@ -328,7 +328,7 @@ def _describe_holdout(holdout: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"{shape}  {row['predicted']:>10.4f}  {interval:>18}  {row['measured']:>10.4f}  {error:>+7.2%}"
         )
-    errors = relative_errors(holdout)
+    errors = compute_relative_errors(holdout)
     lines.append(
         f"mean absolute relative error {errors.mean():.2%}, largest {errors.max():.2%}"
     )

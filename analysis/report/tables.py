@@ -25,9 +25,9 @@ from analysis.plots.style import (
     TIMES,
     Frame,
     Number,
-    count_text,
-    flops_text,
-    signed_text,
+    format_count,
+    format_flops,
+    format_signed,
 )
 from analysis.table.columns import COLUMNS
 from analysis.table.runs import Runs
@@ -78,7 +78,7 @@ class Table:
         return cls(named, tuple(tuple(row) for row in rows))
 
 
-def cell(value: Any, write: Write | None = None) -> Cell:
+def make_cell(value: Any, write: Write | None = None) -> Cell:
     """A cell of any value; numbers through `write`, missing ones empty."""
     if isinstance(value, bool | np.bool_) or not isinstance(
         value, int | float | np.integer | np.floating
@@ -89,48 +89,48 @@ def cell(value: Any, write: Write | None = None) -> Cell:
         return Cell("more than 1e308" if value > 0 else "less than -1e308", "", True)
     if not math.isfinite(value):
         return Cell("" if math.isnan(value) else str(value), "", True)
-    return Cell((write or number_text)(value), float(value), True)
+    return Cell((write or format_number)(value), float(value), True)
 
 
-def number_text(value: Number) -> str:
+def format_number(value: Number) -> str:
     """Whole numbers below ten million exactly, others to four digits."""
     if abs(value) >= 1e7:
         return (
-            signed_text(value, ",.0f")
+            format_signed(value, ",.0f")
             if value == int(value) and abs(value) < 1e10
-            else flops_text(value)
+            else format_flops(value)
         )
     return f"{int(value):,}" if value == int(value) else f"{value:.4g}"
 
 
-def whole_text(value: Number) -> str:
-    return f"{value:,.0f}" if value < 1e10 else f"{flops_text(value)}"
+def format_whole(value: Number) -> str:
+    return f"{value:,.0f}" if value < 1e10 else f"{format_flops(value)}"
 
 
-def digits_text(value: Number) -> str:
+def format_digits(value: Number) -> str:
     """Four digits, whatever they are."""
     if 1e4 <= abs(value) < 1e7:
         return f"{float(f'{value:.4g}'):,.0f}"
     return (
         f"{value:#.4g}".removesuffix(".")
         if 1e-4 <= abs(value) < 1e4
-        else number_text(value)
+        else format_number(value)
     )
 
 
-def loss_text(value: Number) -> str:
+def format_loss(value: Number) -> str:
     return f"{value:.4f}"
 
 
-def exponent_text(value: Number) -> str:
+def format_exponent(value: Number) -> str:
     return f"{value:.3f}"
 
 
-def percent_text(share: Number) -> str:
-    return f"{signed_text(100 * share, '+.2f')} %"
+def format_percent(share: Number) -> str:
+    return f"{format_signed(100 * share, '+.2f')} %"
 
 
-def between(ends: Sequence[Number], write: Write) -> str:
+def format_interval(ends: Sequence[Number], write: Write) -> str:
     """An interval in words; empty when it is unknown."""
     return (
         f"{write(ends[0])} to {write(ends[1])}"
@@ -139,32 +139,38 @@ def between(ends: Sequence[Number], write: Write) -> str:
     )
 
 
-def frame_table(frame: pd.DataFrame) -> Table:
+def table_from_frame(frame: pd.DataFrame) -> Table:
     """Any DataFrame as it is."""
     columns = {str(name): COLUMNS.get(str(name), "") for name in frame.columns}
     return Table.of(
         columns,
-        ([cell(v) for v in row] for row in frame.itertuples(index=False, name=None)),
+        (
+            [make_cell(v) for v in row]
+            for row in frame.itertuples(index=False, name=None)
+        ),
     )
 
 
-def pairs_table(pairs: Mapping[str, Any]) -> Table:
+def table_from_pairs(pairs: Mapping[str, Any]) -> Table:
     """Names and values; nested values as JSON."""
 
     def plain(value: Any) -> str:
         return (
             json.dumps(value, default=str)
             if isinstance(value, dict | list | tuple)
-            else cell(value).text
+            else make_cell(value).text
         )
 
     return Table.of(
         ("", ""),
-        ([cell(str(name)), cell(plain(value))] for name, value in pairs.items()),
+        (
+            [make_cell(str(name)), make_cell(plain(value))]
+            for name, value in pairs.items()
+        ),
     )
 
 
-def parameters(fit: Fit, boot: Bootstrap | None) -> Table:
+def tabulate_parameters(fit: Fit, boot: Bootstrap | None) -> Table:
     """Every parameter and derived quantity with standard error and 90 % interval."""
     errors, p = fit.standard_errors, fit.protocol
     columns = {
@@ -185,23 +191,23 @@ def parameters(fit: Fit, boot: Bootstrap | None) -> Table:
         )
         remark = "from the parameters above" if name not in fit.params else remark
         ends = (
-            between(boot.interval(name, LEVEL), digits_text)
+            format_interval(boot.interval(name, LEVEL), format_digits)
             if boot and not remark.startswith("fixed")
             else ""
         )
         rows.append(
             [
-                cell(name),
-                cell(value, digits_text),
-                cell(errors.get(name), digits_text),
-                cell(ends),
-                cell(remark),
+                make_cell(name),
+                make_cell(value, format_digits),
+                make_cell(errors.get(name), format_digits),
+                make_cell(ends),
+                make_cell(remark),
             ]
         )
     return Table.of(columns, rows)
 
 
-def optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
+def tabulate_optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
     """Compute-optimal N, D and loss at the table's budgets and beyond, with intervals.
 
     Raises:
@@ -224,10 +230,12 @@ def optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
         "Loss": "nats per token",
         "N within 0.1 %": "sizes whose loss at this C is within 0.1 % of the best",
     }
-    return Table.of(columns, (_optimum_row(row) for row in frame.to_dict("records")))
+    return Table.of(
+        columns, (_make_optimum_row(row) for row in frame.to_dict("records"))
+    )
 
 
-def _optimum_row(row: Mapping[Any, Any]) -> list[Cell]:
+def _make_optimum_row(row: Mapping[Any, Any]) -> list[Cell]:
     def ranged(name: str, write: Write) -> Cell:
         low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
         ends = "" if low is None or high is None else f" [{write(low)}, {write(high)}]"
@@ -235,16 +243,18 @@ def _optimum_row(row: Mapping[Any, Any]) -> list[Cell]:
 
     reach = float(format(row["reach"], ".2g"))
     return [
-        Cell(f"{flops_text(row['C'])} ({reach:g}{TIMES})", float(row["C"]), True),
-        ranged("N", count_text),
-        ranged("D", count_text),
-        cell(row["tokens_per_parameter"], lambda v: f"{v:.3g}"),
-        ranged("loss", exponent_text),
-        cell(f"{count_text(row['valley_low'])} to {count_text(row['valley_high'])}"),
+        Cell(f"{format_flops(row['C'])} ({reach:g}{TIMES})", float(row["C"]), True),
+        ranged("N", format_count),
+        ranged("D", format_count),
+        make_cell(row["tokens_per_parameter"], lambda v: f"{v:.3g}"),
+        ranged("loss", format_exponent),
+        make_cell(
+            f"{format_count(row['valley_low'])} to {format_count(row['valley_high'])}"
+        ),
     ]
 
 
-def holdout(held: Sequence[Mapping[str, Any]]) -> Table:
+def tabulate_holdout(held: Sequence[Mapping[str, Any]]) -> Table:
     """Predicted beside measured loss of every held-out run."""
     columns = (
         "Run",
@@ -259,15 +269,15 @@ def holdout(held: Sequence[Mapping[str, Any]]) -> Table:
     )
     rows = [
         [
-            cell(row["run_id"]),
-            cell(row["N"], whole_text),
-            cell(row["D"], whole_text),
-            cell(row["C"], flops_text),
-            cell(row["predicted"], loss_text),
-            cell(between((row["lower_90"], row["upper_90"]), loss_text)),
-            cell(row["measured"], loss_text),
-            cell(row["predicted"] / row["measured"] - 1, percent_text),
-            cell(
+            make_cell(row["run_id"]),
+            make_cell(row["N"], format_whole),
+            make_cell(row["D"], format_whole),
+            make_cell(row["C"], format_flops),
+            make_cell(row["predicted"], format_loss),
+            make_cell(format_interval((row["lower_90"], row["upper_90"]), format_loss)),
+            make_cell(row["measured"], format_loss),
+            make_cell(row["predicted"] / row["measured"] - 1, format_percent),
+            make_cell(
                 "yes" if row["lower_90"] <= row["measured"] <= row["upper_90"] else "no"
             ),
         ]
@@ -287,7 +297,9 @@ class ApproachTables(Table):
     notes: tuple[str, ...] = ()
 
 
-def approaches(isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None) -> ApproachTables:
+def tabulate_approaches(
+    isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None
+) -> ApproachTables:
     """Exponents of N*(C) and D*(C) and the optimum at the largest C by approaches 1, 2
     and 3.
 
@@ -302,30 +314,35 @@ def approaches(isoflop: IsoFlop, fit: Fit, boot: Bootstrap | None) -> ApproachTa
         "90 % interval of a": "",
         "b": "D* grows as C^b",
         "90 % interval of b": "",
-        f"N* at {flops_text(found.C)} FLOPs": "compute-optimal size at the largest fitted C",
+        f"N* at {format_flops(found.C)} FLOPs": "compute-optimal size at the largest fitted C",
         "90 % interval of N*": "",
     }
     rows = []
     for row in found.table.to_dict("records"):
-        cells = [cell(row["approach"]), cell(row["rows"])]
+        cells = [make_cell(row["approach"]), make_cell(row["rows"])]
         for name, write in (
-            ("a", exponent_text),
-            ("b", exponent_text),
-            ("N", count_text),
+            ("a", format_exponent),
+            ("b", format_exponent),
+            ("N", format_count),
         ):
             cells += [
-                cell(row[name], write),
-                cell(between((row[f"{name}_low"], row[f"{name}_high"]), write)),
+                make_cell(row[name], write),
+                make_cell(
+                    format_interval((row[f"{name}_low"], row[f"{name}_high"]), write)
+                ),
             ]
         rows.append(cells)
     table = ApproachTables.of(columns, rows)
     assert isinstance(table, ApproachTables)
     return replace(
-        table, bias=_bias(found), disagreement=_disagreement(found), notes=found.notes
+        table,
+        bias=_tabulate_bias(found),
+        disagreement=_tabulate_disagreement(found),
+        notes=found.notes,
     )
 
 
-def _bias(found: Approaches) -> Table | None:
+def _tabulate_bias(found: Approaches) -> Table | None:
     columns = {
         "Approach": "",
         "a on the surface": "what the procedure finds on the fitted law's own losses",
@@ -335,18 +352,18 @@ def _bias(found: Approaches) -> Table | None:
     }
     rows = [
         [
-            cell(row["approach"]),
-            cell(row["a_surface"], exponent_text),
-            cell(row["a_law"], exponent_text),
-            cell(row["a_bias"], lambda v: signed_text(v, "+.3f")),
-            cell(row["N_bias_percent"], lambda v: f"{signed_text(v, '+.1f')} %"),
+            make_cell(row["approach"]),
+            make_cell(row["a_surface"], format_exponent),
+            make_cell(row["a_law"], format_exponent),
+            make_cell(row["a_bias"], lambda v: format_signed(v, "+.3f")),
+            make_cell(row["N_bias_percent"], lambda v: f"{format_signed(v, '+.1f')} %"),
         ]
         for row in found.bias.to_dict("records")
     ]
     return Table.of(columns, rows) if rows else None
 
 
-def _disagreement(found: Approaches) -> Table | None:
+def _tabulate_disagreement(found: Approaches) -> Table | None:
     columns = {
         "Approaches": "",
         "a differs by": "first minus second",
@@ -356,15 +373,15 @@ def _disagreement(found: Approaches) -> Table | None:
     }
     rows = [
         [
-            cell(row["pair"]),
-            cell(row["a_difference"], lambda v: signed_text(v, "+.3f")),
-            cell(
+            make_cell(row["pair"]),
+            make_cell(row["a_difference"], lambda v: format_signed(v, "+.3f")),
+            make_cell(
                 overlap_text(row["a_overlap"])
                 .removeprefix("intervals ")
                 .replace("interval ", "")
             ),
-            cell(row["N_percent"], lambda v: f"{signed_text(v, '+.1f')} %"),
-            cell(
+            make_cell(row["N_percent"], lambda v: f"{format_signed(v, '+.1f')} %"),
+            make_cell(
                 overlap_text(row["N_overlap"])
                 .removeprefix("intervals ")
                 .replace("interval ", "")
@@ -375,7 +392,7 @@ def _disagreement(found: Approaches) -> Table | None:
     return Table.of(columns, rows) if rows else None
 
 
-def minima(isoflop: IsoFlop) -> Table:
+def tabulate_minima(isoflop: IsoFlop) -> Table:
     """The minimum of every budget's parabola, and why it was left out if it was."""
     columns = {
         "Budget (FLOPs)": "",
@@ -388,29 +405,29 @@ def minima(isoflop: IsoFlop) -> Table:
     }
     rows = [
         [
-            cell(row["budget"], flops_text),
-            cell(row["n_sizes"]),
-            cell(row["N"], count_text),
-            cell(row["D"], count_text),
-            cell(row["loss"], loss_text),
-            cell("yes" if row["used"] else "no"),
-            cell(row["reason"]),
+            make_cell(row["budget"], format_flops),
+            make_cell(row["n_sizes"]),
+            make_cell(row["N"], format_count),
+            make_cell(row["D"], format_count),
+            make_cell(row["loss"], format_loss),
+            make_cell("yes" if row["used"] else "no"),
+            make_cell(row["reason"]),
         ]
         for row in isoflop.minima.to_dict("records")
     ]
     return Table.of(columns, rows)
 
 
-def runs_table(runs: Runs, fit: Fit) -> Table:
+def tabulate_runs(runs: Runs, fit: Fit) -> Table:
     """One row per accepted run: identity, N, D, C, loss, how far it lies from the law,
     recipe.
     """
     table: Frame = runs.table
     writers: dict[str, Write] = {
-        "N": whole_text,
-        "D": whole_text,
-        "C": flops_text,
-        "budget": flops_text,
+        "N": format_whole,
+        "D": format_whole,
+        "C": format_flops,
+        "budget": format_flops,
     }
     names = {
         name: runs.columns.get(name, "")
@@ -435,18 +452,20 @@ def runs_table(runs: Runs, fit: Fit) -> Table:
     law = fit.predict(**{v: table[v].to_numpy(float) for v in fit.law.variables})
     rows = []
     for i, row in enumerate(table.head(MAX_RUNS).to_dict("records")):
-        cells = [cell(row.get("run_id", f"row {row['source_row']}"))]
-        cells += [cell(row[name], writers[name]) for name in names]
+        cells = [make_cell(row.get("run_id", f"row {row['source_row']}"))]
+        cells += [make_cell(row[name], writers[name]) for name in names]
         cells += [
-            cell(row["loss"], loss_text),
-            cell(row["loss"] / law[i] - 1, percent_text),
+            make_cell(row["loss"], format_loss),
+            make_cell(row["loss"] / law[i] - 1, format_percent),
         ]
-        cells += [cell("yes" if fitted[i] else "no")]
-        rows.append(cells + [cell(row[name], writers.get(name)) for name in recipe])
+        cells += [make_cell("yes" if fitted[i] else "no")]
+        rows.append(
+            cells + [make_cell(row[name], writers.get(name)) for name in recipe]
+        )
     return Table.of(columns, rows)
 
 
-def rejected(runs: Runs) -> Table:
+def tabulate_rejected(runs: Runs) -> Table:
     """Refused rows with their reasons."""
     records = runs.rejected.to_dict("records")
     named = (
@@ -455,7 +474,7 @@ def rejected(runs: Runs) -> Table:
         else ("Row", "Reason")
     )
     rows = (
-        [cell(row["row"]), cell(row.get("run_id")), cell(row["reason"])]
+        [make_cell(row["row"]), make_cell(row.get("run_id")), make_cell(row["reason"])]
         for row in records
     )
     return Table.of(

@@ -13,16 +13,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from analysis.plots.style import (
     BLACK,
     BLUE,
-    GREY,
+    GRAY,
     LOSS,
     MARKERS,
     VARIABLE,
     VERMILLION,
-    count_text,
-    log_axis,
-    new_figure,
-    shades,
-    styled,
+    format_count,
+    make_figure,
+    sample_colors,
+    set_log_axis,
+    use_style,
 )
 from experiments.documents.statement import Estimate
 
@@ -49,11 +49,13 @@ def by_size(
     """
     handles = []
     sizes = sorted(table[unit].unique())
-    for N, color, marker in zip(sizes, shades(len(sizes)), MARKERS, strict=False):
+    for N, color, marker in zip(
+        sizes, sample_colors(len(sizes)), MARKERS, strict=False
+    ):
         rows = table[table[unit] == N]
         for _, trunk in rows.groupby("trunk_id"):
             trunk = trunk.sort_values(x)
-            label = count_text(float(N))
+            label = format_count(float(N))
             (line,) = ax.plot(
                 trunk[x],
                 trunk[y],
@@ -67,10 +69,10 @@ def by_size(
     return handles[::-1]
 
 
-@styled
+@use_style
 def performance(rows: Frame, numbers: Mapping[str, Estimate]) -> Figure:
     """1/loss over the smallest size's, against N, beside a square law."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     first = rows["n_matmul"].min()
     start = 1 / rows.loc[rows["n_matmul"] == first, "loss"].mean()
@@ -92,17 +94,17 @@ def performance(rows: Frame, numbers: Mapping[str, Estimate]) -> Figure:
         label=f"grows as $N^{{{exponent.value:.3f}}}$",
     )
     ax.plot(rows["n_matmul"], gain, "o", color=BLUE, **FREE, label="a run")
-    log_axis(ax, "x", "count")
-    log_axis(ax, "y", "loss")
+    set_log_axis(ax, "x", "count")
+    set_log_axis(ax, "y", "loss")
     ax.set(xlabel=VARIABLE["N"], ylabel="1/loss over that of\nthe smallest size")
     fig.legend(loc="outside right upper")
     return fig
 
 
-@styled
+@use_style
 def drops(drops: Frame, trend: Estimate) -> Figure:
     """Drop of the loss per doubling of N, between neighbouring sizes."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     x = np.log2(drops["N"])
     line = drops["drop"].mean() + trend.value * (x - x.mean())
@@ -110,7 +112,7 @@ def drops(drops: Frame, trend: Estimate) -> Figure:
     ax.plot(
         drops["N"], drops["drop"], "o", color=BLUE, **FREE, label="between two sizes"
     )
-    log_axis(ax, "x", "count")
+    set_log_axis(ax, "x", "count")
     ax.set_ylim(0, None)
     ax.set(
         xlabel=VARIABLE["N"], ylabel="Fall of the loss per doubling\n(nats per token)"
@@ -119,25 +121,25 @@ def drops(drops: Frame, trend: Estimate) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def data_curves(table: Frame) -> Figure:
     """Loss against tokens, one line per trunk."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     handles = by_size(ax, table, "tokens", "loss")
-    log_axis(ax, "x", "count")
-    log_axis(ax, "y", "loss")
+    set_log_axis(ax, "x", "count")
+    set_log_axis(ax, "y", "loss")
     ax.set(xlabel=VARIABLE["D"], ylabel=LOSS)
     fig.legend(handles=handles[::-1], title="Parameters N", loc="outside right upper")
     return fig
 
 
-@styled
+@use_style
 def price(table: Frame, best: Frame) -> Figure:
     """Loss against compute with its lower envelope; measured time against counted
     FLOPs.
     """
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     left, right = fig.subplots(1, 2)
     handles = by_size(left, table, "flops", "loss")
     handles += left.plot(
@@ -148,8 +150,8 @@ def price(table: Frame, best: Frame) -> Figure:
         zorder=4,
         label="lowest",
     )
-    log_axis(left, "x", "flops")
-    log_axis(left, "y", "loss")
+    set_log_axis(left, "x", "flops")
+    set_log_axis(left, "y", "loss")
     left.set(xlabel="Training compute (FLOPs)", ylabel=LOSS)
     left.xaxis.get_major_locator().most = 3  # type: ignore[attr-defined]
     for _, trunk in table.groupby("trunk_id"):
@@ -164,25 +166,25 @@ def price(table: Frame, best: Frame) -> Figure:
             color=BLUE,
             **FREE,
         )
-    log_axis(right, "x", "flops")
-    log_axis(right, "y", "count")
+    set_log_axis(right, "x", "flops")
+    set_log_axis(right, "y", "count")
     right.xaxis.get_major_locator().most = 3  # type: ignore[attr-defined]
     right.set(xlabel="Counted FLOPs per token", ylabel="Seconds per million tokens")
     fig.legend(handles=handles, title="Parameters N", loc="outside right upper")
     return fig
 
 
-@styled
+@use_style
 def capacity(widths: Frame, depths: Frame) -> Figure:
     """Loss against depth and against width."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     axes = fig.subplots(1, 2, sharey=True)
     fixed = (f"width {depths['width'].iloc[0]}", f"depth {widths['depth'].iloc[0]}")
     for ax, table, name, what in zip(
         axes, (depths, widths), ("depth", "width"), fixed, strict=True
     ):
         means = table.groupby(name)["loss"].mean()
-        ax.plot(means.index, means, color=GREY, zorder=1)
+        ax.plot(means.index, means, color=GRAY, zorder=1)
         ax.plot(table[name], table["loss"], "o", color=BLUE, **FREE)
         at_values(ax, table[name])
         unit = "layers" if name == "depth" else "units"
@@ -191,17 +193,19 @@ def capacity(widths: Frame, depths: Frame) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def agreement(table: Frame) -> Figure:
     """Accuracy against perplexity by width."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     widths = sorted(table["width"].unique())
-    for width, color, marker in zip(widths, shades(len(widths)), MARKERS, strict=False):
+    for width, color, marker in zip(
+        widths, sample_colors(len(widths)), MARKERS, strict=False
+    ):
         rows = table[table["width"] == width]
         look = {"color": color, "marker": marker, **FREE, "label": f"{width}"}
         ax.plot(np.exp(rows["loss"]), 100 * rows["accuracy"], **look)
-    log_axis(ax, "x", "loss")
+    set_log_axis(ax, "x", "loss")
     ax.set(xlabel="Perplexity (per token)", ylabel="Next-token accuracy (%)")
     fig.legend(title="Width", loc="outside right upper")
     return fig

@@ -14,13 +14,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from analysis.plots.style import (
     BLACK,
     BLUE,
-    GREY,
+    GRAY,
     LOSS,
     MARKERS,
-    count_text,
-    new_figure,
-    shades,
-    styled,
+    format_count,
+    make_figure,
+    sample_colors,
+    use_style,
 )
 from experiments.documents.draw import FREE, HEIGHT, at_values
 
@@ -43,7 +43,9 @@ def rate_lines(ax: Axes, table: Frame, by: str, x: str = "lr") -> list[Any]:
     """
     handles = []
     names = list(dict.fromkeys(table[by]))
-    for name, color, marker in zip(names, shades(len(names)), MARKERS, strict=False):
+    for name, color, marker in zip(
+        names, sample_colors(len(names)), MARKERS, strict=False
+    ):
         means = table[table[by] == name].groupby(x)["loss"].mean()
         shown, lost = means[means < LOST], means[~(means < LOST)]
         handles += ax.plot(
@@ -59,12 +61,12 @@ def rate_lines(ax: Axes, table: Frame, by: str, x: str = "lr") -> list[Any]:
     return handles
 
 
-@styled
+@use_style
 def recipe(rates: Frame, batches: Frame, examples: Frame, critical: float) -> Figure:
     """Loss by rate and optimiser; loss by batch size; tokens to reach one loss by batch
     size.
     """
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     left, middle, right = fig.subplots(1, 3)
     handles = rate_lines(left, rates, "optimizer")
     left.set(ylabel=LOSS)
@@ -79,7 +81,7 @@ def recipe(rates: Frame, batches: Frame, examples: Frame, critical: float) -> Fi
     at_values(middle, best.index)
     middle.set(
         xlabel="Batch (tokens)",
-        ylabel=f"Loss at {count_text(last['tokens'].iloc[0])} tokens",
+        ylabel=f"Loss at {format_count(last['tokens'].iloc[0])} tokens",
     )
     right.plot(examples["batch"], examples["examples"] / 1e3, "o", color=BLUE, **FREE)
     if critical > 0:
@@ -94,15 +96,15 @@ def recipe(rates: Frame, batches: Frame, examples: Frame, critical: float) -> Fi
     return fig
 
 
-@styled
+@use_style
 def overfitting(curves: Frame, ends: Frame, unique: int) -> Figure:
     """Held-out loss over epochs by arm; training and held-out loss at the end."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     left, right = fig.subplots(1, 2, sharey=True)
     handles, names = [], list(dict.fromkeys(ends["arm"]))
     names.sort(key=lambda name: name != "none")
     for i, (name, color, marker) in enumerate(
-        zip(names, shades(len(names)), MARKERS, strict=False)
+        zip(names, sample_colors(len(names)), MARKERS, strict=False)
     ):
         means = curves[curves["arm"] == name].groupby("tokens")["loss"].mean()
         look = {"color": color, "marker": marker, "markersize": 4}
@@ -125,17 +127,17 @@ def overfitting(curves: Frame, ends: Frame, unique: int) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def update(table: Frame, reference: Frame) -> Figure:
     """Loss against rate of the documents' update, beside the other optimisers."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     left, right = fig.subplots(1, 2, sharey=True)
     for ax, rows, by, x in (
         (left, table, "arm", "rate"),
         (right, reference, "optimizer", "lr"),
     ):
         handles = rate_lines(ax, rows, by, x)
-        ax.axhline(math.log(256), color=GREY, linestyle=":", zorder=1)
+        ax.axhline(math.log(256), color=GRAY, linestyle=":", zorder=1)
         ax.legend(
             handles=handles,
             loc="lower left",

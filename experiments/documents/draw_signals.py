@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 
 from analysis.plots.style import (
     BLUE,
-    GREY,
+    GRAY,
     LOSS,
     MARKERS,
     VERMILLION,
-    new_figure,
-    shades,
-    styled,
+    make_figure,
+    sample_colors,
+    use_style,
 )
 from experiments.documents.draw import FREE, HEIGHT, at_values
 from experiments.documents.draw_recipes import rate_lines
@@ -23,12 +23,12 @@ from experiments.documents.draw_recipes import rate_lines
 Frame = Any
 
 
-@styled
+@use_style
 def residuals(ratios: Frame, rates: Frame) -> Figure:
     """Gradient ratio against depth in four settings; loss against rate with and without
     layer norm.
     """
-    fig = new_figure(3.6)
+    fig = make_figure(3.6)
     left, middle, right = fig.subplots(1, 3)
     handles = []
     for (norm, residual), rows in ratios.groupby(["norm", "residual"]):
@@ -55,7 +55,7 @@ def residuals(ratios: Frame, rates: Frame) -> Figure:
             **look,
         )
     for ax, over in ((left, "last block's"), (middle, "shallowest model's")):
-        ax.axhline(-1, color=GREY, linestyle=":", zorder=1)
+        ax.axhline(-1, color=GRAY, linestyle=":", zorder=1)
         at_values(ax, ratios["depth"])
         ax.set(
             xlabel="Depth (blocks)",
@@ -73,10 +73,10 @@ def residuals(ratios: Frame, rates: Frame) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def attention(table: Frame) -> Figure:
     """Gradient with respect to the logits, and entropy, against head dimension."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     left, right = fig.subplots(1, 2)
     handles = []
     for ax, column in ((left, "gradient"), (right, "entropy")):
@@ -105,10 +105,10 @@ def attention(table: Frame) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def devices(found: dict[str, Any]) -> Figure:
     """Losses step by step on one device and on all."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     steps = np.arange(1, len(found["single"]["losses"]) + 1)
     ax.plot(steps, found["single"]["losses"], color=BLUE, label="one device")
@@ -125,10 +125,10 @@ def devices(found: dict[str, Any]) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def schemes(table: Frame) -> Figure:
     """Loss against rate, one line per parametrisation."""
-    fig = new_figure(HEIGHT)
+    fig = make_figure(HEIGHT)
     ax = fig.add_subplot()
     handles = rate_lines(ax, table, "parametrization")
     ax.set(ylabel=LOSS)
@@ -136,18 +136,18 @@ def schemes(table: Frame) -> Figure:
     return fig
 
 
-@styled
+@use_style
 def profiles(layers: dict[str, dict[str, list[float]]], bound: float = 10.0) -> Figure:
     """Scale of signals and gradients block by block, one panel each: arm -> {"signal":
     [L], "gradient": [L]}.
     """
-    fig = new_figure(HEIGHT + 0.3)
+    fig = make_figure(HEIGHT + 0.3)
     axes = fig.subplots(1, 2)
     handles: list[Any] = []
     for ax, kind in zip(axes, ("signal", "gradient"), strict=True):
         handles = []
         for (arm, series), color, marker in zip(
-            layers.items(), shades(len(layers)), MARKERS, strict=False
+            layers.items(), sample_colors(len(layers)), MARKERS, strict=False
         ):
             values = np.asarray(series[kind], float)
             values = values / (values[0] if kind == "signal" else values[-1])
@@ -155,7 +155,7 @@ def profiles(layers: dict[str, dict[str, list[float]]], bound: float = 10.0) -> 
             handles += ax.plot(
                 x, values, color=color, marker=marker, markersize=3.5, label=arm
             )
-        ax.axhspan(1 / bound, bound, color=GREY, alpha=0.12, linewidth=0, zorder=0)
+        ax.axhspan(1 / bound, bound, color=GRAY, alpha=0.12, linewidth=0, zorder=0)
         ax.set(yscale="log", xlabel="Block")
     axes[0].set(ylabel="Signal (rms) over the first block's")
     axes[1].set(ylabel="Gradient (rms) over the last block's")

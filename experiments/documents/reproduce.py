@@ -39,7 +39,7 @@ from experiments.documents import (
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import FULL, QUICK
 from experiments.documents.statement import PENDING, Claim, Result
-from scaling.cli.output import show_plan
+from scaling.cli.output import print_plan
 from scaling.config import ConfigError
 from scaling.execution.sweep import unfinished
 
@@ -104,7 +104,7 @@ def examine(args: Documents) -> list[Result]:
     if len(plan) and unfinished(plan, args.out / "runs").runs:
         for grid in grids if args.full else ():
             print(f"\nthe runs of {grid!r}", flush=True)
-            show_plan(
+            print_plan(
                 evidence.plan([grid]),
                 args.out / "runs",
                 timing=True,

@@ -200,14 +200,14 @@ class FitArgs:
 
     def study(self) -> Study:
         """Everything the verbs `fit`, `plot` and `report` need; saved when asked."""
-        from analysis.report.study import study
+        from analysis.report.study import study_runs
 
         sampling: dict[str, Any] = {
             "holdout": self.holdout,
             "draws": self.draws,
             "seed": self.seed,
         }
-        result = study(
+        result = study_runs(
             self.columns.read(self.runs),
             law=self.law,
             **sampling,
@@ -224,9 +224,9 @@ class FitArgs:
         if self.json:
             print_json(result.summary())
         else:
-            from analysis.report.study import describe
+            from analysis.report.study import describe_study
 
-            print(describe(result))
+            print(describe_study(result))
         return 0
 
 

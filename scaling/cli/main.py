@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from scaling.cli.fit import FitArgs, PlotArgs, ReportArgs
-from scaling.cli.output import main_columns, print_table, show_plan, show_price
+from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.cli.predict import AuditArgs, CompareArgs, NextArgs, PredictArgs
 from scaling.cli.runs import RunsArgs, TrackArgs, WatchArgs
 from scaling.config import ConfigError, read_toml
@@ -85,7 +85,7 @@ class PlanArgs:
         if self.target is not None:
             self._price(plan, self.target)
             return 0
-        show_plan(
+        print_plan(
             plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json
         )
         return 0
@@ -111,7 +111,7 @@ class PlanArgs:
             workers=workers,
             report=report,
         )
-        show_price(answer, self.json)
+        print_cost(answer, self.json)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class SweepArgs:
                 plan, self.out, **where, loop=loop, retry=retry, show=self.progress
             )
         if multihost.is_first():
-            print_table(table if self.json else main_columns(table), self.json)
+            print_table(table if self.json else select_main_columns(table), self.json)
         return 0
 
     def _cluster(self) -> Cluster | None:

@@ -21,19 +21,19 @@ def print_json(value: Any) -> None:
     """Indented JSON on standard output; a number that is not finite is null, as JSON
     has none.
     """
-    print(json.dumps(finite(value), indent=1, allow_nan=False))
+    print(json.dumps(null_nonfinite(value), indent=1, allow_nan=False))
 
 
-def finite(value: Any) -> Any:
+def null_nonfinite(value: Any) -> Any:
     """Plain data with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: null_nonfinite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
+        return [null_nonfinite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain JSON data, floats to the last digit."""
     return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
 
@@ -41,12 +41,12 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def print_table(table: pd.DataFrame, as_json: bool) -> None:
     """One row per line, or JSON records."""
     if as_json:
-        print_json(records(table))
+        print_json(to_records(table))
     else:
         print(table.to_string(index=False, float_format=lambda x: f"{x:.5g}"))
 
 
-def main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of a run table that fit on a screen, and some more."""
     names = [
         "run_id",
@@ -89,14 +89,14 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
 
 def print_curve(history: pd.DataFrame) -> None:
     """The learning curve of a run: training loss over tokens, both on logarithmic axes."""
-    from scaling.cli.terminal_plot import draw
+    from scaling.cli.terminal_plot import draw_curve
 
     if not {"tokens", "loss"} <= set(history.columns):
         print("\nno metrics yet")
         return
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     points = history[["tokens", "loss"]].astype(float)
-    lines = draw(
+    lines = draw_curve(
         points["tokens"].tolist(),
         points["loss"].tolist(),
         braille=encoding.startswith("utf"),
@@ -106,7 +106,7 @@ def print_curve(history: pd.DataFrame) -> None:
         print("\n".join(lines))
 
 
-def show_plan(
+def print_plan(
     plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False
 ) -> None:
     """Print a plan's table of runs, its refused rungs, its price and its estimated
@@ -124,7 +124,7 @@ def show_plan(
         ]
         print_json(
             {
-                "runs": records(table),
+                "runs": to_records(table),
                 "refused": refused,
                 "flops": plan.flops,
                 "seconds": seconds,
@@ -135,7 +135,7 @@ def show_plan(
     print_table(shown, as_json=False)
     for run, reason in plan.refused:
         print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
-    repeated = sum(row["repeated_tokens"] > 0 for row in records(table))
+    repeated = sum(row["repeated_tokens"] > 0 for row in to_records(table))
     if repeated:
         print(
             f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}"
@@ -154,7 +154,7 @@ def show_plan(
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
 
 
-def show_price(price: Price, as_json: bool = False) -> None:
+def print_cost(price: Price, as_json: bool = False) -> None:
     """Print what a plan takes of a target: a row per shape, the remedies, the time and
     where the numbers come from.
     """
@@ -171,7 +171,7 @@ def show_price(price: Price, as_json: bool = False) -> None:
             "seconds": price.seconds,
             "rule": price.rule,
         }
-        print_json({"target": facts, "shapes": records(table), **rest})
+        print_json({"target": facts, "shapes": to_records(table), **rest})
         return
     shown = table.assign(GiB_per_device=table["bytes_per_device"] / 2**30)
     columns = [
@@ -190,7 +190,7 @@ def show_price(price: Price, as_json: bool = False) -> None:
         ],
         as_json=False,
     )
-    for row in records(table.loc[~table["fits"]]):
+    for row in to_records(table.loc[~table["fits"]]):
         shape = f"width {row['width']}, depth {row['depth']}"
         if row["message"]:
             print(f"{shape}: {row['message']}")

@@ -21,7 +21,7 @@ from scaling.cli.fit import (
     pairs,
     read_fit,
 )
-from scaling.cli.output import format_value, print_json, records
+from scaling.cli.output import format_value, print_json, to_records
 from scaling.config import ConfigError
 
 if TYPE_CHECKING:
@@ -247,7 +247,9 @@ class NextArgs(_Fitted):
             "level",
         )
         answer = {name: getattr(found, name) for name in names}
-        print_json(answer | {"runs": records(found.table), "notes": list(found.notes)})
+        print_json(
+            answer | {"runs": to_records(found.table), "notes": list(found.notes)}
+        )
         return 0
 
     def _candidates(self) -> pd.DataFrame | None:
@@ -296,8 +298,8 @@ class CompareArgs(_Fitted):
             **self.how.keywords(),
         )
         tables = {
-            "budgets": records(found.table),
-            "exponents": records(found.exponents),
+            "budgets": to_records(found.table),
+            "exponents": to_records(found.exponents),
         }
         if self.json:
             slope = dict(zip(("value", "low", "high"), found.slope, strict=True))
@@ -367,7 +369,7 @@ class AuditArgs:
                 "refused": chosen.refused,
             }
             tables |= {"audit": checked.summary, "left_out": checked.groups}
-            rows = {name: records(table) for name, table in tables.items()}
+            rows = {name: to_records(table) for name, table in tables.items()}
             print_json(
                 {
                     "best": chosen.best,

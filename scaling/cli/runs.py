@@ -19,13 +19,13 @@ import tyro
 
 from scaling.cli.fit import Positional
 from scaling.cli.output import (
-    finite,
-    main_columns,
+    null_nonfinite,
     print_curve,
     print_json,
     print_pairs,
     print_table,
-    records,
+    select_main_columns,
+    to_records,
 )
 from scaling.config import ConfigError
 from scaling.monitoring.trackers import Kind
@@ -96,7 +96,8 @@ class RunsArgs:
         else:
             also = [word for word in (self.sort,) if word]
             print_table(
-                table if self.all or self.json else main_columns(table, also), self.json
+                table if self.all or self.json else select_main_columns(table, also),
+                self.json,
             )
         return 0
 
@@ -163,7 +164,7 @@ class WatchArgs:
         while True:
             look = watcher.look()
             print(
-                json.dumps(finite(dataclasses.asdict(look)), allow_nan=False),
+                json.dumps(null_nonfinite(dataclasses.asdict(look)), allow_nan=False),
                 flush=True,
             )
             if self.once or look.is_over:
@@ -238,7 +239,7 @@ def show_run(out: Path, prefix: str, as_json: bool) -> None:
     run_id = query.find_run(out, prefix)
     run = query.read_config(out, run_id)
     rows, _ = query.list_runs(out, "all")
-    (row,) = records(rows.loc[rows["run_id"] == run_id])
+    (row,) = to_records(rows.loc[rows["run_id"] == run_id])
     row = {name: value for name, value in row.items() if value not in (None, "")}
     history = query.read_history(out, run)
     if as_json:
@@ -246,7 +247,7 @@ def show_run(out: Path, prefix: str, as_json: bool) -> None:
             {
                 "config": query.flatten_config(run),
                 "row": row,
-                "history": records(history),
+                "history": to_records(history),
             }
         )
         return

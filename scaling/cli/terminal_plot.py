@@ -20,7 +20,7 @@ _DOTS = (
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def draw(
+def draw_curve(
     x: Sequence[float],
     y: Sequence[float],
     *,
@@ -34,7 +34,7 @@ def draw(
     points = [
         (math.log(a), math.log(b))
         for a, b in zip(x, y, strict=True)
-        if _loggable(a) and _loggable(b)
+        if _has_logarithm(a) and _has_logarithm(b)
     ]
     if len(points) < 2 or min(points)[0] == max(points)[0]:
         return []
@@ -51,7 +51,7 @@ def draw(
         for column, b in means.items()
     ]
     cells = [[0] * width for _ in range(height)]
-    for column, row in _joined(spots):
+    for column, row in _connect_dots(spots):
         mark = _DOTS[row % 4][column % 2] if braille else 1
         cells[row // up][column // across] |= mark
     labels = [
@@ -65,8 +65,8 @@ def draw(
         text = "".join(chr(0x2800 + c) if braille else " *"[c] for c in cell)
         label = f"{labels[i]:8.3f}" if i in (0, height // 2, height - 1) else " " * 8
         lines.append(f"{label} {'┤' if braille else '|'}{text}".rstrip())
-    middle = short(math.exp((left + right) / 2))
-    ends = short(math.exp(left)), short(math.exp(right))
+    middle = format_short(math.exp((left + right) / 2))
+    ends = format_short(math.exp(left)), format_short(math.exp(right))
     gap = width - len(ends[0]) - len(ends[1]) - len(middle)
     before = max(1, width // 2 - len(ends[0]) - len(middle) // 2)
     return [
@@ -75,7 +75,7 @@ def draw(
     ]
 
 
-def short(value: float) -> str:
+def format_short(value: float) -> str:
     """A count in three digits."""
     for unit, suffix in _SUFFIXES:
         if value >= unit:
@@ -83,11 +83,11 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _loggable(value: float) -> bool:
+def _has_logarithm(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _joined(spots: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+def _connect_dots(spots: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
     """The dots of the line through some dots."""
     found = set(spots)
     for (c0, r0), (c1, r1) in itertools.pairwise(spots):

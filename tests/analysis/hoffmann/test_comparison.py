@@ -14,8 +14,8 @@ from analysis import compare_approaches, isoflop, load_runs, training_envelope
 from analysis.fitting.fit import Certificate, Fit, Protocol
 from analysis.hoffmann.envelope import FEW, LARGEST, SMALLEST
 from analysis.laws.library import LAWS
-from analysis.report.study import study
-from analysis.report.tables import approaches as approach_tables
+from analysis.report.study import study_runs
+from analysis.report.tables import tabulate_approaches
 
 
 def at(table: pd.DataFrame, params: dict[str, float], law: str = "chinchilla") -> Fit:
@@ -207,7 +207,7 @@ def test_budgets_with_the_minimum_at_the_edge_bias_nothing(
 
 @pytest.fixture(scope="module")
 def result(sweep: Callable[..., pd.DataFrame]):
-    return study(sweep(noise=0.002), draws=50)
+    return study_runs(sweep(noise=0.002), draws=50)
 
 
 def test_three_approaches_stand_in_one_table(result) -> None:
@@ -227,7 +227,7 @@ def test_three_approaches_stand_in_one_table(result) -> None:
 
 
 def test_the_report_shows_all_three(result) -> None:
-    tables = approach_tables(result.isoflop, result.fit, result.boot)
+    tables = tabulate_approaches(result.isoflop, result.fit, result.boot)
     assert len(tables.rows) == 3
     assert tables.bias is not None and len(tables.bias.rows) == 2
     assert tables.disagreement is not None and tables.disagreement.rows[0][2].text in (

@@ -21,7 +21,7 @@ from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Certificate, Fit, Protocol
 from analysis.laws.library import get_law
 from analysis.plots import fit as plots
-from analysis.plots.style import HoverPoints, RoundLocator, count_text, flops_text
+from analysis.plots.style import HoverPoints, RoundLocator, format_count, format_flops
 from analysis.report.study import predict_runs
 from analysis.table.runs import Runs
 
@@ -182,7 +182,7 @@ def test_frontier_has_a_line_per_size_an_envelope_and_the_fitted_optimum(
     fig = figures["frontier"]
     assert len(by_gid(fig, "size-")) == SIZES
     for N in known.runs.table["N"].unique():
-        assert count_text(N) in texts(fig)
+        assert format_count(N) in texts(fig)
     C, loss = points(fig, "envelope")
     for c, value in zip(
         C, loss, strict=True
@@ -252,10 +252,10 @@ def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
     fig = plots.plot_isoflop(runs, iso)
     hollow = by_gid(fig, "minimum-excluded")
     assert len(hollow) == 1 and hollow[0].get_markerfacecolor() == "white"
-    assert f"{flops_text(largest)}: left out" in texts(fig)
+    assert f"{format_flops(largest)}: left out" in texts(fig)
     words = " ".join(texts(fig).split())
     for budget in (smallest, largest):
-        assert f"{flops_text(budget)} FLOPs left out" in words
+        assert f"{format_flops(budget)} FLOPs left out" in words
     assert "fewer than 4 sizes" in words and "train larger sizes" in words
 
 
@@ -365,7 +365,7 @@ def test_log_ticks_are_few_and_never_absent(low: float, span: float) -> None:
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    assert [count_text(v) for v in (950, 14_336, 999_960, 1.25e6, 7e10, 1.5e13)] == [
+    assert [format_count(v) for v in (950, 14_336, 999_960, 1.25e6, 7e10, 1.5e13)] == [
         "950",
         "14.3k",
         "1M",
@@ -374,7 +374,7 @@ def test_numbers_read_as_people_write_them() -> None:
         "15T",
     ]
     assert [
-        flops_text(v).replace("\N{MULTIPLICATION SIGN}", "x")
+        format_flops(v).replace("\N{MULTIPLICATION SIGN}", "x")
         for v in (1e12, 2.5e11, 9.996e20)
     ] == [
         "10¹²",

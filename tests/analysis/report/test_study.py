@@ -11,7 +11,12 @@ import pandas as pd
 import pytest
 
 from analysis import load_runs
-from analysis.report.study import held_out, relative_errors, study, write_study
+from analysis.report.study import (
+    compute_relative_errors,
+    select_held_out,
+    study_runs,
+    write_study,
+)
 
 TRUTH = dict(E=1.6, A=60.0, alpha=0.36, B=400.0, beta=0.38)
 
@@ -53,7 +58,7 @@ def table() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def result(table):
-    return study(table, holdout="largest_budget", draws=200)
+    return study_runs(table, holdout="largest_budget", draws=200)
 
 
 def test_the_largest_budget_is_predicted_not_fitted(table, result):
@@ -64,7 +69,7 @@ def test_the_largest_budget_is_predicted_not_fitted(table, result):
 
 
 def test_predictions_of_a_known_law_hold(result):
-    assert relative_errors(result.holdout).max() < 0.01
+    assert compute_relative_errors(result.holdout).max() < 0.01
 
 
 @pytest.mark.slow
@@ -74,7 +79,9 @@ def test_intervals_of_new_runs_cover_what_was_measured():
     """
     inside = []
     for seed in range(12):
-        for row in study(simulated(seed), holdout="largest_budget", draws=100).holdout:
+        for row in study_runs(
+            simulated(seed), holdout="largest_budget", draws=100
+        ).holdout:
             inside.append(row["lower_90"] <= row["measured"] <= row["upper_90"])
     assert 0.75 <= np.mean(inside) < 1
 
@@ -83,7 +90,7 @@ def test_measured_losses_do_not_leak_into_the_fit(table, result):
     """Changing the held-out losses changes nothing but the comparison."""
     changed = table.copy()
     changed.loc[changed["budget"] == changed["budget"].max(), "loss"] *= 1.5
-    again = study(changed, holdout="largest_budget", draws=20)
+    again = study_runs(changed, holdout="largest_budget", draws=20)
     assert again.fit.params == result.fit.params
     assert [row["predicted"] for row in again.holdout] == [
         row["predicted"] for row in result.holdout
@@ -107,7 +114,10 @@ def test_the_files_agree_with_the_study(result, tmp_path):
         "measured",
     }
     assert summary["params"] == result.fit.params
-    assert summary["holdout_max_abs_rel_error"] == relative_errors(result.holdout).max()
+    assert (
+        summary["holdout_max_abs_rel_error"]
+        == compute_relative_errors(result.holdout).max()
+    )
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         "frontier.png",
         "isoflop.png",
@@ -120,7 +130,7 @@ def test_the_files_agree_with_the_study(result, tmp_path):
 def test_holding_out_everything_or_by_a_missing_column_is_refused(table):
     runs = load_runs(table.drop(columns="budget"))
     with pytest.raises(ValueError, match="no budget"):
-        held_out(runs, "largest_budget")
+        select_held_out(runs, "largest_budget")
     one = load_runs(table[table["budget"] == table["budget"].max()])
     with pytest.raises(ValueError, match="nothing would be fitted"):
-        held_out(one, "largest_budget")
+        select_held_out(one, "largest_budget")

@@ -21,7 +21,7 @@ import analysis
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.plots.fit import plot_frontier, save_figure
-from analysis.plots.style import run_titles
+from analysis.plots.style import describe_runs
 from analysis.report import tables
 from analysis.report.html import inline_svg
 from analysis.table.readers import read_table, visible
@@ -91,8 +91,10 @@ def test_a_figure_of_hostile_names_is_whole_in_every_format(
     names=st.lists(TEXT, min_size=1, max_size=3, unique=True),
 )
 def test_any_value_has_a_cell(values: list[Any], names: list[str]) -> None:
-    table = tables.pairs_table(dict.fromkeys(names, values))
-    frame = tables.frame_table(pd.DataFrame({"x": pd.Series(values, dtype=object)}))
+    table = tables.table_from_pairs(dict.fromkeys(names, values))
+    frame = tables.table_from_frame(
+        pd.DataFrame({"x": pd.Series(values, dtype=object)})
+    )
     for cell in (cell for row in (*table.rows, *frame.rows) for cell in row):
         assert visible(cell.text).encode() is not None
         assert not cell.number or cell.key == "" or np.isfinite(float(cell.key))
@@ -129,7 +131,9 @@ def test_any_line_of_json_is_read_or_refused_with_its_number(
     ]
     assert all(text == visible(text) and text.encode() is not None for text in shown)
     runs = load_runs(path)
-    assert str(runs) and run_titles(runs.table) and len(runs) + len(runs.rejected) == 3
+    assert (
+        str(runs) and describe_runs(runs.table) and len(runs) + len(runs.rejected) == 3
+    )
 
 
 @settings(deadline=None, max_examples=60)

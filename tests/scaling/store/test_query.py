@@ -15,7 +15,7 @@ import pytest
 
 import analysis
 from scaling.cli.main import main
-from scaling.cli.terminal_plot import draw
+from scaling.cli.terminal_plot import draw_curve
 from scaling.config import ConfigError, RunConfig
 from scaling.store import query, run_dirs
 from scaling.store.columns import COLUMN_NAMES
@@ -309,7 +309,7 @@ def test_a_prefix_of_none_or_several_is_named(out, capsys):
 @pytest.mark.parametrize("braille", [True, False])
 def test_a_power_law_is_drawn_as_a_straight_line(braille):
     x = [2.0**k for k in range(20)]
-    lines = draw(x, [v**-0.5 for v in x], width=20, height=20, braille=braille)
+    lines = draw_curve(x, [v**-0.5 for v in x], width=20, height=20, braille=braille)
     blank = chr(0x2800) if braille else " "
     pixels = [line[10:].ljust(20, blank) for line in lines[:20]]
     for row, line in enumerate(pixels):
@@ -321,9 +321,9 @@ def test_a_power_law_is_drawn_as_a_straight_line(braille):
 
 
 def test_a_curve_leaves_out_what_has_no_logarithm():
-    assert draw([1.0, 2.0, 3.0], [math.nan, 0.0, 1.0]) == []
-    assert draw([1.0, 1.0], [1.0, 2.0]) == []
-    assert draw([0.0, 1.0, 2.0, math.inf], [5.0, 3.0, 2.0, 1.0]) == draw(
+    assert draw_curve([1.0, 2.0, 3.0], [math.nan, 0.0, 1.0]) == []
+    assert draw_curve([1.0, 1.0], [1.0, 2.0]) == []
+    assert draw_curve([0.0, 1.0, 2.0, math.inf], [5.0, 3.0, 2.0, 1.0]) == draw_curve(
         [1.0, 2.0], [3.0, 2.0]
     )
-    assert len(draw([1.0, 2.0], [3.0, 3.0], height=5)) == 6  # a flat one too
+    assert len(draw_curve([1.0, 2.0], [3.0, 3.0], height=5)) == 6  # a flat one too
