@@ -338,7 +338,10 @@ def _out_of_reach(
     held = [f"N = {N:g}"] if N is not None else []
     held += [f"{problem.max_tokens:g} tokens"] if problem.max_tokens is not None else []
     where = f" with {' and '.join(held)}" if held else ""
-    named = f", E = {float(params['E'][0]):.6g}" if "E" in params else ""
+    named = ""
+    if problem.law.floor is not None:
+        irreducible = float(params[problem.law.floor][0])
+        named = f", {problem.law.floor} = {irreducible:.6g}"
     return (
         f"loss is {loss!r} nats per token, which no number of FLOPs reaches: the fitted loss falls to {floor:.6g}"
         f"{where}{named}; ask for a loss above that"

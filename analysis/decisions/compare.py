@@ -290,7 +290,7 @@ def _exponents(a: Side, b: Side, level: float) -> pd.DataFrame:
 
 def _quantities(fit: Fit) -> list[str]:
     """E, the exponents and the derived quantities, those held fixed left out."""
-    names = [name for name in fit.law.linear if name == "E"] + [
+    names = [name for name in fit.law.linear if name == fit.law.floor] + [
         entry.name for entry in fit.law.nonlinear
     ]
     return [name for name in names if name not in fit.protocol.fixed] + [

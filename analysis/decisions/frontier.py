@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from analysis.fitting.bootstrap import quantiles
-from analysis.laws.library import Law
+from analysis.laws.base import ClosedFormFrontier, Law
 
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]
 Params = Mapping[str, np.ndarray]  # parameter -> [R], one value per draw
@@ -103,8 +103,9 @@ class Problem:
         rows = len(next(iter(params.values())))
         C = np.broadcast_to(np.asarray(C, float), (rows,))
         low, high = self.log_sizes(C)
-        if self._closed_form():
-            N = np.clip(closed_form_size(params, C), np.exp(low), np.exp(high))
+        closed_form = self._closed_form()
+        if closed_form is not None:
+            N = np.clip(closed_form.size(params, C), np.exp(low), np.exp(high))
             return (
                 N
                 if self.max_tokens is None
@@ -140,8 +141,9 @@ class Problem:
         where it is out of reach.
         """
         positive = all(np.all(np.asarray(params.get(k, 0.0)) > 0) for k in ("A", "B"))
-        if N is None and self.max_tokens is None and positive and self._closed_form():
-            return closed_form_flops(params, loss)
+        closed_form = self._closed_form()
+        if N is None and self.max_tokens is None and positive and closed_form:
+            return closed_form.flops(params, loss)
         first = (
             float(self.per_token(1.0 if N is None else N))
             * (1 + self.served_tokens / 3)
@@ -154,12 +156,11 @@ class Problem:
             first,
         )
 
-    def _closed_form(self) -> bool:
-        return (
-            self.law.name == "chinchilla"
-            and self.flops_per_token is None
-            and not self.served_tokens
-        )
+    def _closed_form(self) -> ClosedFormFrontier | None:
+        """The law's frontier in closed form, where C = 6 N D."""
+        if self.flops_per_token is None and not self.served_tokens:
+            return self.law.frontier
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,40 +238,6 @@ def other_variables(
                 f"at[{name!r}] is {value!r}; it must be positive and finite"
             )
     return {name: float(value) for name, value in given.items()}
-
-
-def closed_form_size(params: Params, C: Any) -> np.ndarray:
-    """N* = (alpha A / (beta B))^(1/(alpha+beta)) (C/6)^a (Hoffmann et al. 2022,
-    equation 4), [R].
-    """
-    alpha, beta = (np.asarray(params[k], float) for k in ("alpha", "beta"))
-    return np.exp(
-        np.clip(_log_G(params) + beta / (alpha + beta) * np.log(C / 6), -700, 700)
-    )
-
-
-def closed_form_flops(params: Params, loss: Any) -> np.ndarray:
-    """[R] C at which E + (A G^-alpha + B G^beta) (C/6)^-(alpha beta/(alpha+beta)) is
-    the loss; inf at or below E.
-
-    The sum is Hoffmann et al.'s equation 2 at their equation 4, whose G is exp(_log_G).
-    """
-    E, A, B, alpha, beta = (
-        np.asarray(params[k], float) for k in ("E", "A", "B", "alpha", "beta")
-    )
-    log_G = _log_G(params)
-    log_K = np.logaddexp(np.log(A) - alpha * log_G, np.log(B) + beta * log_G)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        log_C = np.log(6) + (log_K - np.log(loss - E)) * (alpha + beta) / (alpha * beta)
-        return np.where(loss > E, np.exp(log_C), np.inf)
-
-
-def _log_G(params: Params) -> np.ndarray:
-    A, B, alpha, beta = (
-        np.asarray(params[k], float) for k in ("A", "B", "alpha", "beta")
-    )
-    with np.errstate(divide="ignore"):
-        return (np.log(alpha * A) - np.log(beta * B)) / (alpha + beta)
 
 
 def golden_section(

@@ -103,7 +103,7 @@ def design_problem(
                 if abs(slope - 1) < 0.02
                 else f"{v} ~ {u}^{slope:.2f}"
             )
-            lost = tuple(name for name in free if name != "E")
+            lost = tuple(name for name in free if name != law.floor)
             return lost, (
                 f"every run has {rule}: {u} and {v} never vary apart, so law {law.name!r} cannot separate their "
                 f"effects; not identified: {', '.join(lost)}. Add runs at other {v}/{u} ratios (an IsoFLOP grid "

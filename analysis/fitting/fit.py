@@ -487,7 +487,7 @@ def _solve_once(
         off = predicted - measured
     residuals = off / scale
     protocol = replace(
-        protocol, notes=(*protocol.notes, *_below_floor(law, params, data))
+        protocol, notes=(*protocol.notes, *note_losses_below_floor(law, params, data))
     )
     certificate, covariance = certify(
         solver, solution, params, residuals, data.get("trunk")
@@ -506,20 +506,21 @@ def _solve_once(
     )
 
 
-def _below_floor(
+def note_losses_below_floor(
     law: Law, params: Mapping[str, float], data: Mapping[str, np.ndarray]
 ) -> tuple[str, ...]:
-    """A note on runs whose loss is below the fitted irreducible loss: no N and D gives
-    that.
+    """A note on runs whose loss is below the fitted irreducible loss, which no N and D
+    can give.
     """
-    if "E" not in law.linear or law.target != "loss":
+    if law.floor not in law.linear or law.target != "loss":
         return ()
-    below = np.flatnonzero(data["loss"] < params["E"])
+    below = np.flatnonzero(data["loss"] < params[law.floor])
     if not len(below):
         return ()
-    named = ", ".join(str(row) for row in below[:8]) + (
-        " ..." if len(below) > 8 else ""
-    )
+    rows = ", ".join(str(row) for row in below[:8])
+    if len(below) > 8:
+        rows += " ..."
     return (
-        f"{len(below)} runs lie below the fitted floor E = {params['E']:.4g} (fitted rows {named})",
+        f"{len(below)} runs lie below the fitted irreducible loss "
+        f"{law.floor} = {params[law.floor]:.4g} (fitted rows {rows})",
     )

@@ -104,7 +104,7 @@ def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
 
 def _index(binding: Binding, name: str) -> int:
     names = [entry.name for entry in binding.nonlinear]
-    allowed = [*(n for n in binding.linear if n in ("E", "epsilon")), *names]
+    allowed = [*(n for n in binding.linear if n in binding.law.asymptotes), *names]
     if name not in allowed:
         raise ValueError(
             f"law {binding.law.name!r}: {name!r} has no profile here; choose one of {', '.join(allowed)} "

@@ -101,7 +101,8 @@ def check_options(
 def check_prior(
     prior: Mapping[str, tuple[float, float]], binding: Binding
 ) -> Mapping[str, tuple[float, float]]:
-    known = {entry.name for entry in binding.nonlinear} | ({"E"} & set(binding.linear))
+    known = {entry.name for entry in binding.nonlinear}
+    known |= {name for name in binding.linear if name == binding.law.floor}
     for name, (mean, sd) in prior.items():
         if name not in known:
             raise ValueError(

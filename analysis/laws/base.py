@@ -1,11 +1,10 @@
 """What a scaling law is: a loss that is linear in some coefficients once its other
 parameters are given.
 
-    loss(x) = link(sum_k coefficient_k * term_k(nonlinear, x)), coefficient_k >= 0, link
-    the identity for most laws.
+    loss(x) = link(sum_k coefficient_k * term_k(nonlinear, x)), coefficient_k >= 0
 
-The solver uses that structure: see `analysis.fitting.solver`. The laws themselves, and
-how to add one, are in `analysis.laws.library`.
+The link is the identity for most laws. `analysis.fitting.solver` uses that structure.
+`analysis.laws.library` holds the laws and says how to add one.
 """
 
 from __future__ import annotations
@@ -16,29 +15,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Terms = Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[Any, ...]]
-Derived = Callable[[Mapping[str, Any]], Any]
+# A float, or a NumPy or JAX array. JAX is imported when a fit is made, not with the
+# laws, so that no closer type can be named here.
+Array = Any
+Params = Mapping[str, Array]  # parameter -> its value, or one value per draw
+Variables = Mapping[str, Array]  # variable of a law, such as "N" -> its values
+Terms = Callable[[Params, Variables], tuple[Array, ...]]
+Derived = Callable[[Params], Array]
 
 
-def namespace(x: Any) -> Any:
-    """NumPy, or jax.numpy for a JAX array."""
-    found = getattr(
-        x, "__array_namespace__", None
-    )  # absent from Python and NumPy scalars
-    return found() if found else np
+def namespace(x: Array) -> Any:
+    """Return NumPy, or jax.numpy for a JAX array."""
+    # Python and NumPy scalars have no __array_namespace__.
+    method = getattr(x, "__array_namespace__", None)
+    return method() if method else np
 
 
-def power(x: Any, exponent: Any) -> Any:
-    """x ** exponent for positive x. As exp(exponent * ln x) it is five times faster
-    where many exponents meet one x.
+def power(x: Array, exponent: Array) -> Array:
+    """x ** exponent for positive x.
+
+    exp(exponent * ln x) is five times faster where many exponents meet one x.
     """
     xp = namespace(x)
     return xp.exp(exponent * xp.log(x))
 
 
 class NotIdentifiedError(ValueError):
-    """The runs do not determine the law's parameters; the message names them and says
-    what would.
+    """The runs do not determine the law's parameters. The message names the parameters
+    and the runs that would determine them.
     """
 
 
@@ -46,11 +50,12 @@ class Nonlinear(NamedTuple):
     """A parameter that the law is not linear in, and the range that the solver
     searches.
 
-    low, high: the range. log: the solver moves along its logarithm (positive scales;
-    exponents move as they are).
-    unit: ((variable or "loss", power), ...): low and high are multiples of that product
-    at the geometric-mean run, so that a break at so many tokens is searched for
-    wherever the runs are.
+    Attributes:
+        low, high: the range.
+        log: the solver moves along the parameter's logarithm (for positive scales;
+            exponents move as they are).
+        unit: ((variable or "loss", power), ...): low and high are multiples of that
+            product at the geometric-mean run, so that the range follows the runs.
     """
 
     name: str
@@ -65,8 +70,21 @@ class Link(NamedTuple):
     of terms.
     """
 
-    forward: Callable[[Mapping[str, Any], Any], Any]
-    inverse: Callable[[Mapping[str, Any], Any], Any]
+    forward: Callable[[Params, Array], Array]
+    inverse: Callable[[Params, Array], Array]
+
+
+class ClosedFormFrontier(NamedTuple):
+    """The compute-optimal frontier of a law of N and D where training costs C = 6 N D.
+
+    Attributes:
+        size: (parameters, C in FLOPs) -> N of the lowest loss, [R].
+        flops: (parameters, loss) -> fewest FLOPs that reach the loss, [R]; inf where no
+            number of FLOPs does.
+    """
+
+    size: Callable[[Params, Array], np.ndarray]
+    flops: Callable[[Params, Array], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -76,19 +94,22 @@ class Law:
     Attributes:
         name: how `fit(law=...)` finds it.
         formula: for people.
-        variables: columns it reads: "N", "D", "C", or any other that `load_runs` was
-        told of.
+        variables: columns that the law reads: "N", "D", "C", or any other that
+            `load_runs` was given.
         linear: names of the non-negative coefficients, one per term.
         nonlinear: each other parameter with its range, as `Nonlinear` or (name, lowest,
-        highest); the solver
-            searches the whole range and stays in it.
+            highest). The solver searches the whole range and stays in it.
         terms: (parameters, variables) -> one array or float per coefficient.
         derived: (name, function of all parameters) of quantities worth an interval,
-        such as a =
-            beta/(alpha+beta).
+            such as a = beta/(alpha+beta).
         link: between the sum of terms and the loss, for laws that are not a plain sum.
         target: the column that the law predicts.
         source: where the formula was published.
+        floor: the parameter that is the irreducible loss; None if the law has none.
+        ceiling: the coefficient that the target approaches from below; None if the law
+            has none.
+        frontier: the law's compute-optimal frontier in closed form; None if it has to
+            be searched for.
     """
 
     name: str
@@ -101,11 +122,21 @@ class Law:
     link: Link | None = None
     target: str = "loss"
     source: str = ""
+    floor: str | None = None
+    ceiling: str | None = None
+    frontier: ClosedFormFrontier | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
             self, "nonlinear", tuple(Nonlinear(*entry) for entry in self.nonlinear)
         )
+        for field_name in ("floor", "ceiling"):
+            parameter = getattr(self, field_name)
+            if parameter is not None and parameter not in self.params:
+                raise ValueError(
+                    f"law {self.name!r}: {field_name} is {parameter!r}, which is no "
+                    f"parameter; name one of {', '.join(self.params)}"
+                )
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -113,16 +144,22 @@ class Law:
         return self.linear + tuple(entry.name for entry in self.nonlinear)
 
     @property
-    def equation(self) -> str:
-        """The formula with what it gives, as "loss = E + A / N^alpha"."""
-        return (
-            self.formula
-            if "=" in self.formula.partition(",")[0]
-            else f"{self.target} = {self.formula}"
-        )
+    def asymptotes(self) -> tuple[str, ...]:
+        """Coefficients that the target approaches: floor and ceiling, where linear.
 
-    def predict(self, params: Mapping[str, Any], **x: Any) -> np.ndarray:
-        """The target (loss in nats per token) at the law's variables; parameters and
+        They multiply a constant term, so that none trades with an exponent.
+        """
+        return tuple(name for name in self.linear if name in (self.floor, self.ceiling))
+
+    @property
+    def equation(self) -> str:
+        """The formula with its left side, as "loss = E + A / N^alpha"."""
+        if "=" in self.formula.partition(",")[0]:
+            return self.formula
+        return f"{self.target} = {self.formula}"
+
+    def predict(self, params: Params, **x: Any) -> np.ndarray:
+        """The target (loss in nats per token) at the law's variables. Parameters and
         variables broadcast.
 
         Raises:
@@ -131,7 +168,8 @@ class Law:
         for v in self.variables:
             if x.get(v) is None:
                 raise ValueError(
-                    f"law {self.name!r} needs {v}=; it is a function of {', '.join(self.variables)}"
+                    f"law {self.name!r} needs {v}=; "
+                    f"it is a function of {', '.join(self.variables)}"
                 )
             if not np.all(np.asarray(x[v], dtype=float) > 0):
                 raise ValueError(f"{v} must be positive, got {x[v]!r}")
@@ -141,9 +179,9 @@ class Law:
             np.asarray(params[name]) * term
             for name, term in zip(self.linear, terms, strict=True)
         )
-        return np.asarray(
-            self.link.forward(params, total) if self.link else total, dtype=float
-        )
+        if self.link:
+            total = self.link.forward(params, total)
+        return np.asarray(total, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -178,24 +216,26 @@ class Binding:
     def _is_free(self, name: str) -> bool:
         return name not in self.fixed and name not in dict(self.tied)
 
-    def complete(self, known: Mapping[str, Any]) -> dict[str, Any]:
+    def complete(self, known: Params) -> dict[str, Array]:
         """All parameters that follow from the free and fixed ones in `known`."""
         leaders = dict(self.tied)
-        named = {name: leaders.get(name, name) for name in self.law.params}
-        return {
-            name: known[leader] for name, leader in named.items() if leader in known
-        }
+        completed = {}
+        for name in self.law.params:
+            leader = leaders.get(name, name)
+            if leader in known:
+                completed[name] = known[leader]
+        return completed
 
     def columns(
-        self, theta: Mapping[str, Any], fixed: Mapping[str, Any], x: Mapping[str, Any]
-    ) -> tuple[list[Any], Any]:
+        self, theta: Params, fixed: Params, x: Variables
+    ) -> tuple[list[Array], Array]:
         """(one column per free coefficient, the part of the sum that fixed coefficients
         give).
         """
         known = self.complete({**fixed, **theta})
         leaders = dict(self.tied)
-        columns: dict[str, Any] = dict.fromkeys(self.linear, 0.0)
-        offset: Any = 0.0
+        columns: dict[str, Array] = dict.fromkeys(self.linear, 0.0)
+        offset: Array = 0.0
         for name, term in zip(self.law.linear, self.law.terms(known, x), strict=True):
             owner = leaders.get(name, name)
             if owner in columns:
@@ -214,15 +254,17 @@ def bind(
 
     Raises:
         ValueError: unknown name, a parameter that is both fixed and tied, a chain of
-        ties, a coefficient
-            tied to an exponent, a negative fixed coefficient, or nothing left free.
+            ties, a coefficient tied to an exponent, a negative fixed coefficient, or
+            nothing left free.
     """
-    fixed, tied = dict(fixed or {}), dict(tied or {})
-    others = {entry.name for entry in law.nonlinear}
+    fixed = dict(fixed or {})
+    tied = dict(tied or {})
+    nonlinear_names = {entry.name for entry in law.nonlinear}
     for name in (*fixed, *tied, *tied.values()):
         if name not in law.params:
             raise ValueError(
-                f"law {law.name!r} has no parameter {name!r}; it has {', '.join(law.params)}"
+                f"law {law.name!r} has no parameter {name!r}; "
+                f"it has {', '.join(law.params)}"
             )
     for name, value in fixed.items():
         if not np.isfinite(value) or (value < 0 and name in law.linear):
@@ -232,12 +274,14 @@ def bind(
     for follower, leader in tied.items():
         if follower in fixed or leader in tied:
             raise ValueError(
-                f"tied[{follower!r}] = {leader!r}: {follower!r} is fixed as well, or {leader!r} is tied "
-                "itself; tie each parameter once, to a free or fixed one"
+                f"tied[{follower!r}] = {leader!r}: {follower!r} is fixed as well, or "
+                f"{leader!r} is tied itself; tie each parameter once, to a free or "
+                "fixed one"
             )
-        if (follower in others) != (leader in others):
+        if (follower in nonlinear_names) != (leader in nonlinear_names):
             raise ValueError(
-                f"tied[{follower!r}] = {leader!r} ties a coefficient to an exponent"
+                f"tied[{follower!r}] = {leader!r} ties a coefficient to an exponent; "
+                "tie a coefficient to a coefficient, or an exponent to an exponent"
             )
     binding = Binding(law, tuple(sorted(fixed)), tuple(sorted(tied.items())))
     if not binding.free:

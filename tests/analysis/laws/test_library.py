@@ -174,6 +174,45 @@ def test_a_new_law_is_a_function_and_a_registration() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", [name for name, law in LAWS.items() if law.floor is not None]
+)
+def test_the_loss_falls_to_the_irreducible_loss(name: str) -> None:
+    """Where every variable is huge, except that exponents decide how fast."""
+    law, params = LAWS[name], TRUTH[family(name)]
+    huge = law.predict(params, **dict.fromkeys(law.variables, 1e140))
+    assert law.floor is not None
+    assert huge == pytest.approx(params[law.floor], rel=1e-3)
+
+
+def test_a_floor_that_is_no_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match="floor is 'E0', which is no parameter"):
+        Law(
+            name="test_floor",
+            formula="E + A / N^alpha",
+            variables=("N",),
+            linear=("E", "A"),
+            nonlinear=(("alpha", 0.01, 2.0),),
+            terms=lambda p, x: (1.0, power(x["N"], -p["alpha"])),
+            floor="E0",
+        )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, law in LAWS.items() if law.frontier is not None]
+)
+def test_a_closed_form_frontier_is_the_searched_one(name: str) -> None:
+    law, C = LAWS[name], np.array([1e21])
+    assert law.frontier is not None
+    params = {name: np.array([value]) for name, value in TRUTH[name].items()}
+    size = law.frontier.size(params, C)
+    loss = law.predict(params, N=size, D=C / (6 * size))
+    for factor in (0.99, 1.01):
+        other = factor * size
+        assert law.predict(params, N=other, D=C / (6 * other)) > loss
+    np.testing.assert_allclose(law.frontier.flops(params, loss), C, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
     ("fixed", "tied", "message"),
     [
         ({"F": 1.0}, {}, "no parameter 'F'"),
