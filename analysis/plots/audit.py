@@ -1,5 +1,5 @@
-"""The figure of an extrapolation audit: error of the runs left out against how far out
-they lie.
+"""The figure of an extrapolation audit: the error of the left-out runs over their distance
+from the fitted runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +20,6 @@ from analysis.plots.style import (
     GRAY,
     MARKERS,
     TINT,
-    Frame,
     RoundLocator,
     draw_points,
     format_signed,
@@ -28,7 +28,7 @@ from analysis.plots.style import (
     use_style,
 )
 
-FLOOR = 1e-4  # per cent: errors below it are drawn there, since an exact law has none
+SMALLEST = 1e-4  # percent; smaller errors are drawn here, as a log axis has no zero
 MAX_LAWS = len(MARKERS)
 
 
@@ -44,7 +44,7 @@ def plot_audit(audit: Audit) -> Figure:
     Raises:
         ValueError: no refit succeeded, or more than 12 laws.
     """
-    groups: Frame = audit.groups[audit.groups["refused"] == ""]
+    groups: pd.DataFrame = audit.groups[audit.groups["refused"] == ""]
     laws = list(dict.fromkeys(audit.groups["law"]))
     if not len(groups):
         raise ValueError("the audit has no refit that succeeded: see audit.refused")
@@ -55,48 +55,48 @@ def plot_audit(audit: Audit) -> Figure:
     looks = dict(
         zip(laws, zip(sample_colors(len(laws)), MARKERS, strict=False), strict=False)
     )
-    refused = _refused(audit)
-    fig = make_figure(4.2 + 0.17 * len(refused))
+    missing = _explain_missing(audit)
+    fig = make_figure(4.2 + 0.17 * len(missing))
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 2.6))
     right.set_facecolor(TINT)
     summary = {row["law"]: row for row in audit.summary.to_dict("records")}
     for i, law in enumerate(laws):
-        own: Frame = groups[groups["law"] == law]
-        inside: Frame = own[own["distance"] == 0]
-        beyond: Frame = own[own["distance"] > 0]
-        _draw(
+        own: pd.DataFrame = groups[groups["law"] == law]
+        inside: pd.DataFrame = own[own["distance"] == 0]
+        beyond: pd.DataFrame = own[own["distance"] > 0]
+        _draw_groups(
             left,
             inside,
             i + np.linspace(-0.3, 0.3, len(inside) + 2)[1:-1],
             law,
             looks[law],
         )
-        _draw(right, beyond, beyond["distance"].to_numpy(float), law, looks[law])
-        _level(
+        _draw_groups(right, beyond, beyond["distance"].to_numpy(float), law, looks[law])
+        _draw_mean(
             left, summary[law]["interpolation_rms"], (i - 0.35, i + 0.35), looks[law][0]
         )
-        _level(
+        _draw_mean(
             right,
             summary[law]["extrapolation_rms"],
             (0.0, 1.0),
             looks[law][0],
             whole=True,
         )
-    _axes(left, right, len(laws), float(groups["distance"].max()))
-    fig.legend(handles=_handles(looks), loc="outside right upper", alignment="left")
-    fig.supxlabel("\n".join(refused), fontsize=8, x=0.01, ha="left", parse_math=False)
+    _set_axes(left, right, len(laws), float(groups["distance"].max()))
+    fig.legend(handles=_make_key(looks), loc="outside right upper", alignment="left")
+    fig.supxlabel("\n".join(missing), fontsize=8, x=0.01, ha="left", parse_math=False)
     return fig
 
 
-def _draw(
-    ax: Axes, groups: Frame, x: np.ndarray, law: str, look: tuple[Any, str]
+def _draw_groups(
+    ax: Axes, groups: pd.DataFrame, x: np.ndarray, law: str, look: tuple[Any, str]
 ) -> None:
     """The groups of one law at x [n]: filled for budgets, hollow for sizes."""
     color, marker = look
     for kind in ("budget", "size"):
         chosen = (groups["kind"] == kind).to_numpy(bool)
-        rms = np.maximum(100 * groups["rms"].to_numpy(float)[chosen], FLOOR)
-        titles = [_title(row) for row in groups[chosen].to_dict("records")]
+        rms = np.maximum(100 * groups["rms"].to_numpy(float)[chosen], SMALLEST)
+        titles = [_describe_group(row) for row in groups[chosen].to_dict("records")]
         fill = color if kind == "budget" else "white"
         draw_points(
             ax,
@@ -111,7 +111,7 @@ def _draw(
         )
 
 
-def _title(row: Mapping[Any, Any]) -> str:
+def _describe_group(row: Mapping[Any, Any]) -> str:
     """What a reader sees on pointing at a group."""
     error, rms = (
         f"{format_signed(100 * row['error'], '+.2f')} %",
@@ -120,7 +120,7 @@ def _title(row: Mapping[Any, Any]) -> str:
     return f"{row['law']} without {row['left_out']}\n{row['runs']} runs\nmean error {error}\nrms {rms}"
 
 
-def _level(
+def _draw_mean(
     ax: Axes, rms: float, span: tuple[float, float], color: Any, whole: bool = False
 ) -> None:
     """A law's rms over all runs of one side, across `span` of the axis; of the whole
@@ -128,7 +128,7 @@ def _level(
     """
     if not np.isfinite(rms):
         return
-    y = max(100 * rms, FLOOR)
+    y = max(100 * rms, SMALLEST)
     style: dict[str, Any] = {
         "color": color,
         "linestyle": (0, (4, 2)),
@@ -140,7 +140,7 @@ def _level(
     ax.plot(span, (y, y), gid="audit-rms", **style)
 
 
-def _axes(left: Axes, right: Axes, laws: int, furthest: float) -> None:
+def _set_axes(left: Axes, right: Axes, laws: int, furthest: float) -> None:
     left.set(
         yscale="log",
         xlim=(-0.7, laws - 0.3),
@@ -153,13 +153,13 @@ def _axes(left: Axes, right: Axes, laws: int, furthest: float) -> None:
     left.yaxis.set_minor_formatter(NullFormatter())
     right.set(xlim=(0, 1.08 * furthest or 1.0))
     right.set(
-        xlabel="Distance beyond the fitted runs\n(ln-units: 0.69 is a factor of 2)"
+        xlabel="Distance beyond the fitted runs\n(in natural logarithms: 0.69 is a factor of 2)"
     )
     left.set_title("Interpolation")
     right.set_title("Extrapolation")
 
 
-def _handles(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
+def _make_key(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
     """What markers and dashes mean."""
     style: dict[str, Any] = {"color": GRAY, "marker": "o", "linestyle": "none"}
     handles = [
@@ -174,11 +174,11 @@ def _handles(looks: Mapping[str, tuple[Any, str]]) -> list[Line2D]:
     ]
 
 
-def _refused(audit: Audit) -> list[str]:
+def _explain_missing(audit: Audit) -> list[str]:
     """Lines that say how many refits are missing, by law."""
     counts = audit.refused["law"].value_counts()
     found = [
-        f"{law}: {count} of its refits were refused and are not drawn"
+        f"{law}: {count} of its refits failed and are not drawn"
         for law, count in counts.items()
     ]
     return [

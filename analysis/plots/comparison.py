@@ -24,7 +24,6 @@ from analysis.plots.style import (
     TINT,
     VARIABLE,
     VERMILLION,
-    Frame,
     RoundLocator,
     describe_runs,
     draw_points,
@@ -57,14 +56,14 @@ def plot_comparison(
     """
     C = comparison.table["C"].to_numpy(float)
     across = np.geomspace(C.min(), C.max(), points) if len(C) > 1 else C
-    curve: Frame = comparison.at(across)
+    curve: pd.DataFrame = comparison.at(across)
     edge = min(comparison.a.largest, comparison.b.largest)
     fig = make_figure(5.8)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
-    handles = _multiplier(top, comparison, curve)
+    handles = _draw_multiplier(top, comparison, curve)
     title = f"Compute that {names[0]} needs to match {names[1]}, over the compute of {names[1]}"
     top.set_title("\n".join(textwrap.wrap(title, 72)))
-    _frontiers(bottom, comparison, curve, names)
+    _draw_frontiers(bottom, comparison, curve, names)
     bottom.set_title("Runs and compute-optimal frontiers")
     right = max(
         1.15 * across.max(),
@@ -90,7 +89,9 @@ def plot_comparison(
     return fig
 
 
-def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
+def _draw_multiplier(
+    ax: Axes, comparison: Comparison, curve: pd.DataFrame
+) -> list[Any]:
     """The upper panel; returns the handles of its key. What is beyond a factor of 1000
     runs off it.
     """
@@ -112,7 +113,7 @@ def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
         gid="band",
     )
     band.set_label(f"{100 * comparison.level:g} % interval")
-    shown: Frame = comparison.table[np.isfinite(comparison.table["multiplier"])]
+    shown: pd.DataFrame = comparison.table[np.isfinite(comparison.table["multiplier"])]
     (line,) = ax.plot(
         curve["C"], np.where(np.isfinite(m), m, np.nan), color=BLACK, gid="m"
     )
@@ -149,8 +150,8 @@ def _multiplier(ax: Axes, comparison: Comparison, curve: Frame) -> list[Any]:
     return [key, band, equal]
 
 
-def _frontiers(
-    ax: Axes, comparison: Comparison, curve: Frame, names: tuple[str, str]
+def _draw_frontiers(
+    ax: Axes, comparison: Comparison, curve: pd.DataFrame, names: tuple[str, str]
 ) -> None:
     handles: list[Any] = []
     for which, name, side in (
@@ -158,7 +159,7 @@ def _frontiers(
         ("b", names[1], comparison.b),
     ):
         look = LOOK[which]
-        _runs(ax, side, look)
+        _draw_runs(ax, side, look)
         low, high = curve[f"loss_{which}_low"], curve[f"loss_{which}_high"]
         ax.fill_between(
             curve["C"],
@@ -197,10 +198,10 @@ def _frontiers(
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
 
 
-def _runs(ax: Axes, side: Side, look: dict[str, Any]) -> None:
+def _draw_runs(ax: Axes, side: Side, look: dict[str, Any]) -> None:
     rows = {k: v for k, v in side.fit.data.items() if k in ("N", "D", "C", "loss")}
     rows.setdefault("C", side.fit.compute)
-    table: Frame = pd.DataFrame(rows)
+    table: pd.DataFrame = pd.DataFrame(rows)
     style = {
         "color": look["color"],
         "marker": look["marker"],

@@ -1,6 +1,4 @@
-"""The fourth figure: the law beyond the runs it was fitted to, held against runs it has
-not seen.
-"""
+"""The figure of an extrapolation: the law beyond the fitted runs, and the held-out runs."""
 
 from __future__ import annotations
 
@@ -25,7 +23,6 @@ from analysis.plots.style import (
     TINT,
     VARIABLE,
     VERMILLION,
-    Frame,
     check_drawable,
     describe_runs,
     draw_background_runs,
@@ -47,8 +44,8 @@ MAX_ROWS = 16  # held-out runs listed one by one
 def plot_extrapolation(
     fit: Fit, boot: Bootstrap | None, holdout: Sequence[Mapping[str, Any]]
 ) -> Figure:
-    """The law carried beyond the fitted runs to the held-out ones, and below the
-    relative error of each.
+    """Draw the law from the fitted runs to the held-out ones, and the relative error of
+    each prediction.
 
     holdout: rows with run_id, N, D, C, predicted, lower_90, upper_90, measured. Above:
     the fitted runs, the law's curve at each held-out size (tokens grow, N stays),
@@ -62,41 +59,46 @@ def plot_extrapolation(
     check_drawable(fit)
     if not len(holdout):
         raise ValueError(
-            "holdout is empty: keep runs out of the fit, so that there is something to predict"
+            "holdout is empty; keep some runs out of the fit, such as with "
+            "study_runs(..., holdout='largest_budget'), and pass their predictions"
         )
-    fitted: Frame = pd.DataFrame({k: v for k, v in fit.data.items() if k != "trunk"})
+    fitted: pd.DataFrame = pd.DataFrame(
+        {k: v for k, v in fit.data.items() if k != "trunk"}
+    )
     x = (
         "C"
         if {"N", "D"} <= set(fit.law.variables) and "C" in fitted
         else next(iter(fit.law.variables))
     )
-    held = _held(holdout, float(fitted[x].max()), x)
+    held = _prepare_held_out(holdout, float(fitted[x].max()), x)
     listed = held.loc[sorted(held["error"].abs().nlargest(MAX_ROWS).index)]
     height = 0.75 + 0.23 * len(listed)
     fig = make_figure(4.0 + height)
     top, bottom = fig.subplots(2, 1, height_ratios=(3.5, height))
-    _losses(top, fit, boot, held, fitted, x)
+    _draw_losses(top, fit, boot, held, fitted, x)
     errors = 100 * held["error"].abs()
     spread = f"{errors.mean():.2g} % on average, {errors.max():.2g} % at most"
     top.set_title(
-        f"{len(held)} held-out runs: prediction off by {spread}"
+        f"{len(held)} held-out runs: prediction error {spread}"
         if len(held) > 1
-        else f"One held-out run: prediction off by {errors.max():.2g} %"
+        else f"One held-out run: prediction error {errors.max():.2g} %"
     )
-    _errors(bottom, listed, held, x)
+    _draw_errors(bottom, listed, held, x)
     return fig
 
 
-def _held(holdout: Sequence[Mapping[str, Any]], largest: float, x: str) -> Frame:
-    """The held-out runs by reach and size, with their relative error, x over its
-    largest fitted value, and colour.
+def _prepare_held_out(
+    holdout: Sequence[Mapping[str, Any]], largest: float, x: str
+) -> pd.DataFrame:
+    """The held-out runs by extrapolation factor and size, with their relative error, x over its
+    largest fitted value, and color.
     """
-    held: Frame = pd.DataFrame([dict(row) for row in holdout])
+    held: pd.DataFrame = pd.DataFrame([dict(row) for row in holdout])
     held["error"] = held["predicted"] / held["measured"] - 1
-    held["reach"] = held[x] / largest
+    held["factor"] = held[x] / largest
     held["inside"] = held["measured"].between(held["lower_90"], held["upper_90"])
     held = held.iloc[
-        np.lexsort((held["N"], np.round(20 * np.log(held["reach"]))))
+        np.lexsort((held["N"], np.round(20 * np.log(held["factor"]))))
     ].reset_index(drop=True)
     sizes = held["N"].fillna(0.0)  # 0 where the table has no N
     N = np.sort(sizes.unique())
@@ -104,13 +106,19 @@ def _held(holdout: Sequence[Mapping[str, Any]], largest: float, x: str) -> Frame
     return held
 
 
-def _losses(
-    ax: Axes, fit: Fit, boot: Bootstrap | None, held: Frame, fitted: Frame, x: str
+def _draw_losses(
+    ax: Axes,
+    fit: Fit,
+    boot: Bootstrap | None,
+    held: pd.DataFrame,
+    fitted: pd.DataFrame,
+    x: str,
 ) -> None:
-    """Upper panel: fitted runs, the law's way to the held-out runs, and what they gave."""
-    edge, reach = float(fitted[x].max()), float(held["reach"].max())
-    right = 1.15 * edge * max(reach, 1.0)
-    law = "law at this size" if len(fit.law.variables) > 1 else "law"
+    """Upper panel: the fitted runs, the law up to the held-out runs, and their losses."""
+    edge = float(fitted[x].max())
+    factor = float(held["factor"].max())
+    right = 1.15 * edge * max(factor, 1.0)
+    law = "law at a held-out size" if len(fit.law.variables) > 1 else "law"
     handles: list[Any] = [draw_background_runs(ax, fitted, x, "fitted run")]
     handles.append(
         Line2D(
@@ -120,10 +128,13 @@ def _losses(
             label=law + (",\n90 % interval" if boot is not None else ""),
         )
     )
-    _curves(ax, fit, boot, held, fitted, x)
+    _draw_curves(ax, fit, boot, held, fitted, x)
     for kind, marker, size in (("predicted", "o", 6), ("measured", "D", 4)):
         for i, run in held.iterrows():
-            look = _look(kind, run["color"]) | {"marker": marker, "markersize": size}
+            look = _style_markers(kind, run["color"]) | {
+                "marker": marker,
+                "markersize": size,
+            }
             draw_points(
                 ax,
                 [run[x]],
@@ -133,7 +144,7 @@ def _losses(
                 gid=f"{kind}-{i}",
                 **look,
             )
-        look = _look(kind, GRAY)
+        look = _style_markers(kind, GRAY)
         handles.append(
             Line2D(
                 [],
@@ -147,8 +158,8 @@ def _losses(
     set_log_axis(ax, "x", "flops" if x == "C" else "count")
     set_log_axis(ax, "y", "loss")
     ax.set(xlabel=VARIABLE[x], ylabel=LOSS, xlim=(float(fitted[x].min()) / 1.15, right))
-    if reach > 1.001:
-        beyond = f"beyond the fitted {x}:\nup to {reach:.2g}{TIMES} its largest"
+    if factor > 1.001:
+        beyond = f"beyond the largest\nfitted {x}, up to {factor:.2g}{TIMES}"
         handles.append(
             ax.axvspan(
                 edge * 1.03,
@@ -165,7 +176,7 @@ def _losses(
     )  # beside the axes: hides nothing
 
 
-def _look(kind: str, color: Any) -> dict[str, Any]:
+def _style_markers(kind: str, color: Any) -> dict[str, Any]:
     """Predicted losses are rings, measured ones filled with a dark rim."""
     predicted = kind == "predicted"
     return {
@@ -176,11 +187,16 @@ def _look(kind: str, color: Any) -> dict[str, Any]:
     }
 
 
-def _curves(
-    ax: Axes, fit: Fit, boot: Bootstrap | None, held: Frame, fitted: Frame, x: str
+def _draw_curves(
+    ax: Axes,
+    fit: Fit,
+    boot: Bootstrap | None,
+    held: pd.DataFrame,
+    fitted: pd.DataFrame,
+    x: str,
 ) -> None:
-    """The law's way out: along each held-out size for a law of N and D, else its one
-    curve.
+    """The law up to the held-out runs: a curve for each of their sizes if the law has N and
+    D, else one curve.
     """
     if len(fit.law.variables) == 1:
         across = np.geomspace(fitted[x].min(), max(held[x].max(), fitted[x].max()), 80)
@@ -196,9 +212,9 @@ def _curves(
         draw_law(ax, fit, boot, {"N": run["N"], "D": D}, across, run["color"])
 
 
-def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
+def _draw_errors(ax: Axes, listed: pd.DataFrame, held: pd.DataFrame, x: str) -> None:
     """Lower panel: one row per held-out run, its relative error and interval, in the
-    colour of its size above.
+    color of its size above.
     """
     at = np.arange(len(listed))[::-1]
     for row, (i, run) in zip(at, listed.iterrows(), strict=True):
@@ -220,9 +236,9 @@ def _errors(ax: Axes, listed: Frame, held: Frame, x: str) -> None:
             zorder=3,
             gid=f"error-{i}",
         )
-        note = f"{format_signed(100 * run['error'], '+.2f')} % at {run['reach']:.2g}{TIMES} {x}"
+        note = f"{format_signed(100 * run['error'], '+.2f')} % at {run['factor']:.2g}{TIMES} {x}"
         ax.annotate(
-            note + ("" if run["inside"] else ", out"),
+            note + ("" if run["inside"] else ", outside"),
             (1.0, row),
             xycoords=("axes fraction", "data"),
             xytext=(6, 0),

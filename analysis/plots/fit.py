@@ -1,7 +1,7 @@
-"""The four figures: frontier, IsoFLOP curves, fitted law with residuals, extrapolation.
+"""Figures of one sweep: frontier, IsoFLOP profiles, and the fitted law with residuals.
 
-Each returns a matplotlib Figure made without pyplot; `save_figure` writes it. Losses
-are in nats per token.
+Each function returns a matplotlib Figure made without pyplot; `save_figure` writes it.
+Losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from analysis.plots.style import (
     SEQUENCE,
     VARIABLE,
     VERMILLION,
-    Frame,
     check_drawable,
     describe_runs,
     draw_background_runs,
@@ -56,16 +55,16 @@ from analysis.plots.style import (
 from analysis.table.runs import Runs, load_runs
 
 __all__ = [
+    "find_fitted_rows",
     "plot_extrapolation",
     "plot_fit",
     "plot_frontier",
     "plot_isoflop",
     "save_figure",
-    "seen_by",
 ]
 
 SAME_SIZE = 1.01  # neighbouring N closer than this are one model size
-MAX_LEGEND = 10  # more sizes or budgets than this get a colour bar instead of a line each in the key
+MAX_LEGEND = 10  # more sizes or budgets than this get a color bar instead of a line each in the key
 FAR = 3  # a minimum further outside its sizes than this factor is named, not drawn
 MAX_NAMED = 6  # more minima left out than this are not named one by one
 BUDGET_MARKERS = MARKERS.replace("D", "")  # diamonds are minima
@@ -83,48 +82,48 @@ class _Size:
     """The runs of one model size, and how they are drawn."""
 
     N: float
-    rows: Frame
+    rows: pd.DataFrame
     color: Any
     marker: str
 
 
 @use_style
 def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
-    """Loss against compute: one line per model size, the lowest losses, and the fitted
-    compute-optimal frontier.
+    """Draw the loss over compute: one line per model size, the lowest measured losses, and
+    the compute-optimal frontier of the fit.
 
-    Runs in the table that the fit has not seen are hollow. The frontier is drawn for
-    laws of N and D only, with the FLOPs per token of the runs.
+    Runs that took no part in the fit are hollow. The frontier is drawn for laws of N and
+    D only, with the FLOPs per token of the runs.
 
     Raises:
         ValueError: the table has no C.
     """
-    runs = _as_runs(runs, "C")
-    table: Frame = runs.table.assign(fitted=seen_by(runs.table, fit))
-    sizes = _sizes(table)
+    runs = _load_runs(runs, "C")
+    table: pd.DataFrame = runs.table.assign(fitted=find_fitted_rows(runs.table, fit))
+    sizes = _group_sizes(table)
     fig = make_figure(4.4)
     ax = fig.add_subplot()
     for size in sizes:
         _draw_size(ax, size, "C", line=True)
-    lowest = table[_undominated(table)].sort_values("C")
+    lowest = table[_find_lowest(table)].sort_values("C")
     envelope = {
         "color": BLACK,
         "linestyle": (0, (4, 2)),
         "linewidth": 1.4,
-        "label": "lowest measured",
+        "label": "lowest measured loss",
     }
     handles = ax.plot(lowest["C"], lowest["loss"], zorder=4, gid="envelope", **envelope)
     if fit is not None and set(fit.law.variables) == {"N", "D"}:
         C = np.geomspace(table["C"].min(), 1.3 * table["C"].max(), 30)
         per_token = counted_flops_per_token(fit)
         best = [allocate(fit, c, flops_per_token=per_token).loss for c in C.tolist()]
-        optimum = {"color": VERMILLION, "linewidth": 2, "label": "fitted optimum"}
+        optimum = {"color": VERMILLION, "linewidth": 2, "label": "optimum of the law"}
         handles += ax.plot(C, best, zorder=3, gid="frontier", **optimum)
-    _label(ax, runs, "C")
+    _label_x(ax, runs, "C")
     set_log_axis(ax, "y", "loss")
     ax.set(ylabel=LOSS)
-    ax.set_title("Loss against compute, one line per model size")
-    _key(fig, [ax], sizes, handles + _hollow(table))
+    ax.set_title("Loss over training compute, one line per model size")
+    _add_key(fig, [ax], sizes, handles + _make_hollow_key(table))
     return fig
 
 
@@ -132,30 +131,30 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
 def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     """Loss against N at each budget, with its parabola and its minimum.
 
-    Filled diamonds are the minima that approach 2 uses; hollow ones are left out and
-    named, with the reason below. Runs that `isoflop` was not given are small and grey.
+    Filled diamonds are the minima that approach 2 uses. Hollow ones are left out, and the
+    reason is printed below. Runs that `isoflop` did not use are small and gray.
 
     Raises:
         ValueError: the table has no N.
     """
-    runs = _as_runs(runs, "N")
-    minima: Frame = isoflop.minima.sort_values("budget", ignore_index=True)
-    notes = _left_out(minima)
+    runs = _load_runs(runs, "N")
+    minima: pd.DataFrame = isoflop.minima.sort_values("budget", ignore_index=True)
+    notes = _explain_left_out(minima)
     fig = make_figure(4.6 + 0.17 * len(notes))
     ax = fig.add_subplot()
-    other: Frame = runs.table[
+    other: pd.DataFrame = runs.table[
         ~runs.table["source_row"].isin(isoflop.runs["source_row"])
     ]
     handles: list[Any] = (
         [draw_background_runs(ax, other, "N", "run not used")] if len(other) else []
     )
-    handles += _budgets(ax, minima, isoflop, named=len(notes) <= MAX_NAMED)
+    handles += _draw_budgets(ax, minima, isoflop, named=len(notes) <= MAX_NAMED)
     used = minima[minima["used"]]
     ax.plot(used["N"], used["loss"], color=GRAY, linestyle=":", zorder=1, gid="optima")
     fig.supxlabel("\n".join(notes), fontsize=8, x=0.01, ha="left", parse_math=False)
-    _label(ax, runs, "N")
+    _label_x(ax, runs, "N")
     ax.margins(x=0.08, y=0.09)
-    title = "IsoFLOP curves: too few minima for a power law"
+    title = "IsoFLOP profiles: too few minima for a power law"
     if np.isfinite(isoflop.a):
         interval = "90 % interval {:.3f} to {:.3f}".format(
             *isoflop.interval("a", LEVEL)
@@ -163,7 +162,7 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
         title = rf"Approach 2: N* grows as $C^{{\,{isoflop.a:.3f}}}$ ({interval})"
     ax.set(ylabel=LOSS, title=title)
     if len(minima) > MAX_LEGEND:
-        _color_bar(fig, [ax], minima["budget"], "Budget (FLOPs)", "flops", handles)
+        _add_color_bar(fig, [ax], minima["budget"], "Budget (FLOPs)", "flops", handles)
     else:
         fig.legend(handles=handles, loc="outside right upper", alignment="left")
     return fig
@@ -174,7 +173,7 @@ def plot_fit(
     runs: Runs | pd.DataFrame, fit: Fit, boot: Bootstrap | None = None
 ) -> Figure:
     """The law's curves through the measured losses, and below them each run's residual
-    in per cent.
+    in percent.
 
     One curve per model size for a law of N and D, one curve for a law of one variable;
     bands are the law's 90 % interval. Runs in the table that the fit has not seen are
@@ -185,19 +184,21 @@ def plot_fit(
         in N, D and C.
     """
     check_drawable(fit)
-    runs = _as_runs(runs, *fit.law.variables)
+    runs = _load_runs(runs, *fit.law.variables)
     x = "D" if "D" in fit.law.variables else fit.law.variables[0]
-    table: Frame = runs.table.assign(fitted=seen_by(runs.table, fit))
+    table: pd.DataFrame = runs.table.assign(fitted=find_fitted_rows(runs.table, fit))
     law = fit.predict(**{v: table[v].to_numpy(float) for v in fit.law.variables})
     table["residual"] = 100 * (table["loss"] / law - 1)
-    sizes = _sizes(table)
+    sizes = _group_sizes(table)
     fig = make_figure(6.2)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
     if len(fit.law.variables) == 1:
-        draw_law(top, fit, boot, {x: _span(table[x])}, _span(table[x]), VERMILLION)
+        draw_law(
+            top, fit, boot, {x: _make_grid(table[x])}, _make_grid(table[x]), VERMILLION
+        )
     for size in sizes:
         if len(fit.law.variables) > 1:
-            across = _span(size.rows[x])
+            across = _make_grid(size.rows[x])
             draw_law(top, fit, boot, {x: across, "N": size.N}, across, size.color)
         _draw_size(top, size, x)
         _draw_size(bottom, size, x, "residual")
@@ -205,13 +206,13 @@ def plot_fit(
     inside = table.loc[table["fitted"], "residual"]
     if len(inside):
         bottom.set_title(
-            f"Fitted runs about the law: rms {np.sqrt(np.mean(inside**2)):.2g} %, largest {inside.abs().max():.2g} %"
+            f"Residuals of the fitted runs: rms {np.sqrt(np.mean(inside**2)):.2g} %, largest {inside.abs().max():.2g} %"
         )
-    bottom.set(ylabel="Measured\nabove law (%)")
+    bottom.set(ylabel="Measured / law\nminus 1 (%)")
     bottom.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: format_signed(value))
     )
-    _label(bottom, runs, x)
+    _label_x(bottom, runs, x)
     set_log_axis(top, "y", "loss")
     top.set(ylabel=LOSS)
     top.set_title("$L = " + re.sub(r"\^([\d.]+)", r"^{\1}", format_law(fit)) + "$")
@@ -220,18 +221,23 @@ def plot_fit(
         if boot is not None
         else []
     )
-    _key(
+    _add_key(
         fig,
         [top, bottom],
         sizes,
-        [Line2D([], [], color=GRAY, label="fitted law"), *band, *_hollow(table)],
+        [
+            Line2D([], [], color=GRAY, label="fitted law"),
+            *band,
+            *_make_hollow_key(table),
+        ],
     )
     return fig
 
 
-def seen_by(table: Frame, fit: Fit | None) -> np.ndarray:
-    """[n] mask of the rows that were fitted, found by their numbers; all of them
-    without a fit.
+def find_fitted_rows(table: pd.DataFrame, fit: Fit | None) -> np.ndarray:
+    """[n] mask of the rows that were fitted; all of them without a fit.
+
+    A row was fitted if the fit holds a row with the same N, D, C and loss.
     """
     if fit is None:
         return np.ones(len(table), bool)
@@ -253,7 +259,7 @@ def seen_by(table: Frame, fit: Fit | None) -> np.ndarray:
     return np.array([row in seen for row in rows])
 
 
-def _as_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
+def _load_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     missing = [name for name in needed if name not in runs.table.columns]
     if missing:
@@ -263,7 +269,7 @@ def _as_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
     return runs
 
 
-def _label(ax: Axes, runs: Runs, x: str) -> None:
+def _label_x(ax: Axes, runs: Runs, x: str) -> None:
     """Log axis of N, D or C with its unit, and the source column where a reader needs
     it to know the convention.
     """
@@ -275,15 +281,15 @@ def _label(ax: Axes, runs: Runs, x: str) -> None:
     )
 
 
-def _undominated(table: Frame) -> np.ndarray:
-    """[n] mask of the runs that no run of at most 1.1 times their compute beats."""
+def _find_lowest(table: pd.DataFrame) -> np.ndarray:
+    """[n] mask of the runs that have the lowest loss up to 1.1 times their compute."""
     ordered = table.sort_values("C")
     C, best = ordered["C"].to_numpy(float), ordered["loss"].cummin().to_numpy(float)
-    reach = np.searchsorted(C, 1.1 * table["C"].to_numpy(float), side="right") - 1
-    return table["loss"].to_numpy(float) <= best[reach]
+    last = np.searchsorted(C, 1.1 * table["C"].to_numpy(float), side="right") - 1
+    return table["loss"].to_numpy(float) <= best[last]
 
 
-def _sizes(table: Frame) -> list[_Size]:
+def _group_sizes(table: pd.DataFrame) -> list[_Size]:
     """The rows by model size, smallest first; a single entry where N is unknown."""
     if "N" not in table.columns:
         return [_Size(np.nan, table, BLUE, "o")]
@@ -334,10 +340,12 @@ def _draw_size(
         )
 
 
-def _key(fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Any]) -> None:
+def _add_key(
+    fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Any]
+) -> None:
     """What lines and markers mean, beside the axes where it hides nothing."""
     if len(sizes) > MAX_LEGEND:
-        _color_bar(
+        _add_color_bar(
             fig, axes, [size.N for size in sizes], VARIABLE["N"], "count", handles
         )
         return
@@ -350,7 +358,7 @@ def _key(fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Any]) 
     fig.legend(handles=handles, loc="outside right upper", alignment="left")
 
 
-def _color_bar(
+def _add_color_bar(
     fig: Figure,
     axes: list[Axes],
     values: Any,
@@ -366,7 +374,7 @@ def _color_bar(
     )  # losses fall with scale: this corner is the emptiest
 
 
-def _hollow(table: Frame) -> list[Line2D]:
+def _make_hollow_key(table: pd.DataFrame) -> list[Line2D]:
     style: dict[str, Any] = {
         "color": GRAY,
         "marker": "o",
@@ -380,12 +388,14 @@ def _hollow(table: Frame) -> list[Line2D]:
     )
 
 
-def _budgets(ax: Axes, minima: Frame, isoflop: IsoFlop, named: bool) -> list[Line2D]:
+def _draw_budgets(
+    ax: Axes, minima: pd.DataFrame, isoflop: IsoFlop, named: bool
+) -> list[Line2D]:
     """Points, parabola and minimum of every budget; returns what the key shows."""
     many, hollow = len(minima) > MAX_LEGEND, False
     handles = []
     for i, row in enumerate(minima.to_dict("records")):
-        rows: Frame = isoflop.runs[isoflop.runs["group"] == row["budget"]]
+        rows: pd.DataFrame = isoflop.runs[isoflop.runs["group"] == row["budget"]]
         look: dict[str, Any] = {
             "color": sample_colors(len(minima))[i],
             "marker": "o" if many else BUDGET_MARKERS[i],
@@ -402,7 +412,7 @@ def _budgets(ax: Axes, minima: Frame, isoflop: IsoFlop, named: bool) -> list[Lin
             gid=f"budget-{i}",
             **look,
         )
-        hollow |= _parabola(ax, row, look["color"], named)
+        hollow |= _draw_parabola(ax, row, look["color"], named)
         handles += (
             []
             if many
@@ -410,13 +420,13 @@ def _budgets(ax: Axes, minima: Frame, isoflop: IsoFlop, named: bool) -> list[Lin
         )
     handles.append(Line2D([], [], label="minimum", **VERTEX))
     return handles + (
-        [Line2D([], [], label="minimum left out", mfc="white", **VERTEX)]
+        [Line2D([], [], label="minimum, left out", mfc="white", **VERTEX)]
         if hollow
         else []
     )
 
 
-def _parabola(ax: Axes, row: Mapping[Any, Any], color: Any, named: bool) -> bool:
+def _draw_parabola(ax: Axes, row: Mapping[Any, Any], color: Any, named: bool) -> bool:
     """A budget's parabola, dashed on to a minimum outside its sizes, and the minimum;
     whether that is hollow.
     """
@@ -455,7 +465,7 @@ def _parabola(ax: Axes, row: Mapping[Any, Any], color: Any, named: bool) -> bool
     return drawn
 
 
-def _left_out(minima: Frame) -> list[str]:
+def _explain_left_out(minima: pd.DataFrame) -> list[str]:
     """Lines that name the budgets without a usable minimum, and why."""
     few = minima[~minima["used"] & (minima["n_sizes"] < MIN_SIZES)]
     rest = minima[~minima["used"] & (minima["n_sizes"] >= MIN_SIZES)]
@@ -480,5 +490,5 @@ def _left_out(minima: Frame) -> list[str]:
     ]
 
 
-def _span(values: Any) -> np.ndarray:
+def _make_grid(values: Any) -> np.ndarray:
     return np.geomspace(values.min() / 1.15, values.max() * 1.15, 40)

@@ -1,9 +1,9 @@
-"""What every figure shares: colours, markers, ticks, how numbers are written, a law's
-curve, saving.
+"""What all figures share: colors, markers, ticks, number formats, the curve of a law, and
+saving.
 
-Readable in print and without colour vision: sequences are viridis without its pale end
-(its lightness falls evenly) and every series also has its own marker; single colours
-are Okabe & Ito's (2008).
+Figures are readable in print and by color-blind readers. A sequence of sizes or budgets
+is colored by viridis without its pale end, whose lightness changes evenly, and every
+series also has its own marker. Single colors are those of Okabe & Ito (2008).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -24,10 +25,14 @@ from matplotlib.lines import Line2D
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 
-BLACK, GRAY, VERMILLION, BLUE = "#1a1a1a", "#777777", "#D55E00", "#0072B2"
+BLACK = "#1a1a1a"
+GRAY = "#777777"
+VERMILLION = "#D55E00"
+BLUE = "#0072B2"
 TINT = "#f5ede4"
 MARKERS = "osD^vP*X<>ph"
-MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 SEQUENCE = LinearSegmentedColormap.from_list(
     "dark viridis", mpl.colormaps["viridis"](np.linspace(0, 0.82, 64))
 )
@@ -42,13 +47,11 @@ WIDTH = 6.8  # inches: a text column, so that 9 pt stays 9 pt in print
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Number = float | int | np.number
-Frame = Any  # a pandas DataFrame, whose own types a checker cannot follow
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": [
-        "DejaVu Sans"
-    ],  # ships with matplotlib: the same widths on every machine
+    # DejaVu Sans ships with matplotlib: text has the same width on every machine.
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -73,15 +76,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-use_style = mpl.rc_context(
-    STYLE
-)  # decorates the functions that draw: matplotlib's settings hold inside them only
+# Decorates the functions that draw: these settings hold inside them only.
+use_style = mpl.rc_context(STYLE)
 
 
 class HoverPoints(Line2D):
-    """Markers that carry one text each, which the report shows when a reader points at
-    them.
-    """
+    """Markers with one text each, which the report shows when a reader points at one."""
 
     def __init__(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
         super().__init__(
@@ -91,8 +91,8 @@ class HoverPoints(Line2D):
 
 
 class RoundLocator(ticker.Locator):
-    """Ticks of a log axis at round numbers, about `most` of them, however few decades
-    it spans.
+    """Ticks of a logarithmic axis at round numbers, about `most` of them, even where the
+    axis spans less than a decade.
     """
 
     def __init__(self, most: int = 7) -> None:
@@ -123,12 +123,11 @@ class RoundLocator(ticker.Locator):
 def format_count(value: Number) -> str:
     """A number of parameters or tokens: 12k, 1.25M, 70B, 15T."""
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
-        if value >= 0.9995 * 10**power:
-            return (
-                f"{value / 10**power:.3g}{letter}"
-                if value < 9.995 * 10 ** (power + 2)
-                else f"{value:.3g}"
-            )
+        if value < 0.9995 * 10**power:
+            continue
+        if value >= 9.995 * 10 ** (power + 2):
+            break  # 1000T and more
+        return f"{value / 10**power:.3g}{letter}"
     return f"{value:.3g}"
 
 
@@ -143,28 +142,28 @@ def format_flops(value: Number) -> str:
 def format_law(fit: Fit) -> str:
     """The law with its fitted numbers, such as "1.69 + 406 / N^0.339 + 411 / D^0.285"."""
 
-    def number(match: re.Match[str]) -> str:
+    def write_number(match: re.Match[str]) -> str:
         value = fit.params[match.group()]
-        return f"{float(f'{value:.3g}'):.12g}" if value < 1e5 else format_flops(value)
+        if value >= 1e5:
+            return format_flops(value)
+        return f"{float(f'{value:.3g}'):.12g}"
 
-    return re.sub(
-        "|".join(rf"\b{re.escape(name)}\b" for name in fit.params),
-        number,
-        fit.law.formula,
-    )
+    names = [rf"\b{re.escape(name)}\b" for name in fit.params]
+    return re.sub("|".join(names), write_number, fit.law.formula)
 
 
 def check_drawable(fit: Fit) -> None:
     """
     Raises:
-        ValueError: the law is not one of the loss in N, D and C, which is what the
-        figures have axes for.
+        ValueError: the law does not give the loss in N, D and C, which the figures have
+            axes for.
     """
     law = fit.law
     if law.target != "loss" or not set(law.variables) <= {"N", "D", "C"}:
         reads = f"{law.target} in {', '.join(law.variables)}"
         raise ValueError(
-            f"the figure draws the loss in N, D and C, and law {law.name!r} is of {reads}"
+            f"law {law.name!r} gives {reads}, and the figure draws only the loss in "
+            "N, D and C; choose another law"
         )
 
 
@@ -174,21 +173,31 @@ def format_signed(value: Number, form: str = "+g") -> str:
 
 
 def make_figure(height: float, **options: Any) -> Figure:
-    """A figure of the house width, made without pyplot's global state, to be filled
-    inside `use_style`; inches.
+    """An empty figure of the common width, to be filled inside `use_style`.
+
+    It is made without pyplot, so that no global state holds it.
+
+    Args:
+        height: in inches.
     """
     return Figure(figsize=(WIDTH, height), layout="constrained", **options)
 
 
+def _format_loss(value: Number) -> str:
+    return f"{value:g}"
+
+
+_FORMATS = {"flops": format_flops, "count": format_count, "loss": _format_loss}
+
+
 def set_log_axis(ax: Axes, which: str, kind: str) -> None:
-    """Make axis "x" or "y" logarithmic with round, labelled ticks; kind: "flops",
-    "count" or "loss".
+    """Make an axis logarithmic, with round and labeled ticks.
+
+    Args:
+        which: "x" or "y".
+        kind: what the axis counts: "flops", "count" or "loss".
     """
-    write = {
-        "flops": format_flops,
-        "count": format_count,
-        "loss": lambda value: f"{value:g}",
-    }[kind]
+    write = _FORMATS[kind]
     ax.set(**{f"{which}scale": "log"})
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_locator(RoundLocator(6 if kind == "flops" else 7))
@@ -198,14 +207,14 @@ def set_log_axis(ax: Axes, which: str, kind: str) -> None:
 
 
 def sample_colors(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours of an ordered series, dark to light."""
+    """Colors of an ordered series, dark to light."""
     return [SEQUENCE(t) for t in np.linspace(0.0, 1.0, max(count, 2))][:count]
 
 
 def draw_points(
     ax: Axes, x: Any, y: Any, titles: Sequence[str], **style: Any
 ) -> HoverPoints:
-    """Markers with a hover text each; rows that are not finite are left out."""
+    """Draw markers with a hover text each; a point that is not finite is left out."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     shown = np.isfinite(x) & np.isfinite(y)
     kept = [title for title, seen in zip(titles, shown, strict=True) if seen]
@@ -215,8 +224,10 @@ def draw_points(
     return points
 
 
-def draw_background_runs(ax: Axes, rows: Frame, x: str, label: str) -> HoverPoints:
-    """Runs that are there for orientation."""
+def draw_background_runs(
+    ax: Axes, rows: pd.DataFrame, x: str, label: str
+) -> HoverPoints:
+    """Draw runs that are shown for orientation only."""
     return draw_points(
         ax,
         rows[x],
@@ -240,7 +251,7 @@ def draw_law(
     across: np.ndarray,
     color: Any,
 ) -> None:
-    """The law at the points `at`, drawn against `across`, [n], with its 90 % interval."""
+    """Draw the law at the points `at` over `across`, [n], with its 90 % interval."""
     point = {v: np.broadcast_to(at[v], across.shape) for v in fit.law.variables}
     ax.plot(
         across, fit.predict(**point), color=color, linewidth=1.3, zorder=2, gid="law"
@@ -252,29 +263,33 @@ def draw_law(
         )
 
 
-def describe_runs(rows: Frame) -> list[str]:
-    """What a reader sees on pointing at a run: its id, N, D, C and losses."""
+def describe_runs(rows: pd.DataFrame) -> list[str]:
+    """The hover text of each run: its id, N, D, C and losses."""
     writers = {"N": format_count, "D": format_count, "C": format_flops}
-    columns = [v for v in writers if v in rows.columns]
-    losses = [
-        name for name in ("loss", "measured", "predicted") if name in rows.columns
-    ]
     titles = []
     for row in rows.to_dict("records"):
-        lines = [f"run {row['run_id']}"] if "run_id" in rows.columns else []
-        if "source_row" in rows.columns and not lines:
-            lines = [f"row {row['source_row']}"]
-        lines += [f"{v} {writers[v](row[v])}" for v in columns if np.isfinite(row[v])]
-        titles.append("\n".join(lines + [f"{name} {row[name]:.4f}" for name in losses]))
+        lines = []
+        if "run_id" in row:
+            lines.append(f"run {row['run_id']}")
+        elif "source_row" in row:
+            lines.append(f"row {row['source_row']}")
+        for name, write in writers.items():
+            if name in row and np.isfinite(row[name]):
+                lines.append(f"{name} {write(row[name])}")
+        for name in ("loss", "measured", "predicted"):
+            if name in row:
+                lines.append(f"{name} {row[name]:.4f}")
+        titles.append("\n".join(lines))
     return titles
 
 
 def save_figure(fig: Figure, path: str | Path) -> Path:
-    """Write a figure as .png (160 dots per inch), .svg or .pdf, the same bytes every
-    time.
+    """Write a figure as .png (160 dots per inch), .svg or .pdf.
+
+    The same figure gives the same bytes every time.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: the path has another suffix.
     """
     path = Path(path)
     dates = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

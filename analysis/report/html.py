@@ -1,5 +1,6 @@
-"""write_report: one HTML file with the figures, the fit, the runs and where they came
-from; it loads nothing else.
+"""Write a study as one HTML file: figures, fit, runs and provenance.
+
+The file is self-contained: it loads nothing else, and runs no script but its own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from analysis.plots.fit import plot_extrapolation, plot_fit, plot_frontier, plot
 from analysis.plots.style import (
     LEVEL,
     STYLE,
-    Frame,
     HoverPoints,
     format_count,
     format_flops,
@@ -39,12 +39,14 @@ from analysis.table.readers import visible
 from analysis.table.runs import Runs, load_runs
 
 SVG = "{http://www.w3.org/2000/svg}"
-MAX_HOVER = 1000  # more points of one figure than this become a bitmap: the page stays small enough to mail
+# A figure with more points than this is drawn as a bitmap without hover texts, so that
+# the page stays small enough to mail.
+MAX_HOVER = 1000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the page, or why it is missing."""
+    """A figure of the page, or the problem for which it is missing."""
 
     name: str
     caption: str
@@ -67,36 +69,36 @@ def write_report(
     """Write the report as one self-contained HTML file and return its path.
 
     Args:
-        path: where; its folder is made.
+        path: of the file; its folder is created.
         runs: all runs, those held out included.
-        boot, isoflop, holdout, plan, provenance: parts that the page says are missing
-        when they are not given.
+        boot, isoflop, plan, provenance: optional parts; the page says which are
+            missing.
         holdout: rows with run_id, N, D, C, predicted, lower_90, upper_90, measured.
     """
     path = Path(path)
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     held = [dict(row) for row in holdout or ()]
-    optimum, no_optimum = _or_problem(lambda: tables.tabulate_optimum(runs, fit, boot))
-    approaches, _ = _or_problem(
+    optimum, no_optimum = _try_table(lambda: tables.tabulate_optimum(runs, fit, boot))
+    approaches, _ = _try_table(
         lambda: (
             tables.tabulate_approaches(isoflop, fit, boot)
             if isoflop is not None
             else None
         )
     )
-    page = _template().render(
+    page = _load_template().render(
         title=title,
-        headline=_headline(fit, boot, held),
-        warnings=_warnings(runs, fit, boot, isoflop),
-        pictures=_pictures(runs, fit, boot, isoflop, held),
+        headline=_write_headline(fit, boot, held),
+        warnings=_collect_warnings(runs, fit, boot, isoflop),
+        pictures=_draw_pictures(runs, fit, boot, isoflop, held),
         optimum=optimum,
         no_optimum=no_optimum,
-        relation=_relation(fit),
+        relation=_describe_compute(fit),
         holdout=tables.tabulate_holdout(held) if held else None,
-        law=_law_html(fit),
+        law=_format_law_html(fit),
         parameters=tables.tabulate_parameters(fit, boot),
-        protocol=tables.table_from_pairs(_protocol(fit, boot)),
-        certificate=tables.table_from_pairs(_certificate(fit)),
+        protocol=tables.table_from_pairs(_list_protocol(fit, boot)),
+        certificate=tables.table_from_pairs(_list_certificate(fit)),
         certified=fit.certificate.ok,
         approaches=approaches,
         minima=tables.tabulate_minima(isoflop) if isoflop is not None else None,
@@ -116,44 +118,35 @@ def write_report(
 def inline_svg(fig: Figure, prefix: str, label: str) -> Markup:
     """The figure as an <svg> element of an HTML page.
 
-    Ids that something refers to are prefixed, since several figures share the page, and
-    the others go; points that carry a text get it as their <title>; coordinates keep
-    two decimals of a point (1/72 inch).
+    Several figures share a page, so every id that something refers to gets a prefix, and
+    the others are removed. A point that carries a text gets it as its <title>.
+    Coordinates keep two decimals of a point (1/72 inch).
+
+    Args:
+        prefix: of the ids, different for each figure of a page.
+        label: what a screen reader says.
     """
-    buffer, hover = io.BytesIO(), _hover(fig)
+    points = _find_hover_points(fig)
+    buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
         fig.savefig(buffer, format="svg", dpi=160, metadata={"Date": None})
     root = ElementTree.fromstring(buffer.getvalue())
-    for points in hover:
-        marks = root.findall(f".//*[@id='{points.get_gid()}']//{SVG}use")
-        if len(marks) == len(points.titles):
-            for mark, text in zip(marks, points.titles, strict=True):
-                ElementTree.SubElement(mark, "title").text = text
-    for parent in list(root.iter()):
-        for child in [c for c in parent if c.tag in (f"{SVG}metadata", f"{SVG}style")]:
-            parent.remove(child)
-    used = set(
-        re.findall(
-            r"#([\w.-]+)",
-            " ".join(value for e in root.iter() for value in e.attrib.values()),
-        )
-    )
+    _add_titles(root, points)
+    _remove_elements(root, (f"{SVG}metadata", f"{SVG}style"))
+    used = _find_references(root)
     for element in root.iter():
-        element.tag = element.tag.removeprefix(
-            SVG
-        )  # an HTML page knows SVG without its namespace
+        # An HTML page knows SVG's elements without their namespace.
+        element.tag = element.tag.removeprefix(SVG)
         element.tail = None
         if element.tag not in ("text", "tspan", "title"):
             element.text = None
-        attributes, element.attrib = element.attrib, {}
+        attributes = element.attrib
+        element.attrib = {}
         for name, value in attributes.items():
             if name != "id":
-                value = re.sub(
-                    r"(^|url\()#",
-                    rf"\1#{prefix}-",
-                    re.sub(r"(\.\d\d)\d+", r"\1", value),
-                )
-                element.set(name.rpartition("}")[2], value)
+                rounded = re.sub(r"(\.\d\d)\d+", r"\1", value)
+                prefixed = re.sub(r"(^|url\()#", rf"\1#{prefix}-", rounded)
+                element.set(name.rpartition("}")[2], prefixed)
             elif value in used:
                 element.set("id", f"{prefix}-{value}")
     root.attrib = {
@@ -164,20 +157,48 @@ def inline_svg(fig: Figure, prefix: str, label: str) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _hover(fig: Figure) -> list[HoverPoints]:
-    """The points that carry a text each. Where they are very many they become a bitmap
-    instead, without texts.
+def _add_titles(root: ElementTree.Element, points: Sequence[HoverPoints]) -> None:
+    """Give each marker its text, which a browser shows on pointing at it."""
+    for series in points:
+        marks = root.findall(f".//*[@id='{series.get_gid()}']//{SVG}use")
+        if len(marks) != len(series.titles):
+            continue
+        for mark, text in zip(marks, series.titles, strict=True):
+            ElementTree.SubElement(mark, "title").text = text
+
+
+def _remove_elements(root: ElementTree.Element, tags: Sequence[str]) -> None:
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in tags:
+                parent.remove(child)
+
+
+def _find_references(root: ElementTree.Element) -> set[str]:
+    """The ids that an attribute refers to."""
+    found: set[str] = set()
+    for element in root.iter():
+        for value in element.attrib.values():
+            found.update(re.findall(r"#([\w.-]+)", value))
+    return found
+
+
+def _find_hover_points(fig: Figure) -> list[HoverPoints]:
+    """The points that carry texts; none if there are too many, which then become a
+    bitmap.
     """
-    found = [
-        points for points in fig.findobj(HoverPoints) if isinstance(points, HoverPoints)
-    ]
-    many = sum(len(points.titles) for points in found) > MAX_HOVER
+    found = []
+    for artist in fig.findobj(HoverPoints):
+        assert isinstance(artist, HoverPoints)
+        found.append(artist)
+    count = sum(len(points.titles) for points in found)
+    is_bitmap = count > MAX_HOVER
     for points in found:
-        points.set_rasterized(many)
-    return [] if many else found
+        points.set_rasterized(is_bitmap)
+    return [] if is_bitmap else found
 
 
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
@@ -189,220 +210,276 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _or_problem(make: Callable[[], Table | None]) -> tuple[Table | None, str]:
+def _try_table(make: Callable[[], Table | None]) -> tuple[Table | None, str]:
+    """The table, or None and the reason why the data do not allow it."""
     try:
         return make(), ""
     except ValueError as error:
         return None, str(error)
 
 
-def _law_html(fit: Fit) -> Markup:
-    return Markup(re.sub(r"\^([\d.]+)", r"<sup>\1</sup>", str(escape(format_law(fit)))))
+def _format_law_html(fit: Fit) -> Markup:
+    """The law with its fitted numbers, exponents raised."""
+    formula = str(escape(format_law(fit)))
+    return Markup(re.sub(r"\^([\d.]+)", r"<sup>\1</sup>", formula))
 
 
-def _headline(
+def _write_headline(
     fit: Fit, boot: Bootstrap | None, held: Sequence[Mapping[str, Any]]
 ) -> list[Markup]:
     """What was found, in sentences."""
+    return [
+        _write_fit_sentence(fit),
+        _write_exponent_sentence(fit, boot),
+        _write_holdout_sentence(fit, held),
+    ]
+
+
+def _write_fit_sentence(fit: Fit) -> Markup:
     ranges = []
     for name, unit, write in (
         ("N", "parameters", format_count),
         ("D", "tokens", format_count),
         ("C", "FLOPs", format_flops),
     ):
-        if name in fit.data:
-            low, high = write(fit.data[name].min()), write(fit.data[name].max())
-            ranges.append(f"{low} to {high} {unit}" if low != high else f"{low} {unit}")
-    law = (
-        Markup("loss = {} nats per token") if fit.law.target == "loss" else Markup("{}")
+        if name not in fit.data:
+            continue
+        low = write(fit.data[name].min())
+        high = write(fit.data[name].max())
+        values = low if low == high else f"{low} to {high}"
+        ranges.append(f"{values} {unit}")
+    law = Markup("{}")
+    if fit.law.target == "loss":
+        law = Markup("loss = {} nats per token")
+    return Markup("Fitted to {} runs of {}: {}.").format(
+        len(fit.residuals), ", ".join(ranges), law.format(_format_law_html(fit))
     )
-    fitted = Markup("Fitted to {} runs of {}: {}.").format(
-        len(fit.residuals), ", ".join(ranges), law.format(_law_html(fit))
-    )
-    return [fitted, _exponent_sentence(fit, boot), _holdout_sentence(fit, held)]
 
 
-def _exponent_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
-    name = "a" if "a" in fit.derived() else "alpha"
-    value = (
-        {**fit.params, **fit.derived()}[name]
-        if name == "a" or name in fit.params
-        else None
-    )
-    if value is None:
+def _write_exponent_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
+    """The exponent of compute-optimal size, or of a law of one variable; or nothing."""
+    derived = fit.derived()
+    if "a" in derived:
+        name = "a"
+        value = derived["a"]
+    elif "alpha" in fit.params:
+        name = "alpha"
+        value = fit.params["alpha"]
+    else:
         return Markup("")
-    ends = (
-        format_interval(boot.interval(name, LEVEL), format_exponent)
-        if boot is not None
-        else ""
-    )
-    interval = (
-        Markup(" (90 % interval {})").format(ends)
-        if ends
-        else Markup(" (no interval: the fit was not resampled)")
-    )
+    interval = Markup(" (no interval: the fit was not bootstrapped)")
+    if boot is not None:
+        ends = format_interval(boot.interval(name, LEVEL), format_exponent)
+        if ends:
+            interval = Markup(" (90 % interval {})").format(ends)
     if name == "alpha":
         return Markup("The exponent alpha is {}{}.").format(
             format_exponent(value), interval
         )
     return Markup(
-        "At the best use of compute C, model size grows as C<sup>{}</sup>{} and tokens as C<sup>{}</sup>."
+        "The model size that minimizes the loss at compute C grows as "
+        "C<sup>{}</sup>{}, and its number of training tokens as C<sup>{}</sup>."
     ).format(format_exponent(value), interval, format_exponent(1 - value))
 
 
-def _holdout_sentence(fit: Fit, held: Sequence[Mapping[str, Any]]) -> Markup:
+def _write_holdout_sentence(fit: Fit, held: Sequence[Mapping[str, Any]]) -> Markup:
     if not held:
         return Markup(
-            "No run was held out: how well the law predicts beyond the fitted runs has not been tested."
+            "No run was held out, so how well the law predicts beyond the fitted runs "
+            "has not been tested."
         )
     errors = np.array([abs(row["predicted"] / row["measured"] - 1) for row in held])
     inside = sum(row["lower_90"] <= row["measured"] <= row["upper_90"] for row in held)
-    reach = ""
+    distance = ""
     if "C" in fit.data:
-        reach = f", up to {max(row['C'] for row in held) / fit.data['C'].max():.2g} times the largest fitted compute,"
-    mean, most = f"{100 * errors.mean():.2f}", f"{100 * errors.max():.2f}"
+        factor = max(row["C"] for row in held) / fit.data["C"].max()
+        distance = f" with up to {factor:.2g} times the largest fitted compute"
+    mean = f"{100 * errors.mean():.2f}"
+    largest = f"{100 * errors.max():.2f}"
     if len(held) == 1:
         where = "inside" if inside else "outside"
         return Markup(
-            "One held-out run{} came out {} % off its prediction, {} the 90 % interval."
-        ).format(reach, most, where)
+            "The law predicts the loss of one held-out run{} with an error of {} %; the "
+            "measured loss lies {} the 90 % interval."
+        ).format(distance, largest, where)
     return Markup(
-        "{} held-out runs{} came out {} % off their predictions on average and {} % at most; {} of {} lie inside "
-        "their 90 % interval."
-    ).format(len(held), reach, mean, most, inside, len(held))
+        "The law predicts the losses of {} held-out runs{} with an error of {} % on "
+        "average and {} % at most; {} of {} measured losses lie inside their 90 % "
+        "interval."
+    ).format(len(held), distance, mean, largest, inside, len(held))
 
 
-def _warnings(
+def _collect_warnings(
     runs: Runs, fit: Fit, boot: Bootstrap | None, isoflop: IsoFlop | None
 ) -> list[str]:
-    """All that a reader should know before using the numbers."""
-    c, found = fit.certificate, list(dict.fromkeys((*runs.notes, *fit.protocol.notes)))
-    if not c.ok:
+    """Everything a reader should know before using the numbers."""
+    certificate = fit.certificate
+    found = list(dict.fromkeys((*runs.notes, *fit.protocol.notes)))
+    if not certificate.ok:
         found.insert(
             0,
-            "The fit is not certified: do not rely on its numbers. See the certificate below.",
+            "The fit is not certified: do not rely on its numbers. See the certificate "
+            "below.",
         )
-    for what, names in (
-        ("These runs cannot identify", c.not_identified),
-        ("On a bound of its range", c.at_bound),
-        ("Standard error above the value", c.weak),
+    for meaning, names in (
+        ("These runs cannot identify", certificate.not_identified),
+        ("The fitted value lies on a bound of its range", certificate.at_bound),
+        ("The standard error is larger than the value itself", certificate.weak),
     ):
-        found += [f"{what}: {', '.join(names)}."] if names else []
-    for name, (low, high) in c.ridges.items():
+        if names:
+            found.append(f"{meaning}: {', '.join(names)}.")
+    for name, (low, high) in certificate.ridges.items():
         found.append(
-            f"{name} is not bounded by these runs: from {low:.4g} to {high:.4g} fits as well (95 %)."
+            f"These runs do not bound {name}: any value from {low:.4g} to {high:.4g} "
+            "fits as well (95 %)."
         )
     if boot is not None:
-        found += list(boot.notes)
+        found += boot.notes
         if boot.unconverged:
             found.append(
-                f"{boot.unconverged} of {len(boot)} bootstrap replicates did not converge."
+                f"{boot.unconverged} of {len(boot)} bootstrap replicates did not "
+                "converge."
             )
     if isoflop is not None:
-        found += list(isoflop.notes)
-        out: Frame = isoflop.minima[~isoflop.minima["used"]]
-        found += [
-            f"Approach 2 left out the budget of {format_flops(row['budget'])} FLOPs: {row['reason']}."
-            for row in out.to_dict("records")
-        ]
-    return found
+        found += isoflop.notes
+        left_out = isoflop.minima[~isoflop.minima["used"]]
+        for row in left_out.to_dict("records"):
+            found.append(
+                f"Approach 2 left out the budget of {format_flops(row['budget'])} "
+                f"FLOPs: {row['reason']}."
+            )
+    return [_write_sentence(text) for text in found]
 
 
-def _pictures(
+def _write_sentence(text: str) -> str:
+    """A note as a sentence: a capital at its start and a period at its end."""
+    return text[:1].upper() + text[1:].removesuffix(".") + "."
+
+
+def _draw_pictures(
     runs: Runs,
     fit: Fit,
     boot: Bootstrap | None,
     isoflop: IsoFlop | None,
     held: Sequence[Mapping[str, Any]],
 ) -> list[Picture]:
-    surface = set(fit.law.variables) == {"N", "D"}
-    frontier = "Each line is one model size on more and more tokens; dashed, the lowest loss measured at that compute"
-    frontier += (
-        " or less; orange, the lowest loss the law allows at it."
-        if surface
-        else " or less."
+    """The four figures of the page, each with its caption or why it is missing."""
+    is_surface = set(fit.law.variables) == {"N", "D"}
+    frontier = (
+        "Each line joins the runs of one model size, which differ in training tokens. "
+        "The dashed line is the lowest loss measured with that compute or less."
     )
-    band = ", with its 90 % interval" if boot is not None else ""
-    return [
-        _picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
-        _picture(
-            "IsoFLOP curves",
-            "At equal compute, a parabola in ln N through the losses; diamonds are its minima.",
-            (lambda: plot_isoflop(runs, isoflop))
-            if isoflop is not None
-            else "no table of budgets was given",
-        ),
-        _picture(
-            "The fitted law",
-            f"Curves are the law{' at each model size' if surface else ''}{band}; below, how far each measured "
-            "loss lies above or below it.",
-            lambda: plot_fit(runs, fit, boot),
-        ),
-        _picture(
-            "Extrapolation",
-            "Above, the law's way to runs that the fit has not seen; below, the error of each prediction.",
-            (lambda: plot_extrapolation(fit, boot, held))
-            if held
-            else "no run was held out",
-        ),
-    ]
-
-
-def _picture(name: str, caption: str, draw: Callable[[], Figure] | str) -> Picture:
-    if isinstance(draw, str):
-        return Picture(name, "", Markup(""), draw)
-    try:
-        return Picture(
-            name, caption, inline_svg(draw(), re.sub(r"\W+", "-", name.lower()), name)
+    if is_surface:
+        frontier += (
+            " The orange line is the lowest loss that the fitted law predicts for that "
+            "compute, over all model sizes."
         )
-    except ValueError as error:  # a table without compute, say
-        return Picture(name, "", Markup(""), str(error))
+    law = "The curve is the fitted law"
+    if is_surface:
+        law = "Each curve is the fitted law at one model size"
+    if boot is not None:
+        law += "; the band is its 90 % interval"
+    pictures = [
+        _draw_picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
+    ]
+    profiles = "IsoFLOP profiles"
+    if isoflop is None:
+        pictures.append(_skip_picture(profiles, "no table of budgets was given"))
+    else:
+        caption = (
+            "Runs of equal training compute, by model size. Each curve is a parabola in "
+            "ln N fitted to the losses of one budget; its minimum, the diamond, is the "
+            "best size for that budget (approach 2 of Hoffmann et al. 2022). The dotted "
+            "line joins the minima that the power law is fitted to."
+        )
+        pictures.append(
+            _draw_picture(profiles, caption, lambda: plot_isoflop(runs, isoflop))
+        )
+    pictures.append(
+        _draw_picture(
+            "The fitted law",
+            f"Above: markers are measured losses. {law}. Below: how far each measured "
+            "loss lies above or below the law, in percent.",
+            lambda: plot_fit(runs, fit, boot),
+        )
+    )
+    if not held:
+        pictures.append(_skip_picture("Extrapolation", "no run was held out"))
+    else:
+        caption = (
+            "Above: the law at the sizes of the held-out runs, with predicted and "
+            "measured losses; these runs took no part in the fit. Below: the relative "
+            "error of each prediction and its 90 % interval."
+        )
+        pictures.append(
+            _draw_picture(
+                "Extrapolation", caption, lambda: plot_extrapolation(fit, boot, held)
+            )
+        )
+    return pictures
 
 
-def _relation(fit: Fit) -> str:
+def _draw_picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    try:
+        figure = draw()
+    except ValueError as error:  # such as a table without compute
+        return _skip_picture(name, str(error))
+    prefix = re.sub(r"\W+", "-", name.lower())
+    return Picture(name=name, caption=caption, svg=inline_svg(figure, prefix, name))
+
+
+def _skip_picture(name: str, problem: str) -> Picture:
+    return Picture(name=name, caption="", svg=Markup(""), problem=problem)
+
+
+def _describe_compute(fit: Fit) -> str:
+    """How C follows from N and D in the table of compute-optimal sizes."""
     if not {"N", "D", "C"} <= set(fit.data) or counted_flops_per_token(fit) is None:
         return "C = 6 N D."
     ratio = fit.data["C"] / (6 * fit.data["N"] * fit.data["D"])
-    low, high = f"{ratio.min():.3g}", f"{ratio.max():.3g}"
-    times = f"{low} to {high} times 6 N D" if low != high else f"{low} times 6 N D"
-    return f"C is counted as in the fitted runs ({times})."
+    low = f"{ratio.min():.3g}"
+    high = f"{ratio.max():.3g}"
+    factor = low if low == high else f"{low} to {high}"
+    return f"C is counted as in the fitted runs ({factor} times 6 N D)."
 
 
-def _protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, Any]:
-    p = fit.protocol
-    how = {
+def _list_protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, Any]:
+    """How the law was fitted; what does not apply is left out."""
+    protocol = fit.protocol
+    columns = []
+    for name in (*fit.law.variables, "loss"):
+        columns.append(f"{name} = {protocol.columns.get(name, name)}")
+    entries = {
         "law": fit.law.name,
         "form": fit.law.formula,
-        "objective": p.objective,
-        "delta": p.delta,
-        "residual": f"{p.residual} {fit.law.target}",
-        "options": ", ".join(p.options()) or None,
-        "rows": p.n_rows,
-        "columns": ", ".join(
-            f"{name} = {p.columns.get(name, name)}"
-            for name in (*fit.law.variables, "loss")
-        ),
-        "fixed": p.fixed or None,
-        "tied": p.tied or None,
-        "sum over rows": f"{fit.objective:.9g}",
+        "objective": protocol.objective,
+        "delta": protocol.delta,
+        "residual": f"{protocol.residual} {fit.law.target}",
+        "options": ", ".join(protocol.options()) or None,
+        "rows": protocol.n_rows,
+        "columns": ", ".join(columns),
+        "fixed": protocol.fixed or None,
+        "tied": protocol.tied or None,
+        "objective at the fit, summed over rows": f"{fit.objective:.9g}",
     }
     if boot is not None:
-        how["bootstrap"] = (
+        entries["bootstrap"] = (
             f"{len(boot)} replicates, {boot.method}, by {boot.unit}, seed {boot.seed}"
         )
-    return {name: value for name, value in how.items() if value is not None}
+    return {name: value for name, value in entries.items() if value is not None}
 
 
-def _certificate(fit: Fit) -> dict[str, Any]:
-    c = fit.certificate
+def _list_certificate(fit: Fit) -> dict[str, Any]:
+    """The checks of the optimum, by name."""
+    certificate = fit.certificate
     return {
-        "certified": "yes" if c.ok else "NO",
-        "scaled gradient": f"{c.gradient:.1e}",
-        "starts that agree": f"{c.agree} of {c.starts}",
-        "condition number": f"{c.condition:.3g}",
-        "degrees of freedom": c.degrees_of_freedom,
-        "not identified": ", ".join(c.not_identified) or "none",
-        "at a bound": ", ".join(c.at_bound) or "none",
-        "standard error above value": ", ".join(c.weak) or "none",
-        "not bounded": ", ".join(c.ridges) or "none",
+        "certified": "yes" if certificate.ok else "NO",
+        "scaled gradient": f"{certificate.gradient:.1e}",
+        "starts that agree": f"{certificate.agree} of {certificate.starts}",
+        "condition number": f"{certificate.condition:.3g}",
+        "degrees of freedom": certificate.degrees_of_freedom,
+        "not identified": ", ".join(certificate.not_identified) or "none",
+        "at a bound": ", ".join(certificate.at_bound) or "none",
+        "standard error above value": ", ".join(certificate.weak) or "none",
+        "not bounded": ", ".join(certificate.ridges) or "none",
     }

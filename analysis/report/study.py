@@ -1,5 +1,5 @@
-"""From a run table to an answer: fit, intervals, approaches, held-out predictions,
-figures, report, summary.
+"""A study of one run table: fit, intervals, approaches 1 to 3, predictions of held-out
+runs, figures, report and summary.
 """
 
 from __future__ import annotations
@@ -25,23 +25,21 @@ from analysis.table.runs import Runs, load_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
 Holdout = Literal["none", "largest_budget", "largest_N", "largest_D", "largest_C"]
 LEVEL = 0.90
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All that was learned from one run table.
+    """The results of one run table.
 
     Attributes:
         runs: every accepted run. fit, boot: of the runs that were not held out.
-        isoflop: approach 2 on the same runs; None where the table has no budgets to
-        speak of.
+        isoflop: approach 2 on the same runs; None if the table has no usable budgets.
         holdout: one entry per held-out run, see `predict_runs`.
-        notes: why a part is missing.
-        approaches: approaches 1, 2 and 3 side by side; None for a law without the
-        exponents a and b.
+        notes: the reason for each missing part.
+        approaches: the exponents by approaches 1, 2 and 3; None for a law without the
+            exponents a and b.
     """
 
     runs: Runs
@@ -109,7 +107,7 @@ def study_runs(
     fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
     fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
-    curves, notes = _isoflop(fitted)
+    curves, notes = _try_isoflop(fitted)
     predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
     compared = (
         compare_approaches(curves, fit, boot, LEVEL)
@@ -129,7 +127,7 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     if rule == "none":
         return np.zeros(len(runs), dtype=bool)
     column = rule.removeprefix("largest_")
-    table: Frame = runs.table
+    table: pd.DataFrame = runs.table
     if column not in table or table[column].isna().all():
         other = next(
             (
@@ -151,7 +149,9 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     return held
 
 
-def predict_runs(fit: Fit, boot: Bootstrap, table: Frame) -> tuple[dict[str, Any], ...]:
+def predict_runs(
+    fit: Fit, boot: Bootstrap, table: pd.DataFrame
+) -> tuple[dict[str, Any], ...]:
     """Predicted beside measured loss (or the law's other target) of runs, with the 90 %
     interval of one new run at each point; N, D or C are NaN where the table has
     none."""
@@ -176,7 +176,7 @@ def tabulate_optimum(study: Study) -> pd.DataFrame:
     """Compute-optimal N and D with intervals at each budget of the table and at ten
     times the largest.
     """
-    table: Frame = study.runs.table
+    table: pd.DataFrame = study.runs.table
     column = table[
         "budget" if "budget" in table and table["budget"].notna().any() else "C"
     ].dropna()
@@ -200,7 +200,7 @@ def compute_relative_errors(holdout: Sequence[Mapping[str, Any]]) -> np.ndarray:
     )
 
 
-def _isoflop(runs: Runs) -> tuple[IsoFlop | None, tuple[str, ...]]:
+def _try_isoflop(runs: Runs) -> tuple[IsoFlop | None, tuple[str, ...]]:
     try:
         return isoflop(runs), ()
     except ValueError as error:
@@ -293,7 +293,7 @@ def save_figures(
 
 
 def describe_study(study: Study) -> str:
-    """The answer in words and small tables, for a terminal."""
+    """The results as sentences and small tables, for a terminal."""
     summary = study.summary()
     lines = [
         str(study.runs),

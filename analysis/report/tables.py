@@ -19,11 +19,10 @@ from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.hoffmann.comparison import Approaches, compare_approaches, overlap_text
 from analysis.hoffmann.isoflop import IsoFlop
-from analysis.plots.fit import seen_by
+from analysis.plots.fit import find_fitted_rows
 from analysis.plots.style import (
     LEVEL,
     TIMES,
-    Frame,
     Number,
     format_count,
     format_flops,
@@ -172,38 +171,36 @@ def table_from_pairs(pairs: Mapping[str, Any]) -> Table:
 
 def tabulate_parameters(fit: Fit, boot: Bootstrap | None) -> Table:
     """Every parameter and derived quantity with standard error and 90 % interval."""
-    errors, p = fit.standard_errors, fit.protocol
+    errors = fit.standard_errors
+    protocol = fit.protocol
     columns = {
         "Parameter": "",
         "Value": "",
         "Standard error": "robust (sandwich)",
         "90 % interval": "percentiles of the bootstrap",
-        "Remark": "",
+        "Note": "",
     }
     rows = []
     for name, value in {**fit.params, **fit.derived()}.items():
-        remark = (
-            "fixed"
-            if name in p.fixed
-            else f"tied to {p.tied[name]}"
-            if name in p.tied
-            else ""
-        )
-        remark = "from the parameters above" if name not in fit.params else remark
-        ends = (
-            format_interval(boot.interval(name, LEVEL), format_digits)
-            if boot and not remark.startswith("fixed")
-            else ""
-        )
-        rows.append(
-            [
-                make_cell(name),
-                make_cell(value, format_digits),
-                make_cell(errors.get(name), format_digits),
-                make_cell(ends),
-                make_cell(remark),
-            ]
-        )
+        if name not in fit.params:
+            note = "follows from the parameters above"
+        elif name in protocol.fixed:
+            note = "fixed"
+        elif name in protocol.tied:
+            note = f"tied to {protocol.tied[name]}"
+        else:
+            note = ""
+        ends = ""
+        if boot is not None and note != "fixed":
+            ends = format_interval(boot.interval(name, LEVEL), format_digits)
+        row = [
+            make_cell(name),
+            make_cell(value, format_digits),
+            make_cell(errors.get(name), format_digits),
+            make_cell(ends),
+            make_cell(note),
+        ]
+        rows.append(row)
     return Table.of(columns, rows)
 
 
@@ -221,14 +218,16 @@ def tabulate_optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
         C = runs.table["C"]
         shown = [float(f"{c:.2g}") for c in np.geomspace(C.min(), C.max(), 5)]
     shown += [10 * shown[-1], 100 * shown[-1]]
-    frame: Frame = optimum_table(fit, shown, boot, counted_flops_per_token(fit), LEVEL)
+    frame: pd.DataFrame = optimum_table(
+        fit, shown, boot, counted_flops_per_token(fit), LEVEL
+    )
     columns = {
-        "C (FLOPs)": "training compute, and its multiple of the largest fitted C",
+        "C (FLOPs)": "training compute, and the extrapolation factor: this over the largest fitted C",
         "N (parameters)": "compute-optimal size",
         "D (tokens)": "compute-optimal tokens",
         "D / N": "tokens per parameter",
         "Loss": "nats per token",
-        "N within 0.1 %": "sizes whose loss at this C is within 0.1 % of the best",
+        "Near-optimal N": "sizes whose loss at this C is within 0.1 % of the lowest",
     }
     return Table.of(
         columns, (_make_optimum_row(row) for row in frame.to_dict("records"))
@@ -289,7 +288,7 @@ def tabulate_holdout(held: Sequence[Mapping[str, Any]]) -> Table:
 @dataclass(frozen=True)
 class ApproachTables(Table):
     """Exponents by approach; then the bias of approaches 1 and 2, how far each pair
-    differs, and remarks.
+    differs, and notes.
     """
 
     bias: Table | None = None
@@ -345,7 +344,7 @@ def tabulate_approaches(
 def _tabulate_bias(found: Approaches) -> Table | None:
     columns = {
         "Approach": "",
-        "a on the surface": "what the procedure finds on the fitted law's own losses",
+        "a of the procedure": "what it finds when given the fitted law's own losses",
         "a of the law": "",
         "Bias of a": "",
         "Bias of N*": "at the largest fitted C",
@@ -422,7 +421,7 @@ def tabulate_runs(runs: Runs, fit: Fit) -> Table:
     """One row per accepted run: identity, N, D, C, loss, how far it lies from the law,
     recipe.
     """
-    table: Frame = runs.table
+    table: pd.DataFrame = runs.table
     writers: dict[str, Write] = {
         "N": format_whole,
         "D": format_whole,
@@ -441,14 +440,14 @@ def tabulate_runs(runs: Runs, fit: Fit) -> Table:
     }
     columns |= {
         "loss": COLUMNS["loss"],
-        "off law": "measured over predicted loss, minus 1",
+        "residual": "measured over predicted loss, minus 1",
         "fitted": "",
     }
     recipe = [
         name for name in RECIPE if name in table.columns and table[name].notna().any()
     ]
     columns |= {name: COLUMNS.get(name, "") for name in recipe}
-    fitted = seen_by(table, fit)
+    fitted = find_fitted_rows(table, fit)
     law = fit.predict(**{v: table[v].to_numpy(float) for v in fit.law.variables})
     rows = []
     for i, row in enumerate(table.head(MAX_RUNS).to_dict("records")):
@@ -466,7 +465,7 @@ def tabulate_runs(runs: Runs, fit: Fit) -> Table:
 
 
 def tabulate_rejected(runs: Runs) -> Table:
-    """Refused rows with their reasons."""
+    """The rejected rows with their reasons."""
     records = runs.rejected.to_dict("records")
     named = (
         ("Row", "Run", "Reason")

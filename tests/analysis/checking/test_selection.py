@@ -311,7 +311,7 @@ def test_the_audits_figure_shows_every_refit(audited: Audit) -> None:
     assert len(shown) == (audited.groups["refused"] == "").sum()
     assert any("chinchilla without size 20M" in title for title in shown)
     texts = "\n".join(t.get_text() for t in fig.findobj(Text) if isinstance(t, Text))
-    assert "4 of its refits were refused" in texts and "ln-units" in texts
+    assert "4 of its refits failed" in texts and "natural logarithms" in texts
     refused = audited.groups.assign(refused="no")
     with pytest.raises(ValueError, match="no refit that succeeded"):
         plot_audit(replace(audited, groups=refused))

@@ -322,7 +322,7 @@ def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
     ).get_window_extent()
     edge = fig.axes[0].transData.transform([(known.fit.data["C"].max(), 2.0)])[0, 0]
     assert beyond.x0 > edge  # the tint begins past the largest fitted compute
-    assert texts(fig).count(", out") == 1 + sum(
+    assert texts(fig).count(", outside") == 1 + sum(
         not row["lower_90"] <= row["measured"] <= row["upper_90"] for row in holdout[1:]
     )
     assert "4× C" in texts(fig).replace("\N{MULTIPLICATION SIGN}", "×")  # noqa: RUF001

@@ -198,7 +198,7 @@ def test_headline_says_law_exponent_and_held_out_error(
     )
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in held]
     assert (
-        f"{100 * np.mean(errors):.2f} % off their predictions on average and {100 * max(errors):.2f} %"
+        f"error of {100 * np.mean(errors):.2f} % on average and {100 * max(errors):.2f} %"
         in page.text
     )
     assert "up to 4 times the largest fitted compute" in page.text
@@ -297,7 +297,7 @@ def test_a_fit_that_is_not_certified_says_so_first(
         write_report(tmp_path / "r.html", runs=parts["runs"], fit=fit).read_text()
     )
     assert page.text.index("not certified") < page.text.index("Figures")
-    assert "On a bound of its range: beta." in page.text
+    assert "The fitted value lies on a bound of its range: beta." in page.text
 
 
 def test_missing_parts_are_named(parts: dict[str, Any], tmp_path: Path) -> None:
