@@ -19,8 +19,8 @@ import numpy as np
 import tyro
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.planning.hardware import parse_target
-from scaling.planning.memory import gpu_footprint
+from scaling.planning.hardware import parse_hardware
+from scaling.planning.memory import estimate_gpu_footprint
 from scaling.training.loop import LoopConfig
 
 SHAPES = (  # width, depth, context, batch, remat
@@ -105,12 +105,12 @@ def main() -> None:
     if args.shape is not None:
         print(json.dumps(measured(args, run_of(args, SHAPES[args.shape]))))
         return
-    target, rows = parse_target(args.target), []
+    target, rows = parse_hardware(args.target), []
     print(
         f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}"
     )
     for index, shape in enumerate(SHAPES):
-        counted = gpu_footprint(run_of(args, shape), 1).total
+        counted = estimate_gpu_footprint(run_of(args, shape), 1).total
         flags = [
             "--shape",
             str(index),

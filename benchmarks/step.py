@@ -37,7 +37,7 @@ import tyro
 from contenders import Shape
 
 from scaling.model.flops import flops_per_token
-from scaling.planning.hardware import Target, parse_target
+from scaling.planning.hardware import Hardware, parse_hardware
 
 LADDERS = {
     "cpu": tuple(
@@ -205,7 +205,7 @@ def report(
     found: Found,
     peak: np.ndarray,
     names: tuple[str, ...],
-    target: Target | None,
+    target: Hardware | None,
 ) -> dict[str, float]:
     """Print a rung, and return its ratios and our share of the peak."""
     print(
@@ -250,7 +250,7 @@ def _gpu(device: str) -> str:
 def main() -> None:
     """Time every rung and print ratios."""
     args = tyro.cli(Step, description=__doc__)
-    target = parse_target(args.target) if args.target else None
+    target = parse_hardware(args.target) if args.target else None
     ladder = LADDERS[args.device]
     if args.quick:
         args, ladder = dataclasses.replace(args, rounds=3, seconds=2.0), ladder[:2]

@@ -35,7 +35,7 @@ from scaling.cli.main import preset_path
 from scaling.config import ConfigError, read_toml
 from scaling.execution.in_process import run_here
 from scaling.execution.sweep import prepare
-from scaling.planning.lr_rules import warm_up, with_optim
+from scaling.planning.lr_rules import set_warmup, replace_optim
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
@@ -70,8 +70,8 @@ def alone(plan: Plan, warmup_fraction: float = 0.05) -> Plan:
     """The runs as they are trained one by one: a cosine over the length of each, warmed
     up over a share of it.
     """
-    runs = warm_up(
-        [with_optim(run, schedule="cosine") for run in plan], warmup_fraction
+    runs = set_warmup(
+        [replace_optim(run, schedule="cosine") for run in plan], warmup_fraction
     )
     return dataclasses.replace(plan, runs=tuple(runs))
 

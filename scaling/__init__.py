@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import lazy_loader
 
-from scaling.planning.libtpu import hush
+from scaling.planning.libtpu import silence_libtpu
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-hush()
+silence_libtpu()

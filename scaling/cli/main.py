@@ -53,7 +53,7 @@ class PlanArgs:
     train nothing.
 
     Examples: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
-              scaling plan --preset quickstart --target v5e:2x2 --optim.batch-size 64
+              scaling plan --preset quickstart --hardware v5e:2x2 --optim.batch-size 64
     """
 
     config: Annotated[PlanConfig, tyro.conf.arg(name="")]
@@ -70,20 +70,22 @@ class PlanArgs:
     its devices. Default: one per core on CPU, 0 elsewhere."""
     save: Path | None = None
     """Write the plan as JSON."""
-    target: str | None = None
-    """Price the plan for a machine instead: cpu, gpu:NAME[:COUNT] (gpu:h100:8), or a
-    TPU slice (v5e:2x2; needs the extra tpu). Every shape is compiled: does it fit, and
-    if not, with what remedy."""
-    utilisation: float | None = None
-    """Share of the target's peak that training reaches. Default: 0.4."""
+    hardware: Annotated[str | None, tyro.conf.arg(aliases=["--target"])] = None
+    """Estimate the cost of the plan on other hardware instead: cpu, gpu:NAME[:COUNT]
+    (gpu:h100:8), or a TPU slice (v5e:2x2; needs the extra tpu). Every shape is
+    compiled, to tell whether it fits, and which flags would make it fit."""
+    utilization: Annotated[
+        float | None, tyro.conf.arg(aliases=["--utilisation"])
+    ] = None
+    """Share of the hardware's peak that training reaches. Default: 0.4."""
     json: bool = False
 
     def __call__(self) -> int:
         plan = make_plan(self.config)
         if self.save is not None:
             plan.to_json(self.save)
-        if self.target is not None:
-            self._price(plan, self.target)
+        if self.hardware is not None:
+            self._price(plan, self.hardware)
             return 0
         print_plan(
             plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json
@@ -92,8 +94,8 @@ class PlanArgs:
 
     def _price(self, plan: Plan, name: str) -> None:
         from scaling.execution.sweep import default_workers, measure
-        from scaling.planning.cost import price
-        from scaling.planning.hardware import parse_target
+        from scaling.planning.cost import estimate_cost
+        from scaling.planning.hardware import parse_hardware
 
         workers = default_workers() if self.workers is None else self.workers
         clock = (
@@ -102,11 +104,11 @@ class PlanArgs:
             else None
         )
         report = functools.partial(print, file=sys.stderr)
-        target = parse_target(name)
-        answer = price(
+        hardware = parse_hardware(name)
+        answer = estimate_cost(
             plan,
-            target,
-            self.utilisation,
+            hardware,
+            self.utilization,
             measure=clock,
             workers=workers,
             report=report,

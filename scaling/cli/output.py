@@ -14,7 +14,7 @@ from scaling.planning.plan import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.planning.cost import Price
+    from scaling.planning.cost import CostEstimate
 
 
 def print_json(value: Any) -> None:
@@ -154,11 +154,12 @@ def print_plan(
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
 
 
-def print_cost(price: Price, as_json: bool = False) -> None:
-    """Print what a plan takes of a target: a row per shape, the remedies, the time and
+def print_cost(cost: CostEstimate, as_json: bool = False) -> None:
+    """Print what a plan takes of some hardware: a row per shape, what would make it
+    fit, the time and
     where the numbers come from.
     """
-    target, table = price.target, price.table
+    target, table = cost.hardware, cost.table
     if as_json:
         facts = {
             "name": target.name,
@@ -167,9 +168,9 @@ def print_cost(price: Price, as_json: bool = False) -> None:
             "peak": target.peak,
         }
         rest = {
-            "utilisation": price.utilisation,
-            "seconds": price.seconds,
-            "rule": price.rule,
+            "utilisation": cost.utilization,
+            "seconds": cost.seconds,
+            "rule": cost.rule,
         }
         print_json({"target": facts, "shapes": to_records(table), **rest})
         return
@@ -206,14 +207,14 @@ def print_cost(price: Price, as_json: bool = False) -> None:
     print(
         f"{target.name}: {target.devices} x {target.memory / 2**30:.4g} GiB; {fitting}"
     )
-    if math.isfinite(price.seconds):
+    if math.isfinite(cost.seconds):
         stated = (
             ""
-            if price.utilisation is None
-            else f" at a utilisation of {price.utilisation:g}"
+            if cost.utilization is None
+            else f" at a utilization of {cost.utilization:g}"
         )
-        print(f"about {price.seconds / 3600:.3g} hours{stated}")
-    print(price.rule)
+        print(f"about {cost.seconds / 3600:.3g} hours{stated}")
+    print(cost.rule)
 
 
 def format_value(value: Any) -> str:

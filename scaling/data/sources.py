@@ -13,7 +13,6 @@ A signature changes whenever the text may have changed, and costs no reading:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.metadata
 import json
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from scaling.suggestions import did_you_mean
 
 CODE_PACKAGES = (
     "flax",
@@ -93,17 +94,8 @@ def open_source(source: str) -> Source:
         raise DataError(
             f"data.source = {source!r}: there is no such file or folder; check the path"
         )
-    hint = nearest(source, NAMED_SOURCES)
-    raise DataError(f"data.source = {source!r}: unknown source; {hint} Or give a path.")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for an error message: the known word nearest to a mistyped one, or all of
-    them.
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
+    hint = did_you_mean(source, sorted(NAMED_SOURCES))
+    raise DataError(f"data.source = {source!r}: unknown source; {hint} or give a path")
 
 
 def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str]:
@@ -120,7 +112,7 @@ def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str
             )
         if key not in known:
             raise DataError(
-                f"data.source = {source!r}: unknown option {key!r}; {nearest(key, known)}"
+                f"data.source = {source!r}: unknown option {key!r}; {did_you_mean(key, sorted(known))}"
             )
         if key in options:
             raise DataError(f"data.source = {source!r}: option {key!r} is given twice")

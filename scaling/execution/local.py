@@ -229,7 +229,7 @@ def run_workers(
 def time_in_workers(
     runs: Sequence[RunConfig], out: Path, loop: LoopConfig, workers: int
 ) -> list[tuple[float, float]]:
-    """`calibration.seconds_per_step` of each run, measured as the workers would train
+    """`scaling.planning.timing.measure_step` of each run, measured as the workers would train
     them, at once if they can.
     """
     executor = Workers(out, loop, lambda event: None, workers)

@@ -45,7 +45,7 @@ from scaling.execution import job_files
 from scaling.execution.base import Job, Outcome, Report
 from scaling.execution.config import SlurmConfig
 from scaling.execution.job_files import Post, Posted
-from scaling.planning.memory import host_bytes
+from scaling.planning.memory import estimate_host_bytes
 from scaling.planning.plan import trunk_flops
 from scaling.store import run_dirs
 from scaling.training import preemption
@@ -273,7 +273,7 @@ def gigabytes(job: Job, config: SlurmConfig) -> float:
     """
     if config.memory_gb is not None:
         return config.memory_gb
-    need = max(_MEMORY, 2 * host_bytes(job.runs[0]) / 2**30)
+    need = max(_MEMORY, 2 * estimate_host_bytes(job.runs[0]) / 2**30)
     return 2.0 ** math.ceil(math.log2(need))
 
 

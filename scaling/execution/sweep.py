@@ -276,16 +276,16 @@ def prepare(plan: Plan) -> dict[str, Any]:
 def measure(
     plan: Plan, out: Path, workers: int, loop: LoopConfig | None = None
 ) -> list[timing.Timing]:
-    """Timings of the plan's `calibration_runs`, as `workers` workers, or with 0 this
+    """Timings of the plan's `select_calibration_runs`, as `workers` workers, or with 0 this
     process, would train them.
     """
     loop = loop or LoopConfig()
-    runs = timing.calibration_runs(plan)
+    runs = timing.select_calibration_runs(plan)
     if workers:
         pairs = time_in_workers(runs, out, loop, workers)
     else:
         with compile_cache.compilation_cache(out):
-            pairs = [timing.seconds_per_step(run, loop) for run in runs]
+            pairs = [timing.measure_step(run, loop) for run in runs]
     return [timing.Timing(*pair) for pair in pairs]
 
 
@@ -299,6 +299,6 @@ def estimate_seconds(
     pending = unfinished(plan, out)
     if not pending.runs:
         return 0.0
-    return timing.estimate(
+    return timing.estimate_plan_seconds(
         pending, measure(pending, out, workers, loop), max(1, workers)
     )

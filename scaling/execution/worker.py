@@ -63,7 +63,7 @@ def _serve(
     job: dict[str, Any], runs: list[RunConfig], claims: Any, events: TextIO
 ) -> dict[str, Any]:
     from scaling.execution.watchdog import watched
-    from scaling.planning.timing import seconds_per_step
+    from scaling.planning.timing import measure_step
     from scaling.store import run_dirs
     from scaling.training import compile_cache
     from scaling.training.loop import LoopConfig, train_trunk
@@ -77,7 +77,7 @@ def _serve(
         with compile_cache.compilation_cache(out):
             return {
                 "event": "done",
-                "seconds": [seconds_per_step(run, loop) for run in runs],
+                "seconds": [measure_step(run, loop) for run in runs],
             }
     with claims.held(run_dirs.trunk_dir(out, runs[0]), report) as claim:
         if claim is None:

@@ -1,11 +1,11 @@
-"""Programs compiled for devices that need not be here, and what they take: ahead of
-time, in a process of its own.
+"""Training programs compiled ahead of time for devices that need not be present, and
+the memory they take.
 
-For a TPU slice the real training chunk is compiled by `libtpu`, which needs no TPU
-(`jax.experimental.topologies`); for `cpu` on as many virtual devices. A GPU's compiler
-needs a GPU: see `scaling.planning.memory`. The process of its own keeps libtpu's
-messages, its lock and its crashes out of the caller's, and may have another number of
-devices.
+For a TPU slice `libtpu` compiles the real training chunk, which needs no TPU
+(`jax.experimental.topologies`); for `cpu` the chunk is compiled for as many virtual
+devices. A GPU's compiler needs a GPU: see `scaling.planning.memory`. Compilation runs
+in a child process. That keeps libtpu's messages, its lock and its crashes away from the
+caller, and the child may have another number of devices.
 """
 
 from __future__ import annotations
@@ -18,76 +18,87 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.planning import libtpu
-from scaling.planning.hardware import Target
+from scaling.planning.hardware import Hardware
+
+if TYPE_CHECKING:
+    import jax
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a training chunk takes of one device: what goes in, comes out, shares
-    its place, and comes and goes.
+    """Bytes that a training chunk takes of one device.
 
-    `refused` is the compiler's message where the program exceeds the device's memory;
-    the total is then what the message states.
+    Attributes:
+        aliased: bytes of outputs that reuse the memory of arguments.
+        rejection: the compiler's message where the program exceeds the memory of the
+            device; `total` is then the size that the message states.
     """
 
     arguments: int
     outputs: int
     aliased: int
     temporaries: int
-    refused: str | None = None
+    rejection: str | None = None
 
     @property
     def total(self) -> int:
-        """All at once."""
+        """Bytes that are in use at once."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class Compiler:
-    """A process that compiles training chunks for one target, `cpu` or a TPU; use as a
-    context.
+    """A child process that compiles training chunks for `cpu` or a TPU slice; use it as
+    a context.
 
     Raises:
-        ConfigError: a TPU target, and libtpu is not installed or knows no such slice.
+        ConfigError: the hardware is a TPU and libtpu is not installed.
     """
 
-    def __init__(self, target: Target) -> None:
-        if target.kind == "tpu" and not libtpu.installed():
-            remedy = f"compiling for a TPU needs libtpu: pip install 'scaling[{libtpu.EXTRA}]'"
-            raise ConfigError(f"target {target.name!r}: {remedy}")
-        self.target = target
+    def __init__(self, hardware: Hardware) -> None:
+        if hardware.kind == "tpu" and not libtpu.is_installed():
+            raise ConfigError(
+                f"hardware {hardware.name!r}: compiling for a TPU needs libtpu: "
+                f"pip install 'scaling[{libtpu.EXTRA}]'"
+            )
+        self.hardware = hardware
 
     def __enter__(self) -> Compiler:
-        target = self.target
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={target.devices}".strip()
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
-        tpu = target.kind == "tpu"
-        environment |= (
-            {**libtpu.QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-            if tpu
-            else {"XLA_FLAGS": flags}
-        )
+        if self.hardware.kind == "tpu":
+            slice_name = self.hardware.name
+            environment |= {**libtpu.QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        else:
+            slice_name = ""
+            flags = os.environ.get("XLA_FLAGS", "")
+            count = f"--xla_force_host_platform_device_count={self.hardware.devices}"
+            environment["XLA_FLAGS"] = f"{flags} {count}".strip()
         self._log = tempfile.TemporaryFile("w+")
-        pipes: Any = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": self._log,
-        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scaling.planning.aot", target.name if tpu else ""],
+            [sys.executable, "-m", "scaling.planning.aot", slice_name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
             text=True,
             env=environment,
-            **pipes,
         )
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._process.kill()
         self._process.communicate()
         self._log.close()
@@ -95,84 +106,90 @@ class Compiler:
     def footprint(
         self, run: RunConfig, devices: int, sharded: bool = False
     ) -> Footprint:
-        """What the training chunk of a run takes of each of `devices` devices of the
-        target.
+        """What the training chunk of a run takes of each device.
 
-        Data-parallel, the batch split over the devices; `sharded` splits parameters and
-        the optimiser's state too.
+        Args:
+            devices: number of devices that share the batch.
+            sharded: whether they split parameters and optimizer state too.
 
         Raises:
             ConfigError: libtpu knows no such slice.
             RuntimeError: the compiler failed for another reason than memory.
         """
-        assert self._process.stdin is not None and self._process.stdout is not None
+        name = self.hardware.name
         job = {"run": to_dict(run), "devices": devices, "sharded": sharded}
-        try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        line = self._ask_compiler(json.dumps(job))
         if not line:
             self._log.seek(0)
             raise RuntimeError(
-                f"the compiler for {self.target.name!r} died:\n{self._log.read()[-2000:]}"
+                f"the compiler for {name!r} died:\n{self._log.read()[-2000:]}"
             )
         answer = json.loads(line)
         if "topology" in answer:
-            raise ConfigError(f"target {self.target.name!r}: {answer['topology']}")
+            raise ConfigError(f"hardware {name!r}: {answer['topology']}")
         if "error" in answer:
-            raise RuntimeError(
-                f"compiling for {self.target.name!r} failed: {answer['error']}"
-            )
+            raise RuntimeError(f"compiling for {name!r} failed: {answer['error']}")
         return Footprint(**answer)
 
+    def _ask_compiler(self, line: str) -> str:
+        """Send a line and wait for the answer; empty where the process died."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
+        except BrokenPipeError:
+            return ""
 
-# --- in the process of its own ----------------------------------------------------------------------------------
+
+# --- the child process ----------------------------------------------------------------
 
 
 def main() -> None:
-    """Read jobs as JSON lines, write footprints as JSON lines; the argument names a TPU
-    slice, or is empty for CPU.
+    """Read jobs as JSON lines and write footprints as JSON lines.
+
+    The argument names a TPU slice, or is empty for CPU.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints goes to the log, not among the answers
+    os.dup2(2, 1)  # what a library prints goes to the log, not among the answers
+    devices: list[jax.Device] = []
+    failure: str | None = None
     try:
-        devices, failure = _devices(sys.argv[1]), None
-    except Exception as error:  # of the slice; told with the first job
-        devices, failure = [], f"{error}"
+        devices = _find_devices(sys.argv[1])
+    except Exception as error:  # the slice is unknown: answer every job with it
+        failure = f"{error}"
     for line in sys.stdin:
         job = json.loads(line)
-        try:
-            answer = (
-                {"topology": failure}
-                if failure
-                else _footprint(job, devices[: job["devices"]])
-            )
-        except Exception as error:  # whatever it is, the caller hears its name
-            answer = {"error": f"{type(error).__name__}: {error}"}
+        answer: dict[str, Any]
+        if failure:
+            answer = {"topology": failure}
+        else:
+            try:
+                footprint = _compile_footprint(job, devices[: job["devices"]])
+                answer = dataclasses.asdict(footprint)
+            except Exception as error:  # the caller raises it, the child lives on
+                answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
 
 
-def _devices(name: str) -> list[Any]:
-    """The devices of a TPU slice, taken as one host's; without a name, this process'
-    CPU devices.
+def _find_devices(slice_name: str) -> list[jax.Device]:
+    """The devices of a TPU slice, as if one host had them all; without a name, the CPU
+    devices of this process.
     """
     import jax
     from jax.experimental import topologies
 
-    if not name:
+    if not slice_name:
         return jax.devices("cpu")
-    shape = [int(side) for side in name.partition(":")[2].split("x")]
+    shape = [int(side) for side in slice_name.partition(":")[2].split("x")]
     bounds = shape + [1] * (3 - len(shape))
-    return list(
-        topologies.get_topology_desc(
-            name, platform="tpu", chips_per_host_bounds=bounds
-        ).devices
+    topology = topologies.get_topology_desc(
+        slice_name, platform="tpu", chips_per_host_bounds=bounds
     )
+    return list(topology.devices)
 
 
-def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
+def _compile_footprint(job: dict[str, Any], devices: list[jax.Device]) -> Footprint:
     import jax
 
     from scaling.training.loop import LoopConfig
@@ -185,25 +202,32 @@ def _footprint(job: dict[str, Any], devices: list[Any]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return dataclasses.asdict(_refusal(str(error), lowered.argument_bytes))
-    kinds = ("argument", "output", "alias", "temp")
-    return dataclasses.asdict(
-        Footprint(*(getattr(stats, f"{kind}_size_in_bytes") for kind in kinds))
+        return _read_rejection(str(error), lowered.argument_bytes)
+    return Footprint(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
     )
 
 
-def _refusal(message: str, arguments: int) -> Footprint:
-    """The compiler's words: '... total memory required for HLO temporaries (20.42G)
-    exceeds ...'.
+def _read_rejection(message: str, arguments: int) -> Footprint:
+    """A footprint from the compiler's message, which says '... total memory required
+    for HLO temporaries (20.42G) exceeds ...'.
 
-    Whatever they call it, the figure includes the arguments: for a program that needs
-    nothing else it is their size.
+    The stated size includes the arguments, although the message speaks of temporaries:
+    for a program that needs nothing else it is the size of the arguments.
     """
     text = message.partition("\n")[0]
     found = re.search(r"\(([\d.]+)([KMGT])\)", text)
-    scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    stated = round(float(found[1]) * scale[found[2]]) if found else 0
-    return Footprint(arguments, 0, 0, max(0, stated - arguments), text)
+    stated = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+    return Footprint(
+        arguments=arguments,
+        outputs=0,
+        aliased=0,
+        temporaries=max(0, stated - arguments),
+        rejection=text,
+    )
 
 
 if __name__ == "__main__":

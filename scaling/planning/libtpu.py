@@ -1,5 +1,5 @@
-"""Whether the TPU's compiler is here, and keeping it quiet where there is no TPU. No
-JAX is loaded here.
+"""Whether libtpu, the TPU's compiler, is installed, and how to silence it on a machine
+without TPUs. This module does not load JAX.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 EXTRA = "tpu"
+GOOGLE = "0x1ae0"  # PCI vendor id
 
-# A machine without TPUs is not asked for its name and kind; libtpu neither complains of
-# that nor keeps logs.
+# With these variables libtpu does not query the metadata server of a cloud machine for
+# its name and kind, prints no warning about it, and keeps no log files.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -21,19 +22,20 @@ QUIET = {
 }
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether libtpu can be imported."""
     return importlib.util.find_spec("libtpu") is not None
 
 
-def hush() -> None:
-    """Keep JAX, where libtpu is installed and no TPU is, from printing at every start
-    what it does not find.
+def silence_libtpu() -> None:
+    """Set the variables that silence libtpu, if it is installed and there is no TPU.
 
-    To be called before JAX looks for devices; a machine with a chip of Google's (PCI
-    vendor 0x1ae0), as far as is seen, is left alone.
+    Call it before JAX looks for devices. A machine on which a PCI device of Google is
+    visible keeps its environment.
     """
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    if installed() and not any(v.read_text().strip() == "0x1ae0" for v in vendors):
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+    has_tpu = any(vendor.read_text().strip() == GOOGLE for vendor in vendors)
+    if has_tpu or not is_installed():
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)

@@ -1,15 +1,13 @@
-"""Bytes that training takes, counted from the shape of a model: of a GPU that need not
-be here, and of a job's host.
+"""Bytes that training takes, counted from the shape of a model: on a GPU that need not
+be present, and on the host of a job.
 
-XLA's compiler for GPUs needs one. The same program compiled for CPU asks for 2.7 to 4.8
-times as much: attention there is not cuDNN's, and little is fused or computed anew.
-What XLA keeps on a GPU follows a simple rule: for each layer the operands and results
-of its products and the residual stream, all elementwise functions being computed anew;
-one set of gradients beside the state; the logits once, in float32.
-`tests/scaling/test_memory.py` holds the count against what an H100's compiler asked
-for.
-
-Symbols: D width, I width of all heads, F hidden units, V vocabulary, T context.
+XLA's compiler for GPUs needs a GPU. The same program compiled for CPU asks for 2.7 to
+4.8 times as much, because its attention is not cuDNN's and XLA fuses and recomputes
+little there. What XLA keeps on a GPU follows a simple rule: for each layer the operands
+and results of its products and the residual stream, since all elementwise functions are
+recomputed; one set of gradients beside the state; the logits once, in float32.
+`tests/scaling/planning/test_memory.py` compares the count with what the compiler asked
+for on an H100.
 """
 
 from __future__ import annotations
@@ -28,83 +26,100 @@ from scaling.training.optimizer import make_optimizer
 from scaling.training.step import CACHED_TOKENS, StepSpec, TrainState
 
 _FLOAT = 4  # bytes of a parameter, a gradient and a logit
+_TOKEN = 4  # bytes of a token id
 
 
-def gpu_footprint(run: RunConfig, devices: int, sharded: bool = False) -> Footprint:
-    """What the training chunk of a run takes of each of `devices` GPUs that share its
-    batch.
+def estimate_gpu_footprint(
+    run: RunConfig, devices: int, sharded: bool = False
+) -> Footprint:
+    """What the training chunk of a run takes of each GPU.
 
-    `sharded` splits parameters and the optimiser's state too. Measured for one GPU in
-    bfloat16; the rest is counted by the same rule.
+    The rule was measured for one GPU in bfloat16, and is assumed for other numbers of
+    devices and for float32.
+
+    Args:
+        devices: number of GPUs that share the batch.
+        sharded: whether they split parameters and optimizer state too.
     """
-    model, state = run.model, _state(run)
-    state_bytes = _bytes(state) // (devices if sharded else 1)
-    windows = (
-        LoopConfig().chunk_steps
-        * run.optim.batch_size
-        // devices
-        * (model.context + 1)
-        * 4
+    model, optim = run.model, run.optim
+    state = _make_abstract_state(run)
+    state_shards = devices if sharded else 1
+    state_bytes = _count_bytes(state) // state_shards
+
+    sequences = LoopConfig().chunk_steps * optim.batch_size // devices
+    windows = sequences * (model.context + 1) * _TOKEN
+
+    # Accumulation keeps a sum of gradients beside those of a micro-batch, and several
+    # devices keep the gradients that are being summed over them.
+    copies = 1
+    if optim.accumulate > 1:
+        copies += 1
+    if devices > 1:
+        copies += 1
+    gradients = copies * (_count_bytes(state.params) // state_shards)
+
+    tokens = optim.batch_size // optim.accumulate // devices * model.context
+    layer = count_layer_bytes(model)
+    if model.remat:  # the input of every layer, and one layer at a time in full
+        kept = model.depth * model.width * _bytes_per_value(model) + layer
+    else:
+        kept = model.depth * layer
+    temporaries = gradients + tokens * (kept + model.vocab * _FLOAT)
+    if sharded:  # two layers, and the embedding or the head, are gathered at a time
+        gathered = 2 * count_parameters(model).n_non_embedding // model.depth
+        temporaries += _FLOAT * (gathered + model.vocab * model.width)
+    return Footprint(
+        arguments=state_bytes + windows,
+        outputs=state_bytes,
+        aliased=state_bytes,
+        temporaries=temporaries,
     )
-    tokens = run.optim.batch_size // run.optim.accumulate // devices * model.context
-    gradients = _bytes(state.params) // (devices if sharded else 1)
-    copies = (2 if run.optim.accumulate > 1 else 1) + (
-        devices > 1
-    )  # a sum of their own, and what is summed over GPUs
-    layer = layer_bytes(model)
-    kept = (
-        model.depth * model.width * _item(model) + layer
-        if model.remat
-        else model.depth * layer
-    )
-    temporaries = copies * gradients + tokens * (kept + model.vocab * _FLOAT)
-    if sharded:  # of two layers and of the embedding or the head, gathered
-        temporaries += _FLOAT * (
-            2 * count_parameters(model).n_non_embedding // model.depth
-            + model.vocab * model.width
-        )
-    return Footprint(state_bytes + windows, state_bytes, state_bytes, temporaries)
 
 
-def host_bytes(run: RunConfig) -> int:
-    """What training a run takes of the machine's memory beside Python and JAX, an upper
-    bound.
+def estimate_host_bytes(run: RunConfig) -> int:
+    """An upper bound on the memory that training a run takes of the host, beside what
+    Python and JAX take.
 
-    The state and its copy in a checkpoint, two sets of gradients, and the activations
-    of as many tokens as are seen at once on CPU, at least a sequence.
+    It counts the state and its copy in a checkpoint, two sets of gradients, and the
+    activations of as many tokens as the CPU processes at once, at least one sequence.
     """
-    model, state = run.model, _state(run)
+    model = run.model
+    state = _make_abstract_state(run)
     tokens = max(CACHED_TOKENS, model.context)
-    activations = tokens * (model.depth * layer_bytes(model) + 2 * model.vocab * _FLOAT)
-    return 2 * _bytes(state) + 2 * _bytes(state.params) + activations
+    layers = model.depth * count_layer_bytes(model)
+    activations = tokens * (layers + 2 * model.vocab * _FLOAT)
+    return 2 * _count_bytes(state) + 2 * _count_bytes(state.params) + activations
 
 
-def layer_bytes(model: ModelConfig) -> int:
-    """Bytes of a token that a layer keeps for its gradient."""
-    D, inner, hidden = model.width, model.heads * model.key_dim, model.d_ff
-    turned = 2 * inner if model.qk_norm or model.position == "rope" else 0
-    attention = (
-        3 * inner + turned + inner + D
-    )  # projections; queries and keys as multiplied; what is read; the branch
-    feed_forward = (3 if model.gated else 2) * hidden + D
-    norms = 0 if model.norm == "none" else 2 * D
-    values = attention + feed_forward + norms + 2 * D  # the stream after each branch
-    if not has_cudnn_attention(model.dtype, model.key_dim):
+def count_layer_bytes(model: ModelConfig) -> int:
+    """Bytes per token that a layer keeps for its gradient."""
+    width = model.width
+    inner = model.heads * model.key_dim  # width of all heads
+    queries_keys_values = 3 * inner
+    attention_output = inner
+    branch = width
+    attention = queries_keys_values + attention_output + branch
+    if model.qk_norm or model.position == "rope":
+        attention += 2 * inner  # queries and keys again, as they are multiplied
+    feed_forward = (3 if model.gated else 2) * model.d_ff + branch
+    norms = 0 if model.norm == "none" else 2 * width
+    streams = 2 * width  # the residual stream after each branch
+    values = attention + feed_forward + norms + streams
+    if not has_cudnn_attention(model.dtype, model.key_dim):  # attention keeps its scores
         values += round(model.heads * count_computed_positions(model.context))
-    return values * _item(model)
+    return values * _bytes_per_value(model)
 
 
-def _state(run: RunConfig) -> TrainState:
-    """Its shapes."""
+def _make_abstract_state(run: RunConfig) -> TrainState:
+    """The training state as shapes and dtypes, without values."""
     family = build_family(run.model)
-    return jax.eval_shape(
-        lambda: StepSpec(family, make_optimizer(run.optim, family), 1, None).init(0)
-    )
+    spec = StepSpec(family, make_optimizer(run.optim, family), 1, None)
+    return jax.eval_shape(lambda: spec.init(0))
 
 
-def _item(model: ModelConfig) -> int:
+def _bytes_per_value(model: ModelConfig) -> int:
     return 2 if model.dtype == "bfloat16" else 4
 
 
-def _bytes(tree: object) -> int:
+def _count_bytes(tree: object) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -29,7 +29,7 @@ from scaling.config import (
     to_dict,
 )
 from scaling.model.flops import count_parameters, flops_per_token
-from scaling.planning.lr_rules import rescale, warm_up, width_exponent, with_optim
+from scaling.planning.lr_rules import rescale, set_warmup, get_width_exponent, replace_optim
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 
@@ -370,14 +370,14 @@ def make_plan(config: PlanConfig) -> Plan:
             f"plan {config.name!r}: every rung is refused; the first: {refused[0][1]}"
         )
     if config.warmup_fraction is not None:
-        runs = warm_up(runs, config.warmup_fraction)
+        runs = set_warmup(runs, config.warmup_fraction)
     return Plan(config.name, tuple(runs), tuple(refused))
 
 
 def _repeats(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
     for factor in config.lr_factors:
         for seed in config.seeds:
-            yield with_optim(
+            yield replace_optim(
                 dataclasses.replace(run, seed=seed), lr=run.optim.lr * factor
             )
 
@@ -406,7 +406,7 @@ def _run(
     return (
         run
         if config.warmup_fraction is None
-        else warm_up([run], config.warmup_fraction)[0]
+        else set_warmup([run], config.warmup_fraction)[0]
     )
 
 
@@ -423,7 +423,7 @@ def _optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
     else:
         exponent = config.lr_width_exponent
         exponent = (
-            width_exponent(model.parametrization) if exponent is None else exponent
+            get_width_exponent(model.parametrization) if exponent is None else exponent
         )
         lr *= (model.width / model.base_width) ** -exponent
     if config.lr_D_exponent and config.lr_D:
@@ -450,9 +450,7 @@ def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[S
         ) -> float:
             return abs(
                 math.log(
-                    tokens[model]
-                    / count_parameters(model).n_matmul
-                    / config.tokens_per_parameter
+                    tokens[model] / count_parameters(model).n_matmul / config.tokens_per_parameter
                 )
             )
 

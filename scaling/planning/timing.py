@@ -1,14 +1,15 @@
-"""What a plan will take on this device, from a measurement of a few seconds.
+"""An estimate of how long a plan takes on this machine, from a measurement of a few
+seconds.
 
-The time of a step is close to a + b x FLOPs: a is what does not shrink with the model.
-Two shapes of the plan, the cheapest and the dearest, give a and b.
+The time of a step is close to a + b x FLOPs, where a is what does not shrink with the
+model. The cheapest and the most expensive shape of the plan give a and b.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -20,73 +21,78 @@ from scaling.training.loop import LoopConfig
 from scaling.training.sharding import choose_strategy
 from scaling.training.step import StepRates, get_executable
 
-_CHUNKS = 4
+_CHUNKS = 4  # that are timed, after one that compiles
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a run's step, and of getting ready to train it."""
+class Timing(NamedTuple):
+    """Seconds of a step of a run, and of starting to train it (compilation)."""
 
     step: float
     start: float
 
 
-def seconds_per_step(run: RunConfig, loop: LoopConfig) -> tuple[float, float]:
-    """Measured seconds of a step and of compilation, on random tokens: (step, start)."""
-    strategy = choose_strategy(
-        loop.strategy, run.optim.batch_size, run.optim.accumulate
-    )
+def measure_step(run: RunConfig, loop: LoopConfig) -> Timing:
+    """Measure a step of a run, and its compilation, on random tokens."""
+    strategy = choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate)
     compiled = get_executable(run, strategy, None)
-    S = loop.chunk_steps
-    shape = (S, run.optim.batch_size, run.model.context + 1)
-    batches = np.random.default_rng(0).integers(
-        0, run.model.vocab, shape, dtype=np.int32
-    )
+    steps = loop.chunk_steps
+    shape = (steps, run.optim.batch_size, run.model.context + 1)
+    rng = np.random.default_rng(0)
+    batches = rng.integers(0, run.model.vocab, shape, dtype=np.int32)
     batches = batches[:, strategy.rows(run.optim.batch_size)]
-    rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
-    state, times = compiled.init(0), []
+    rates = StepRates(np.full(steps, 1e-6, np.float32), np.zeros(steps, np.float32))
+    state = compiled.init(0)
+    times = []
     for _ in range(_CHUNKS + 1):
         start = time.perf_counter()
         state, metrics = compiled.chunk(
-            state, strategy.shard_batches(batches), rates, np.int32(S), np.uint32(0)
+            state, strategy.shard_batches(batches), rates, np.int32(steps), np.uint32(0)
         )
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
-    step = float(np.median(times[1:]))
-    return step / S, max(
-        0.0, times[0] - step
-    )  # the shape may have been compiled before
+    chunk = float(np.median(times[1:]))
+    # The first chunk compiles, unless another run of this shape has compiled before.
+    return Timing(step=chunk / steps, start=max(0.0, times[0] - chunk))
 
 
-def calibration_runs(plan: Plan) -> list[RunConfig]:
-    """The cheapest and the dearest step of a plan."""
+def select_calibration_runs(plan: Plan) -> list[RunConfig]:
+    """The runs of a plan to measure: with the cheapest and the most expensive step."""
     ordered = sorted(plan.runs, key=_step_flops)
-    return (
-        [ordered[0]]
-        if _step_flops(ordered[0]) == _step_flops(ordered[-1])
-        else [ordered[0], ordered[-1]]
-    )
+    cheapest, most_expensive = ordered[0], ordered[-1]
+    if _step_flops(cheapest) == _step_flops(most_expensive):
+        return [cheapest]
+    return [cheapest, most_expensive]
 
 
-def estimate(plan: Plan, timings: Sequence[Timing], workers: int) -> float:
-    """Seconds that a plan takes on `workers` equal workers, each trunk on one, the
-    dearest first.
+def estimate_plan_seconds(
+    plan: Plan, timings: Sequence[Timing], workers: int
+) -> float:
+    """Seconds that a plan takes on equal workers.
+
+    Each trunk goes to the worker that is free first, the most expensive trunk first.
+
+    Args:
+        timings: of `select_calibration_runs(plan)`.
     """
     busy = [0.0] * workers
-    start = float(np.mean([t.start for t in timings]))
+    start = float(np.mean([timing.start for timing in timings]))
     for trunk in plan.trunks():
-        busy[int(np.argmin(busy))] += start + step_seconds(
-            plan, timings, trunk[0]
-        ) * trunk_steps(trunk)
+        step = interpolate_step_seconds(plan, timings, trunk[0])
+        busy[int(np.argmin(busy))] += start + step * trunk_steps(trunk)
     return max(busy)
 
 
-def step_seconds(plan: Plan, timings: Sequence[Timing], run: RunConfig) -> float:
-    """Seconds of a step of one of the plan's runs, between those measured of
-    `calibration_runs(plan)`.
+def interpolate_step_seconds(
+    plan: Plan, timings: Sequence[Timing], run: RunConfig
+) -> float:
+    """Seconds of a step of one run of the plan.
+
+    Args:
+        timings: of `select_calibration_runs(plan)`.
     """
-    points = [_step_flops(run) for run in calibration_runs(plan)]
-    return float(np.interp(_step_flops(run), points, [t.step for t in timings]))
+    measured_flops = [_step_flops(run) for run in select_calibration_runs(plan)]
+    measured_seconds = [timing.step for timing in timings]
+    return float(np.interp(_step_flops(run), measured_flops, measured_seconds))
 
 
 def _step_flops(run: RunConfig) -> float:

@@ -12,7 +12,6 @@ steer a terminal. Filters are parsed by hand; nothing is evaluated.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import operator
 import os
@@ -37,6 +36,7 @@ from scaling.store.files import (
 )
 from scaling.store.results import check_row
 from scaling.store.table import make_table
+from scaling.suggestions import find_near
 
 Which = Literal["finished", "failed", "all"]
 Frame = Any  # a DataFrame, whose columns type checkers cannot follow
@@ -312,7 +312,7 @@ def check_column(name: str, columns: Iterable[str], where: str) -> str:
     columns = list(columns)
     if name in columns:
         return name
-    near = difflib.get_close_matches(name.lower(), columns, n=3, cutoff=0.5)
+    near = find_near(name, columns, most=3)
     rest = f"nearest: {', '.join(near)}" if near else f"columns: {', '.join(columns)}"
     raise ConfigError(f"{where}: no column {name!r}; {rest}")
 

@@ -1,5 +1,5 @@
-"""Laws of the price: FLOPs and time are the plan's, a remedy fits, and the first that
-fits is told.
+"""Laws of the cost estimate: FLOPs and time are the plan's, a fix that is named fits,
+and it is the first that does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from scaling.cli.main import main
 from scaling.config import ConfigError, RunConfig
 from scaling.planning import libtpu, memory
 from scaling.planning.aot import Compiler, Footprint
-from scaling.planning.cost import Price, price, remedies, shares
-from scaling.planning.hardware import Target, parse_target
-from scaling.planning.timing import Timing, calibration_runs, estimate
+from scaling.planning.cost import (
+    CostEstimate,
+    count_sharing_devices,
+    estimate_cost,
+    suggest_fixes,
+)
+from scaling.planning.hardware import Hardware, parse_hardware
+from scaling.planning.timing import Timing, estimate_plan_seconds, select_calibration_runs
 
 MakeRun = Callable[..., RunConfig]
 
@@ -45,12 +50,12 @@ def plan(make_run: MakeRun) -> Plan:
 
 
 @pytest.fixture
-def weigh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
+def estimated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
     """For compiler and count 1000 bytes of state and 100 per sequence at a time, a
     tenth with remat; no program.
 
-    The list grows by (width, micro-batches, remat, sharded) of each shape that is
-    weighed.
+    The list grows by (width, micro-batches, remat, sharded) of each shape whose
+    memory is estimated.
     """
     seen = []
 
@@ -65,66 +70,66 @@ def weigh(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, bool]]:
     monkeypatch.setattr(Compiler, "__enter__", lambda self: self)
     monkeypatch.setattr(Compiler, "__exit__", lambda self, *error: None)
     monkeypatch.setattr(Compiler, "footprint", lambda self, *args: footprint(*args))
-    monkeypatch.setattr(memory, "gpu_footprint", footprint)
+    monkeypatch.setattr(memory, "estimate_gpu_footprint", footprint)
     return seen
 
 
-def machine(memory: int, devices: int = 1) -> Target:
-    return dataclasses.replace(parse_target("gpu:h100"), memory=memory, devices=devices)
+def machine(memory: int, devices: int = 1) -> Hardware:
+    return dataclasses.replace(parse_hardware("gpu:h100"), memory=memory, devices=devices)
 
 
-def the_row(price: Price) -> dict:
-    (row,) = price.table.to_dict("records")
+def the_row(cost: CostEstimate) -> dict:
+    (row,) = cost.table.to_dict("records")
     return row
 
 
 # --- FLOPs and time -------------------------------------------------------------------------------------------
 
 
-def test_flops_and_seconds_are_those_of_the_plan(plan: Plan, weigh: list) -> None:
-    target = parse_target("gpu:h100:2")
-    answer = price(plan, target, utilisation=0.25)
+def test_flops_and_seconds_are_those_of_the_plan(plan: Plan, estimated: list) -> None:
+    hardware = parse_hardware("gpu:h100:2")
+    answer = estimate_cost(plan, hardware, utilization=0.25)
     table = answer.table
-    assert len(weigh) == len(table) == 3  # shapes, not runs
+    assert len(estimated) == len(table) == 3  # shapes, not runs
     assert sum(table["flops_per_step"] * table["steps"]) == pytest.approx(plan.flops)
     assert answer.seconds == pytest.approx(
-        plan.flops / (2 * target.peak["float32"] * 0.25)
+        plan.flops / (2 * hardware.peak["float32"] * 0.25)
     )
     assert answer.seconds == pytest.approx(table["seconds"].sum())
-    assert price(plan, target).utilisation == target.utilisation
+    assert estimate_cost(plan, hardware).utilization == hardware.utilization
 
 
 def test_devices_that_cannot_share_a_batch_do_not_shorten_it(
-    make_run: MakeRun, weigh: list
+    make_run: MakeRun, estimated: list
 ) -> None:
     six = make_run(**{"optim.batch_size": 6})
-    assert [shares(six, devices) for devices in (1, 4, 8)] == [1, 3, 6]
-    few, many = (price([six], machine(10_000, devices)).seconds for devices in (3, 4))
+    assert [count_sharing_devices(six, devices) for devices in (1, 4, 8)] == [1, 3, 6]
+    few, many = (estimate_cost([six], machine(10_000, devices)).seconds for devices in (3, 4))
     assert few == many
 
 
 def test_on_this_machine_the_time_is_that_of_the_calibration(
-    plan: Plan, weigh: list
+    plan: Plan, estimated: list
 ) -> None:
     def measure(fitting: Plan) -> list[Timing]:
         return [
-            Timing(1e-3 * run.model.width, 1.0) for run in calibration_runs(fitting)
+            Timing(1e-3 * run.model.width, 1.0) for run in select_calibration_runs(fitting)
         ]
 
-    here = parse_target("cpu")
-    answer = price(plan, here, measure=measure, workers=2)
-    assert answer.target.memory == here.memory / 2
-    assert answer.seconds == pytest.approx(estimate(plan, measure(plan), 2))
+    here = parse_hardware("cpu")
+    answer = estimate_cost(plan, here, measure=measure, workers=2)
+    assert answer.hardware.memory == here.memory / 2
+    assert answer.seconds == pytest.approx(estimate_plan_seconds(plan, measure(plan), 2))
     assert answer.table["seconds_per_step"].tolist()[::2] == pytest.approx(
         [8e-3, 24e-3]
     )
     small = dataclasses.replace(here, memory=1)
-    never = price(
+    never = estimate_cost(
         plan, small, measure=lambda plan: pytest.fail("what does not fit is not run")
     )
     assert math.isnan(never.seconds) and never.table["seconds_per_step"].isna().all()
-    with pytest.raises(ConfigError, match="not for the target 'cpu'"):
-        price(plan, here, 0.5)
+    with pytest.raises(ConfigError, match="not for the hardware 'cpu'"):
+        estimate_cost(plan, here, 0.5)
 
 
 # --- remedies -------------------------------------------------------------------------------------------------
@@ -144,11 +149,11 @@ def test_on_this_machine_the_time_is_that_of_the_calibration(
         (259, 4, None),
     ],
 )
-def test_the_first_remedy_that_fits_is_told(
-    make_run: MakeRun, weigh: list, memory: int, devices: int, remedy: str | None
+def test_the_first_fix_that_works_is_named(
+    make_run: MakeRun, estimated: list, memory: int, devices: int, remedy: str | None
 ) -> None:
     row = the_row(
-        price([make_run(**{"optim.batch_size": 16})], machine(memory, devices))
+        estimate_cost([make_run(**{"optim.batch_size": 16})], machine(memory, devices))
     )
     assert row["remedy"] == remedy
     assert row["fits"] == (remedy == "")
@@ -157,22 +162,22 @@ def test_the_first_remedy_that_fits_is_told(
 
 
 def test_where_the_state_alone_is_too_large_only_splitting_it_is_tried(
-    make_run: MakeRun, weigh: list
+    make_run: MakeRun, estimated: list
 ) -> None:
-    price([make_run(**{"optim.batch_size": 16})], machine(999, 4))
-    assert all(sharded for *_, sharded in weigh[1:])
+    estimate_cost([make_run(**{"optim.batch_size": 16})], machine(999, 4))
+    assert all(sharded for *_, sharded in estimated[1:])
 
 
-def test_a_remedy_is_the_same_training(make_run: MakeRun) -> None:
+def test_a_fix_is_the_same_training(make_run: MakeRun) -> None:
     run = make_run(**{"optim.batch_size": 16})
-    for remedy in remedies(run, machine(10_000, 4)):
-        new = remedy.run
+    for fix in suggest_fixes(run, machine(10_000, 4)):
+        new = fix.run
         assert (new.batch_tokens, new.steps, new.tokens) == (
             run.batch_tokens,
             run.steps,
             run.tokens,
         )
-        assert shares(new, 4) == 4  # the micro-batch still splits over all devices
+        assert count_sharing_devices(new, 4) == 4  # the micro-batch still splits over all devices
 
 
 # --- compiled for CPU -----------------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ def compiler() -> Iterator[Compiler]:
     """Four virtual CPU devices; XLA is told not to take its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        with Compiler(dataclasses.replace(parse_target("cpu"), devices=4)) as compiler:
+        with Compiler(dataclasses.replace(parse_hardware("cpu"), devices=4)) as compiler:
             compiler.footprint = functools.cache(
                 compiler.footprint
             )  # each program is compiled once
@@ -219,7 +224,7 @@ def test_devices_share_the_batch_and_fsdp_the_state(
     assert split.aliased == pytest.approx(shared.aliased / 4, rel=0.05)
 
 
-def test_a_remedy_has_been_compiled_and_fits(
+def test_a_fix_has_been_compiled_and_fits(
     make_run: MakeRun,
     compiler: Compiler,
     plain: Footprint,
@@ -227,12 +232,12 @@ def test_a_remedy_has_been_compiled_and_fits(
 ) -> None:
     monkeypatch.setattr(Compiler, "__enter__", lambda self: self)
     monkeypatch.setattr(Compiler, "__exit__", lambda self, *error: None)
-    weighed = lambda self, run, devices, sharded: compiler.footprint(run, devices)
-    monkeypatch.setattr(Compiler, "footprint", weighed)
+    compiled_once = lambda self, run, devices, sharded: compiler.footprint(run, devices)
+    monkeypatch.setattr(Compiler, "footprint", compiled_once)
     lines: list[str] = []
     limit = plain.total - 1
-    here = dataclasses.replace(parse_target("cpu"), memory=limit)
-    row = the_row(price([make_run(**WIDE)], here, report=lines.append))
+    here = dataclasses.replace(parse_hardware("cpu"), memory=limit)
+    row = the_row(estimate_cost([make_run(**WIDE)], here, report=lines.append))
     assert (row["fits"], row["bytes_per_device"], row["remedy"]) == (
         False,
         plain.total,
@@ -249,7 +254,7 @@ def test_a_remedy_has_been_compiled_and_fits(
 def test_a_compiler_that_fails_says_why(make_run: MakeRun, compiler: Compiler) -> None:
     with pytest.raises(RuntimeError, match=r"compiling for 'cpu' failed: .*3"):
         compiler.footprint(make_run(**{"optim.batch_size": 4}), 3, True)
-    with Compiler(compiler.target) as other:
+    with Compiler(compiler.hardware) as other:
         other._process.kill()
         with pytest.raises(RuntimeError, match="died"):
             other.footprint(make_run(), 1)
@@ -271,7 +276,7 @@ FLAGS = [
 ]
 
 
-def test_plan_prints_the_price(weigh: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_the_cost(estimated: list, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "plan",
         *FLAGS,
@@ -280,7 +285,7 @@ def test_plan_prints_the_price(weigh: list, capsys: pytest.CaptureFixture[str]) 
         "--min-tokens-per-parameter",
         "0",
     ]
-    assert main([*flags, "--target", "gpu:l4:2", "--utilisation", "0.3", "--json"]) == 0
+    assert main([*flags, "--hardware", "gpu:l4:2", "--utilization", "0.3", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["utilisation"] == 0.3 and answer["target"]["devices"] == 2
     assert [row["width"] for row in answer["shapes"]] == [8, 12]
@@ -288,7 +293,7 @@ def test_plan_prints_the_price(weigh: list, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert (
         "2 of 2 shapes fit" in printed
-        and "hours at a utilisation of 0.4" in printed
+        and "hours at a utilization of 0.4" in printed
         and "estimate" in printed
     )
     assert main([*flags, "--target", "gpu:l40"]) == 2
@@ -298,8 +303,8 @@ def test_plan_prints_the_price(weigh: list, capsys: pytest.CaptureFixture[str]) 
 def test_without_libtpu_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, make_run: MakeRun
 ) -> None:
-    monkeypatch.setattr(libtpu, "installed", lambda: False)
+    monkeypatch.setattr(libtpu, "is_installed", lambda: False)
     with pytest.raises(
-        ConfigError, match=r"target 'v5e:2x2': .*pip install 'scaling\[tpu\]'"
+        ConfigError, match=r"hardware 'v5e:2x2': .*pip install 'scaling\[tpu\]'"
     ):
-        price([make_run()], parse_target("v5e:2x2"))
+        estimate_cost([make_run()], parse_hardware("v5e:2x2"))

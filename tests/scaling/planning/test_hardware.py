@@ -1,16 +1,16 @@
-"""Names of machines: what they mean, and what a wrong one is told."""
+"""Names of hardware: what they mean, and what the error for a wrong one says."""
 
 from __future__ import annotations
 
 import pytest
 
 from scaling.config import ConfigError
-from scaling.planning.hardware import GPUS, TPUS, parse_target
+from scaling.planning.hardware import GPUS, TPUS, parse_hardware
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_every_gpu_is_a_target_that_multiplies_bfloat16_no_slower(name: str) -> None:
-    one, eight = parse_target(f"gpu:{name}"), parse_target(f"GPU:{name}:8")
+def test_every_gpu_is_hardware_that_multiplies_bfloat16_no_slower(name: str) -> None:
+    one, eight = parse_hardware(f"gpu:{name}"), parse_hardware(f"GPU:{name}:8")
     assert (one.devices, eight.devices, one.memory) == (1, 8, eight.memory)
     assert one.peak["bfloat16"] >= one.peak["float32"] > 1e12
 
@@ -22,7 +22,7 @@ def test_a_slice_has_the_speed_of_its_chips(name: str) -> None:
     """
     chip = {"v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}[name]
     slices = [
-        parse_target(f"{name}:{shape}")
+        parse_hardware(f"{name}:{shape}")
         for shape in (("2x2", "4x4") if TPUS[name].axes == 2 else ("2x2x1",))
     ]
     assert [s.devices * s.peak["bfloat16"] for s in slices] == [
@@ -30,30 +30,30 @@ def test_a_slice_has_the_speed_of_its_chips(name: str) -> None:
     ][: len(slices)]
 
 
-def test_seconds_are_flops_over_peak_and_utilisation() -> None:
-    target = parse_target("gpu:a100-80gb:8")
-    assert target.seconds(8 * 312e12, "bfloat16", 8, utilisation=0.5) == pytest.approx(
+def test_seconds_are_flops_over_peak_and_utilization() -> None:
+    hardware = parse_hardware("gpu:a100-80gb:8")
+    assert hardware.seconds(8 * 312e12, "bfloat16", 8, utilization=0.5) == pytest.approx(
         2.0
     )
-    assert target.seconds(8 * 312e12, "float32", 8, utilisation=0.5) == pytest.approx(
+    assert hardware.seconds(8 * 312e12, "float32", 8, utilization=0.5) == pytest.approx(
         4.0
     )
-    assert target.seconds(312e12, "bfloat16", 1) == pytest.approx(
-        1 / target.utilisation
+    assert hardware.seconds(312e12, "bfloat16", 1) == pytest.approx(
+        1 / hardware.utilization
     )
-    for utilisation in (0.0, 1.2, -1):
-        with pytest.raises(ConfigError, match=r"utilisation = .*must lie in \(0, 1\]"):
-            target.seconds(1.0, "bfloat16", 1, utilisation)
+    for utilization in (0.0, 1.2, -1):
+        with pytest.raises(ConfigError, match=r"utilization = .*must lie in \(0, 1\]"):
+            hardware.seconds(1.0, "bfloat16", 1, utilization)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("gpu:a100", "did you mean .*'gpu:a100-80gb' or 'gpu:a100-40gb'"),
         ("gpu:h10", "did you mean 'gpu:h100'"),
         ("h100", "did you mean 'gpu:h100'"),
-        ("gpu:zx81", "known: a100-40gb, .*rtx4090"),
-        ("gpu", "known: a100-40gb"),
+        ("gpu:zx81", "known: gpu:a100-40gb, .*rtx4090"),
+        ("gpu", "known: gpu:a100-40gb"),
         ("v5f:2x2", "did you mean .*'v5e:2x2'"),
         ("abacus", "known: cpu, gpu:a100-40gb, .*v6e:2x2"),
         ("gpu:h100:0", "number of devices '0'"),
@@ -63,6 +63,6 @@ def test_seconds_are_flops_over_peak_and_utilisation() -> None:
         ("cpu:8", "unknown"),
     ],
 )
-def test_an_unknown_target_names_those_near_it(text: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=f"target '{text}': .*{told}"):
-        parse_target(text)
+def test_unknown_hardware_names_what_is_similar(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"hardware '{text}': .*{message}"):
+        parse_hardware(text)

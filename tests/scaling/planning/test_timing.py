@@ -11,7 +11,7 @@ import pytest
 from scaling import LoopConfig, Plan, grid_plan
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import trunk_steps
-from scaling.planning.timing import Timing, calibration_runs, estimate, seconds_per_step
+from scaling.planning.timing import Timing, select_calibration_runs, estimate_plan_seconds, measure_step
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def timings(plan: Plan, a: float, b: float, start: float) -> list[Timing]:
     """Step times of a + b x FLOPs for the runs that are measured."""
     return [
         Timing(a + b * r.batch_tokens * flops_per_token(r.model), start)
-        for r in calibration_runs(plan)
+        for r in select_calibration_runs(plan)
     ]
 
 
-def test_the_cheapest_and_the_dearest_shape_are_measured(plan):
-    assert [run.model.width for run in calibration_runs(plan)] == [8, 24]
+def test_the_cheapest_and_the_most_expensive_shape_are_measured(plan):
+    assert [run.model.width for run in select_calibration_runs(plan)] == [8, 24]
 
 
 def test_one_worker_takes_the_sum_and_many_the_longest(plan):
@@ -46,9 +46,9 @@ def test_one_worker_takes_the_sum_and_many_the_longest(plan):
         for t in plan.trunks()
     ]
     measured = timings(plan, a, b, start)
-    assert estimate(plan, measured, 1) == pytest.approx(sum(trunks))
-    assert estimate(plan, measured, 3) == pytest.approx(max(trunks))
-    assert max(trunks) < estimate(plan, measured, 2) < sum(trunks)
+    assert estimate_plan_seconds(plan, measured, 1) == pytest.approx(sum(trunks))
+    assert estimate_plan_seconds(plan, measured, 3) == pytest.approx(max(trunks))
+    assert max(trunks) < estimate_plan_seconds(plan, measured, 2) < sum(trunks)
 
 
 def test_a_shape_is_timed(plan):
@@ -56,6 +56,6 @@ def test_a_shape_is_timed(plan):
     new = dataclasses.replace(
         run, model=dataclasses.replace(run.model, vocab=19)
     )  # no other test has compiled this
-    step, start = seconds_per_step(new, loop)
+    step, start = measure_step(new, loop)
     assert 0 < step < start  # compiling takes longer than a step
-    assert 0 <= seconds_per_step(new, loop)[1] < start  # and is done once
+    assert 0 <= measure_step(new, loop)[1] < start  # and is done once

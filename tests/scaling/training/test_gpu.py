@@ -22,7 +22,7 @@ from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution.in_process import run_here
 from scaling.execution.sweep import SweepError, sweep
 from scaling.model.kernels import _attention, causal_attention
-from scaling.planning.memory import gpu_footprint
+from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.table import run_table
@@ -217,5 +217,5 @@ def test_bytes_priced_beforehand_are_near_those_of_the_gpu(dtype: str) -> None:
         stats.output_size_in_bytes,
         -stats.alias_size_in_bytes,
     )
-    share = gpu_footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
+    share = estimate_gpu_footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
     assert 0.9 < share < (1.1 if dtype == "bfloat16" else 2.0)

@@ -18,8 +18,8 @@ import pytest
 from scaling.config import ConfigError, RunConfig
 from scaling.planning import libtpu
 from scaling.planning.aot import Compiler
-from scaling.planning.cost import price
-from scaling.planning.hardware import parse_target
+from scaling.planning.cost import estimate_cost
+from scaling.planning.hardware import parse_hardware
 from scaling.training.lowering import abstract_arguments
 from scaling.training.sharding import Strategy
 from scaling.training.step import get_executable
@@ -27,7 +27,7 @@ from scaling.training.step import get_executable
 MakeRun = Callable[..., RunConfig]
 STEPS = 3
 needs_libtpu = pytest.mark.skipif(
-    not libtpu.installed(),
+    not libtpu.is_installed(),
     reason=f"compiling for a TPU needs libtpu: pip install 'scaling[{libtpu.EXTRA}]'",
 )
 
@@ -74,7 +74,7 @@ def test_chunk_and_evaluator_lower(
 @pytest.fixture(scope="module")
 def v5e() -> Iterator[Compiler]:
     """Four chips of a v5e."""
-    with Compiler(parse_target("v5e:2x2")) as compiler:
+    with Compiler(parse_hardware("v5e:2x2")) as compiler:
         yield compiler
 
 
@@ -85,7 +85,7 @@ def test_a_tpu_program_is_compiled_and_a_too_large_one_refused(
     run = make_run()
     taken = v5e.footprint(run, 4)
     assert (
-        taken.refused is None
+        taken.rejection is None
         and 0 < taken.aliased < taken.arguments < taken.total < 2**30
     )
     vast = make_run(
@@ -97,17 +97,17 @@ def test_a_tpu_program_is_compiled_and_a_too_large_one_refused(
         }
     )
     huge = v5e.footprint(vast, 4)
-    assert "exceeds available HBM (15.75G)" in (huge.refused or "")
+    assert "exceeds available HBM (15.75G)" in (huge.rejection or "")
     assert (
-        f"({huge.total / 2**30:.2f}G)" in (huge.refused or "")
-        and huge.total > v5e.target.memory
+        f"({huge.total / 2**30:.2f}G)" in (huge.rejection or "")
+        and huge.total > v5e.hardware.memory
     )
 
 
 @needs_libtpu
 def test_a_slice_that_does_not_exist_is_refused(make_run: MakeRun) -> None:
-    with pytest.raises(ConfigError, match="target 'v5p:1x9999x1': "):
-        price([make_run()], parse_target("v5p:1x9999x1"))
+    with pytest.raises(ConfigError, match="hardware 'v5p:1x9999x1': "):
+        estimate_cost([make_run()], parse_hardware("v5p:1x9999x1"))
 
 
 @needs_libtpu
@@ -129,12 +129,12 @@ def test_a_remedy_for_a_tpu_has_been_compiled(make_run: MakeRun) -> None:
         **changes,
         **{"model.dtype": "bfloat16", "optim.batch_size": 128, "tokens": 10**7},
     )
-    target = parse_target("v5e:2x2")
-    (row,) = price([run], target).table.to_dict("records")
+    hardware = parse_hardware("v5e:2x2")
+    (row,) = estimate_cost([run], hardware).table.to_dict("records")
     assert not row["fits"] and "exceeds available HBM" in row["message"]
     assert (
         row["remedy"] == "--model.remat"
-        and row["remedy_bytes"] < target.memory < row["bytes_per_device"]
+        and row["remedy_bytes"] < hardware.memory < row["bytes_per_device"]
     )
 
 
