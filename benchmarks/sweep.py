@@ -35,7 +35,7 @@ from scaling.cli.main import preset_path
 from scaling.config import ConfigError, read_toml
 from scaling.execution.in_process import run_here
 from scaling.execution.sweep import prepare
-from scaling.planning.lr_rules import set_warmup, replace_optim
+from scaling.planning.lr_rules import replace_optim, set_warmup
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from scaling.config import RunConfig
 
 if TYPE_CHECKING:
-    from scaling.planning.cost import CostEstimate
+    from scaling.planning.cost import CostEstimate, Measure
     from scaling.planning.cost import CostEstimate as Price
-    from scaling.planning.cost import Measure
     from scaling.planning.hardware import Hardware
     from scaling.planning.hardware import Hardware as Target
     from scaling.planning.plan import Plan

@@ -26,7 +26,9 @@ def did_you_mean(
     Returns:
         For example `did you mean 'width'?` or `known: depth, width`.
     """
-    shown = dict(known) if isinstance(known, Mapping) else {name: name for name in known}
+    shown = (
+        dict(known) if isinstance(known, Mapping) else {name: name for name in known}
+    )
     near = find_near(word, shown, most)
     if near:
         return f"did you mean {' or '.join(repr(shown[name]) for name in near)}?"

@@ -74,9 +74,9 @@ class PlanArgs:
     """Estimate the cost of the plan on other hardware instead: cpu, gpu:NAME[:COUNT]
     (gpu:h100:8), or a TPU slice (v5e:2x2; needs the extra tpu). Every shape is
     compiled, to tell whether it fits, and which flags would make it fit."""
-    utilization: Annotated[
-        float | None, tyro.conf.arg(aliases=["--utilisation"])
-    ] = None
+    utilization: Annotated[float | None, tyro.conf.arg(aliases=["--utilisation"])] = (
+        None
+    )
     """Share of the hardware's peak that training reaches. Default: 0.4."""
     json: bool = False
 

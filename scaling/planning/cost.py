@@ -41,8 +41,7 @@ RULES = {
     "gpu": "bytes are an estimate, of what the backward pass keeps, held against the "
     "75 % of a GPU's memory that JAX takes by default; "
     "seconds are model FLOPs / (peak x utilization)",
-    "cpu": "bytes are those of the program that runs here; "
-    "seconds are measured here",
+    "cpu": "bytes are those of the program that runs here; seconds are measured here",
 }
 
 
@@ -154,7 +153,9 @@ def estimate_cost(
 
 def count_sharing_devices(run: RunConfig, devices: int) -> int:
     """How many of the devices can share a step of the run."""
-    return count_devices_for_batch(run.optim.batch_size // run.optim.accumulate, devices)
+    return count_devices_for_batch(
+        run.optim.batch_size // run.optim.accumulate, devices
+    )
 
 
 def suggest_fixes(
@@ -242,13 +243,10 @@ def _measure_seconds(
         return [math.nan] * len(groups), math.nan
     plan = Plan("fitting", tuple(runs))
     timings = measure(plan)
-    times = []
-    for trunks, fitting in zip(groups, fits, strict=True):
-        if fitting:
-            seconds = timing.interpolate_step_seconds(plan, timings, trunks[0][0])
-        else:
-            seconds = math.nan
-        times.append(seconds)
+    times = [math.nan] * len(groups)
+    for i, trunks in enumerate(groups):
+        if fits[i]:
+            times[i] = timing.interpolate_step_seconds(plan, timings, trunks[0][0])
     if not all(fits):
         return times, math.nan
     return times, timing.estimate_plan_seconds(plan, timings, max(1, workers))

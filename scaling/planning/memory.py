@@ -60,10 +60,9 @@ def estimate_gpu_footprint(
 
     tokens = optim.batch_size // optim.accumulate // devices * model.context
     layer = count_layer_bytes(model)
+    kept = model.depth * layer
     if model.remat:  # the input of every layer, and one layer at a time in full
         kept = model.depth * model.width * _bytes_per_value(model) + layer
-    else:
-        kept = model.depth * layer
     temporaries = gradients + tokens * (kept + model.vocab * _FLOAT)
     if sharded:  # two layers, and the embedding or the head, are gathered at a time
         gathered = 2 * count_parameters(model).n_non_embedding // model.depth
@@ -105,7 +104,9 @@ def count_layer_bytes(model: ModelConfig) -> int:
     norms = 0 if model.norm == "none" else 2 * width
     streams = 2 * width  # the residual stream after each branch
     values = attention + feed_forward + norms + streams
-    if not has_cudnn_attention(model.dtype, model.key_dim):  # attention keeps its scores
+    if not has_cudnn_attention(
+        model.dtype, model.key_dim
+    ):  # attention keeps its scores
         values += round(model.heads * count_computed_positions(model.context))
     return values * _bytes_per_value(model)
 

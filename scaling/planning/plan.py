@@ -29,7 +29,12 @@ from scaling.config import (
     to_dict,
 )
 from scaling.model.flops import count_parameters, flops_per_token
-from scaling.planning.lr_rules import rescale, set_warmup, get_width_exponent, replace_optim
+from scaling.planning.lr_rules import (
+    get_width_exponent,
+    replace_optim,
+    rescale,
+    set_warmup,
+)
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 
@@ -450,7 +455,9 @@ def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[S
         ) -> float:
             return abs(
                 math.log(
-                    tokens[model] / count_parameters(model).n_matmul / config.tokens_per_parameter
+                    tokens[model]
+                    / count_parameters(model).n_matmul
+                    / config.tokens_per_parameter
                 )
             )
 

@@ -33,7 +33,9 @@ class Timing(NamedTuple):
 
 def measure_step(run: RunConfig, loop: LoopConfig) -> Timing:
     """Measure a step of a run, and its compilation, on random tokens."""
-    strategy = choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate)
+    strategy = choose_strategy(
+        loop.strategy, run.optim.batch_size, run.optim.accumulate
+    )
     compiled = get_executable(run, strategy, None)
     steps = loop.chunk_steps
     shape = (steps, run.optim.batch_size, run.model.context + 1)
@@ -64,9 +66,7 @@ def select_calibration_runs(plan: Plan) -> list[RunConfig]:
     return [cheapest, most_expensive]
 
 
-def estimate_plan_seconds(
-    plan: Plan, timings: Sequence[Timing], workers: int
-) -> float:
+def estimate_plan_seconds(plan: Plan, timings: Sequence[Timing], workers: int) -> float:
     """Seconds that a plan takes on equal workers.
 
     Each trunk goes to the worker that is free first, the most expensive trunk first.

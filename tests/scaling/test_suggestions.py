@@ -27,7 +27,7 @@ def test_a_mapping_says_how_to_show_a_word() -> None:
 
 
 def test_as_many_near_words_are_named_as_asked_for() -> None:
-    near = did_you_mean("widht", ["depth", "width"], most=2)
+    near = did_you_mean("WIDTH", ["depth", "width"], most=2)
     assert near == "did you mean 'width' or 'depth'?"
 
 

@@ -24,7 +24,11 @@ from scaling.planning.cost import (
     suggest_fixes,
 )
 from scaling.planning.hardware import Hardware, parse_hardware
-from scaling.planning.timing import Timing, estimate_plan_seconds, select_calibration_runs
+from scaling.planning.timing import (
+    Timing,
+    estimate_plan_seconds,
+    select_calibration_runs,
+)
 
 MakeRun = Callable[..., RunConfig]
 
@@ -75,7 +79,9 @@ def estimated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool, boo
 
 
 def machine(memory: int, devices: int = 1) -> Hardware:
-    return dataclasses.replace(parse_hardware("gpu:h100"), memory=memory, devices=devices)
+    return dataclasses.replace(
+        parse_hardware("gpu:h100"), memory=memory, devices=devices
+    )
 
 
 def the_row(cost: CostEstimate) -> dict:
@@ -104,7 +110,9 @@ def test_devices_that_cannot_share_a_batch_do_not_shorten_it(
 ) -> None:
     six = make_run(**{"optim.batch_size": 6})
     assert [count_sharing_devices(six, devices) for devices in (1, 4, 8)] == [1, 3, 6]
-    few, many = (estimate_cost([six], machine(10_000, devices)).seconds for devices in (3, 4))
+    few, many = (
+        estimate_cost([six], machine(10_000, devices)).seconds for devices in (3, 4)
+    )
     assert few == many
 
 
@@ -113,13 +121,16 @@ def test_on_this_machine_the_time_is_that_of_the_calibration(
 ) -> None:
     def measure(fitting: Plan) -> list[Timing]:
         return [
-            Timing(1e-3 * run.model.width, 1.0) for run in select_calibration_runs(fitting)
+            Timing(1e-3 * run.model.width, 1.0)
+            for run in select_calibration_runs(fitting)
         ]
 
     here = parse_hardware("cpu")
     answer = estimate_cost(plan, here, measure=measure, workers=2)
     assert answer.hardware.memory == here.memory / 2
-    assert answer.seconds == pytest.approx(estimate_plan_seconds(plan, measure(plan), 2))
+    assert answer.seconds == pytest.approx(
+        estimate_plan_seconds(plan, measure(plan), 2)
+    )
     assert answer.table["seconds_per_step"].tolist()[::2] == pytest.approx(
         [8e-3, 24e-3]
     )
@@ -177,7 +188,9 @@ def test_a_fix_is_the_same_training(make_run: MakeRun) -> None:
             run.steps,
             run.tokens,
         )
-        assert count_sharing_devices(new, 4) == 4  # the micro-batch still splits over all devices
+        assert (
+            count_sharing_devices(new, 4) == 4
+        )  # the micro-batch still splits over all devices
 
 
 # --- compiled for CPU -----------------------------------------------------------------------------------------
@@ -188,7 +201,9 @@ def compiler() -> Iterator[Compiler]:
     """Four virtual CPU devices; XLA is told not to take its time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        with Compiler(dataclasses.replace(parse_hardware("cpu"), devices=4)) as compiler:
+        with Compiler(
+            dataclasses.replace(parse_hardware("cpu"), devices=4)
+        ) as compiler:
             compiler.footprint = functools.cache(
                 compiler.footprint
             )  # each program is compiled once
@@ -276,7 +291,9 @@ FLAGS = [
 ]
 
 
-def test_plan_prints_the_cost(estimated: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_the_cost(
+    estimated: list, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [
         "plan",
         *FLAGS,
@@ -285,7 +302,9 @@ def test_plan_prints_the_cost(estimated: list, capsys: pytest.CaptureFixture[str
         "--min-tokens-per-parameter",
         "0",
     ]
-    assert main([*flags, "--hardware", "gpu:l4:2", "--utilization", "0.3", "--json"]) == 0
+    assert (
+        main([*flags, "--hardware", "gpu:l4:2", "--utilization", "0.3", "--json"]) == 0
+    )
     answer = json.loads(capsys.readouterr().out)
     assert answer["utilisation"] == 0.3 and answer["target"]["devices"] == 2
     assert [row["width"] for row in answer["shapes"]] == [8, 12]

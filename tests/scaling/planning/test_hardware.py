@@ -32,9 +32,9 @@ def test_a_slice_has_the_speed_of_its_chips(name: str) -> None:
 
 def test_seconds_are_flops_over_peak_and_utilization() -> None:
     hardware = parse_hardware("gpu:a100-80gb:8")
-    assert hardware.seconds(8 * 312e12, "bfloat16", 8, utilization=0.5) == pytest.approx(
-        2.0
-    )
+    assert hardware.seconds(
+        8 * 312e12, "bfloat16", 8, utilization=0.5
+    ) == pytest.approx(2.0)
     assert hardware.seconds(8 * 312e12, "float32", 8, utilization=0.5) == pytest.approx(
         4.0
     )

@@ -11,7 +11,12 @@ import pytest
 from scaling import LoopConfig, Plan, grid_plan
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import trunk_steps
-from scaling.planning.timing import Timing, select_calibration_runs, estimate_plan_seconds, measure_step
+from scaling.planning.timing import (
+    Timing,
+    estimate_plan_seconds,
+    measure_step,
+    select_calibration_runs,
+)
 
 
 @pytest.fixture(scope="module")

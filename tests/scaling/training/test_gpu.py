@@ -217,5 +217,7 @@ def test_bytes_priced_beforehand_are_near_those_of_the_gpu(dtype: str) -> None:
         stats.output_size_in_bytes,
         -stats.alias_size_in_bytes,
     )
-    share = estimate_gpu_footprint(run, 1).total / (sum(parts) + stats.temp_size_in_bytes)
+    share = estimate_gpu_footprint(run, 1).total / (
+        sum(parts) + stats.temp_size_in_bytes
+    )
     assert 0.9 < share < (1.1 if dtype == "bfloat16" else 2.0)
