@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
+from experiments.frames import Frame
 from scaling.config import ModelConfig
 from scaling.model.transformer import Params, build_family
 
@@ -22,7 +23,7 @@ ROWS = 32  # windows at a time
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(
+def _score_block(
     config: ModelConfig, params: Params, windows_MxT1: Int[Array, "M T1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss in nats per token, and the share of targets that have the largest
@@ -34,14 +35,14 @@ def _scores(
     return losses.mean(), (logits.argmax(axis=-1) == targets).mean()
 
 
-def scores(
+def score_windows(
     config: ModelConfig, params: Params, windows_MxT1: np.ndarray
 ) -> tuple[float, float]:
     """(loss, accuracy) over all windows, whose number must be a multiple of `ROWS`."""
     blocks = windows_MxT1.reshape(-1, ROWS, windows_MxT1.shape[1])
     pairs = np.array(
         [
-            [float(x) for x in _scores(config, params, jnp.asarray(block))]
+            [float(x) for x in _score_block(config, params, jnp.asarray(block))]
             for block in blocks
         ]
     )
@@ -49,7 +50,7 @@ def scores(
     return float(loss), float(accuracy)
 
 
-def accuracies(evidence: Evidence) -> pd.DataFrame:
+def measure_accuracies(evidence: Evidence) -> Frame:
     """One row per saved state of the family: trunk, N, tokens, loss, accuracy."""
 
     def measure() -> list[dict[str, Any]]:
@@ -59,7 +60,7 @@ def accuracies(evidence: Evidence) -> pd.DataFrame:
             if params is None:
                 continue
             windows = evidence.heldout(run, 128 * run.model.context)
-            loss, accuracy = scores(
+            loss, accuracy = score_windows(
                 run.model, params, windows[: len(windows) // ROWS * ROWS]
             )
             tokens = run.branch_step * run.batch_tokens

@@ -23,7 +23,7 @@ from scaling.training.step import StepRates, get_executable
 VIRTUAL, STEPS, REPEATS = 4, 16, 5
 
 
-def measure() -> dict[str, Any]:
+def measure_devices() -> dict[str, Any]:
     """Losses of `STEPS` steps and tokens per second of `REPEATS` repetitions, on one
     device and on all.
     """
@@ -52,7 +52,7 @@ def measure() -> dict[str, Any]:
     return found
 
 
-def measure_apart() -> dict[str, Any]:
+def measure_in_new_process() -> dict[str, Any]:
     """`measure` in a process of its own; where there is only a CPU, on `VIRTUAL`
     devices that share it.
     """
@@ -70,4 +70,4 @@ def measure_apart() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    print(json.dumps(measure_devices()))

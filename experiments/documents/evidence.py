@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments.documents.grids import GRIDS, Size
+from experiments.frames import Frame
 from scaling import data
 from scaling.config import RunConfig
 from scaling.execution.sweep import sweep
@@ -26,8 +27,6 @@ from scaling.store.table import run_table
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.loop import saved
 from scaling.training.step import StepSpec, TrainState
-
-Frame = Any
 
 
 class Evidence:

@@ -104,7 +104,7 @@ FULL = dataclasses.replace(
 BASE_WIDTH = 32  # of every grid but the family
 
 
-def _run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
+def _make_run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
     """A run of the recipe at `BASE_WIDTH`, with changes by dotted path written with two
     underscores.
     """
@@ -122,35 +122,35 @@ def _run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
     )
 
 
-def family(size: Size) -> list[RunConfig]:
+def make_family_runs(size: Size) -> list[RunConfig]:
     """Widths x token budgets x seeds at depth 2."""
     return [
-        _run(size, tokens, seed, model__width=width)
+        _make_run(size, tokens, seed, model__width=width)
         for width in size.widths
         for seed in size.few_seeds
         for tokens in size.tokens
     ]
 
 
-def depths(size: Size) -> list[RunConfig]:
+def make_depth_runs(size: Size) -> list[RunConfig]:
     """Depths at fixed width and tokens."""
     tokens = size.tokens[1]
     return [
-        _run(size, tokens, seed, model__depth=depth)
+        _make_run(size, tokens, seed, model__depth=depth)
         for depth in size.depths
         for seed in size.few_seeds
     ]
 
 
-def optimizers(size: Size) -> list[RunConfig]:
+def make_optimizer_runs(size: Size) -> list[RunConfig]:
     """A grid of learning rates per optimiser, each around a centre of its own."""
     return [
-        _run(
+        _make_run(
             size,
             size.tokens[0],
             seed,
             optim__optimizer=method,
-            optim__lr=factor * _centre(method),
+            optim__lr=factor * _get_rate_center(method),
         )
         for method in METHODS
         for factor in size.spread
@@ -158,16 +158,16 @@ def optimizers(size: Size) -> list[RunConfig]:
     ]
 
 
-def _centre(method: str) -> float:
+def _get_rate_center(method: str) -> float:
     return SGD_FACTOR if method == "sgd" else 1.0
 
 
-def batches(size: Size) -> list[RunConfig]:
+def make_batch_runs(size: Size) -> list[RunConfig]:
     """Batch sizes x token budgets, each at three rates around one that grows as the
     root of the batch.
     """
     return [
-        _run(
+        _make_run(
             size,
             tokens,
             seed,
@@ -182,7 +182,7 @@ def batches(size: Size) -> list[RunConfig]:
     ]
 
 
-def repeats(size: Size) -> list[RunConfig]:
+def make_repeat_runs(size: Size) -> list[RunConfig]:
     """Epochs over little text at a constant rate, with and without each remedy: points
     along one trunk per arm.
     """
@@ -197,7 +197,7 @@ def repeats(size: Size) -> list[RunConfig]:
                     "optim__cooldown_fraction": 0.0,
                 }
                 runs.append(
-                    _run(
+                    _make_run(
                         size,
                         size.repeated * epochs,
                         seed,
@@ -209,12 +209,12 @@ def repeats(size: Size) -> list[RunConfig]:
     return runs
 
 
-def norms(size: Size) -> list[RunConfig]:
+def make_norm_runs(size: Size) -> list[RunConfig]:
     """A wide grid of learning rates with layer norm and without any norm, depth 4,
     gradients not clipped.
     """
     return [
-        _run(
+        _make_run(
             size,
             size.short,
             seed,
@@ -230,10 +230,10 @@ def norms(size: Size) -> list[RunConfig]:
     ]
 
 
-def schemes(size: Size) -> list[RunConfig]:
+def make_scheme_runs(size: Size) -> list[RunConfig]:
     """A wide grid of learning rates under each parametrisation, depth 4."""
     return [
-        _run(
+        _make_run(
             size,
             size.short,
             seed,
@@ -248,12 +248,17 @@ def schemes(size: Size) -> list[RunConfig]:
 
 
 GRIDS: dict[str, Callable[[Size], list[RunConfig]]] = {
-    grid.__name__: grid
-    for grid in (family, depths, optimizers, batches, repeats, norms, schemes)
+    "family": make_family_runs,
+    "depths": make_depth_runs,
+    "optimizers": make_optimizer_runs,
+    "batches": make_batch_runs,
+    "repeats": make_repeat_runs,
+    "norms": make_norm_runs,
+    "schemes": make_scheme_runs,
 }
 
 
-def arm_of(run: RunConfig, size: Size) -> str:
+def find_arm(run: RunConfig, size: Size) -> str:
     """The remedy of a run of `repeats`."""
     if run.model.dropout:
         return "dropout 0.2"

@@ -28,12 +28,12 @@ import jinja2
 import tyro
 
 from analysis.report.html import inline_svg
-from experiments.documents import (
+from experiments.documents.claims import (
+    activations,
     arithmetic,
     distributed,
-    laws,
-    recipes,
-    signals,
+    recipe,
+    scale,
     unit_scaling,
 )
 from experiments.documents.evidence import Evidence
@@ -43,7 +43,7 @@ from scaling.cli.output import print_plan
 from scaling.config import ConfigError
 from scaling.execution.sweep import unfinished
 
-MODULES = (laws, signals, distributed, recipes, unit_scaling, arithmetic)
+MODULES = (scale, activations, distributed, recipe, unit_scaling, arithmetic)
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
     for claim in sorted(
@@ -95,7 +95,7 @@ class Documents:
                 )
 
 
-def examine(args: Documents) -> list[Result]:
+def examine_claims(args: Documents) -> list[Result]:
     """Train what the claims need and decide each; progress goes to standard error."""
     evidence = Evidence(FULL if args.full else QUICK, args.out, args.workers)
     claims = [CLAIMS[name] for name in dict.fromkeys(args.claims)]
@@ -130,7 +130,7 @@ def examine(args: Documents) -> list[Result]:
     return results
 
 
-def plain(result: Result) -> dict[str, Any]:
+def to_json_data(result: Result) -> dict[str, Any]:
     """A result as JSON data; a number that is not finite is null."""
     numbers = {
         name: {
@@ -151,14 +151,14 @@ def plain(result: Result) -> dict[str, Any]:
     }
 
 
-def write(results: Sequence[Result], size: str, out: Path) -> Path:
+def write_report(results: Sequence[Result], size: str, out: Path) -> Path:
     """Write `claims.json` and the page; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     pending = [
         {"id": i, "documents": d, "statement": s, "verdict": PENDING}
         for i, (d, s) in WAITING.items()
     ]
-    content = {"size": size, "claims": [*map(plain, results), *pending]}
+    content = {"size": size, "claims": [*map(to_json_data, results), *pending]}
     (out / "claims.json").write_text(
         json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -183,7 +183,7 @@ def write(results: Sequence[Result], size: str, out: Path) -> Path:
     return out / "report.html"
 
 
-def show(results: Sequence[Result]) -> None:
+def print_verdicts(results: Sequence[Result]) -> None:
     """The table of verdicts on standard output."""
     rows = [
         (r.claim.id, r.claim.documents, r.claim.short, r.verdict, r.headline)
@@ -212,9 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.cli(
         Documents, args=argv, prog="scaling reproduce documents", description=__doc__
     )
-    results = examine(args)
-    show(results)
-    print(write(results, "full" if args.full else "quick", args.out))
+    results = examine_claims(args)
+    print_verdicts(results)
+    print(write_report(results, "full" if args.full else "quick", args.out))
     return 0
 
 

@@ -42,7 +42,7 @@ class Estimate:
         """Whether the number lies between two bounds; None where the interval contains
         one of them.
         """
-        return every(self.above(low), self.below(high))
+        return all_hold(self.above(low), self.below(high))
 
     @property
     def interval(self) -> str:
@@ -70,7 +70,7 @@ Numbers = Mapping[str, Estimate]
 Row = dict[str, str]
 
 
-def exact(value: float) -> Estimate:
+def make_exact(value: float) -> Estimate:
     """A number without an interval."""
     return Estimate(float(value), float(value), float(value))
 
@@ -80,19 +80,19 @@ def negate(answer: bool | None) -> bool | None:
     return None if answer is None else not answer
 
 
-def every(*answers: bool | None) -> bool | None:
+def all_hold(*answers: bool | None) -> bool | None:
     """All of them: one False decides, else one None leaves it open."""
     return (
         False if any(a is False for a in answers) else None if None in answers else True
     )
 
 
-def some(*answers: bool | None) -> bool | None:
+def any_holds(*answers: bool | None) -> bool | None:
     """Any of them: one True decides, else one None leaves it open."""
-    return negate(every(*(negate(a) for a in answers)))
+    return negate(all_hold(*(negate(a) for a in answers)))
 
 
-def verdict(answer: bool | None) -> str:
+def name_verdict(answer: bool | None) -> str:
     """The verdict of a rule's answer."""
     return {True: SUPPORTED, False: REFUTED, None: UNDECIDED}[answer]
 

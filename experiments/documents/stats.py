@@ -14,19 +14,21 @@ LEVEL = 0.95
 DRAWS = 2000
 
 
-def _about(value: float, error: float, dof: float) -> Estimate:
+def _make_interval(value: float, error: float, dof: float) -> Estimate:
     half = error * float(stats.t.ppf(0.5 + LEVEL / 2, dof)) if dof > 0 else np.inf
     return Estimate(float(value), float(value - half), float(value + half))
 
 
-def mean(values: Any) -> Estimate:
+def estimate_mean(values: Any) -> Estimate:
     """Mean of independent values; one value alone has no interval, so an infinite one."""
     values = np.asarray(values, float)
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.inf
-    return _about(values.mean(), error if np.isfinite(error) else 0.0, len(values) - 1)
+    return _make_interval(
+        values.mean(), error if np.isfinite(error) else 0.0, len(values) - 1
+    )
 
 
-def pooled(value: float, groups: Sequence[Any], weight: float) -> Estimate:
+def estimate_contrast(value: float, groups: Sequence[Any], weight: float) -> Estimate:
     """A contrast of group means with the variance pooled over all groups.
 
     weight: sum over the contrast's groups of coefficient^2 / group size.
@@ -34,10 +36,12 @@ def pooled(value: float, groups: Sequence[Any], weight: float) -> Estimate:
     groups = [np.asarray(g, float) for g in groups]
     dof = sum(len(g) - 1 for g in groups)
     square = sum(float(np.square(g - g.mean()).sum()) for g in groups)
-    return _about(value, float(np.sqrt(square / dof * weight)) if dof else 0.0, dof)
+    return _make_interval(
+        value, float(np.sqrt(square / dof * weight)) if dof else 0.0, dof
+    )
 
 
-def slopes(y: Any, *x: Any) -> list[Estimate]:
+def fit_slopes(y: Any, *x: Any) -> list[Estimate]:
     """Least squares of y on a constant and the columns x: one coefficient per column.
 
     The residuals hold the scatter between runs and whatever of the curve the columns do
@@ -51,10 +55,12 @@ def slopes(y: Any, *x: Any) -> list[Estimate]:
     dof = len(y) - X.shape[1]
     variance = float(np.square(y - X @ beta).sum()) / dof if dof > 0 else 0.0
     errors = np.sqrt(np.diag(variance * np.linalg.pinv(X.T @ X)))
-    return [_about(b, e, dof) for b, e in zip(beta[1:], errors[1:], strict=True)]
+    return [
+        _make_interval(b, e, dof) for b, e in zip(beta[1:], errors[1:], strict=True)
+    ]
 
 
-def resampled(
+def estimate_by_resampling(
     units: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
 ) -> Estimate:
     """A statistic of independent units with its percentile interval over resamples of

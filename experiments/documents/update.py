@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.documents.grids import Size, optimizers
+from experiments.documents.grids import Size, make_optimizer_runs
 from scaling import data
 from scaling.config import RunConfig
 from scaling.model.transformer import build_family
@@ -25,7 +25,7 @@ RATES = {LITERAL: (1.0, 10.0, 100.0, 1000.0), SUBTRACTED: (0.03, 0.1, 0.3, 1.0)}
 CHUNK = 50  # steps per dispatch
 
 
-def literal(subtract: bool = False) -> optax.GradientTransformationExtraArgs:
+def make_update_rule(subtract: bool = False) -> optax.GradientTransformationExtraArgs:
     """w <- w * (rate * g / |g|), or with `subtract` w <- w - rate * g / |g|; |.| over
     each tensor. Takes no decay.
     """
@@ -44,11 +44,13 @@ def literal(subtract: bool = False) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def train(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[float]:
+def train_at_rates(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[float]:
     """Held-out loss in nats per token at each peak rate, under the run's model, data,
     steps and schedule.
     """
-    recipe = StepSpec(build_family(run.model), literal(arm == SUBTRACTED), 1, None)
+    recipe = StepSpec(
+        build_family(run.model), make_update_rule(arm == SUBTRACTED), 1, None
+    )
     strategy = choose_strategy("single", run.optim.batch_size)
     chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
     evaluate = strategy.compile_evaluation(
@@ -81,7 +83,11 @@ def train_all(size: Size) -> list[dict[str, Any]]:
     """Both forms over their rates and seeds, in the setting of the optimisers' grid;
     None: not a finite loss.
     """
-    runs = {run.seed: run for run in optimizers(size) if run.optim.optimizer == "sgd"}
+    runs = {
+        run.seed: run
+        for run in make_optimizer_runs(size)
+        if run.optim.optimizer == "sgd"
+    }
     return [
         {
             "arm": arm,
@@ -91,5 +97,5 @@ def train_all(size: Size) -> list[dict[str, Any]]:
         }
         for arm, rates in RATES.items()
         for seed, run in runs.items()
-        for rate, loss in zip(rates, train(run, arm, rates), strict=True)
+        for rate, loss in zip(rates, train_at_rates(run, arm, rates), strict=True)
     ]

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import analysis
 from analysis import Fit, Runs, fit, load_runs
+from experiments.frames import Frame
 
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
 Data = Callable[[str], Path]  # file name -> where it is
 POWER = analysis.monomial("loss", ("C",), "power_of_C")  # any quantity as A C^p_C
 REPRODUCED, BETTER, ROUNDED = (

@@ -16,18 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.documents import (
+from experiments.documents import grids, reproduce, update
+from experiments.documents.accuracy import measure_accuracies
+from experiments.documents.claims import (
+    activations,
     arithmetic,
     distributed,
-    grids,
-    laws,
-    recipes,
-    reproduce,
-    signals,
+    recipe,
+    scale,
     unit_scaling,
-    update,
 )
-from experiments.documents.accuracy import accuracies
 from experiments.documents.evidence import Evidence
 from experiments.documents.reproduce import CLAIMS, WAITING
 from experiments.documents.statement import (
@@ -39,11 +37,11 @@ from experiments.documents.statement import (
     Estimate,
     Finding,
     Result,
-    every,
-    exact,
-    some,
+    all_hold,
+    any_holds,
+    make_exact,
 )
-from experiments.documents.stats import mean, slopes
+from experiments.documents.stats import estimate_mean, fit_slopes
 from scaling.cli.main import main
 from scaling.config import ConfigError
 from scaling.model.transformer import build_family
@@ -57,12 +55,12 @@ def _numbers(values: dict[str, Row]) -> dict[str, Estimate]:
 
 
 UP, DOWN, OPEN = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.0, -0.1, 0.1)
-S1 = (laws.ONE_OVER, laws.REDUCTION, laws.EXCESS)
-OVER = (signals.OVER_SHALLOW, signals.OVER_LAST)
-RESIDUALS = (signals.WITHOUT, signals.WITH)
-S6 = [f"gradient kept, {name}" for name in (signals.SCALED, signals.UNSCALED)]
+S1 = (scale.ONE_OVER, scale.REDUCTION, scale.EXCESS)
+OVER = (activations.OVER_SHALLOW, activations.OVER_LAST)
+RESIDUALS = (activations.WITHOUT, activations.WITH)
+S6 = [f"gradient kept, {name}" for name in (activations.SCALED, activations.UNSCALED)]
 S7 = (distributed.EQUAL, distributed.SPEED_UP, distributed.APART)
-S8 = (recipes.RATE, recipes.METHOD, recipes.BATCH)
+S8 = (recipe.RATE, recipe.METHOD, recipe.BATCH)
 ARMS = [arm for arm in grids.REMEDIES if arm != "none"]
 S12 = [
     f"fall of the {what} by {arm}" for what in ("held-out loss", "gap") for arm in ARMS
@@ -90,14 +88,14 @@ def _residuals(without: Row, kept: Row, octaves: Row) -> dict[str, Row]:
     names = [
         f"{what}, {s}, {n}"
         for what in OVER
-        for s in signals.SETTINGS.values()
+        for s in activations.SETTINGS.values()
         for n in RESIDUALS
     ]
-    changed = (f"{signals.OVER_SHALLOW}, no norm, {name}" for name in RESIDUALS)
+    changed = (f"{activations.OVER_SHALLOW}, no norm, {name}" for name in RESIDUALS)
     return (
         dict.fromkeys(names, OPEN)
         | _named(changed, without, kept)
-        | {signals.LAYER_NORM: octaves}
+        | {activations.LAYER_NORM: octaves}
     )
 
 
@@ -210,11 +208,11 @@ def test_each_rule_comes_out_either_way(name: str, verdict: str) -> None:
 
 
 def test_what_is_not_known_stays_open_unless_the_rest_decides() -> None:
-    assert every(True, None) is None and every(False, None) is False
-    assert some(True, None) is True and some(False, None) is None
+    assert all_hold(True, None) is None and all_hold(False, None) is False
+    assert any_holds(True, None) is True and any_holds(False, None) is None
     assert (
         Estimate(1.0, 0.5, 2.0).above(0.6) is None
-        and exact(1.0).within(0.5, 1.5) is True
+        and make_exact(1.0).within(0.5, 1.5) is True
     )
 
 
@@ -248,25 +246,27 @@ def _grid(
 
 
 def test_the_exponents_of_performance_are_recovered() -> None:
-    found = laws.performance_exponents(
+    found = scale.estimate_performance_exponents(
         _grid(lambda N, D: 1e-6 + 40 / N**0.4 * (1 + D**-0.5), 1e-3)
     )
-    assert found[laws.ONE_OVER].value == pytest.approx(0.4, abs=0.01)
-    assert found[laws.ONE_OVER].high < 0.5
+    assert found[scale.ONE_OVER].value == pytest.approx(0.4, abs=0.01)
+    assert found[scale.ONE_OVER].high < 0.5
 
 
 def test_the_trend_of_the_drops_has_the_sign_of_the_curvature() -> None:
-    shrinking, drops = laws.drop_trend(_grid(lambda N, D: 1 + 40 / N**0.4, 1e-4))
-    growing, _ = laws.drop_trend(_grid(lambda N, D: 4 - 1e-5 * N, 1e-4))
+    shrinking, drops = scale.estimate_drop_trend(
+        _grid(lambda N, D: 1 + 40 / N**0.4, 1e-4)
+    )
+    growing, _ = scale.estimate_drop_trend(_grid(lambda N, D: 4 - 1e-5 * N, 1e-4))
     assert shrinking.high < 0 < growing.low
     assert (np.diff(drops["drop"]) < 0).all()
 
 
 def test_the_data_exponent_and_the_price_are_recovered() -> None:
     table = _grid(lambda N, D: 9 * N**-0.1 * D**-0.2)
-    exponent, by_size = laws.data_exponent(table)
+    exponent, by_size = scale.estimate_data_exponent(table)
     assert exponent.value == pytest.approx(0.2) and len(by_size) == 18
-    price = laws.price(table)
+    price = scale.estimate_compute_exponents(table)
     assert price["exponent of time in FLOPs"].value == pytest.approx(0.8)
     assert price["exponent of loss in compute"].low > 0.05
 
@@ -280,15 +280,15 @@ def test_capacity_is_compared_at_equal_tokens() -> None:
             "loss": [3.0, 3.1, 2.9, 3.0, 2.8, 2.9],
         }
     )
-    found = laws.capacity(widths, depths)
+    found = scale.estimate_capacity_gains(widths, depths)
     assert found["fall per doubling of depth"].value == pytest.approx(0.1)
     assert found["fall per doubling of width"].value == pytest.approx(0.1)
 
 
 def test_concordance_counts_pairs() -> None:
     table = pd.DataFrame({"loss": [1.0, 2.0, 3.0], "accuracy": [0.9, 0.5, 0.7]})
-    assert laws.concordance([table]) == pytest.approx(2 / 3)
-    assert laws.concordance([table.assign(accuracy=-table["loss"])]) == 1.0
+    assert scale.measure_concordance([table]) == pytest.approx(2 / 3)
+    assert scale.measure_concordance([table.assign(accuracy=-table["loss"])]) == 1.0
 
 
 def test_the_critical_batch_is_recovered_from_a_hyperbola() -> None:
@@ -305,7 +305,7 @@ def test_the_critical_batch_is_recovered_from_a_hyperbola() -> None:
                     "seed": 0,
                 }
             )
-    B, examples, _ = recipes.critical_batch(pd.DataFrame(rows))
+    B, examples, _ = recipe.fit_critical_batch(pd.DataFrame(rows))
     assert pytest.approx(2000, rel=1e-3) == B
     np.testing.assert_allclose(examples["fitted"], examples["examples"], rtol=1e-6)
 
@@ -322,9 +322,11 @@ def test_spread_is_of_best_rates() -> None:
         for lr in (0.25, 1.0, 4.0)
         for seed in (0, 1)
     ]
-    found = recipes.spread(recipes.best_cells(pd.DataFrame(rows), "optimizer"))
+    found = recipe.measure_spread(
+        recipe.find_best_cells(pd.DataFrame(rows), "optimizer")
+    )
     assert found.value == pytest.approx(math.log(1.5), abs=1e-3) and found.low > 0.3
-    assert recipes.rate_cost(pd.DataFrame(rows)).value == pytest.approx(
+    assert recipe.measure_rate_cost(pd.DataFrame(rows)).value == pytest.approx(
         math.log(1.5), abs=1e-3
     )
 
@@ -336,26 +338,28 @@ def test_remedies_are_paired_by_seed() -> None:
             {"arm": arm, "seed": s, "heldout": 3.0 + s - 0.1 * i, "train": 1.0 + s}
             for s in range(3)
         ]
-    found = recipes.remedies(pd.DataFrame(rows))
+    found = recipe.measure_remedies(pd.DataFrame(rows))
     assert found[f"fall of the held-out loss by {ARMS[0]}"].low == pytest.approx(0.1)
     assert len(found) == 2 * len(ARMS)
 
 
 def test_trainable_octaves_interpolate_and_stop_at_the_grid() -> None:
     rates, inf = [1, 4, 16, 64], math.inf
-    assert signals.trainable_octaves(rates, [3.0, 2.0, 2.0, 3.0], 2.5) == pytest.approx(
-        1 + 2 + 1
-    )
-    assert signals.trainable_octaves(rates, [inf, 2.0, inf, 2.0], 2.5) == pytest.approx(
-        2
-    )
-    assert signals.trainable_octaves(rates, [2.0] * 4, 2.5) == pytest.approx(6)
-    assert signals.trainable_octaves(rates, [3.0] * 4, 2.5) == 0
+    assert activations.measure_trainable_octaves(
+        rates, [3.0, 2.0, 2.0, 3.0], 2.5
+    ) == pytest.approx(1 + 2 + 1)
+    assert activations.measure_trainable_octaves(
+        rates, [inf, 2.0, inf, 2.0], 2.5
+    ) == pytest.approx(2)
+    assert activations.measure_trainable_octaves(
+        rates, [2.0] * 4, 2.5
+    ) == pytest.approx(6)
+    assert activations.measure_trainable_octaves(rates, [3.0] * 4, 2.5) == 0
 
 
 def test_attention_is_healthy_only_with_the_scale() -> None:
     entropy = {
-        scale: float(signals.attention_health(64, scale, 0)[0])
+        scale: float(activations.measure_attention_health(64, scale, 0)[0])
         for scale in (1 / 8, 1.0)
     }
     assert entropy[1 / 8] > 0.8 > 0.3 > entropy[1.0]
@@ -363,7 +367,7 @@ def test_attention_is_healthy_only_with_the_scale() -> None:
 
 def test_seven_billion_parameters_exactly() -> None:
     finding = CLAIMS["S10"].experiment(None)
-    assert finding.numbers["parameters"] == exact(6_738_415_616)
+    assert finding.numbers["parameters"] == make_exact(6_738_415_616)
     assert CLAIMS["S10"].decide(finding.numbers) == REFUTED
 
 
@@ -394,7 +398,7 @@ def test_the_update_is_the_formula() -> None:
         (False, [[3 * 0.5 * 0.6, -2 * 0.5 * 0.8]]),
         (True, [[3 - 0.3, -2 - 0.4]]),
     ):
-        rule = update.literal(subtract)
+        rule = update.make_update_rule(subtract)
         moves, _ = rule.update(g, rule.init(w), w, rate=rate, decay=0.0)
         np.testing.assert_allclose(w["a"] + moves["a"], expected, rtol=1e-6)
 
@@ -402,7 +406,7 @@ def test_the_update_is_the_formula() -> None:
 def test_no_gradient_reaches_a_block_that_nothing_leads_to(make_model) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 17))
     config = make_model(depth=2, scan_layers="always", residual=False)
-    found = signals.block_gradients(
+    found = activations.compute_block_gradients(
         config, build_family(config).init(0), jnp.asarray(windows)
     )
     assert found.shape == (2,)
@@ -410,12 +414,12 @@ def test_no_gradient_reaches_a_block_that_nothing_leads_to(make_model) -> None:
 
 
 def test_statistics_cover_what_they_are_given() -> None:
-    assert mean([1.0, 1.0]) == Estimate(1.0, 1.0, 1.0)
-    low, high = (getattr(mean([0.0, 2.0]), end) for end in ("low", "high"))
+    assert estimate_mean([1.0, 1.0]) == Estimate(1.0, 1.0, 1.0)
+    low, high = (getattr(estimate_mean([0.0, 2.0]), end) for end in ("low", "high"))
     assert (low, high) == pytest.approx(
         (1 - 12.706, 1 + 12.706), abs=1e-3
     )  # t(1) at 97.5 %
-    line = slopes([1.0, 3.0, 5.0, 7.0], [0, 1, 2, 3])[0]
+    line = fit_slopes([1.0, 3.0, 5.0, 7.0], [0, 1, 2, 3])[0]
     assert line.value == pytest.approx(2) and line.high - line.low < 1e-9
 
 
@@ -429,7 +433,7 @@ def test_runs_are_shared_restored_and_measured_once(
     plan = evidence.plan(["family", "family"])
     assert len(plan) == 2
     evidence.train(plan)
-    table = accuracies(evidence)
+    table = measure_accuracies(evidence)
     assert len(table) == 2 and table["accuracy"].between(0, 1).all()
     assert evidence.measured("accuracy", lambda: pytest.fail("kept")) == table.to_dict(
         "records"
@@ -456,8 +460,10 @@ def _claim(**changes: Any) -> Claim:
 def test_the_page_escapes_and_loads_nothing(tmp_path) -> None:
     evil = "<script>alert(1)</script>"
     claim = _claim(statement=evil, short=evil, rule=evil, change=evil)
-    finding = Finding({evil: exact(math.inf)}, evil, table=[{evil: evil}])
-    page = reproduce.write([Result(claim, finding, 1.0)], "quick", tmp_path).read_text()
+    finding = Finding({evil: make_exact(math.inf)}, evil, table=[{evil: evil}])
+    page = reproduce.write_report(
+        [Result(claim, finding, 1.0)], "quick", tmp_path
+    ).read_text()
     assert "<script" not in page and page.count("&lt;script&gt;") >= 8
     assert "default-src 'none'" in page and not re.search(r"(src|href)=.http", page)
     written = json.loads((tmp_path / "claims.json").read_text())

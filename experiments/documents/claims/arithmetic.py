@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.documents.evidence import Evidence
-from experiments.documents.statement import Claim, Finding, Numbers, Row, exact, verdict
+from experiments.documents.statement import (
+    Claim,
+    Finding,
+    Numbers,
+    Row,
+    make_exact,
+    name_verdict,
+)
 from scaling.config import ModelConfig
 from scaling.model.flops import count_parameters
 
@@ -28,7 +35,7 @@ SEVEN_B = ModelConfig(
 )
 
 
-def _s10(evidence: Evidence) -> Finding:
+def _examine_s10(evidence: Evidence) -> Finding:
     counts = count_parameters(SEVEN_B)
     block = counts.n_matmul - SEVEN_B.vocab * SEVEN_B.width
     table = SEVEN_B.vocab * SEVEN_B.width
@@ -41,7 +48,7 @@ def _s10(evidence: Evidence) -> Finding:
         "said": int(SAID_PARAMETERS),
     }
     return Finding(
-        {"parameters": exact(counts.n_total)},
+        {"parameters": make_exact(counts.n_total)},
         f"Width {SEVEN_B.width}, {SEVEN_B.depth} layers, {SEVEN_B.n_heads} heads, gated feed-forward of "
         f"{SEVEN_B.d_ff:,}, vocabulary {SEVEN_B.vocab:,}, RMSNorm, head not tied. The count is the one that the "
         f"library uses everywhere. Said is {SAID_PARAMETERS / counts.n_total:.0f} times as much: the B of 7B is 10^9.",
@@ -54,7 +61,7 @@ def _s10(evidence: Evidence) -> Finding:
 
 def _decide_s10(n: Numbers) -> str:
     rounded = float(f"{n['parameters'].value:.0e}")
-    return verdict(rounded == SAID_PARAMETERS)
+    return name_verdict(rounded == SAID_PARAMETERS)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ def worked_examples() -> list[Example]:
     return [*_softmax(), *_forward(), *_unit()]
 
 
-def _s16(evidence: Evidence) -> Finding:
+def _examine_s16(evidence: Evidence) -> Finding:
     examples = worked_examples()
     right = sum(one.agrees for one in examples)
     rows: list[Row] = [
@@ -145,7 +152,7 @@ def _s16(evidence: Evidence) -> Finding:
         for one in examples
     ]
     return Finding(
-        {"share of printed numbers that agree": exact(right / len(examples))},
+        {"share of printed numbers that agree": make_exact(right / len(examples))},
         f"{right} of {len(examples)} printed numbers agree to the digits printed. Softmax does not change when all "
         "logits of a row are shifted, so that all five rows are the same, whatever the middle ones begin with; and a "
         "row of softmax sums to 1, the rows said to between 2 and 4. The loss is "
@@ -156,7 +163,7 @@ def _s16(evidence: Evidence) -> Finding:
 
 
 def _decide_s16(n: Numbers) -> str:
-    return verdict(n["share of printed numbers that agree"].value == 1.0)
+    return name_verdict(n["share of printed numbers that agree"].value == 1.0)
 
 
 CLAIMS = (
@@ -168,7 +175,7 @@ CLAIMS = (
         "Supported if the exact count of a 7B-class configuration, rounded to one digit, is 700 billion; else refuted.",
         _decide_s10,
         "Nothing but another architecture by that name: the count is exact.",
-        _s10,
+        _examine_s10,
     ),
     Claim(
         "S16",
@@ -178,6 +185,6 @@ CLAIMS = (
         "Supported if every printed number is what the printed inputs give, to the digits printed; else refuted.",
         _decide_s16,
         "Other inputs than those printed: the arithmetic is exact.",
-        _s16,
+        _examine_s16,
     ),
 )
