@@ -19,7 +19,7 @@ from analysis.decisions.frontier import (
     other_variables,
 )
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.fit import Fit
+from analysis.fitting.result import Fit
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pandas as pd
 from analysis.decisions.allocate import counted_flops_per_token
 from analysis.decisions.frontier import Frontier, Params, frontier, interval
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
+from analysis.fitting.result import Fit
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from analysis.fitting.result import Fit
 from analysis.laws.base import Law
 from analysis.laws.library import get_law
 from analysis.table.readers import json_object
-
-if TYPE_CHECKING:
-    from analysis.fitting.fit import Fit
 
 FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
 CONVERGED = (

@@ -5,15 +5,12 @@ intervals and ridges follow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.fitting.certify import threshold
+from analysis.fitting.result import Fit
 from analysis.laws.base import Binding
-
-if TYPE_CHECKING:
-    from analysis.fitting.fit import Fit
 
 POINTS = 33  # across the range, and as many about the estimate
 

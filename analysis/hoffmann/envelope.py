@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting.bootstrap import unit_counts
-from analysis.fitting.fit import trunk_names
+from analysis.fitting.fit import name_trunks
 from analysis.hoffmann.isoflop import PowerLaws, fit_lines, size_text
 from analysis.table.runs import Runs, load_runs
 
@@ -168,7 +168,7 @@ def curve_labels(table: pd.DataFrame) -> tuple[np.ndarray, str]:
     if "trunk" not in table.columns:
         return sizes.to_numpy(object), "size"
     own = (
-        sizes + " of trunk " + pd.Series(trunk_names(table.loc[:, "trunk"]).astype(str))
+        sizes + " of trunk " + pd.Series(name_trunks(table.loc[:, "trunk"]).astype(str))
     )
     shared = own.duplicated(keep=False).to_numpy(bool)
     return np.where(shared, own, sizes).astype(

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting.bootstrap import quantiles, unit_counts
-from analysis.fitting.fit import trunk_names
+from analysis.fitting.fit import name_trunks
 from analysis.table.runs import Runs, load_runs
 
 MIN_SIZES = 4  # three sizes always lie on a parabola: nothing would be left to check it
@@ -170,7 +170,7 @@ def isoflop(
         )
     unit = "trunk" if "trunk" in table.columns else "row"
     names = (
-        trunk_names(table.loc[:, "trunk"]) if unit == "trunk" else np.arange(len(table))
+        name_trunks(table.loc[:, "trunk"]) if unit == "trunk" else np.arange(len(table))
     )
     labels = pd.Series(
         np.unique(names.astype(str), return_inverse=True)[1], index=table.index

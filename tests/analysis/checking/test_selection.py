@@ -30,7 +30,9 @@ from analysis import (
 from analysis.checking.audit import Audit
 from analysis.checking.audit import _predicted as left_out_rows
 from analysis.checking.selection import Selection, holdout_masks, log_errors
-from analysis.fitting.fit import Certificate, Fit, Protocol
+from analysis.fitting.certify import Certificate
+from analysis.fitting.protocol import Protocol
+from analysis.fitting.result import Fit
 from analysis.laws.library import LAWS
 from analysis.plots.style import HoverPoints
 from analysis.table.runs import Runs

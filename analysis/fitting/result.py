@@ -1,0 +1,309 @@
+"""Fit: a fitted law as plain data, and the solver that belongs to it.
+
+`bootstrap` and `profile` import this module alone, not the function that makes a fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.fitting.certify import Certificate
+from analysis.fitting.protocol import Protocol, row_scales
+from analysis.laws.base import Binding, Law, bind
+from analysis.laws.library import get_law
+from analysis.table.readers import json_object
+
+if TYPE_CHECKING:
+    from analysis.fitting.bootstrap import Bootstrap
+    from analysis.fitting.newton import Data
+    from analysis.fitting.profile import Profile
+    from analysis.fitting.solver import Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law as plain data.
+
+    Attributes:
+        params: every parameter of the law at full precision, fixed and tied ones
+        included.
+        free: names of the free parameters, the order of `covariance`.
+        covariance: [P, P] robust (sandwich) covariance of the free parameters.
+        objective: sum over rows of weight * rho(residual); without the prior's part.
+        residuals: [n] log prediction - log loss (or prediction - loss), over the
+        noise's scale.
+        data: the fitted columns, [n] each: the law's variables and target, weight,
+        loss_se and trunk where known.
+    """
+
+    law: Law
+    protocol: Protocol
+    params: dict[str, float]
+    free: tuple[str, ...]
+    covariance: np.ndarray
+    objective: float
+    certificate: Certificate
+    residuals: np.ndarray
+    data: dict[str, np.ndarray]
+
+    def predict(self, **x: Any) -> Any:
+        """The law's target, loss in nats per token, at N=, D=, ...; arguments
+        broadcast, a scalar query gives a float.
+
+        Raises:
+            ValueError: a variable of the law is missing or not positive.
+        """
+        out = self.law.predict(self.params, **x)
+        return float(out) if out.ndim == 0 else out
+
+    @property
+    def standard_errors(self) -> dict[str, float]:
+        """Square roots of the covariance's diagonal, by parameter."""
+        return dict(
+            zip(self.free, np.sqrt(np.diag(self.covariance)).tolist(), strict=True)
+        )
+
+    def derived(self) -> dict[str, float]:
+        """The law's derived quantities, such as a = beta / (alpha + beta)."""
+        return {
+            name: float(function(self.params)) for name, function in self.law.derived
+        }
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        seed: int = 0,
+        unit: str | None = None,
+        method: str = "resample",
+    ) -> Bootstrap:
+        """Refit n resampled tables, each with a global search; see
+        `analysis.fitting.bootstrap.bootstrap`.
+        """
+        from analysis.fitting.bootstrap import bootstrap
+
+        return bootstrap(self, n, seed, unit, method)
+
+    def profile(self, name: str, level: float = 0.90) -> Profile:
+        """The objective along one parameter, all others refitted; see
+        `analysis.fitting.profile.profile`.
+        """
+        from analysis.fitting.profile import profile
+
+        return profile(self, name, level)
+
+    @property
+    def binding(self) -> Binding:
+        """The law with what is fixed and tied."""
+        return bind(self.law, self.protocol.fixed, self.protocol.tied)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """[n] relative scale of the noise of each row."""
+        return row_scales(self.protocol, self.law, self.data)
+
+    def solver(self) -> Solver:
+        """The solver of this fit's own law, rows and objective."""
+        return build_solver(self.binding, self.protocol, self.data, self.scale)
+
+    @property
+    def compute(self) -> np.ndarray:
+        """[n] training FLOPs of the fitted runs; 6 N D where the table has none.
+
+        Raises:
+            ValueError: neither is known.
+        """
+        if "C" in self.data:
+            return self.data["C"]
+        if {"N", "D"} <= set(self.data):
+            return 6 * self.data["N"] * self.data["D"]
+        raise ValueError(
+            f"the runs of {self.protocol.source} have no C, nor N and D; name its column when loading"
+        )
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The fit as JSON text, written to `path` when given; floats survive exactly."""
+        fields = {
+            "law": self.law.name,
+            "protocol": asdict(self.protocol),
+            "params": self.params,
+            "free": list(self.free),
+            "covariance": self.covariance.tolist(),
+            "objective": self.objective,
+            "certificate": asdict(self.certificate),
+            "residuals": self.residuals.tolist(),
+            "data": {name: values.tolist() for name, values in self.data.items()},
+        }
+        text = json.dumps(fields, indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path, law: Law | None = None) -> Fit:
+        """Read what `to_json` wrote: a path, or the text itself. `law` is needed for
+        one that is not registered.
+
+        Raises:
+            ValueError: the text is not a fit.
+        """
+        raw = json_object(source, "Fit.to_json")
+        missing = {"law", "protocol", "params", "data"} - set(raw)
+        if missing:
+            raise ValueError(
+                f"not a fit: {', '.join(sorted(missing))} missing; give what Fit.to_json wrote"
+            )
+        try:
+            return cls._from_fields(raw, law or get_law(raw["law"]))
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"not a fit ({type(error).__name__}: {error}); give what Fit.to_json wrote"
+            ) from None
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any], law: Law) -> Fit:
+        """The fit of the fields that `to_json` wrote: JSON has neither tuples nor
+        arrays, and older files lack some fields.
+        """
+        protocol = fields["protocol"]
+        protocol["excluded"] = tuple(
+            (int(row), str(reason)) for row, reason in protocol["excluded"]
+        )
+        protocol["notes"] = tuple(protocol["notes"])
+        protocol["prior"] = read_pairs(protocol.get("prior", {}))
+        certificate = fields["certificate"]
+        certificate["ridges"] = read_pairs(certificate.get("ridges", {}))
+        for name in ("not_identified", "at_bound", "weak"):
+            certificate[name] = tuple(certificate[name])
+        data = {}
+        for name, values in fields["data"].items():
+            data[name] = np.array(values, dtype=object if name == "trunk" else float)
+        count = len(fields["free"])
+        covariance = np.array(fields["covariance"], float).reshape(count, count)
+        return cls(
+            law=law,
+            protocol=Protocol(**protocol),
+            params=fields["params"],
+            free=tuple(fields["free"]),
+            covariance=covariance,
+            objective=fields["objective"],
+            certificate=Certificate(**certificate),
+            residuals=np.array(fields["residuals"], float),
+            data=data,
+        )
+
+    def __str__(self) -> str:
+        certificate = self.certificate
+        protocol = self.protocol
+        objective = protocol.objective
+        if protocol.delta is not None:
+            objective += f"(delta={protocol.delta:g})"
+        method = ", ".join(
+            [f"{objective} of {protocol.residual} loss", *protocol.options()]
+        )
+        columns = ", ".join(
+            f"{name}={protocol.columns.get(name, name)}" for name in self.law.variables
+        )
+        lines = [
+            f"{self.law.name}: {self.law.equation}",
+            f"  {protocol.n_rows} rows, {method}, objective {self.objective:.9g}; {columns}",
+        ]
+        errors = self.standard_errors
+        for name, value in self.params.items():
+            if name in protocol.fixed:
+                note = "fixed"
+            elif name in protocol.tied:
+                note = f"tied to {protocol.tied[name]}"
+            else:
+                note = f"± {errors[name]:.3g}"
+            lines.append(f"  {name:>8} {value:<12.6g} {note}")
+        for name, value in self.derived().items():
+            lines.append(f"  {name:>8} {value:<12.6g}")
+        lines.append(
+            f"  certificate: {'ok' if certificate.ok else 'NOT OK'}; "
+            f"scaled gradient {certificate.gradient:.1e}; "
+            f"{certificate.agree} of {certificate.starts} starts agree; "
+            f"condition {certificate.condition:.3g}; "
+            f"{certificate.degrees_of_freedom} degrees of freedom"
+        )
+        if certificate.not_identified:
+            lines.append(f"  not identified: {', '.join(certificate.not_identified)}")
+        if certificate.at_bound:
+            lines.append(f"  at a bound: {', '.join(certificate.at_bound)}")
+        if certificate.weak:
+            lines.append(
+                f"  standard error above the value: {', '.join(certificate.weak)}"
+            )
+        for name, (low, high) in certificate.ridges.items():
+            lines.append(
+                f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %): "
+                "no value can be named"
+            )
+        lines += [f"  note: {note}" for note in protocol.notes]
+        return "\n".join(lines)
+
+
+def read_pairs(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Pairs of numbers by name, from the lists that JSON has for them."""
+    return {name: (float(first), float(last)) for name, (first, last) in values.items()}
+
+
+def build_solver(
+    binding: Binding,
+    protocol: Protocol,
+    data: Mapping[str, np.ndarray],
+    scale: np.ndarray,
+) -> Solver:
+    """The solver of a law for these rows and this objective.
+
+    Args:
+        data: the columns of the rows, [n] each.
+        scale: [n] relative scale of the noise of each row.
+    """
+    # JAX is imported when a fit is made, not with the package.
+    from analysis.fitting.newton import Data
+    from analysis.fitting.solver import Solver
+
+    solver_data = Data(
+        x={name: data[name] for name in binding.law.variables},
+        loss=data[binding.law.target],
+        fixed=protocol.fixed,
+        delta=protocol.threshold,
+        log=protocol.residual == "log",
+        quantile=protocol.quantile,
+        scale=scale if np.ptp(scale) > 0 else None,
+        weight=data.get("weight"),
+    )
+    prior = transform_prior(
+        binding, solver_data, protocol.prior, protocol.prior_variance
+    )
+    return Solver(binding, replace(solver_data, prior=prior))
+
+
+def transform_prior(
+    binding: Binding,
+    data: Data,
+    prior: Mapping[str, tuple[float, float]],
+    variance: float,
+) -> dict[str, tuple[float, float]]:
+    """Mean and precision of each prior in the solver's coordinates.
+
+    The solver moves along the logarithm of some parameters; the delta method gives the
+    precision there.
+
+    Args:
+        prior: parameter -> (mean, standard deviation), in the parameter's own unit.
+        variance: of the noise, in units of which the precision counts.
+    """
+    found = {name: (mean, variance / sd**2) for name, (mean, sd) in prior.items()}
+    for entry in binding.nonlinear:
+        if entry.log and entry.name in prior:
+            mean, sd = prior[entry.name]
+            log_mean = float(np.log(mean / data.unit(entry)))
+            found[entry.name] = (log_mean, variance * (mean / sd) ** 2)
+    return found
