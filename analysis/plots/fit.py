@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -63,8 +64,8 @@ __all__ = [
     "save_figure",
 ]
 
-SAME_SIZE = 1.01  # neighbouring N closer than this are one model size
-MAX_LEGEND = 10  # more sizes or budgets than this get a color bar instead of a line each in the key
+SAME_SIZE = 1.01  # neighbors in N closer than this factor are one model size
+MAX_LEGEND = 10  # more sizes or budgets get a color bar instead of a key
 FAR = 3  # a minimum further outside its sizes than this factor is named, not drawn
 MAX_NAMED = 6  # more minima left out than this are not named one by one
 BUDGET_MARKERS = MARKERS.replace("D", "")  # diamonds are minima
@@ -112,7 +113,10 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
         "linewidth": 1.4,
         "label": "lowest measured loss",
     }
-    handles = ax.plot(lowest["C"], lowest["loss"], zorder=4, gid="envelope", **envelope)
+    handles: list[Artist] = []
+    handles += ax.plot(
+        lowest["C"], lowest["loss"], zorder=4, gid="envelope", **envelope
+    )
     if fit is not None and set(fit.law.variables) == {"N", "D"}:
         C = np.geomspace(table["C"].min(), 1.3 * table["C"].max(), 30)
         per_token = counted_flops_per_token(fit)
@@ -129,7 +133,7 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
 
 @use_style
 def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
-    """Loss against N at each budget, with its parabola and its minimum.
+    """Draw the loss over N at each budget, with a parabola and its minimum.
 
     Filled diamonds are the minima that approach 2 uses. Hollow ones are left out, and the
     reason is printed below. Runs that `isoflop` did not use are small and gray.
@@ -145,9 +149,9 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     other: pd.DataFrame = runs.table[
         ~runs.table["source_row"].isin(isoflop.runs["source_row"])
     ]
-    handles: list[Any] = (
-        [draw_background_runs(ax, other, "N", "run not used")] if len(other) else []
-    )
+    handles: list[Artist] = []
+    if len(other):
+        handles.append(draw_background_runs(ax, other, "N", "run not used"))
     handles += _draw_budgets(ax, minima, isoflop, named=len(notes) <= MAX_NAMED)
     used = minima[minima["used"]]
     ax.plot(used["N"], used["loss"], color=GRAY, linestyle=":", zorder=1, gid="optima")
@@ -156,9 +160,8 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     ax.margins(x=0.08, y=0.09)
     title = "IsoFLOP profiles: too few minima for a power law"
     if np.isfinite(isoflop.a):
-        interval = "90 % interval {:.3f} to {:.3f}".format(
-            *isoflop.interval("a", LEVEL)
-        )
+        low, high = isoflop.interval("a", LEVEL)
+        interval = f"90 % interval {low:.3f} to {high:.3f}"
         title = rf"Approach 2: N* grows as $C^{{\,{isoflop.a:.3f}}}$ ({interval})"
     ax.set(ylabel=LOSS, title=title)
     if len(minima) > MAX_LEGEND:
@@ -172,16 +175,15 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
 def plot_fit(
     runs: Runs | pd.DataFrame, fit: Fit, boot: Bootstrap | None = None
 ) -> Figure:
-    """The law's curves through the measured losses, and below them each run's residual
-    in percent.
+    """Draw the law and the measured losses, and below them each run's residual in
+    percent.
 
-    One curve per model size for a law of N and D, one curve for a law of one variable;
-    bands are the law's 90 % interval. Runs in the table that the fit has not seen are
-    hollow.
+    A law of N and D has one curve per model size, a law of one variable has one curve.
+    Bands are 90 % intervals of the law. Runs that took no part in the fit are hollow.
 
     Raises:
-        ValueError: the table lacks a variable of the law, or the law is none of a loss
-        in N, D and C.
+        ValueError: the table lacks a variable of the law, or the law does not give the
+            loss in N, D and C.
     """
     check_drawable(fit)
     runs = _load_runs(runs, *fit.law.variables)
@@ -193,9 +195,8 @@ def plot_fit(
     fig = make_figure(6.2)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
     if len(fit.law.variables) == 1:
-        draw_law(
-            top, fit, boot, {x: _make_grid(table[x])}, _make_grid(table[x]), VERMILLION
-        )
+        across = _make_grid(table[x])
+        draw_law(top, fit, boot, {x: across}, across, VERMILLION)
     for size in sizes:
         if len(fit.law.variables) > 1:
             across = _make_grid(size.rows[x])
@@ -205,8 +206,10 @@ def plot_fit(
     bottom.axhline(0, color=BLACK, linewidth=0.9, zorder=1)
     inside = table.loc[table["fitted"], "residual"]
     if len(inside):
+        rms = np.sqrt(np.mean(inside**2))
+        largest = inside.abs().max()
         bottom.set_title(
-            f"Residuals of the fitted runs: rms {np.sqrt(np.mean(inside**2)):.2g} %, largest {inside.abs().max():.2g} %"
+            f"Residuals of the fitted runs: rms {rms:.2g} %, largest {largest:.2g} %"
         )
     bottom.set(ylabel="Measured / law\nminus 1 (%)")
     bottom.yaxis.set_major_formatter(
@@ -216,21 +219,12 @@ def plot_fit(
     set_log_axis(top, "y", "loss")
     top.set(ylabel=LOSS)
     top.set_title("$L = " + re.sub(r"\^([\d.]+)", r"^{\1}", format_law(fit)) + "$")
-    band = (
-        [Patch(color=GRAY, alpha=0.35, linewidth=0, label="90 % interval")]
-        if boot is not None
-        else []
-    )
-    _add_key(
-        fig,
-        [top, bottom],
-        sizes,
-        [
-            Line2D([], [], color=GRAY, label="fitted law"),
-            *band,
-            *_make_hollow_key(table),
-        ],
-    )
+    handles: list[Artist] = [Line2D([], [], color=GRAY, label="fitted law")]
+    if boot is not None:
+        band = Patch(color=GRAY, alpha=0.35, linewidth=0, label="90 % interval")
+        handles.append(band)
+    handles += _make_hollow_key(table)
+    _add_key(fig, [top, bottom], sizes, handles)
     return fig
 
 
@@ -241,91 +235,92 @@ def find_fitted_rows(table: pd.DataFrame, fit: Fit | None) -> np.ndarray:
     """
     if fit is None:
         return np.ones(len(table), bool)
-    names = [
-        name
-        for name in ("N", "D", "C", "loss")
-        if name in fit.data and name in table.columns
-    ]
-    seen = set(
-        zip(
-            *(np.round(np.log(fit.data[name]), 9).tolist() for name in names),
-            strict=True,
-        )
-    )
-    rows = zip(
-        *(np.round(np.log(table[name].to_numpy(float)), 9).tolist() for name in names),
-        strict=True,
-    )
-    return np.array([row in seen for row in rows])
+    fitted_columns = []
+    table_columns = []
+    for name in ("N", "D", "C", "loss"):
+        if name in fit.data and name in table.columns:
+            fitted_columns.append(_round_logs(fit.data[name]))
+            table_columns.append(_round_logs(table[name].to_numpy(float)))
+    fitted = set(zip(*fitted_columns, strict=True))
+    rows = zip(*table_columns, strict=True)
+    return np.array([row in fitted for row in rows])
+
+
+def _round_logs(values: np.ndarray) -> list[float]:
+    """Logarithms to nine digits, so that rounding does not tell equal runs apart."""
+    return np.round(np.log(values), 9).tolist()
 
 
 def _load_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
-    runs = runs if isinstance(runs, Runs) else load_runs(runs)
+    """The runs as `Runs`.
+
+    Raises:
+        ValueError: the table lacks a needed column.
+    """
+    if not isinstance(runs, Runs):
+        runs = load_runs(runs)
     missing = [name for name in needed if name not in runs.table.columns]
     if missing:
         raise ValueError(
-            f"the figure needs {', '.join(missing)}, which {runs.source} lacks; name it in load_runs"
+            f"the figure needs {', '.join(missing)}, which {runs.source} lacks; name "
+            "its column in load_runs"
         )
     return runs
 
 
 def _label_x(ax: Axes, runs: Runs, x: str) -> None:
-    """Log axis of N, D or C with its unit, and the source column where a reader needs
-    it to know the convention.
+    """Make the x axis one of N, D or C, with its unit.
+
+    The label names the source column if that says which N it is, or if it is a formula.
     """
-    column = runs.columns.get(x, x)
     set_log_axis(ax, "x", "flops" if x == "C" else "count")
-    telling = column != x and (x == "N" or "*" in column)  # which N it is, or a formula
-    ax.set_xlabel(
-        f"{VARIABLE[x][:-1]}, {column})" if telling else VARIABLE[x], parse_math=False
-    )
+    column = runs.columns.get(x, x)
+    label = VARIABLE[x]
+    if column != x and (x == "N" or "*" in column):
+        label = f"{label.removesuffix(')')}, {column})"
+    ax.set_xlabel(label, parse_math=False)
 
 
 def _find_lowest(table: pd.DataFrame) -> np.ndarray:
     """[n] mask of the runs that have the lowest loss up to 1.1 times their compute."""
     ordered = table.sort_values("C")
-    C, best = ordered["C"].to_numpy(float), ordered["loss"].cummin().to_numpy(float)
+    C = ordered["C"].to_numpy(float)
+    best = ordered["loss"].cummin().to_numpy(float)
     last = np.searchsorted(C, 1.1 * table["C"].to_numpy(float), side="right") - 1
     return table["loss"].to_numpy(float) <= best[last]
 
 
 def _group_sizes(table: pd.DataFrame) -> list[_Size]:
-    """The rows by model size, smallest first; a single entry where N is unknown."""
+    """The rows by model size, smallest first; a single entry if N is unknown."""
     if "N" not in table.columns:
-        return [_Size(np.nan, table, BLUE, "o")]
+        return [_Size(N=np.nan, rows=table, color=BLUE, marker="o")]
     table = table.sort_values("N", kind="stable")
-    step = table["N"] > SAME_SIZE * table["N"].shift(fill_value=table["N"].iloc[0])
-    groups = [rows for _, rows in table.groupby(step.cumsum())]
+    previous = table["N"].shift(fill_value=table["N"].iloc[0])
+    is_next_size = table["N"] > SAME_SIZE * previous
+    groups = [rows for _, rows in table.groupby(is_next_size.cumsum())]
     N = [float(rows["N"].median()) for rows in groups]
+    colors: list[Any]
     if len(groups) > MAX_LEGEND:
-        return [
-            _Size(n, rows, SEQUENCE(LogNorm(N[0], N[-1])(n)), "o")
-            for n, rows in zip(N, groups, strict=True)
-        ]
-    looks = zip(N, groups, sample_colors(len(groups)), MARKERS, strict=False)
-    return [_Size(n, rows, color, marker) for n, rows, color, marker in looks]
+        scale = LogNorm(N[0], N[-1])
+        colors = [SEQUENCE(scale(n)) for n in N]
+        markers = "o" * len(groups)
+    else:
+        colors = list(sample_colors(len(groups)))
+        markers = MARKERS
+    sizes = []
+    for n, rows, color, marker in zip(N, groups, colors, markers, strict=False):
+        sizes.append(_Size(N=n, rows=rows, color=color, marker=marker))
+    return sizes
 
 
 def _draw_size(
     ax: Axes, size: _Size, x: str, y: str = "loss", line: bool = False
 ) -> None:
-    """One model size: a line along each trunk, filled markers for fitted runs, hollow
-    ones for the others.
+    """Draw one model size: filled markers for fitted runs, hollow ones for the others,
+    and a line along each trunk if asked.
     """
-    name = f"{y}-{size.N:.6g}"
     if line:
-        shared = "trunk" in size.rows.columns and size.rows["trunk"].duplicated().any()
-        for _, rows in size.rows.groupby("trunk" if shared else lambda _: 0):
-            rows = rows.sort_values(x)
-            ax.plot(
-                rows[x],
-                rows[y],
-                color=size.color,
-                linewidth=1,
-                alpha=0.8,
-                zorder=2,
-                gid=f"size-{size.N:.6g}",
-            )
+        _draw_lines(ax, size, x, y)
     for fitted, rows in size.rows.groupby("fitted"):
         draw_points(
             ax,
@@ -336,25 +331,44 @@ def _draw_size(
             marker=size.marker,
             zorder=3,
             mfc=size.color if fitted else "white",
-            gid=f"{name}-{'fitted' if fitted else 'other'}",
+            gid=f"{y}-{size.N:.6g}-{'fitted' if fitted else 'other'}",
+        )
+
+
+def _draw_lines(ax: Axes, size: _Size, x: str, y: str) -> None:
+    """One line along each trunk; one through all runs if none share a trunk."""
+    rows = size.rows
+    trunks = [rows]
+    if "trunk" in rows.columns and rows["trunk"].duplicated().any():
+        trunks = [runs for _, runs in rows.groupby("trunk")]
+    for trunk in trunks:
+        ordered = trunk.sort_values(x)
+        ax.plot(
+            ordered[x],
+            ordered[y],
+            color=size.color,
+            linewidth=1,
+            alpha=0.8,
+            zorder=2,
+            gid=f"size-{size.N:.6g}",
         )
 
 
 def _add_key(
-    fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Any]
+    fig: Figure, axes: list[Axes], sizes: list[_Size], handles: list[Artist]
 ) -> None:
-    """What lines and markers mean, beside the axes where it hides nothing."""
+    """Say what lines and markers mean, beside the axes, where the key hides nothing."""
     if len(sizes) > MAX_LEGEND:
-        _add_color_bar(
-            fig, axes, [size.N for size in sizes], VARIABLE["N"], "count", handles
-        )
+        N = [size.N for size in sizes]
+        _add_color_bar(fig, axes, N, VARIABLE["N"], "count", handles)
         return
     if len(sizes) > 1:
         handles = [*handles, Line2D([], [], linestyle="none", label="Model size N")]
-        handles += [
-            Line2D([], [], color=s.color, marker=s.marker, label=format_count(s.N))
-            for s in sizes
-        ]
+        for size in sizes:
+            label = format_count(size.N)
+            handles.append(
+                Line2D([], [], color=size.color, marker=size.marker, label=label)
+            )
     fig.legend(handles=handles, loc="outside right upper", alignment="left")
 
 
@@ -364,130 +378,129 @@ def _add_color_bar(
     values: Any,
     label: str,
     kind: str,
-    handles: list[Any],
+    handles: list[Artist],
 ) -> None:
     scale = ScalarMappable(LogNorm(min(values), max(values)), SEQUENCE)
     bar = fig.colorbar(scale, ax=axes, pad=0.02, aspect=30, label=label)
     set_log_axis(bar.ax, "y", kind)
-    axes[0].legend(
-        handles=handles, loc="upper right"
-    )  # losses fall with scale: this corner is the emptiest
+    # Losses fall with scale, so the upper right corner is empty.
+    axes[0].legend(handles=handles, loc="upper right")
 
 
-def _make_hollow_key(table: pd.DataFrame) -> list[Line2D]:
-    style: dict[str, Any] = {
-        "color": GRAY,
-        "marker": "o",
-        "mfc": "white",
-        "linestyle": "none",
-    }
-    return (
-        []
-        if table["fitted"].all()
-        else [Line2D([], [], label="not in the fit", **style)]
+def _make_hollow_key(table: pd.DataFrame) -> list[Artist]:
+    """The key's entry for runs that took no part in the fit, if there are any."""
+    if table["fitted"].all():
+        return []
+    handle = Line2D(
+        [],
+        [],
+        label="not in the fit",
+        color=GRAY,
+        marker="o",
+        mfc="white",
+        linestyle="none",
     )
+    return [handle]
 
 
 def _draw_budgets(
     ax: Axes, minima: pd.DataFrame, isoflop: IsoFlop, named: bool
-) -> list[Line2D]:
-    """Points, parabola and minimum of every budget; returns what the key shows."""
-    many, hollow = len(minima) > MAX_LEGEND, False
-    handles = []
+) -> list[Artist]:
+    """Draw points, parabola and minimum of every budget; returns the entries of the key.
+
+    Args:
+        named: write beside each minimum that is left out which budget it is.
+    """
+    is_crowded = len(minima) > MAX_LEGEND
+    colors = sample_colors(len(minima))
+    has_hollow = False
+    handles: list[Artist] = []
     for i, row in enumerate(minima.to_dict("records")):
-        rows: pd.DataFrame = isoflop.runs[isoflop.runs["group"] == row["budget"]]
-        look: dict[str, Any] = {
-            "color": sample_colors(len(minima))[i],
-            "marker": "o" if many else BUDGET_MARKERS[i],
-        }
-        size = 4 if many else 5
-        titles = describe_runs(rows)
+        rows = isoflop.runs[isoflop.runs["group"] == row["budget"]]
+        marker = "o" if is_crowded else BUDGET_MARKERS[i]
         draw_points(
             ax,
             rows["N"],
             rows["loss"],
-            titles,
+            describe_runs(rows),
+            color=colors[i],
+            marker=marker,
+            markersize=4 if is_crowded else 5,
             zorder=3,
-            markersize=size,
             gid=f"budget-{i}",
-            **look,
         )
-        hollow |= _draw_parabola(ax, row, look["color"], named)
-        handles += (
-            []
-            if many
-            else [Line2D([], [], label=f"{format_flops(row['budget'])} FLOPs", **look)]
-        )
+        has_hollow |= _draw_parabola(ax, row, colors[i], named)
+        if not is_crowded:
+            label = f"{format_flops(row['budget'])} FLOPs"
+            handles.append(Line2D([], [], color=colors[i], marker=marker, label=label))
     handles.append(Line2D([], [], label="minimum", **VERTEX))
-    return handles + (
-        [Line2D([], [], label="minimum, left out", mfc="white", **VERTEX)]
-        if hollow
-        else []
-    )
+    if has_hollow:
+        hollow = Line2D([], [], label="minimum, left out", mfc="white", **VERTEX)
+        handles.append(hollow)
+    return handles
 
 
 def _draw_parabola(ax: Axes, row: Mapping[Any, Any], color: Any, named: bool) -> bool:
-    """A budget's parabola, dashed on to a minimum outside its sizes, and the minimum;
-    whether that is hollow.
+    """Draw a budget's parabola and its minimum; returns whether a hollow minimum was
+    drawn.
+
+    A minimum outside the budget's sizes is hollow, and the parabola continues to it in
+    dashes. One that is further out than a factor `FAR` is not drawn.
     """
 
-    def curve(low: float, high: float, **style: Any) -> None:
+    def draw_part(low: float, high: float, **style: Any) -> None:
         u = np.linspace(np.log(low), np.log(high), 50) - row["center"]
         loss = row["c0"] + row["c1"] * u + row["c2"] * u**2
         ax.plot(np.exp(u + row["center"]), loss, color=color, zorder=2, **style)
 
     if not np.isfinite(row["c2"]):
         return False  # too few sizes for a parabola
-    low, high = float(row["N_low"]), float(row["N_high"])
-    curve(low, high, gid=f"parabola-{row['budget']:.4g}")
+    N = row["N"]
+    low = float(row["N_low"])
+    high = float(row["N_high"])
+    draw_part(low, high, gid=f"parabola-{row['budget']:.4g}")
     if row["used"]:
-        ax.plot([row["N"]], [row["loss"]], gid="minimum-used", **VERTEX)
+        ax.plot([N], [row["loss"]], gid="minimum-used", **VERTEX)
         return False
-    if drawn := bool(low / FAR < row["N"] < high * FAR):
-        if not low <= row["N"] <= high:
-            curve(
-                *((row["N"], low) if row["N"] < low else (high, row["N"])),
-                linestyle=(0, (2, 2)),
-            )
-        ax.plot(
-            [row["N"]], [row["loss"]], gid="minimum-excluded", **VERTEX, mfc="white"
-        )
-        name = f"{format_flops(row['budget'])}: left out" if named else ""
-        ax.annotate(
-            name,
-            (row["N"], row["loss"]),
-            xytext=(0, -9),
-            va="top",
-            ha="center",
-            fontsize=8,
-            textcoords="offset points",
-        )
-    return drawn
+    if not low / FAR < N < high * FAR:
+        return False
+    dashes = (0, (2, 2))
+    if low > N:
+        draw_part(N, low, linestyle=dashes)
+    elif high < N:
+        draw_part(high, N, linestyle=dashes)
+    ax.plot([N], [row["loss"]], gid="minimum-excluded", **VERTEX, mfc="white")
+    ax.annotate(
+        f"{format_flops(row['budget'])}: left out" if named else "",
+        (N, row["loss"]),
+        xytext=(0, -9),
+        va="top",
+        ha="center",
+        fontsize=8,
+        textcoords="offset points",
+    )
+    return True
 
 
 def _explain_left_out(minima: pd.DataFrame) -> list[str]:
     """Lines that name the budgets without a usable minimum, and why."""
-    few = minima[~minima["used"] & (minima["n_sizes"] < MIN_SIZES)]
-    rest = minima[~minima["used"] & (minima["n_sizes"] >= MIN_SIZES)]
-    notes = [
-        f"{format_flops(row['budget'])} FLOPs left out: {row['reason']}"
-        for row in rest.to_dict("records")
-    ]
-    notes = [
-        *notes[:MAX_NAMED],
-        *([f"and {len(notes) - MAX_NAMED} more"] if len(notes) > MAX_NAMED else []),
-    ]
+    left_out = minima[~minima["used"]]
+    has_few = left_out["n_sizes"] < MIN_SIZES
+    notes = []
+    for row in left_out[~has_few].to_dict("records"):
+        notes.append(f"{format_flops(row['budget'])} FLOPs left out: {row['reason']}")
+    if len(notes) > MAX_NAMED:
+        notes = [*notes[:MAX_NAMED], f"and {len(notes) - MAX_NAMED} more"]
+    few = left_out.loc[has_few, "budget"]
     if len(few):
-        names = [format_flops(budget) for budget in few["budget"][:MAX_NAMED]]
-        more = f" and {len(few) - MAX_NAMED} more" if len(few) > MAX_NAMED else ""
-        notes.append(
-            f"{', '.join(names)}{more} FLOPs left out: fewer than {MIN_SIZES} sizes"
-        )
-    return [
-        part
-        for note in notes
-        for part in textwrap.wrap(note, 100, subsequent_indent="    ")
-    ]
+        names = ", ".join(format_flops(budget) for budget in few[:MAX_NAMED])
+        if len(few) > MAX_NAMED:
+            names += f" and {len(few) - MAX_NAMED} more"
+        notes.append(f"{names} FLOPs left out: fewer than {MIN_SIZES} sizes")
+    lines = []
+    for note in notes:
+        lines += textwrap.wrap(note, 100, subsequent_indent="    ")
+    return lines
 
 
 def _make_grid(values: Any) -> np.ndarray:
