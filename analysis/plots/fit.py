@@ -90,11 +90,11 @@ class _Size:
 
 @use_style
 def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
-    """Draw the loss over compute: one line per model size, the lowest measured losses, and
-    the compute-optimal frontier of the fit.
+    """Draw the loss over compute: one line per model size, the lowest measured losses,
+    and the compute-optimal frontier of the fit.
 
-    Runs that took no part in the fit are hollow. The frontier is drawn for laws of N and
-    D only, with the FLOPs per token of the runs.
+    Runs that took no part in the fit are hollow. The frontier is drawn for laws of N
+    and D only, with the FLOPs per token of the runs.
 
     Raises:
         ValueError: the table has no C.
@@ -135,8 +135,8 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
 def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     """Draw the loss over N at each budget, with a parabola and its minimum.
 
-    Filled diamonds are the minima that approach 2 uses. Hollow ones are left out, and the
-    reason is printed below. Runs that `isoflop` did not use are small and gray.
+    Filled diamonds are the minima that approach 2 uses. Hollow ones are left out, and
+    the reason is printed below. Runs that `isoflop` did not use are small and gray.
 
     Raises:
         ValueError: the table has no N.
@@ -406,7 +406,7 @@ def _make_hollow_key(table: pd.DataFrame) -> list[Artist]:
 def _draw_budgets(
     ax: Axes, minima: pd.DataFrame, isoflop: IsoFlop, named: bool
 ) -> list[Artist]:
-    """Draw points, parabola and minimum of every budget; returns the entries of the key.
+    """Draw points, parabola and minimum of each budget; returns the entries of the key.
 
     Args:
         named: write beside each minimum that is left out which budget it is.

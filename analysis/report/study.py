@@ -70,15 +70,14 @@ class Study:
             result[f"{name}_interval_90"] = list(self.boot.interval(name, LEVEL))
         errors = compute_relative_errors(self.holdout)
         result["holdout"] = list(self.holdout)
-        result["holdout_mean_abs_rel_error"] = (
-            float(errors.mean()) if len(errors) else None
-        )
-        result["holdout_max_abs_rel_error"] = (
-            float(errors.max()) if len(errors) else None
-        )
-        result["approaches"] = (
-            self.approaches.records() if self.approaches is not None else None
-        )
+        result["holdout_mean_abs_rel_error"] = None
+        result["holdout_max_abs_rel_error"] = None
+        if len(errors):
+            result["holdout_mean_abs_rel_error"] = float(errors.mean())
+            result["holdout_max_abs_rel_error"] = float(errors.max())
+        result["approaches"] = None
+        if self.approaches is not None:
+            result["approaches"] = self.approaches.records()
         result["notes"] = [*self.boot.notes, *self.notes]
         return result
 
@@ -102,9 +101,12 @@ def study_runs(
         NotIdentifiedError: the runs cannot identify the law.
         ValueError: no run is left, or nothing can be held out.
     """
-    runs = runs if isinstance(runs, Runs) else load_runs(runs)
+    if not isinstance(runs, Runs):
+        runs = load_runs(runs)
     held = select_held_out(runs, holdout)
-    fitted = runs.exclude(held, f"held out ({holdout})") if held.any() else runs
+    fitted = runs
+    if held.any():
+        fitted = runs.exclude(held, f"held out ({holdout})")
     fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
     curves, notes = _try_isoflop(fitted)
@@ -114,7 +116,15 @@ def study_runs(
         if {"a", "b"} <= set(fit.derived())
         else None
     )
-    return Study(runs, fit, boot, curves, predictions, notes, compared)
+    return Study(
+        runs=runs,
+        fit=fit,
+        boot=boot,
+        isoflop=curves,
+        holdout=predictions,
+        notes=notes,
+        approaches=compared,
+    )
 
 
 def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
@@ -129,14 +139,10 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     column = rule.removeprefix("largest_")
     table: pd.DataFrame = runs.table
     if column not in table or table[column].isna().all():
-        other = next(
-            (
-                f", or hold out 'largest_{name}'"
-                for name in ("C", "D", "N")
-                if name in table
-            ),
-            "",
-        )
+        other = ""
+        for name in ("N", "D", "C"):
+            if name in table:
+                other = f", or hold out 'largest_{name}'"
         raise ValueError(
             f"holdout = {rule!r}: the table has no {column}; name its column{other}"
         )
@@ -144,7 +150,8 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     held = values == np.nanmax(values)
     if held.all():
         raise ValueError(
-            f"holdout = {rule!r}: all {len(runs)} runs have the same {column}; nothing would be fitted"
+            f"holdout = {rule!r}: all {len(runs)} runs have the same {column}; nothing "
+            "would be fitted. Hold out by another column"
         )
     return held
 
@@ -152,9 +159,11 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
 def predict_runs(
     fit: Fit, boot: Bootstrap, table: pd.DataFrame
 ) -> tuple[dict[str, Any], ...]:
-    """Predicted beside measured loss (or the law's other target) of runs, with the 90 %
-    interval of one new run at each point; N, D or C are NaN where the table has
-    none."""
+    """Predict runs and compare with what was measured, the loss or the law's other target.
+
+    The interval is the 90 % interval of one new run. N, D or C is NaN if the table has no
+    such column.
+    """
     rows = []
     for number, row in enumerate(table.to_dict("records")):
         point = {name: float(row[name]) for name in fit.law.variables}

@@ -1,4 +1,4 @@
-"""What the command line prints: tables, plans and answers, for people or as JSON."""
+"""Print tables, plans and answers of the command line, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 def print_json(value: Any) -> None:
-    """Indented JSON on standard output; a number that is not finite is null, as JSON
-    has none.
-    """
+    """Print indented JSON. A number that is not finite becomes null, since JSON has none."""
     print(json.dumps(null_nonfinite(value), indent=1, allow_nan=False))
 
 
@@ -39,7 +37,7 @@ def to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def print_table(table: pd.DataFrame, as_json: bool) -> None:
-    """One row per line, or JSON records."""
+    """Print one row per line, or JSON records."""
     if as_json:
         print_json(to_records(table))
     else:
@@ -47,7 +45,7 @@ def print_table(table: pd.DataFrame, as_json: bool) -> None:
 
 
 def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """The columns of a run table that fit on a screen, and some more."""
+    """The columns of a run table that fit on a screen, and those in `also`."""
     names = [
         "run_id",
         "status",
@@ -70,7 +68,7 @@ def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.Dat
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
-    """A line per name, with its value or, side by side, its values."""
+    """Print a line per name, with its value or, in columns, its list of values."""
     rows = [
         (name, value if isinstance(value, list) else [value])
         for name, value in pairs.items()
@@ -88,7 +86,7 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
 
 
 def print_curve(history: pd.DataFrame) -> None:
-    """The learning curve of a run: training loss over tokens, both on logarithmic axes."""
+    """Print a run's training loss over tokens, both on logarithmic axes."""
     from scaling.cli.terminal_plot import draw_curve
 
     if not {"tokens", "loss"} <= set(history.columns):
@@ -109,7 +107,7 @@ def print_curve(history: pd.DataFrame) -> None:
 def print_plan(
     plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False
 ) -> None:
-    """Print a plan's table of runs, its refused rungs, its price and its estimated
+    """Print a plan's table of runs, the rejected sizes, its FLOPs and its estimated
     time.
     """
     from scaling.execution.sweep import estimate_seconds, prepare, unfinished
@@ -118,23 +116,26 @@ def print_plan(
     table = plan.table(facts["train_tokens"])
     seconds = estimate_seconds(plan, out, workers) if timing else None
     if as_json:
-        refused = [
-            {"width": run.model.width, "budget": run.budget, "reason": why}
-            for run, why in plan.refused
-        ]
-        print_json(
-            {
-                "runs": to_records(table),
-                "refused": refused,
-                "flops": plan.flops,
-                "seconds": seconds,
+        rejected = []
+        for run, reason in plan.refused:
+            entry = {
+                "width": run.model.width,
+                "budget": run.budget,
+                "reason": reason,
             }
-        )
+            rejected.append(entry)
+        answer = {
+            "runs": to_records(table),
+            "refused": rejected,
+            "flops": plan.flops,
+            "seconds": seconds,
+        }
+        print_json(answer)
         return
     shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
     print_table(shown, as_json=False)
     for run, reason in plan.refused:
-        print(f"refused: budget {run.budget or float('nan'):.3g}, {reason}")
+        print(f"rejected: budget {run.budget or float('nan'):.3g}, {reason}")
     repeated = sum(row["repeated_tokens"] > 0 for row in to_records(table))
     if repeated:
         print(
@@ -147,7 +148,8 @@ def print_plan(
     )
     if plan.rates_follow_tokens:
         print(
-            "the learning rate of a size depends on its tokens: its runs share no trunk, and each costs its whole price"
+            "the learning rate of a size depends on its tokens, so that its runs share "
+            "no trunk and each is trained from its start"
         )
     if seconds is not None:
         left = len(unfinished(plan, out))
@@ -197,7 +199,8 @@ def print_cost(cost: CostEstimate, as_json: bool = False) -> None:
             print(f"{shape}: {row['message']}")
         if row["remedy"] is None:
             print(
-                f"{shape}: neither remat nor smaller micro-batches nor fsdp over these devices make it fit"
+                f"{shape}: does not fit, even with remat, smaller micro-batches and fsdp "
+                "over these devices"
             )
         else:
             print(
