@@ -113,7 +113,9 @@ def _draw_multiplier(
         gid="band",
     )
     band.set_label(f"{100 * comparison.level:g} % interval")
-    shown: pd.DataFrame = comparison.table[np.isfinite(comparison.table["multiplier"])]
+    shown: pd.DataFrame = comparison.table.loc[
+        np.isfinite(comparison.table["multiplier"])
+    ]
     (line,) = ax.plot(
         curve["C"], np.where(np.isfinite(m), m, np.nan), color=BLACK, gid="m"
     )

@@ -342,7 +342,7 @@ def _collect_warnings(
             )
     if isoflop is not None:
         found += isoflop.notes
-        left_out = isoflop.minima[~isoflop.minima["used"]]
+        left_out = isoflop.minima.loc[~isoflop.minima["used"]]
         for row in left_out.to_dict("records"):
             found.append(
                 f"Approach 2 left out the budget of {format_flops(row['budget'])} "

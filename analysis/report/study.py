@@ -110,7 +110,7 @@ def study_runs(
     fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
     curves, notes = _try_isoflop(fitted)
-    predictions = predict_runs(fit, boot, runs.table[held]) if held.any() else ()
+    predictions = predict_runs(fit, boot, runs.table.loc[held]) if held.any() else ()
     compared = (
         compare_approaches(curves, fit, boot, LEVEL)
         if {"a", "b"} <= set(fit.derived())
@@ -137,7 +137,7 @@ def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
     if rule == "none":
         return np.zeros(len(runs), dtype=bool)
     column = rule.removeprefix("largest_")
-    table: pd.DataFrame = runs.table
+    table: Any = runs.table  # pandas types a column as more than a Series
     if column not in table or table[column].isna().all():
         other = ""
         for name in ("N", "D", "C"):
@@ -185,7 +185,7 @@ def tabulate_optimum(study: Study) -> pd.DataFrame:
     """Compute-optimal N and D with intervals at each budget of the table and at ten
     times the largest.
     """
-    table: pd.DataFrame = study.runs.table
+    table: Any = study.runs.table  # pandas types a column as more than a Series
     column = table[
         "budget" if "budget" in table and table["budget"].notna().any() else "C"
     ].dropna()
