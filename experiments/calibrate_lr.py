@@ -42,7 +42,7 @@ class Calibration:
     workers: int | None = None
 
 
-def plan_of(args: Calibration) -> Plan:
+def make_calibration_plan(args: Calibration) -> Plan:
     """The preset's recipe at every width, token budget and rate."""
     preset = read_toml(preset_path(args.preset), PlanConfig)
     optim = dataclasses.replace(preset.optim, lr=1.0)
@@ -60,7 +60,7 @@ def plan_of(args: Calibration) -> Plan:
     )
 
 
-def best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
+def find_best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
     """Least loss of one cell: the vertex of the parabola through the best rate and its
     neighbours.
     """
@@ -81,16 +81,17 @@ def best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
     }
 
 
-def best_rates(runs: pd.DataFrame) -> pd.DataFrame:
+def find_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: width, tokens, n_matmul and what `best_rate` says of it."""
     cells: Any = runs.groupby(["width", "tokens", "n_matmul"])
     rows = [
-        dict(zip(cells.keys, key, strict=True)) | best_rate(cell) for key, cell in cells
+        dict(zip(cells.keys, key, strict=True)) | find_best_rate(cell)
+        for key, cell in cells
     ]
     return pd.DataFrame(rows).astype({"untuned": bool})
 
 
-def width_rule(cells: pd.DataFrame) -> str:
+def format_width_rule(cells: pd.DataFrame) -> str:
     """The rule rate ~ (width / base width)^-p over the tuned cells of the largest token
     budget, as a preset's lines.
     """
@@ -105,7 +106,9 @@ def width_rule(cells: pd.DataFrame) -> str:
     return f"{comment}\nlr_width_exponent = {-slope:.2f}\n[optim]\nlr = {np.exp(level):.2g}"
 
 
-def power_rule(cells: pd.DataFrame, level: float = 0.90, draws: int = 1000) -> str:
+def format_power_rule(
+    cells: pd.DataFrame, level: float = 0.90, draws: int = 1000
+) -> str:
     """The rule rate ~ N^-p D^-q over the tuned cells with intervals, as a preset's
     lines.
 
@@ -146,12 +149,12 @@ def power_rule(cells: pd.DataFrame, level: float = 0.90, draws: int = 1000) -> s
 def main() -> None:
     """Train the cells, print the losses, the best rates and the rules."""
     args = tyro.cli(Calibration, description=__doc__)
-    runs = sweep(plan_of(args), args.out, workers=args.workers)
-    cells = best_rates(runs)
+    runs = sweep(make_calibration_plan(args), args.out, workers=args.workers)
+    cells = find_best_rates(runs)
     losses = runs.pivot_table(index=["width", "tokens"], columns="lr", values="loss")
     shown = losses.join(cells.set_index(["width", "tokens"]).drop(columns="n_matmul"))
     print(shown.to_string(float_format=lambda x: f"{x:.4g}"))
-    print(f"\n{width_rule(cells)}\n\n{power_rule(cells)}")
+    print(f"\n{format_width_rule(cells)}\n\n{format_power_rule(cells)}")
     spread = losses.div(losses.min(axis=1), axis=0) - 1
     print("\nloss above the best of its cell, by rate:")
     print((100 * spread).to_string(float_format=lambda x: f"{x:.1f} %"))

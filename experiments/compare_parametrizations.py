@@ -1,17 +1,17 @@
-"""Parametrisations by their scaling laws: tune the rate on the smallest model, scale it
+"""Parametrizations by their scaling laws: tune the rate on the smallest model, scale it
 by each one's rules, compare.
 
     python -m experiments.compare_parametrizations --out runs/parametrizations
 
-For each parametrisation a grid of rates is trained at the base width, and the best rate
-(a parabola in log rate) is carried to every width by that parametrisation's own rules;
+For each parametrization a grid of rates is trained at the base width, and the best rate
+(a parabola in log rate) is carried to every width by that parametrization's own rules;
 `sp` takes the rule of docs/notes/recipe.md, rate ~ width^-0.7, which was itself fitted to
 sweeps at several widths. Two compute multipliers over `sp` are printed. At equal size:
 the tokens that `sp` needs at the same width for the same loss, over those spent; it
 stays within the grid. At the optimum: each grid is fitted by itself and the frontiers
 compared, which with five widths extrapolates to longer runs than were
 trained, and its intervals are wide. Expect multipliers near 1: what a transferring
-parametrisation saves is the sweep behind the rule of `sp`.
+parametrization saves is the sweep behind the rule of `sp`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scipy import stats
 import analysis
 from analysis.plots.comparison import plot_comparison
 from analysis.plots.style import save_figure
-from experiments.calibrate_lr import best_rate
+from experiments.calibrate_lr import find_best_rate
 from experiments.transfer import ARCHITECTURES
 from scaling import Plan, PlanConfig, make_plan, sweep
 from scaling.cli.main import preset_path
@@ -49,7 +49,7 @@ CENTRES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to train; the first parametrisation is the one the others are held against."""
+    """What to train; the first parametrization is the one the others are held against."""
 
     out: Path = Path("runs/parametrizations")
     names: tuple[str, ...] = ("sp", "mup", "umup", "normalized")
@@ -62,8 +62,10 @@ class Comparison:
     workers: int | None = None
 
 
-def plan_of(args: Comparison, name: str, rate: float, **changes: Any) -> Plan:
-    """The preset's recipe under a parametrisation, whose base width is the smallest
+def make_comparison_plan(
+    args: Comparison, name: str, rate: float, **changes: Any
+) -> Plan:
+    """The preset's recipe under a parametrization, whose base width is the smallest
     width.
     """
     preset = read_toml(preset_path(args.preset), PlanConfig)
@@ -84,8 +86,8 @@ def plan_of(args: Comparison, name: str, rate: float, **changes: Any) -> Plan:
     )
 
 
-def tune(args: Comparison) -> pd.DataFrame:
-    """The best rate of each parametrisation at the base width and the middle token
+def tune_rates(args: Comparison) -> pd.DataFrame:
+    """The best rate of each parametrization at the base width and the middle token
     budget.
     """
     middle = sorted(args.tokens)[len(args.tokens) // 2]
@@ -94,26 +96,29 @@ def tune(args: Comparison) -> pd.DataFrame:
         "tokens": (middle,),
         "lr_factors": args.factors,
     }
-    plans = {name: plan_of(args, name, CENTRES[name], **small) for name in args.names}
+    plans = {
+        name: make_comparison_plan(args, name, CENTRES[name], **small)
+        for name in args.names
+    }
     together = Plan("tune", tuple(run for plan in plans.values() for run in plan))
     print_plan(together, args.out, timing=True, workers=args.workers)
     runs: Any = sweep(together, args.out, workers=args.workers)
     return pd.DataFrame(
         [
-            {"parametrization": name, **best_rate(cell)}
+            {"parametrization": name, **find_best_rate(cell)}
             for name, cell in runs.groupby("parametrization")
         ]
     )
 
 
-def at_equal_size(
+def compare_at_equal_size(
     args: Comparison, runs: pd.DataFrame, level: float = 0.90
 ) -> pd.DataFrame:
-    """One row per parametrisation: multiplier at each width, geometric mean, and
+    """One row per parametrization: multiplier at each width, geometric mean, and
     Student's t interval over widths.
 
     The multiplier of a run is D_sp / D, with ln D_sp read off the first
-    parametrisation's ln loss against ln D at the same width, linear between its runs
+    parametrization's ln loss against ln D at the same width, linear between its runs
     and beyond them.
     """
     rows, widths = [], sorted(set(runs["width"]))
@@ -125,9 +130,9 @@ def at_equal_size(
                 here[here["parametrization"] == p].sort_values("tokens")
                 for p in (args.names[0], name)
             )
-            gained = _tokens_for(base, np.log(other["loss"].to_numpy(float))) - np.log(
-                other["tokens"].to_numpy(float)
-            )
+            gained = _interpolate_log_tokens(
+                base, np.log(other["loss"].to_numpy(float))
+            ) - np.log(other["tokens"].to_numpy(float))
             by_width[f"width {width}"] = float(np.mean(gained))
         logs = np.array(list(by_width.values()))
         half = (
@@ -149,7 +154,7 @@ def at_equal_size(
     return pd.DataFrame(rows)
 
 
-def _tokens_for(base: pd.DataFrame, log_losses: np.ndarray) -> np.ndarray:
+def _interpolate_log_tokens(base: pd.DataFrame, log_losses: np.ndarray) -> np.ndarray:
     """ln of the tokens at which a ladder of runs, sorted by tokens, reaches given
     losses.
     """
@@ -160,7 +165,7 @@ def _tokens_for(base: pd.DataFrame, log_losses: np.ndarray) -> np.ndarray:
     )
 
 
-def multipliers(
+def compare_at_optimum(
     args: Comparison, runs: pd.DataFrame
 ) -> tuple[list[dict[str, Any]], dict[str, Figure]]:
     """Compute multiplier of each over the first, over the compute that both sweeps
@@ -188,11 +193,13 @@ def multipliers(
 def main() -> None:
     """Tune, train, fit, compare."""
     args = tyro.cli(Comparison, description=__doc__)
-    tuned: Any = tune(args)
+    tuned: Any = tune_rates(args)
     print(tuned.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
     rates = dict(zip(tuned["parametrization"], tuned["best_lr"], strict=True))
     grids = [
-        run for name in args.names for run in plan_of(args, name, float(rates[name]))
+        run
+        for name in args.names
+        for run in make_comparison_plan(args, name, float(rates[name]))
     ]
     plan = Plan("parametrizations", tuple(grids))
     print_plan(plan, args.out, timing=True, workers=args.workers)
@@ -201,12 +208,12 @@ def main() -> None:
         index=["width", "tokens"], columns="parametrization", values="loss"
     )
     print(losses[[*args.names]].to_string(float_format="{:.4f}".format))
-    equal: Any = at_equal_size(args, runs)
+    equal: Any = compare_at_equal_size(args, runs)
     print(
         f"\ncompute multiplier over {args.names[0]} at equal size, 90 % intervals over widths"
     )
     print(equal.to_string(index=False, float_format="{:.3f}".format))
-    rows, figures = multipliers(args, runs)
+    rows, figures = compare_at_optimum(args, runs)
     for name, figure in figures.items():
         print(save_figure(figure, args.out / f"{name}.png"))
     summary = {

@@ -3,10 +3,10 @@ against width and against depth.
 
     python -m experiments.coordinate_check --out runs/coordinate_check
 
-A parametrisation under which rates transfer moves every activation by the same amount
+A parametrization under which rates transfer moves every activation by the same amount
 at every size (Yang et al. 2022, arXiv:2203.03466, appendix D.1). Every shape is trained
 for some steps on the same batches at one rate; measured is the root mean square of the
-change of each layer's activation on held-out text since initialisation, and its slope
+change of each layer's activation on held-out text since initialization, and its slope
 in the logarithm of the size. Expect 0 +- 0.1 in width under muP, CompleteP and u-muP,
 whose embedding alone falls, as width^-1/2 by its rule; in depth under CompleteP, whose
 stream comes to a limit at a distance of order 1 / depth: the slope after half of the
@@ -36,7 +36,7 @@ import tyro
 from jaxtyping import Array, Int
 
 from analysis.plots.style import save_figure
-from experiments.transfer import plot_changes, slope
+from experiments.transfer import fit_slope, plot_changes
 from scaling import data
 from scaling.cli.output import to_records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
@@ -64,9 +64,9 @@ class CoordinateCheck:
 
     out: Path = Path("runs/coordinate_check")
     width: tuple[str, ...] = ("sp", "mup", "completep", "umup")
-    """Parametrisations to check over widths."""
+    """Parametrizations to check over widths."""
     depth: tuple[str, ...] = ("sp", "mup", "completep", "completep_half", "umup")
-    """Parametrisations to check over depths."""
+    """Parametrizations to check over depths."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     depths: tuple[int, ...] = (2, 4, 8, 16, 32)
     rate: float = 1e-3
@@ -77,7 +77,7 @@ class CoordinateCheck:
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=4))
 
 
-def changes(
+def measure_changes(
     model: ModelConfig,
     optim: OptimConfig,
     windows: Int[Array, "S B T1"],
@@ -108,7 +108,7 @@ def changes(
     return found
 
 
-def layers(depth: int) -> dict[str, str]:
+def name_layers(depth: int) -> dict[str, str]:
     """Name that does not depend on depth -> name of the activation: the residual
     stream, then what branches write.
 
@@ -134,8 +134,8 @@ def layers(depth: int) -> dict[str, str]:
     }
 
 
-def measure(args: CoordinateCheck, axis: str) -> pd.DataFrame:
-    """One row per parametrisation, size, layer and step along `axis`: width or depth."""
+def measure_axis(args: CoordinateCheck, axis: str) -> pd.DataFrame:
+    """One row per parametrization, size, layer and step along `axis`: width or depth."""
     dataset = data.load(DataConfig(args.source))
     T, B = args.model.context, args.optim.batch_size
     windows = jnp.asarray(data.Windows(dataset.train, T, B).batches(0, args.steps))
@@ -149,8 +149,8 @@ def measure(args: CoordinateCheck, axis: str) -> pd.DataFrame:
             model = dataclasses.replace(
                 args.model, parametrization=name, **{axis: size}
             )
-            found = changes(model, optim, windows, probe, args.seeds)
-            for layer, of in layers(model.depth).items():
+            found = measure_changes(model, optim, windows, probe, args.seeds)
+            for layer, of in name_layers(model.depth).items():
                 here = {
                     "parametrization": name,
                     "axis": axis,
@@ -164,18 +164,18 @@ def measure(args: CoordinateCheck, axis: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def slopes(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per parametrisation, axis, layer and step: slope, se."""
+def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per parametrization, axis, layer and step: slope, se."""
     keys = ["parametrization", "axis", "layer", "step"]
     cells: Any = table.groupby(keys, sort=False)
     rows = [
-        (*key, *slope(cell["size"].tolist(), cell["change"].tolist()))
+        (*key, *fit_slope(cell["size"].tolist(), cell["change"].tolist()))
         for key, cell in cells
     ]
     return pd.DataFrame(rows, columns=[*keys, "slope", "se"])
 
 
-def summary(found: pd.DataFrame, step: int) -> pd.DataFrame:
+def summarize_slopes(found: pd.DataFrame, step: int) -> pd.DataFrame:
     """Slopes with standard errors after `step` steps, a row per layer, and the layer
     that is worst.
     """
@@ -203,12 +203,12 @@ def main() -> None:
         "rates": RATES,
     }
     for axis in (axis for axis in ("width", "depth") if getattr(args, axis)):
-        table = measure(args, axis)
-        found = slopes(table)
+        table = measure_axis(args, axis)
+        found = fit_slopes(table)
         print(
             f"\nslope of log change in log {axis} after {args.steps} steps, mean of {args.seeds} seeds"
         )
-        print(summary(found, args.steps).to_string(), flush=True)
+        print(summarize_slopes(found, args.steps).to_string(), flush=True)
         save_figure(plot_changes(table, args.steps), args.out / f"{axis}.png")
         written[axis] = {"changes": to_records(table), "slopes": to_records(found)}
     (args.out / "coordinate_check.json").write_text(

@@ -15,7 +15,7 @@ from scaling.data import heldout_windows, load, open_synthetic
 from scaling.data.synthetic.zipf_facts import ZipfFacts
 
 
-def ladder(
+def make_grid(
     data: DataConfig,
     widths: Iterable[int],
     tokens: Iterable[int],
@@ -42,13 +42,13 @@ def ladder(
     )
 
 
-def exact_columns(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
+def add_exact_columns(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     """The run table with `floor`, the source's entropy; `oracle`, the oracle's loss on
     the same held-out windows as the run's own; and `excess`, loss - oracle, in which
     the noise of the held-out sample cancels."""
     by_id = {run.run_id: run for run in plan}
     known = [
-        _known(run.data, run.model.context, run.eval_tokens)
+        _compute_known_losses(run.data, run.model.context, run.eval_tokens)
         for run in (by_id[i] for i in runs["run_id"])
     ]
     floor, oracle = np.array(known).T
@@ -56,7 +56,9 @@ def exact_columns(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 @cache
-def _known(config: DataConfig, context: int, eval_tokens: int) -> tuple[float, float]:
+def _compute_known_losses(
+    config: DataConfig, context: int, eval_tokens: int
+) -> tuple[float, float]:
     source = open_synthetic(config.source)
     windows = heldout_windows(load(config).heldout, context, eval_tokens)
     low, high = source.loss_range or (0, source.vocab)
@@ -64,7 +66,7 @@ def _known(config: DataConfig, context: int, eval_tokens: int) -> tuple[float, f
     return source.entropy, float(-source.oracle_logprob(windows)[counted].mean())
 
 
-def ideal_surface(
+def compute_ideal_surface(
     facts: ZipfFacts, capacities: Iterable[int], examples: Iterable[int]
 ) -> pd.DataFrame:
     """Loss of the ideal learner of N facts at best, after D examples: no noise, and not

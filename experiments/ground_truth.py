@@ -29,8 +29,8 @@ import tyro
 
 import analysis
 from analysis.plots import style
-from experiments.exact import exact_columns, ideal_surface, ladder
-from experiments.ground_truth_output import figure, tables
+from experiments.exact import add_exact_columns, compute_ideal_surface, make_grid
+from experiments.ground_truth_output import make_tables, plot_ground_truth
 from scaling import DataConfig, Plan, sweep
 from scaling.data.synthetic.zipf_facts import ZipfFacts
 
@@ -56,7 +56,7 @@ class GroundTruth:
     workers: int | None = None
 
 
-def law_of(D: Any, loss: Any, **fixed: float) -> dict[str, Any]:
+def fit_data_law(D: Any, loss: Any, **fixed: float) -> dict[str, Any]:
     """E and alpha of L = E + A / D^alpha, with 90 % profile intervals."""
     table = pd.DataFrame({"D": np.asarray(D, float), "loss": np.asarray(loss, float)})
     fit = analysis.fit(table, "power_law_D", objective="least_squares", fixed=fixed)
@@ -67,7 +67,7 @@ def law_of(D: Any, loss: Any, **fixed: float) -> dict[str, Any]:
     }
 
 
-def floors(args: GroundTruth) -> list[dict[str, Any]]:
+def measure_floors(args: GroundTruth) -> list[dict[str, Any]]:
     """One row per source: how far the longest run is from the floor, and the floor
     fitted to all its budgets.
     """
@@ -79,25 +79,25 @@ def floors(args: GroundTruth) -> list[dict[str, Any]]:
         )
         tokens = [2**power for power in range(16, 1 + (top if args.quick else LONGEST))]
         plans.append(
-            ladder(
+            make_grid(
                 data[source], [width], tokens, 128, 4, eval_tokens=131_072, depth=depth
             )
         )
     plan = Plan("floors", tuple(run for p in plans for run in p))
-    runs = exact_columns(plan, sweep(plan, args.out, workers=args.workers))
+    runs = add_exact_columns(plan, sweep(plan, args.out, workers=args.workers))
     rows = []
     for name, (width, depth, _) in FLOORS.items():
         own = runs[runs["source"] == data[name].source]
         last = own.iloc[-1].loc[["floor", "oracle", "loss", "loss_se"]].to_dict()
         curve = {column: own[column].tolist() for column in ("tokens", "excess")}
-        law = law_of(own["tokens"], own["floor"] + own["excess"])
+        law = fit_data_law(own["tokens"], own["floor"] + own["excess"])
         rows.append(
             {"name": name, "width": width, "depth": depth, **last, **curve, "law": law}
         )
     return rows
 
 
-def exponent(args: GroundTruth) -> list[dict[str, Any]]:
+def measure_exponent(args: GroundTruth) -> list[dict[str, Any]]:
     """One row for the ideal learner and one per width: the exponent of the data with E
     free, and with E exact.
     """
@@ -107,7 +107,7 @@ def exponent(args: GroundTruth) -> list[dict[str, Any]]:
         f"zipf_facts:a={FACTS.a},examples={examples[-1]}",
         heldout_fraction=100_000 / examples[-1],
     )
-    plan = ladder(
+    plan = make_grid(
         data,
         widths,
         [length * n for n in examples],
@@ -115,7 +115,7 @@ def exponent(args: GroundTruth) -> list[dict[str, Any]]:
         256,
         eval_tokens=100_000 * length,
     )
-    runs = exact_columns(plan, sweep(plan, args.out, workers=args.workers))
+    runs = add_exact_columns(plan, sweep(plan, args.out, workers=args.workers))
     runs["examples"] = runs["tokens"] // length
     runs["ideal"] = [FACTS.excess(examples=n) for n in runs["examples"]]
     curves = {f"width {width}": own for width, own in runs.groupby("width")}
@@ -123,7 +123,10 @@ def exponent(args: GroundTruth) -> list[dict[str, Any]]:
     rows = []
     for name, own in {"ideal": first.assign(excess=first["ideal"]), **curves}.items():
         n, loss = own["examples"], FACTS.entropy + own["excess"]
-        laws = {"law": law_of(n, loss), "law_E_exact": law_of(n, loss, E=FACTS.entropy)}
+        laws = {
+            "law": fit_data_law(n, loss),
+            "law_E_exact": fit_data_law(n, loss, E=FACTS.entropy),
+        }
         curve = {
             column: own[column].tolist() for column in ("examples", "excess", "ideal")
         }
@@ -139,7 +142,7 @@ def exponent(args: GroundTruth) -> list[dict[str, Any]]:
     return rows
 
 
-def fitters() -> list[dict[str, Any]]:
+def fit_ideal_losses() -> list[dict[str, Any]]:
     """Laws fitted to the ideal learner of k facts after n examples: in n, in k, and in
     both, where it is no sum.
     """
@@ -156,7 +159,9 @@ def fitters() -> list[dict[str, Any]]:
     rows = []
     for law, (capacities, examples, exact) in designs.items():
         fit = analysis.fit(
-            ideal_surface(FACTS, capacities, examples), law, objective="least_squares"
+            compute_ideal_surface(FACTS, capacities, examples),
+            law,
+            objective="least_squares",
         )
         rows.append(
             {"law": law, "fitted": fit.params, "exact": {"E": FACTS.entropy, **exact}}
@@ -167,9 +172,13 @@ def fitters() -> list[dict[str, Any]]:
 def main() -> None:
     """Run the parts, print one table, write ground_truth.json and .png."""
     args, started = tyro.cli(GroundTruth, description=__doc__), time.monotonic()
-    known = {"fitters": lambda _: fitters(), "floors": floors, "exponent": exponent}
+    known = {
+        "fitters": lambda _: fit_ideal_losses(),
+        "floors": measure_floors,
+        "exponent": measure_exponent,
+    }
     found = {part: known[part](args) for part in args.parts}
-    for part, table in tables(found).items():
+    for part, table in make_tables(found).items():
         print(
             f"\n{part}\n{table.to_string(index=False, float_format=lambda x: f'{x:.4f}')}"
         )
@@ -179,7 +188,9 @@ def main() -> None:
     )
     (args.out / "ground_truth.json").write_text(text + "\n")
     if found.keys() & {"floors", "exponent"}:
-        print(style.save_figure(figure(found), args.out / "ground_truth.png"))
+        print(
+            style.save_figure(plot_ground_truth(found), args.out / "ground_truth.png")
+        )
 
 
 if __name__ == "__main__":

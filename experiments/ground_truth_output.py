@@ -11,16 +11,20 @@ from matplotlib.figure import Figure
 from analysis.plots import style
 
 
-def tables(found: dict[str, Any]) -> dict[str, pd.DataFrame]:
+def make_tables(found: dict[str, Any]) -> dict[str, pd.DataFrame]:
     """What was fitted beside what is exact, one table for each part."""
-    row_of = {"fitters": _fitters, "floors": _floors, "exponent": _exponent}
+    row_of = {
+        "fitters": _make_fitter_row,
+        "floors": _make_floor_row,
+        "exponent": _make_exponent_row,
+    }
     return {
         part: pd.DataFrame([row_of[part](row) for row in rows])
         for part, rows in found.items()
     }
 
 
-def _fitters(row: dict[str, Any]) -> dict[str, Any]:
+def _make_fitter_row(row: dict[str, Any]) -> dict[str, Any]:
     def text(values: dict[str, float]) -> str:
         return ", ".join(f"{name} {values[name]:.4f}" for name in row["exact"])
 
@@ -31,7 +35,7 @@ def _fitters(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _floors(row: dict[str, Any]) -> dict[str, Any]:
+def _make_floor_row(row: dict[str, Any]) -> dict[str, Any]:
     cells = {
         "source": row["name"],
         "width": row["width"],
@@ -46,34 +50,34 @@ def _floors(row: dict[str, Any]) -> dict[str, Any]:
     }
     return cells | {
         "loss - oracle": row["excess"][-1],
-        "fitted E": _interval(row["law"], "E"),
+        "fitted E": _format_interval(row["law"], "E"),
     }
 
 
-def _exponent(row: dict[str, Any]) -> dict[str, Any]:
+def _make_exponent_row(row: dict[str, Any]) -> dict[str, Any]:
     ratio = np.array(row["excess"]) / np.array(row["ideal"])
     cells = {
         "learner": row["name"],
         "exact": row["exponent"],
-        "fitted": _interval(row["law"], "alpha"),
+        "fitted": _format_interval(row["law"], "alpha"),
     }
     cells |= {
-        "at the exact E": _interval(row["law_E_exact"], "alpha"),
+        "at the exact E": _format_interval(row["law_E_exact"], "alpha"),
         "floor": row["floor"],
     }
     return cells | {
-        "fitted E": _interval(row["law"], "E"),
+        "fitted E": _format_interval(row["law"], "E"),
         "excess / ideal": f"{ratio[0]:.2f} .. {ratio[-1]:.2f}",
     }
 
 
-def _interval(law: dict[str, Any], name: str) -> str:
+def _format_interval(law: dict[str, Any], name: str) -> str:
     low, high = law["interval_90"][name]
     return f"{law[name]:.4f} [{low:.4f}, {high:.4f}]"
 
 
 @style.use_style
-def figure(found: dict[str, Any]) -> Figure:
+def plot_ground_truth(found: dict[str, Any]) -> Figure:
     """Excess over the exact oracle: of the floors by tokens, of the facts by examples
     beside the ideal learner.
     """

@@ -22,7 +22,7 @@ from analysis.plots.style import (
 )
 
 DRAWS, LEVEL = 4000, 0.90
-# What a parametrisation asks of the model beside its rules: u-muP has norms without
+# What a parametrization asks of the model beside its rules: u-muP has norms without
 # gains, and none of queries and keys (Blake et al. 2024, arXiv:2407.17465). Gains at 1
 # would have a rate of the order of 1.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def slope(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+def fit_slope(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """Slope of log value in log size by least squares, and its standard error.
 
     NaN with fewer than three sizes, or where a value is zero.
@@ -44,7 +44,7 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float
     return b, float(np.sqrt(residual @ residual / (len(x) - 2) / (x @ x)))
 
 
-def best_steps(losses_RxG: np.ndarray) -> np.ndarray:
+def find_best_steps(losses_RxG: np.ndarray) -> np.ndarray:
     """[R] place of least loss on a grid of G evenly spaced values, in steps from the
     first.
 
@@ -63,8 +63,8 @@ def best_steps(losses_RxG: np.ndarray) -> np.ndarray:
     return i + offset
 
 
-def optima(runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
-    """One row per parametrisation and size: best_lr, low, high, best_loss, untuned, and
+def find_optima(runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
+    """One row per parametrization and size: best_lr, low, high, best_loss, untuned, and
     `draws`, [R] of log2 best_lr.
 
     Args:
@@ -97,10 +97,10 @@ def optima(runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
         step = float(np.diff(logs).mean())
         for size, loss in zip(np.sort(family[axis].unique()), means, strict=True):
             noise = rng.standard_t(len(pooled) * (seeds - 1), size=(DRAWS, tried))
-            draws = logs[0] + step * best_steps(loss[None] + error * noise)
+            draws = logs[0] + step * find_best_steps(loss[None] + error * noise)
             low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             best = int(np.argmin(loss))
-            found = logs[0] + step * best_steps(loss[None])[0]
+            found = logs[0] + step * find_best_steps(loss[None])[0]
             row = {
                 "parametrization": name,
                 axis: int(size),
@@ -119,8 +119,8 @@ def optima(runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shifts(best: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """One row per parametrisation: how far log2 of the best rate moves from the
+def measure_shifts(best: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """One row per parametrization: how far log2 of the best rate moves from the
     smallest to the largest size.
 
     verdict: "stays" when the interval lies within one step of 2, "moves" when it lies
@@ -154,7 +154,7 @@ def shifts(best: pd.DataFrame, axis: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
+def _make_panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
     columns = min(count, 3)
     rows = -(-count // columns)
     fig = make_figure(2.5 * rows + 0.9)
@@ -166,11 +166,11 @@ def _panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
 
 @use_style
 def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
-    """A panel per parametrisation: loss against rate, a line per size, mean over seeds;
+    """A panel per parametrization: loss against rate, a line per size, mean over seeds;
     diamonds are the best rates.
     """
     names, sizes = list(best["parametrization"].unique()), list(best[axis].unique())
-    fig, axes = _panels(len(names), sharey=True)
+    fig, axes = _make_panels(len(names), sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for size, color, marker in zip(
             sizes, sample_colors(len(sizes)), MARKERS.replace("D", ""), strict=False
@@ -211,7 +211,7 @@ def plot_rates(runs: pd.DataFrame, best: pd.DataFrame, axis: str) -> Figure:
 
 @use_style
 def plot_changes(table: pd.DataFrame, step: int) -> Figure:
-    """A panel per parametrisation: change of activations after `step` steps against
+    """A panel per parametrization: change of activations after `step` steps against
     size, a line per layer.
     """
     names, layers = (
@@ -219,7 +219,7 @@ def plot_changes(table: pd.DataFrame, step: int) -> Figure:
         list(table["layer"].unique()),
     )
     axis = str(table["axis"].iloc[0])
-    fig, axes = _panels(len(names), sharex=True, sharey=True)
+    fig, axes = _make_panels(len(names), sharex=True, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for layer, color, marker in zip(
             layers, sample_colors(len(layers)), 2 * MARKERS, strict=False

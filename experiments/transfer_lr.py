@@ -1,5 +1,5 @@
 """Does the best learning rate transfer: a sweep of rates over widths and over depths
-under each parametrisation.
+under each parametrization.
 
     python -m experiments.transfer_lr --out runs/transfer_lr [--quick]
 
@@ -27,7 +27,7 @@ import pandas as pd
 import tyro
 
 from analysis.plots.style import save_figure
-from experiments.transfer import ARCHITECTURES, optima, plot_rates, shifts
+from experiments.transfer import ARCHITECTURES, find_optima, measure_shifts, plot_rates
 from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
 from scaling.cli.output import print_plan, to_records
 
@@ -50,9 +50,9 @@ class TransferLr:
     """Some minutes: small shapes, short runs, `sp` against one other along each axis.
     """
     width: tuple[str, ...] = ("sp", "mup", "umup")
-    """Parametrisations to sweep over widths."""
+    """Parametrizations to sweep over widths."""
     depth: tuple[str, ...] = ("sp", "completep", "umup")
-    """Parametrisations to sweep over depths."""
+    """Parametrizations to sweep over depths."""
     widths: tuple[int, ...] = (32, 64, 128)
     depths: tuple[int, ...] = (2, 4, 8)
     rates: int = 5
@@ -67,8 +67,8 @@ class TransferLr:
     workers: int | None = None
 
 
-def plan_of(args: TransferLr, axis: str) -> Plan:
-    """Every parametrisation at every size along one axis, rate and seed."""
+def make_transfer_plan(args: TransferLr, axis: str) -> Plan:
+    """Every parametrization at every size along one axis, rate and seed."""
     runs = []
     for name in getattr(args, axis):
         steps = np.arange(args.rates) - args.rates // 2
@@ -98,15 +98,15 @@ def plan_of(args: TransferLr, axis: str) -> Plan:
     return Plan("transfer_lr", tuple(runs))
 
 
-def report(
+def report_axis(
     runs: pd.DataFrame, axis: str, names: Sequence[str], out: Path
 ) -> dict[str, Any]:
     """Print and draw what was found along one axis."""
     runs = runs.sort_values(
         "parametrization", key=lambda name: name.map(names.index), kind="stable"
     )
-    best = optima(runs, axis)
-    moved = shifts(best, axis)
+    best = find_optima(runs, axis)
+    moved = measure_shifts(best, axis)
     shown: Any = best.drop(columns="draws")
     print(
         f"\nbest rate by {axis}, with 90 % intervals\n"
@@ -128,7 +128,9 @@ def main() -> None:
             "tokens": 120_000,
         }
         args = dataclasses.replace(args, widths=(16, 32, 64), depths=(1, 2, 4), **quick)
-    plans = {axis: plan_of(args, axis) for axis in AXES if getattr(args, axis)}
+    plans = {
+        axis: make_transfer_plan(args, axis) for axis in AXES if getattr(args, axis)
+    }
     together = Plan(
         "transfer_lr",
         tuple(dict.fromkeys(run for plan in plans.values() for run in plan)),
@@ -140,7 +142,7 @@ def main() -> None:
         "centres": CENTRES,
     }
     for axis, plan in plans.items():
-        written[axis] = report(
+        written[axis] = report_axis(
             sweep(plan, args.out, workers=args.workers),
             axis,
             getattr(args, axis),

@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.calibrate_lr import best_rates, power_rule, width_rule
+from experiments.calibrate_lr import (
+    find_best_rates,
+    format_power_rule,
+    format_width_rule,
+)
 from scaling import PlanConfig
 from scaling.config import from_dict
 
@@ -46,7 +50,7 @@ def read(rule: str) -> PlanConfig:
 
 
 def test_the_power_law_is_found_and_is_what_a_plan_takes() -> None:
-    plan = read(power_rule(best_rates(grid())))
+    plan = read(format_power_rule(find_best_rates(grid())))
     assert plan.lr_N is not None and plan.lr_D is not None
     assert (plan.lr_N_exponent, plan.lr_D_exponent) == pytest.approx(
         (0.4, 0.2), abs=5e-3
@@ -58,7 +62,7 @@ def test_the_power_law_is_found_and_is_what_a_plan_takes() -> None:
 
 
 def test_the_rule_in_the_width_is_of_the_largest_budget() -> None:
-    plan = read(width_rule(best_rates(grid())))
+    plan = read(format_width_rule(find_best_rates(grid())))
     assert plan.lr_width_exponent == pytest.approx(0.8, abs=0.01)
     assert plan.optim.lr == pytest.approx(
         4e-3 * (16 * 64**2 / 1e5) ** -0.4 * 2**-0.2, rel=0.05
@@ -66,15 +70,15 @@ def test_the_rule_in_the_width_is_of_the_largest_budget() -> None:
 
 
 def test_cells_at_the_edge_are_flagged_and_left_out() -> None:
-    cells = best_rates(grid())
+    cells = find_best_rates(grid())
     assert cells.loc[cells["untuned"], "width"].tolist() == [16, 16, 16]
-    assert power_rule(cells).startswith("# over 9 tuned cells")
+    assert format_power_rule(cells).startswith("# over 9 tuned cells")
 
 
 def test_the_interval_is_students() -> None:
     """Of a least-squares line in the logarithms, whose standard error is known."""
-    cells = best_rates(grid(noise=0.1))
-    rule, cells = power_rule(cells), cells[~cells["untuned"]]
+    cells = find_best_rates(grid(noise=0.1))
+    rule, cells = format_power_rule(cells), cells[~cells["untuned"]]
     x = np.column_stack(
         [np.ones(len(cells)), *np.log(cells[["n_matmul", "tokens"]].to_numpy().T)]
     )
@@ -90,6 +94,8 @@ def test_the_interval_is_students() -> None:
 
 
 def test_what_the_cells_cannot_carry_is_said() -> None:
-    one = best_rates(grid().query("tokens == 1_000_000"))
-    assert power_rule(one).startswith("# no power law in N and D over 3 tuned cells: ")
-    assert "no rule in the width" in width_rule(one.query("width == 32"))
+    one = find_best_rates(grid().query("tokens == 1_000_000"))
+    assert format_power_rule(one).startswith(
+        "# no power law in N and D over 3 tuned cells: "
+    )
+    assert "no rule in the width" in format_width_rule(one.query("width == 32"))

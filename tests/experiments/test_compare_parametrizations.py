@@ -1,4 +1,4 @@
-"""What the comparison of parametrisations computes, on made-up tables."""
+"""What the comparison of parametrizations computes, on made-up tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.compare_parametrizations import Comparison, at_equal_size
+from experiments.compare_parametrizations import Comparison, compare_at_equal_size
 
 
 def table(saved: float) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def test_the_multiplier_at_equal_size_is_the_share_of_tokens_saved(
     saved: float,
 ) -> None:
     """Within the ladder of runs and beyond either end of it."""
-    found = at_equal_size(Comparison(names=("sp", "mup")), table(saved)).iloc[0]
+    found = compare_at_equal_size(Comparison(names=("sp", "mup")), table(saved)).iloc[0]
     widths = found[["width 32", "width 64", "width 128"]].to_numpy(float)
     np.testing.assert_allclose(widths, saved, rtol=1e-6)
     assert found["low"] == pytest.approx(saved) == found["high"]
@@ -42,5 +42,5 @@ def test_the_multiplier_at_equal_size_is_the_share_of_tokens_saved(
 def test_the_interval_follows_the_scatter_between_widths() -> None:
     runs = table(1.0)
     runs.loc[(runs["parametrization"] == "mup") & (runs["width"] == 64), "loss"] *= 1.05
-    found = at_equal_size(Comparison(names=("sp", "mup")), runs).iloc[0]
+    found = compare_at_equal_size(Comparison(names=("sp", "mup")), runs).iloc[0]
     assert found["low"] < found["multiplier"] < 1.0 < found["high"]

@@ -1,4 +1,4 @@
-"""The coordinate check of the parametrisations (Yang et al. 2022, appendix D.1): what
+"""The coordinate check of the parametrizations (Yang et al. 2022, appendix D.1): what
 steps change, over sizes.
 """
 
@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.coordinate_check import CoordinateCheck, measure, slopes
+from experiments.coordinate_check import CoordinateCheck, fit_slopes, measure_axis
 
 pytestmark = pytest.mark.slow
 BLOCKS = ["middle block", "last block"]
 
 
 def slopes_of(args: CoordinateCheck, axis: str) -> dict[str, dict[str, float]]:
-    found = slopes(measure(args, axis))
+    found = fit_slopes(measure_axis(args, axis))
     found = found[found["step"] == args.steps]
     return {
         name: dict(zip(rows["layer"], rows["slope"], strict=True))

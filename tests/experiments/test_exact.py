@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from experiments.exact import exact_columns, ideal_surface, ladder
+from experiments.exact import add_exact_columns, compute_ideal_surface, make_grid
 from scaling import DataConfig
 from scaling.data.synthetic.zipf_facts import ZipfFacts
 
@@ -14,7 +14,7 @@ def test_a_model_at_the_floor_has_no_excess_on_windows_without_noise() -> None:
     """All documents of a hierarchy are equally likely: the oracle's loss on any whole
     ones is the entropy.
     """
-    plan = ladder(
+    plan = make_grid(
         DataConfig("hierarchy:documents=4000"),
         [16],
         [40_000, 60_000],
@@ -28,7 +28,7 @@ def test_a_model_at_the_floor_has_no_excess_on_windows_without_noise() -> None:
     runs = pd.DataFrame(
         {"run_id": [run.run_id for run in plan], "loss": [1.5, 1.4296160599]}
     )
-    table = exact_columns(plan, runs)
+    table = add_exact_columns(plan, runs)
     assert table["oracle"].tolist() == pytest.approx(table["floor"].tolist(), rel=1e-12)
     assert table["excess"].tolist() == pytest.approx(
         [1.5 - table["floor"].iloc[0], 0.0], abs=1e-9
@@ -37,7 +37,7 @@ def test_a_model_at_the_floor_has_no_excess_on_windows_without_noise() -> None:
 
 def test_the_ideal_surface_falls_in_both_directions_to_the_floor() -> None:
     facts = ZipfFacts(items=1024)
-    grid = ideal_surface(facts, [10, 100, 1024], [10, 100, 1000, 10**9]).pivot(
+    grid = compute_ideal_surface(facts, [10, 100, 1024], [10, 100, 1000, 10**9]).pivot(
         index="N", columns="D", values="loss"
     )
     assert (grid.diff().dropna() < 0).all().all() and (
