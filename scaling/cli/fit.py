@@ -193,8 +193,8 @@ class FitArgs:
     """Bootstrap replicates."""
     seed: int = 0
     save: Path | None = None
-    """Write the fit here as JSON, and its bootstrap draws beside it, for predict, next
-    and compare.
+    """Write the fit here as JSON, and its bootstrap draws beside it, for predict,
+    suggest and compare.
     """
     json: bool = False
 

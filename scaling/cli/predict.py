@@ -1,4 +1,4 @@
-"""Verbs of the `scaling` command that ask something of fitted laws: predict, next,
+"""Verbs of the `scaling` command that ask something of fitted laws: predict, suggest,
 compare, audit.
 """
 
@@ -176,11 +176,11 @@ class _Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextArgs(_Fitted):
+class SuggestArgs(_Fitted):
     """Which runs to train next: those that shrink most the interval of a loss or of an
     exponent.
 
-    Example: scaling next fit.json --target-C 1e22 --budget 1e20    scaling next
+    Example: scaling suggest fit.json --target-C 1e22 --budget 1e20    scaling suggest
     runs/mine --quantity a --budget 1e13
     """
 

@@ -40,14 +40,11 @@ Words = tyro.conf.UseAppendAction[tuple[str, ...]]  # one per flag
 
 @dataclass(frozen=True)
 class RunsArgs:
-    """Print the run table of a sweep's folder, one of its runs, or what two of them
-    differ in.
+    """Print the run table of a sweep's folder.
 
     Examples: scaling runs runs/mine --where 'width>=64' --where status==finished --sort
     loss
               scaling runs runs/mine --all-runs --export runs.csv
-              scaling runs runs/mine --show d20d
-              scaling runs runs/mine --diff d20d e440
     """
 
     out: Positional[Path]
@@ -69,20 +66,22 @@ class RunsArgs:
     export: Path | None = None
     """Also write these rows, with all columns, to a .csv, .parquet or .jsonl file."""
     show: str | None = None
-    """One run, by the beginning of its id: configuration, result and learning curve."""
+    """Old name of `scaling show`."""
     diff: tuple[str, str] | None = None
-    """Two runs, by the beginnings of their ids: the fields in which their
-    configurations differ.
-    """
+    """Old name of `scaling diff`."""
     json: bool = False
 
     def __call__(self) -> int:
         from scaling.store import query
 
         if self.show is not None:
+            new = f"scaling show {self.out} {self.show}"
+            print(f"--show is now a verb: `{new}`", file=sys.stderr)
             show_run(self.out, self.show, self.json)
             return 0
         if self.diff is not None:
+            new = f"scaling diff {self.out} {' '.join(self.diff)}"
+            print(f"--diff is now a verb: `{new}`", file=sys.stderr)
             show_difference(self.out, self.diff, self.json)
             return 0
         table = self._table()
@@ -117,6 +116,44 @@ class RunsArgs:
                 f"{self.out}: no {'finished ' * (which == 'finished')}run below this folder; {rest}"
             )
         return table
+
+
+@dataclass(frozen=True)
+class ShowArgs:
+    """Print one run of a sweep: configuration, result and learning curve.
+
+    Example: scaling show runs/mine d20d
+    """
+
+    out: Positional[Path]
+    """The sweep's folder."""
+    run: Positional[str]
+    """The beginning of the run's id."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        show_run(self.out, self.run, self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class DiffArgs:
+    """Print the fields in which the configurations of two runs differ.
+
+    Example: scaling diff runs/mine d20d e440
+    """
+
+    out: Positional[Path]
+    """The sweep's folder."""
+    a: Positional[str]
+    """The beginning of a run's id."""
+    b: Positional[str]
+    """The beginning of the other run's id."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        show_difference(self.out, (self.a, self.b), self.json)
+        return 0
 
 
 @dataclass(frozen=True)

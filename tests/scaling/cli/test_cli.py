@@ -341,14 +341,14 @@ def test_compare_two_tables_or_fits(table, better, saved, tmp_path, capsys):
     assert found["verdict"]
 
 
-def test_next_of_a_table_or_a_fit(table, saved, capsys):
-    found = answer(["next", saved, "--target-C", "1e22", "--budget", "1e20"], capsys)
+def test_suggest_of_a_table_or_a_fit(table, saved, capsys):
+    found = answer(["suggest", saved, "--target-C", "1e22", "--budget", "1e20"], capsys)
     assert found["width_final"] < found["width_now"]
     assert found["flops"] == pytest.approx(sum(row["C"] for row in found["runs"]))
     assert found["flops"] <= 1e20
     again = answer(
         [
-            "next",
+            "suggest",
             table,
             *COLUMNS,
             "--draws",
@@ -361,18 +361,18 @@ def test_next_of_a_table_or_a_fit(table, saved, capsys):
         capsys,
     )
     assert again == found
-    assert main(["next", str(saved), "--quantity", "a", "--count", "2"]) == 0
+    assert main(["suggest", str(saved), "--quantity", "a", "--count", "2"]) == 0
     assert "a = " in capsys.readouterr().out
-    assert main(["next", str(saved)]) == 2
+    assert main(["suggest", str(saved)]) == 2
     assert "--target-C" in capsys.readouterr().err
 
 
-def test_next_chooses_among_candidates(saved, tmp_path, capsys):
+def test_suggest_chooses_among_candidates(saved, tmp_path, capsys):
     pd.DataFrame({"N": [1e6, 1e9], "D": [1e11, 1e8]}).to_csv(
         tmp_path / "could.csv", index=False
     )
     argv = [
-        "next",
+        "suggest",
         saved,
         "--quantity",
         "a",
@@ -483,7 +483,7 @@ def test_saved_plan_is_the_same_plan(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["plan", "--preset", "quikstart"], "known: "),
+        (["plan", "--preset", "quikstart"], "did you mean 'quickstart'"),
         (["plan", "--preset", "absent.toml"], "no such file"),
         (["plan", "--no-timing", "--data.source", "{empty}"], "{empty}"),
         (["runs", "{empty}"], "no finished run"),
@@ -520,12 +520,14 @@ def test_a_law_that_the_runs_cannot_identify_exits_with_1(tmp_path, capsys):
         "plan",
         "sweep",
         "runs",
+        "show",
+        "diff",
         "watch",
         "track",
         "fit",
         "plot",
         "predict",
-        "next",
+        "suggest",
         "compare",
         "audit",
         "report",

@@ -1,0 +1,222 @@
+"""Verbs of the `scaling` command that plan and train: plan, sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
+from scaling.config import ConfigError, read_toml
+from scaling.execution.config import Cluster, RayConfig, SlurmConfig
+from scaling.monitoring.trackers import Kind
+from scaling.planning.plan import Plan, PlanConfig, make_plan
+from scaling.suggestions import did_you_mean
+
+
+def find_preset(name: str) -> Path:
+    """A preset of `scaling/presets` by name, or a path to a .toml file."""
+    if name.endswith(".toml"):
+        return Path(name)
+    folder = Path(str(importlib.resources.files("scaling"))) / "presets"
+    path = folder / f"{name}.toml"
+    if not path.exists():
+        known = sorted(preset.stem for preset in folder.glob("*.toml"))
+        raise ConfigError(
+            f"preset {name!r}: no such preset; {did_you_mean(name, known)}; or give a "
+            f"path ending in .toml"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Print the runs of a plan, what they cost and how long they will take here, and
+    train nothing.
+
+    Examples: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
+              scaling plan --preset quickstart --hardware v5e:2x2 --optim.batch-size 64
+    """
+
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
+    preset: str | None = None
+    """Start from scaling/presets/NAME.toml, or from a path ending in .toml; other flags
+    override it.
+    """
+    out: Path = Path("runs/sweep")
+    """Where the runs are or will be: what is finished there is not counted again."""
+    timing: bool = True
+    """Measure this machine for some seconds to tell how long the plan takes."""
+    workers: int | None = None
+    """Processes, each on a GPU of its own or else on a core; 0: this process over all
+    its devices. Default: one per core on CPU, 0 elsewhere."""
+    save: Path | None = None
+    """Write the plan as JSON."""
+    hardware: Annotated[str | None, tyro.conf.arg(aliases=["--target"])] = None
+    """Estimate the cost of the plan on other hardware instead: cpu, gpu:NAME[:COUNT]
+    (gpu:h100:8), or a TPU slice (v5e:2x2; needs the extra tpu). Every shape is
+    compiled, to tell whether it fits, and which flags would make it fit."""
+    utilization: Annotated[float | None, tyro.conf.arg(aliases=["--utilisation"])] = (
+        None
+    )
+    """Share of the hardware's peak that training reaches. Default: 0.4."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        plan = make_plan(self.config)
+        if self.save is not None:
+            plan.to_json(self.save)
+        if self.hardware is not None:
+            self._price(plan, self.hardware)
+            return 0
+        print_plan(
+            plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json
+        )
+        return 0
+
+    def _price(self, plan: Plan, name: str) -> None:
+        from scaling.execution.sweep import default_workers, measure
+        from scaling.planning.cost import estimate_cost
+        from scaling.planning.hardware import parse_hardware
+
+        workers = default_workers() if self.workers is None else self.workers
+        clock = (
+            (lambda fitting: measure(fitting, self.out, workers))
+            if self.timing
+            else None
+        )
+        report = functools.partial(print, file=sys.stderr)
+        hardware = parse_hardware(name)
+        answer = estimate_cost(
+            plan,
+            hardware,
+            self.utilization,
+            measure=clock,
+            workers=workers,
+            report=report,
+        )
+        print_cost(answer, self.json)
+
+
+@dataclass(frozen=True)
+class LoopArgs:
+    """How runs are executed; none of these settings changes a loss. What is left out
+    keeps the default of `scaling.LoopConfig`."""
+
+    chunk_steps: int | None = None
+    """Optimizer steps per dispatch. Default: 16."""
+    checkpoint_seconds: float | None = None
+    """Seconds between checkpoints. Default: 30."""
+    stall_seconds: float | None = None
+    """Seconds without progress after which a device counts as hanging; more than any
+    compilation takes. Default: 1800."""
+    attempts: int | None = None
+    """Starts of a trunk whose process dies without progress. Default: 3."""
+    members: int | None = None
+    """Most runs that share a program, see --pack. Default: 8."""
+
+    def get_given(self) -> dict[str, Any]:
+        """The settings that were given."""
+        settings = dataclasses.asdict(self)
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SweepArgs:
+    """Train what is missing of a plan. Interrupt it at will; the same command resumes.
+
+    Example: scaling sweep --preset quickstart --out runs/mine
+    """
+
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
+    preset: str | None = None
+    """Start from scaling/presets/NAME.toml, or from a path ending in .toml; other flags
+    override it.
+    """
+    plan: Path | None = None
+    """Train a plan saved by `scaling plan --save` instead of one from flags."""
+    out: Path = Path("runs/sweep")
+    workers: int | None = None
+    """Processes, each on a GPU of its own or else on a core; 0: this process over all
+    its devices. Default: one per core on CPU, 0 elsewhere."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where to train: on this machine, or a job per trunk on a cluster, all of whose
+    machines see --out; see docs/guides/clusters.md (extras slurm, ray)."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
+    """How devices share a run, see docs/guides/devices.md: fsdp splits models that do not fit
+    on one.
+    """
+    pack: Literal["auto", "solo", "vmap", "map"] = "auto"
+    """Without workers, how runs of one shape share a program: side by side, in turn, or
+    not; auto measures.
+    """
+    loop: LoopArgs = field(default_factory=LoopArgs)
+    retry: Literal["none", "failed"] = "none"
+    """failed: try again the runs that have failed before; else a sweep leaves them
+    alone and names them.
+    """
+    progress: Literal["auto", "bar", "plain", "json", "quiet"] = "auto"
+    """What to show on standard error: a bar, a line per run, every event as a JSON
+    line, nothing; auto: a bar on a terminal, else lines."""
+    tracker: tyro.conf.UseAppendAction[tuple[Kind, ...]] = ()
+    """Mirror the runs to tensorboard, wandb, mlflow or trackio as they train; repeat
+    the flag for more.
+    """
+    tracker_project: str | None = None
+    """Name of the project or experiment there. Default: the name of --out."""
+    json: bool = False
+    """Print the run table as JSON."""
+
+    def __call__(self) -> int:
+        from scaling.execution.sweep import sweep
+        from scaling.monitoring.sync import mirrored
+        from scaling.training import multihost
+        from scaling.training.loop import LoopConfig
+
+        multihost.join()
+        plan = (
+            make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
+        )
+        loop = LoopConfig(
+            strategy=self.strategy, pack=self.pack, **self.loop.get_given()
+        )
+        where: dict[str, Any] = {"workers": self.workers, "executor": self._cluster()}
+        retry = self.retry == "failed"
+        with mirrored(
+            self.out, self.tracker if multihost.is_first() else (), self.tracker_project
+        ):
+            table = sweep(
+                plan, self.out, **where, loop=loop, retry=retry, show=self.progress
+            )
+        if multihost.is_first():
+            print_table(table if self.json else select_main_columns(table), self.json)
+        return 0
+
+    def _cluster(self) -> Cluster | None:
+        """The cluster that was asked for."""
+        for name, default in (("slurm", SlurmConfig()), ("ray", RayConfig())):
+            if getattr(self, name) != default and self.executor != name:
+                raise ConfigError(
+                    f"--{name}.*: only with --executor {name}; here it is {self.executor}"
+                )
+        return None if self.executor == "local" else getattr(self, self.executor)
+
+
+def read_preset(args: Sequence[str]) -> PlanConfig:
+    """The preset that `--preset` names among the arguments; by default `quickstart`."""
+    name = "quickstart"
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            name = args[i + 1]
+        elif arg.startswith("--preset="):
+            name = arg.removeprefix("--preset=")
+    return read_toml(find_preset(name), PlanConfig)

@@ -1,0 +1,62 @@
+"""From a command line to a verb: versions, groups, old names and mistyped verbs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scaling.cli.main import GROUPS, VERBS, main
+from scaling.store import run_dirs
+
+
+def test_version_names_what_trains(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["scaling", "jax", "flax", "optax"]
+
+
+def test_the_help_has_every_verb_in_one_group() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted([*VERBS, "reproduce"])
+
+
+def test_an_unknown_verb_suggests_the_nearest(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["swep"])
+    assert stop.value.code == 2
+    assert "did you mean 'sweep'?" in capsys.readouterr().err
+
+
+def test_next_is_suggest_with_a_note(tmp_path, capsys) -> None:
+    assert main(["next", str(tmp_path / "none.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "scaling suggest" in error
+    assert "--target-C" in error
+
+
+def test_show_and_diff_are_what_the_old_flags_were(make_run, tmp_path, capsys) -> None:
+    runs = [make_run(seed=seed) for seed in (0, 1)]
+    for run in runs:
+        run_dirs.open_run(tmp_path, run)
+    ids = [run.run_id for run in runs]
+    out = str(tmp_path)
+    for new, old in (
+        (["show", out, ids[0]], ["runs", out, "--show", ids[0]]),
+        (["diff", out, *ids], ["runs", out, "--diff", *ids]),
+    ):
+        assert main([*new, "--json"]) == 0
+        found = capsys.readouterr()
+        assert main([*old, "--json"]) == 0
+        before = capsys.readouterr()
+        assert json.loads(found.out) == json.loads(before.out)
+        assert found.err == ""
+        assert f"scaling {new[0]} {out}" in before.err
+
+
+def test_a_setting_of_the_loop_that_a_message_names_is_a_flag(tmp_path, capsys) -> None:
+    argv = ["sweep", "--out", str(tmp_path), "--loop.stall-seconds", "-1"]
+    assert main(argv) == 2
+    assert "loop.stall_seconds = -1" in capsys.readouterr().err
