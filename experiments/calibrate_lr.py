@@ -26,7 +26,7 @@ from scipy import stats
 
 import analysis
 from scaling import Plan, PlanConfig, make_plan, sweep
-from scaling.cli.main import preset_path
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import ModelConfig, read_toml
 
 
@@ -44,7 +44,7 @@ class Calibration:
 
 def make_calibration_plan(args: Calibration) -> Plan:
     """The preset's recipe at every width, token budget and rate."""
-    preset = read_toml(preset_path(args.preset), PlanConfig)
+    preset = read_toml(find_preset(args.preset), PlanConfig)
     optim = dataclasses.replace(preset.optim, lr=1.0)
     grid = dataclasses.replace(
         preset, name="calibrate_lr", budgets=(), tokens=args.tokens, widths=args.widths

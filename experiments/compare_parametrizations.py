@@ -34,8 +34,8 @@ from analysis.plots.style import save_figure
 from experiments.calibrate_lr import find_best_rate
 from experiments.transfer import ARCHITECTURES
 from scaling import Plan, PlanConfig, make_plan, sweep
-from scaling.cli.main import preset_path
 from scaling.cli.output import print_plan
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 
 CENTRES = {
@@ -68,7 +68,7 @@ def make_comparison_plan(
     """The preset's recipe under a parametrization, whose base width is the smallest
     width.
     """
-    preset = read_toml(preset_path(args.preset), PlanConfig)
+    preset = read_toml(find_preset(args.preset), PlanConfig)
     own = ARCHITECTURES.get(name, {})
     model = dataclasses.replace(
         preset.model, parametrization=name, base_width=args.widths[0], **own

@@ -25,8 +25,8 @@ from analysis.report.study import (
     write_study,
 )
 from scaling import PlanConfig, make_plan, sweep
-from scaling.cli.main import preset_path
 from scaling.cli.output import print_plan
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.execution.sweep import unfinished
 
@@ -49,7 +49,7 @@ def main() -> None:
     """Run the whole road once."""
     args = tyro.cli(Quickstart, description=__doc__)
     started = time.monotonic()
-    plan = make_plan(read_toml(preset_path(args.preset), PlanConfig))
+    plan = make_plan(read_toml(find_preset(args.preset), PlanConfig))
     if unfinished(plan, args.out).runs:
         print_plan(
             plan, args.out, timing=False, workers=args.workers
