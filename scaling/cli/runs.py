@@ -33,7 +33,7 @@ from scaling.monitoring.trackers import Kind
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scaling.monitoring.watch import Look, Watcher
+    from scaling.monitoring.watch import Snapshot, Watcher
 
 Words = tyro.conf.UseAppendAction[tuple[str, ...]]  # one per flag
 
@@ -190,14 +190,14 @@ class WatchArgs:
                 look = self._lines(watcher)
             elif self.once:
                 look = watcher.look()
-                print("\n".join([watch.summary(look), *watch.details(look)]))
+                print("\n".join([watch.summarize(look), *watch.list_details(look)]))
             else:
-                look = watch.show(watcher, self.interval, Console())
+                look = watch.show_sweep(watcher, self.interval, Console())
         except KeyboardInterrupt:
             return 130
         return 3 if look.is_over and look.failed else 0
 
-    def _lines(self, watcher: Watcher) -> Look:
+    def _lines(self, watcher: Watcher) -> Snapshot:
         while True:
             look = watcher.look()
             print(

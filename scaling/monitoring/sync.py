@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config import ConfigError, RunConfig
-from scaling.monitoring.trackers import Kind, Place, Tracker, opener
+from scaling.monitoring.trackers import Kind, Tracker, TrackerLocation, make_opener
 from scaling.store import query, run_dirs
 from scaling.store.files import write_atomically
 
@@ -48,7 +48,7 @@ class Mirror:
         """
         project = project or out.resolve().name
         self.out, self.kind = out, kind
-        self.make = opener(kind, Place(project, out))
+        self.make = make_opener(kind, TrackerLocation(project, out))
         name = re.sub(r"[^\w.-]", "_", f"{kind}-{project}")[:100]
         self.path = state or out / "tracked" / f"{name}.json"
         self.state = _read_state(self.path)
@@ -105,7 +105,7 @@ class Mirror:
         row = (
             query.read_result(self.out, run.run_id) if is_over else None
         )  # before the metrics: these are whole then
-        steps = _by_step(
+        steps = _group_by_step(
             query.read_history(self.out, run), 0 if before is None else before["step"]
         )
         if not steps and row is None:
@@ -124,7 +124,7 @@ class Mirror:
         return len(steps), row is not None
 
 
-def _by_step(history: Any, after: int) -> dict[int, dict[str, float]]:
+def _group_by_step(history: Any, after: int) -> dict[int, dict[str, float]]:
     """The metrics of the steps after one, those that are numbers, named as trackers
     have them.
     """

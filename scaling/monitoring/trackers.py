@@ -23,18 +23,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from scaling.config import ConfigError, RunConfig, to_dict
 from scaling.store import run_dirs
 
 Kind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-_PACKAGES = {
-    "tensorboard": "tensorboardX",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-}
 _BATCH = 1000  # metrics that MLflow takes at once
 _LONGEST = 6000  # characters of a parameter of MLflow
 _FIGURES = "figures"
@@ -67,7 +61,7 @@ class Tracker(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackerLocation:
     """Where a tracker keeps its runs: under a project's name, and in files below a
     folder if it has no server.
     """
@@ -76,29 +70,52 @@ class Place:
     folder: Path
 
 
-def opener(kind: Kind, place: Place) -> Callable[[], Tracker]:
-    """What makes trackers of a kind.
+_Made = TypeVar("_Made", bound=Callable[[TrackerLocation], Tracker])
+
+
+@dataclass(frozen=True)
+class _Registered:
+    package: str  # that must be importable
+    make: Callable[[TrackerLocation], Tracker]
+
+
+_TRACKERS: dict[str, _Registered] = {}
+
+
+def register_tracker(kind: Kind, package: str) -> Callable[[_Made], _Made]:
+    """Register a class of trackers under its kind.
+
+    A new tracker is a class with this decorator, and its name in `Kind`.
+
+    Args:
+        package: the Python package that it needs.
+    """
+
+    def register(make: _Made) -> _Made:
+        _TRACKERS[kind] = _Registered(package, make)
+        return make
+
+    return register
+
+
+def make_opener(kind: Kind, location: TrackerLocation) -> Callable[[], Tracker]:
+    """A function that makes trackers of a kind.
 
     Raises:
-        ConfigError: its package is not installed.
+        ConfigError: the package of the tracker is not installed.
     """
+    tracker = _TRACKERS[kind]
     try:
-        importlib.import_module(_PACKAGES[kind])
+        importlib.import_module(tracker.package)
     except ImportError as error:
-        remedy = f"pip install 'scaling[{kind}]'"
         raise ConfigError(
-            f"tracker {kind}: the package {_PACKAGES[kind]} cannot be imported ({error}); {remedy}"
+            f"tracker {kind}: the package {tracker.package} cannot be imported "
+            f"({error}); pip install 'scaling[{kind}]'"
         ) from None
-    made: dict[Kind, Callable[[Place], Tracker]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WandB,
-        "mlflow": MLflow,
-        "trackio": Trackio,
-    }
-    return lambda: made[kind](place)
+    return functools.partial(tracker.make, location)
 
 
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+def select_numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The columns of a row that are finite numbers; a truth value is none."""
     plain = {
         name: value
@@ -108,7 +125,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in plain.items() if math.isfinite(value)}
 
 
-def known(row: Mapping[str, Any]) -> dict[str, Any]:
+def select_known(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that have a value."""
     return {
         name: value
@@ -117,20 +134,21 @@ def known(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@register_tracker("tensorboard", package="tensorboardX")
 class TensorBoard:
     """Event files in `FOLDER/tensorboard/<run id>`. They hold numbers alone, of 32
     bits.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: TrackerLocation) -> None:
+        self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
         from tensorboardX import SummaryWriter  # type: ignore
 
         self.steps = run.steps
         self.writer = SummaryWriter(
-            str(self.place.folder / "tensorboard" / run.run_id), flush_secs=10
+            str(self.location.folder / "tensorboard" / run.run_id), flush_secs=10
         )
         if not again:
             self.writer.add_text(
@@ -146,7 +164,7 @@ class TensorBoard:
         truths = {
             name: float(value) for name, value in row.items() if isinstance(value, bool)
         }
-        self.log({self.steps: {**numbers(row), **truths}})
+        self.log({self.steps: {**select_numbers(row), **truths}})
         self.pause()
 
     def pause(self) -> None:
@@ -156,7 +174,9 @@ class TensorBoard:
         from matplotlib.image import imread
         from tensorboardX import SummaryWriter  # type: ignore
 
-        with SummaryWriter(str(self.place.folder / "tensorboard" / _FIGURES)) as writer:
+        with SummaryWriter(
+            str(self.location.folder / "tensorboard" / _FIGURES)
+        ) as writer:
             for name, path in figures.items():
                 pixels = imread(path)[..., :3]  # floats; ours have no transparent parts
                 writer.add_image(
@@ -164,18 +184,19 @@ class TensorBoard:
                 )
 
 
+@register_tracker("wandb", package="wandb")
 class WandB:
     """Runs of a project of Weights & Biases under their own ids; offline as WANDB_MODE
     says, then in `FOLDER/wandb`.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: TrackerLocation) -> None:
+        self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
         self.columns = {
             name: value
-            for name, value in known(run_dirs.describe_run(run)).items()
+            for name, value in select_known(run_dirs.describe_run(run)).items()
             if name != "run_id"
         }
         self.run = self._begin(
@@ -192,10 +213,10 @@ class WandB:
             "x_disable_meta": True,
         }
         return wandb.init(
-            project=self.place.project,
+            project=self.location.project,
             id=run_id,
             name=name,
-            dir=str(self.place.folder),
+            dir=str(self.location.folder),
             config=config,
             resume="allow",
             reinit="create_new",
@@ -209,7 +230,7 @@ class WandB:
     def finish(self, row: Mapping[str, Any]) -> None:
         rest = {
             name: value
-            for name, value in known(row).items()
+            for name, value in select_known(row).items()
             if name not in ("run_id", *self.columns)
         }
         state = rest.pop("status")  # W&B has a state of its own
@@ -227,6 +248,7 @@ class WandB:
         run.finish(exit_code=1)  # no finished run of the table
 
 
+@register_tracker("mlflow", package="mlflow")
 class MLflow:
     """Runs of an experiment, at MLFLOW_TRACKING_URI or in the database
     `FOLDER/mlflow.db`.
@@ -235,8 +257,8 @@ class MLflow:
     is not begun twice.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: TrackerLocation) -> None:
+        self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
         columns = run_dirs.describe_run(run)
@@ -251,17 +273,17 @@ class MLflow:
         from mlflow import MlflowClient  # type: ignore
 
         folder, server = (
-            self.place.folder.resolve(),
+            self.location.folder.resolve(),
             os.environ.get("MLFLOW_TRACKING_URI"),
         )
         self.client = MlflowClient(
             tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}"
         )
-        there = self.client.get_experiment_by_name(self.place.project)
+        there = self.client.get_experiment_by_name(self.location.project)
         if there is None:
             files = None if server else (folder / "mlflow-artifacts").as_uri()
             experiment = self.client.create_experiment(
-                self.place.project, artifact_location=files
+                self.location.project, artifact_location=files
             )
         else:
             experiment = there.experiment_id
@@ -308,11 +330,11 @@ class MLflow:
         """Numbers as metrics, which keep all digits, the rest as parameters."""
         from mlflow.entities import Param  # type: ignore
 
-        values = numbers(row)
+        values = select_numbers(row)
         self.log({self.steps: values})
         rest = {
             name: str(value)[:_LONGEST]
-            for name, value in known(row).items()
+            for name, value in select_known(row).items()
             if name not in values
         }
         self.client.log_batch(
@@ -330,18 +352,20 @@ class MLflow:
         self.pause()  # no finished run of the table
 
 
+@register_tracker("trackio", package="trackio")
 class Trackio:
     """Runs of a project of Trackio, in its own folder: TRACKIO_DIR, or where it keeps
     all projects.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, location: TrackerLocation) -> None:
+        self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
         self.steps = run.steps
         self.run = self._begin(
-            run.run_id, {**known(run_dirs.describe_run(run)), "config": to_dict(run)}
+            run.run_id,
+            {**select_known(run_dirs.describe_run(run)), "config": to_dict(run)},
         )
 
     def _begin(self, name: str, config: dict[str, Any]) -> Any:
@@ -350,7 +374,7 @@ class Trackio:
         own: Any = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         begin = functools.partial(
             trackio.init,
-            self.place.project,
+            self.location.project,
             name=name,
             config=config,
             resume="allow",
@@ -368,7 +392,7 @@ class Trackio:
             self.run.log(dict(metrics), step=step)
 
     def finish(self, row: Mapping[str, Any]) -> None:
-        self.run.log(known(row), step=self.steps)
+        self.run.log(select_known(row), step=self.steps)
         self.pause()
 
     def pause(self) -> None:

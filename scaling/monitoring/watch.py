@@ -52,7 +52,7 @@ class Active:
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """A sweep at one moment.
 
     Attributes:
@@ -99,7 +99,7 @@ class Watcher:
         self._looks: deque[tuple[float, float]] = deque()
         self._fitted = (0, "")
 
-    def look(self, now: float | None = None) -> Look:
+    def look(self, now: float | None = None) -> Snapshot:
         """What the folder shows now, in seconds of a clock that never goes back."""
         now = time.monotonic() if now is None else now
         runs = self._known()
@@ -129,7 +129,7 @@ class Watcher:
                 silent += [] if held is None else [(trunk[0].trunk_id, held)]
         diverged = sum(status == "diverged" for status in self._ended.values())
         seconds = self._seconds(now, flops, left)
-        return Look(
+        return Snapshot(
             *(
                 len(self._ended) - diverged,
                 diverged,
@@ -191,7 +191,9 @@ class Watcher:
         """FLOPs of a trunk and its cooldowns, done and to come."""
         ended = [run for run in trunk if run.run_id in self._ended]
         longest = max(run.branch_step for run in trunk)
-        reached = min(longest, last_line(run_dirs.trunk_dir(self.out, trunk[0]))[0])
+        reached = min(
+            longest, read_last_line(run_dirs.trunk_dir(self.out, trunk[0]))[0]
+        )
         reached = max([reached, *(run.branch_step for run in ended)])
         cooled = {run.run_id: self._cooled(run) for run in trunk}
         left = max([0, *(run.branch_step - reached for run in pending)])
@@ -204,7 +206,7 @@ class Watcher:
         step = (
             run.steps
             if run.run_id in self._ended
-            else last_line(run_dirs.run_dir(self.out, run))[0]
+            else read_last_line(run_dirs.run_dir(self.out, run))[0]
         )
         return min(max(0, step - run.branch_step), run.steps - run.branch_step)
 
@@ -229,7 +231,7 @@ class Watcher:
 
     def _active(self, run: RunConfig, now: float) -> Active:
         own, trunk = (
-            last_line(folder)
+            read_last_line(folder)
             for folder in (
                 run_dirs.run_dir(self.out, run),
                 run_dirs.trunk_dir(self.out, run),
@@ -273,7 +275,7 @@ class Watcher:
         return self._fitted[1]
 
 
-def last_line(folder: Path) -> tuple[int, float | None]:
+def read_last_line(folder: Path) -> tuple[int, float | None]:
     """Step and loss of the last whole line of a folder's metrics; 0 and None where
     there is none.
     """
@@ -294,7 +296,7 @@ def last_line(folder: Path) -> tuple[int, float | None]:
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
-def summary(look: Look) -> str:
+def summarize(look: Snapshot) -> str:
     """A look in one line."""
     total = look.flops + look.left
     share = f"{look.flops / total:.0%} of {total:.3g} FLOPs" if total else "no FLOPs"
@@ -306,10 +308,10 @@ def summary(look: Look) -> str:
     ]
     parts += [f"{look.waiting} waiting", f"{len(look.failed)} failed"]
     parts += [f"{look.unreadable} unreadable"] if look.unreadable else []
-    return f"{', '.join(parts)}; {share}; {_remaining(look)}"
+    return f"{', '.join(parts)}; {share}; {_describe_time_left(look)}"
 
 
-def _remaining(look: Look) -> str:
+def _describe_time_left(look: Snapshot) -> str:
     if look.is_over:
         return "over"
     if look.seconds is None:
@@ -326,7 +328,7 @@ def _remaining(look: Look) -> str:
     )
 
 
-def details(look: Look, most: int = 12) -> Iterator[str]:
+def list_details(look: Snapshot, most: int = 12) -> Iterator[str]:
     """What there is to say beyond the line, a line each; of long lists the first
     `most`.
     """
@@ -350,7 +352,7 @@ def details(look: Look, most: int = 12) -> Iterator[str]:
         yield f"  {look.fit}"
 
 
-def show(watcher: Watcher, interval: float, console: Any) -> Look:
+def show_sweep(watcher: Watcher, interval: float, console: Any) -> Snapshot:
     """Show a sweep until it is over: a view that renews itself on a terminal, else a
     line at every interval.
 
@@ -361,12 +363,12 @@ def show(watcher: Watcher, interval: float, console: Any) -> Look:
     from rich.table import Table
     from rich.text import Text
 
-    def view(look: Look) -> Table:
+    def view(look: Snapshot) -> Table:
         rows = Table.grid()
         rows.add_row(
             ProgressBar(total=(look.flops + look.left) or 1.0, completed=look.flops)
         )
-        rows.add_row(Text("\n".join([summary(look), *details(look)])))
+        rows.add_row(Text("\n".join([summarize(look), *list_details(look)])))
         return rows
 
     look = watcher.look()
@@ -381,11 +383,11 @@ def show(watcher: Watcher, interval: float, console: Any) -> Look:
     while True:
         lines = [
             line
-            for line in details(look)
+            for line in list_details(look)
             if not line.startswith("  running") and line not in told
         ]
         told.update(lines)
-        console.out("\n".join([summary(look), *lines]), highlight=False)
+        console.out("\n".join([summarize(look), *lines]), highlight=False)
         if look.is_over:
             return look
         time.sleep(interval)

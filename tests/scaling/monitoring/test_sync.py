@@ -133,7 +133,7 @@ def picture(tmp_path: Path) -> Path:
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     told: dict[str, list[Any]] = {}
-    monkeypatch.setattr(sync, "opener", lambda kind, place: lambda: Told(told))
+    monkeypatch.setattr(sync, "make_opener", lambda kind, location: lambda: Told(told))
     return told
 
 

@@ -225,5 +225,5 @@ def test_a_view_ends_with_the_sweep(out, plan, capsys):
     assert capsys.readouterr().out.startswith(
         "4 finished, 0 waiting, 0 failed; 100% of"
     )
-    watch.show(watch.Watcher(out), 0.01, Console(force_terminal=True))
+    watch.show_sweep(watch.Watcher(out), 0.01, Console(force_terminal=True))
     assert "4 finished" in capsys.readouterr().out
