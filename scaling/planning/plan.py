@@ -1,9 +1,9 @@
-"""Plans: budgets -> the runs that make a law, with their price before anything is
+"""Plans: the runs for some compute budgets, with their cost before anything is
 trained.
 
 An IsoFLOP plan trains several sizes at each compute budget (Hoffmann et al. 2022,
-approach 2). The sizes come from one ladder shared by all budgets, so that a size's
-token budgets are cooldowns off one trunk.
+approach 2). All budgets choose from the same widths, so that the runs of one size are
+cooldowns from one trunk.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PlanConfig:
     """What to plan: compute budgets with sizes around each one's centre, or a rectangle
     of widths and tokens.
 
-    `widths` is the ladder of sizes; the depth of each follows from `aspect`: a number
+    `widths` are the sizes to choose from; the depth of each follows from `aspect`: a number
     is width / depth, None keeps `model.depth`.
 
     The learning rate of a run is `optim.lr` x (width /
@@ -92,7 +92,7 @@ class PlanConfig:
         int, ...
     ] = ()  # a rectangular plan: every width at every one of these
     seeds: tuple[int, ...] = (0,)
-    min_steps: int = 400  # rungs below either limit are refused: no law holds for them (docs/notes/recipe.md)
+    min_steps: int = 400  # runs below either limit are skipped: no law holds for them (docs/notes/recipe.md)
     min_tokens_per_parameter: float = 4.0
     lr_width_exponent: float | None = (
         None  # None: 0.7 under sp (docs/notes/recipe.md), else 0
@@ -171,7 +171,7 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs to train, and the rungs that were refused with the reason."""
+    """Runs to train, and the runs that were skipped, each with the reason."""
 
     name: str
     runs: tuple[RunConfig, ...]
@@ -226,9 +226,7 @@ class Plan:
 
     @property
     def shapes(self) -> int:
-        """Number of programs to train it with: of distinct models, batches and
-        optimisers.
-        """
+        """Number of distinct models, batches and optimizers: of programs to compile."""
         return len({run.shape for run in self.runs})
 
     @property
@@ -258,8 +256,8 @@ class Plan:
         write_atomically(Path(path), json.dumps(content, indent=1))
 
     def save(self, out: Path) -> None:
-        """Keep the plan in the folder of its runs, so that who looks there knows what
-        is still to come.
+        """Keep the plan in the folder of its runs, so that `scaling watch` knows which
+        runs are still to come.
         """
         name = re.sub(r"[^\w.-]", "_", self.name)[:80]
         self.to_json(out / "plans" / f"{name or 'sweep'}.json")
@@ -274,8 +272,8 @@ class Plan:
         try:
             content = json.loads(Path(path).read_text())
             refused = (
-                (from_dict(RunConfig, rung["run"]), rung["reason"])
-                for rung in content.get("refused", ())
+                (from_dict(RunConfig, entry["run"]), entry["reason"])
+                for entry in content.get("refused", ())
             )
             runs = (from_dict(RunConfig, run) for run in content["runs"])
             return Plan(content["name"], tuple(runs), tuple(refused))
@@ -294,7 +292,7 @@ class Plan:
 
 
 def trunk_steps(runs: Sequence[RunConfig]) -> int:
-    """Optimiser steps to train all runs of one trunk: the longest trunk once, and each
+    """Optimizer steps to train all runs of one trunk: the longest trunk once, and each
     cooldown.
     """
     return max(run.branch_step for run in runs) + sum(
@@ -343,23 +341,23 @@ def grid_plan(
 
 
 def make_plan(config: PlanConfig) -> Plan:
-    """The runs of a plan, those too short for a law to hold refused.
+    """The runs of a plan, without those too short for a law to hold.
 
     Raises:
         ConfigError: nothing is left, or a size's shape is invalid.
     """
-    ladder = [_size(config, width) for width in sorted(config.widths)]
+    sizes = [_make_model(config, width) for width in sorted(config.widths)]
     slices = (
-        _isoflop_slices(config, ladder)
+        _make_isoflop_slices(config, sizes)
         if config.budgets
-        else _grid_slices(config, ladder)
+        else _make_grid_slices(config, sizes)
     )
     runs: list[RunConfig] = []
     refused: list[tuple[RunConfig, str]] = []
     for candidates, wanted in slices:
         accepted = []
         for rank, run in enumerate(candidates):
-            reason = _too_short(config, run)
+            reason = _explain_skip(config, run)
             if reason and rank < wanted:
                 refused.append((run, reason))
             elif not reason:
@@ -369,17 +367,17 @@ def make_plan(config: PlanConfig) -> Plan:
         ordered = sorted(
             accepted, key=lambda run: (count_parameters(run.model).n_matmul, run.tokens)
         )
-        runs += [run for base in ordered for run in _repeats(config, base)]
+        runs += [run for base in ordered for run in _repeat_run(config, base)]
     if not runs:
         raise ConfigError(
-            f"plan {config.name!r}: every rung is refused; the first: {refused[0][1]}"
+            f"plan {config.name!r}: every run is skipped; the first: {refused[0][1]}"
         )
     if config.warmup_fraction is not None:
         runs = set_warmup(runs, config.warmup_fraction)
     return Plan(config.name, tuple(runs), tuple(refused))
 
 
-def _repeats(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
+def _repeat_run(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
     for factor in config.lr_factors:
         for seed in config.seeds:
             yield replace_optim(
@@ -387,7 +385,7 @@ def _repeats(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
             )
 
 
-def _size(config: PlanConfig, width: int) -> ModelConfig:
+def _make_model(config: PlanConfig, width: int) -> ModelConfig:
     model = config.model
     depth = (
         model.depth if config.aspect is None else max(1, round(width / config.aspect))
@@ -395,14 +393,14 @@ def _size(config: PlanConfig, width: int) -> ModelConfig:
     return dataclasses.replace(model, width=width, depth=depth)
 
 
-def _run(
+def _make_run(
     config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None
 ) -> RunConfig:
     tokens = max(tokens, config.optim.batch_size * model.context)
     run = RunConfig(
         model,
         config.data,
-        _optim(config, model, tokens),
+        _derive_optim(config, model, tokens),
         tokens,
         config.seeds[0],
         config.eval_tokens,
@@ -415,7 +413,7 @@ def _run(
     )
 
 
-def _optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
+def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
     """The recipe of a run, by the plan's rules."""
     optim = config.optim
     if config.base_tokens or config.base_batch_tokens:
@@ -441,13 +439,15 @@ Slice = tuple[
 ]  # candidates, best first, and how many of them are wanted
 
 
-def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[Slice]:
-    """Per budget the sizes of the ladder, nearest to the centre in log tokens per
+def _make_isoflop_slices(
+    config: PlanConfig, sizes: list[ModelConfig]
+) -> Iterator[Slice]:
+    """Per budget the sizes of the sizes, nearest to the centre in log tokens per
     parameter first.
     """
     for budget in sorted(config.budgets):
         tokens = {
-            model: max(1, round(budget / flops_per_token(model))) for model in ladder
+            model: max(1, round(budget / flops_per_token(model))) for model in sizes
         }
 
         def distance(
@@ -461,25 +461,25 @@ def _isoflop_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[S
                 )
             )
 
-        nearest = sorted(ladder, key=distance)
+        nearest = sorted(sizes, key=distance)
         yield (
-            [_run(config, model, tokens[model], budget) for model in nearest],
+            [_make_run(config, model, tokens[model], budget) for model in nearest],
             config.sizes_per_budget,
         )
 
 
-def _grid_slices(config: PlanConfig, ladder: list[ModelConfig]) -> Iterator[Slice]:
-    for model in ladder:
+def _make_grid_slices(config: PlanConfig, sizes: list[ModelConfig]) -> Iterator[Slice]:
+    for model in sizes:
         yield (
             [
-                _run(config, model, int(tokens), None)
+                _make_run(config, model, int(tokens), None)
                 for tokens in sorted(config.tokens)
             ],
             len(config.tokens),
         )
 
 
-def _too_short(config: PlanConfig, run: RunConfig) -> str:
+def _explain_skip(config: PlanConfig, run: RunConfig) -> str:
     if run.steps < config.min_steps:
         return f"width {run.model.width}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
     ratio = run.tokens / count_parameters(run.model).n_matmul

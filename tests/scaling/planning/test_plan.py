@@ -147,7 +147,7 @@ def test_rungs_on_which_no_law_holds_are_refused_with_the_reason() -> None:
 def test_a_plan_without_a_rung_is_an_error() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"every rung is refused; the first: width \d+: \d steps, fewer than",
+        match=r"every run is skipped; the first: width \d+: \d steps, fewer than",
     ):
         isoflop(budgets=[1e3, 1e9])
 
