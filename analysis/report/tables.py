@@ -421,7 +421,8 @@ def tabulate_runs(runs: Runs, fit: Fit) -> Table:
     """One row per accepted run: identity, N, D, C, loss, how far it lies from the law,
     recipe.
     """
-    table: pd.DataFrame = runs.table
+    # pandas types a column as more than a Series, which a checker cannot narrow.
+    table: Any = runs.table
     writers: dict[str, Write] = {
         "N": format_whole,
         "D": format_whole,
