@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from scaling.config.activations import ACTIVATIONS
 from scaling.config.conversion import (
     convert_fields,
     require,
@@ -23,18 +24,11 @@ from scaling.config.identity import describe_identity, hash_identity
 
 Norm = Literal["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]
 Position = Literal["rope", "learned", "sinusoidal"]
-Activation = Literal[
-    "gelu",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "relu2",
-    "geglu",
-    "reglu",
-    "swiglu",
-    "glu",
-]
+if TYPE_CHECKING:
+    Activation = str
+else:
+    # The choices of the table, as if they were written out here.
+    Activation = Literal[tuple(ACTIVATIONS)]
 DType = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
@@ -171,7 +165,7 @@ class ModelConfig:
     @property
     def gated(self) -> bool:
         """Whether the feed-forward block multiplies two projections."""
-        return self.activation in ("geglu", "reglu", "swiglu", "glu")
+        return ACTIVATIONS[self.activation].is_gated
 
     @property
     def scanned(self) -> bool:

@@ -1,62 +1,64 @@
-"""The operations between the matrices of the Transformer, which a parametrisation may
-replace as a whole.
+"""The operations between the matrices of the Transformer. A parametrization may replace
+them as a whole.
 
-`Ops` are those of most models. `scaling.model.unit_scaling.UnitOps` are the same with
-separate scales forward and backward.
+Most models use `Ops`. `scaling.model.unit_scaling.UnitOps` computes the same functions
+with separate scales for outputs and gradients.
 
-Axes: B batch, T position, D width, H heads, K head dimension, I and O the sides of a
-matrix, V vocabulary.
+Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
+a matrix, P all outputs of matrices that share one product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from scaling.config.activations import ACTIVATIONS
 from scaling.model.kernels import causal_attention, matrix_product
 
-ResidualWeights = tuple[
-    Any, Any
-]  # of the skip connection (None drops it) and of the branch
+Factor = float | Array
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "relu6": jax.nn.relu6,
-    "sigmoid": jax.nn.sigmoid,
-    "silu": jax.nn.silu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-    "geglu": jax.nn.gelu,
-    "reglu": jax.nn.relu,
-    "swiglu": jax.nn.silu,
-    "glu": jax.nn.sigmoid,
-}
+
+class ResidualWeights(NamedTuple):
+    """Weights of the skip connection and of its branch.
+
+    `skip` is None where the model has no skip connection.
+    """
+
+    skip: Factor | None
+    branch: Factor
 
 
 class Ops:
-    """Plain operations: a multiplier scales the output, and its gradient follows."""
+    """Plain operations: a multiplier scales the output, and the gradient follows.
 
-    def vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
-        """A gain, bias or scale that is about to be used at every leading position of
-        x.
-        """
+    Attributes:
+        scales_gradients_by_batch: Whether the scale of a gradient depends on the number
+            of tokens that are seen at once. Such a batch must not be cut into pieces.
+        reads_unit_multipliers: Whether the operations read `model.unit`.
+    """
+
+    scales_gradients_by_batch: bool = False
+    reads_unit_multipliers: bool = False
+
+    def read_vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
+        """A gain, bias or scale that every leading position of x will use."""
         del x
         return vector
 
     def embed(
         self, table: Float[Array, "V D"], tokens: Int[Array, "B T"], multiplier: float
     ) -> Float[Array, "B T D"]:
-        """Rows of the table."""
+        """Look up the tokens' rows of the table."""
         return apply_multiplier(table[tokens], multiplier)
 
-    def place(
+    def add_positions(
         self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
     ) -> Float[Array, "B T D"]:
-        """Add the positions' encodings."""
+        """Add the encodings of the positions."""
         return x + positions
 
     def linear(
@@ -65,31 +67,34 @@ class Ops:
         weights: Sequence[Float[Array, "I O"]],
         multiplier: float,
     ) -> Float[Array, "B T P"]:
-        """Products with matrices side by side, in the precision of x."""
-        weight = weights[0] if len(weights) == 1 else jnp.concatenate(weights, axis=1)
+        """Multiply x by several matrices in one product, in the precision of x."""
+        if len(weights) == 1:
+            weight = weights[0]
+        else:
+            weight = jnp.concatenate(weights, axis=1)
         return apply_multiplier(matrix_product(x, weight.astype(x.dtype)), multiplier)
 
     def readout(
         self, x: Float[Array, "B T D"], weight: Float[Array, "D V"], multiplier: float
     ) -> Float[Array, "B T V"]:
-        """Logits before any learned scale."""
+        """Compute the logits, before any learned scale."""
         return self.linear(x, [weight], multiplier)
 
-    def loss_scale(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+    def scale_logits(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
         """The last step before the softmax of the loss."""
         return logits
 
-    def activation(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
-        """The feed-forward block's activation; gated ones (Shazeer 2020,
-        arXiv:2002.05202) halve the last axis.
+    def activate(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
+        """Apply the activation of the feed-forward block; a gated one halves the last
+        axis.
         """
-        act = ACTIVATIONS[name]
-        if not name.endswith("glu"):
-            return act(h)
+        activation = ACTIVATIONS[name]
+        if not activation.is_gated:
+            return activation.apply(h)
         gate, value = jnp.split(h, 2, axis=-1)
-        return act(gate) * value
+        return activation.apply(gate) * value
 
-    def attention(
+    def attend(
         self,
         q: Float[Array, "B H T K"],
         k: Float[Array, "B H T K"],
@@ -99,34 +104,31 @@ class Ops:
         """Causal attention; `scale` multiplies q.k."""
         return causal_attention(q, k, v, scale)
 
-    def split(
+    def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights
-    ) -> tuple[Array, Array]:
-        """The residual stream and what its branch reads."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """The residual stream, and what its branch reads of it."""
         del weights
         return x, x
 
-    def join(
+    def join_residual(
         self,
         x: Float[Array, "B T D"],
         y: Float[Array, "B T D"],
         weights: ResidualWeights,
     ) -> Float[Array, "B T D"]:
-        """The residual stream after a branch has written y to it."""
-        skip, branch = weights
-        return (
-            apply_multiplier(y, branch)
-            if skip is None
-            else apply_multiplier(x, skip) + apply_multiplier(y, branch)
-        )
+        """The residual stream x after a branch has added its output y."""
+        weighted = apply_multiplier(y, weights.branch)
+        if weights.skip is None:
+            return weighted
+        return apply_multiplier(x, weights.skip) + weighted
 
 
-def apply_multiplier(x: Array, factor: Any) -> Array:
-    """x times a number or scalar array, in the precision of x; nothing is done where it
-    is the number 1.
+def apply_multiplier(x: Array, factor: Factor) -> Array:
+    """x times a number or a scalar array, in the precision of x.
+
+    The number 1.0 adds no operation to the compiled program.
     """
-    return (
-        x
-        if isinstance(factor, float) and factor == 1.0
-        else x * jnp.asarray(factor, x.dtype)
-    )
+    if isinstance(factor, float) and factor == 1.0:
+        return x
+    return x * jnp.asarray(factor, x.dtype)

@@ -1,114 +1,89 @@
-"""The training chunk of a run, lowered for devices that need not be here, from shapes
-alone.
+"""The training chunk of a run, lowered from shapes alone for devices of any machine.
 
 Axes: S steps of a chunk, B batch, T position.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
 
 from scaling.config import RunConfig
-from scaling.training.sharding import SHARDS, Strategy
+from scaling.training.sharding import Fsdp, Pmap, Single, Strategy
 from scaling.training.step import Executable, StepRates, TrainState, get_executable
 
 Shape = jax.ShapeDtypeStruct
 
 
 @dataclass(frozen=True)
-class Elsewhere(Strategy):
-    """A strategy over devices that are named instead of this machine's."""
-
-    where: tuple[Any, ...] = ()
-
-    def _devices(self) -> list[Any]:
-        return list(self.where)
-
-
-@dataclass(frozen=True)
 class Lowered:
-    """A lowered chunk: `stages` is JAX's, `argument_bytes` what its arguments take of
-    one device.
+    """A lowered chunk.
+
+    Attributes:
+        stages: JAX's `Lowered`, which compiles.
+        argument_bytes: Bytes of the arguments on one device.
     """
 
     stages: Any
     argument_bytes: int
 
 
+class AbstractArguments(NamedTuple):
+    """Shapes of the arguments of a chunk on a single device."""
+
+    state: TrainState
+    windows: Shape  # int32 (S, B, T + 1)
+    rates: StepRates
+    count: Shape
+    seed: Shape
+
+
 def abstract_arguments(
     state: TrainState, run: RunConfig, steps: int
-) -> tuple[Any, ...]:
-    """Shapes of a chunk's arguments on a single device: state, windows (S, B, T + 1),
-    schedule, count, seed.
-    """
-    windows = Shape((steps, run.optim.batch_size, run.model.context + 1), jnp.int32)
+) -> AbstractArguments:
+    """Shapes of the arguments of a chunk of `steps` steps on a single device."""
     rates = Shape((steps,), jnp.float32)
-    return (
-        state,
-        windows,
-        StepRates(rates, rates),
-        Shape((), jnp.int32),
-        Shape((), jnp.uint32),
+    windows_shape = (steps, run.optim.batch_size, run.model.context + 1)
+    return AbstractArguments(
+        state=state,
+        windows=Shape(windows_shape, jnp.int32),
+        rates=StepRates(rates, rates),
+        count=Shape((), jnp.int32),
+        seed=Shape((), jnp.uint32),
     )
 
 
 def lower_for_devices(
-    run: RunConfig, devices: list[Any], steps: int, sharded: bool = False
+    run: RunConfig, devices: list[jax.Device], steps: int, sharded: bool = False
 ) -> Lowered:
-    """The chunk as the library runs it on these devices: `single` on one, else `pmap`,
-    or `fsdp` if `sharded`.
+    """Lower the chunk as the library runs it on these devices.
+
+    The strategy is fsdp if `sharded`, single for one device, and pmap for several.
     """
-    name: Any = "fsdp" if sharded else "single" if len(devices) == 1 else "pmap"
-    strategy = Elsewhere(name, len(devices), tuple(devices))
+    named = tuple(devices)
+    strategy: Strategy
+    if sharded:
+        strategy = Fsdp(len(named), named)
+    elif len(named) == 1:
+        strategy = Single(1, named)
+    else:
+        strategy = Pmap(len(named), named)
     return lower_chunk(get_executable(run, strategy, None), run, steps)
 
 
-def lower_chunk(compiled: Executable, run: RunConfig, steps: int) -> Lowered:
-    """The chunk of a program, whose runs are of the shape of this one, as
-    `Program.train` calls it.
+def lower_chunk(executable: Executable, run: RunConfig, steps: int) -> Lowered:
+    """Lower the chunk of an executable as `Executable.train` calls it.
+
+    `run` is any run of the executable's shape.
     """
-    strategy = compiled.strategy
-    state, windows, *rest = abstract_arguments(compiled.abstract_state, run, steps)
-    if strategy.name == "pmap":
-        D, (S, B, T1) = strategy.devices, windows.shape
-        mapped = (
-            jax.tree.map(lambda x: Shape((D, *x.shape), x.dtype), state),
-            Shape((D, S, B // D, T1), jnp.int32),
-        )
-        return Lowered(
-            compiled.chunk.lower(*mapped, *rest), _bytes(mapped) // D + _bytes(rest)
-        )
-    if strategy.name == "fsdp":
-        state = jax.tree.map(_placed, state, strategy.shardings(state))
-        windows = _placed(windows, strategy.sharding(None, SHARDS))
-    else:
-        state = jax.tree.map(
-            functools.partial(_placed, sharding=SingleDeviceSharding(strategy.first)),
-            state,
-        )
-    inputs = (state, windows, *rest)
-    return Lowered(compiled.chunk.lower(*inputs), _bytes(inputs))
-
-
-def _placed(leaf: Shape, sharding: Any) -> Shape:
-    return Shape(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of one device: of a leaf's part there, where it is placed on several."""
-    leaves = jax.tree.leaves(tree)
-    shapes = [
-        x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        for x in leaves
-    ]
-    return sum(
-        math.prod(shape) * x.dtype.itemsize
-        for shape, x in zip(shapes, leaves, strict=True)
+    arguments = abstract_arguments(executable.abstract_state, run, steps)
+    inputs = executable.strategy.abstract_inputs(arguments.state, arguments.windows)
+    replicated = (arguments.rates, arguments.count, arguments.seed)
+    stages = executable.chunk.lower(inputs.state, inputs.windows, *replicated)
+    replicated_bytes = sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(replicated)
     )
+    return Lowered(stages, inputs.bytes_per_device + replicated_bytes)

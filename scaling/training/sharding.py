@@ -1,11 +1,14 @@
-"""The only file that knows about devices: `single`, `pmap` and `fsdp`.
+"""How training uses the devices: three strategies with one interface.
 
-A strategy compiles the trainer's pure functions and moves trees to and from its
-devices. All strategies give the same losses. The functions it compiles take `axis`, the
-name of the mapped device axis. Under `pmap` they see one device's rows of a batch and
-must sum over that axis; under `single` and `fsdp` they see the whole batch and `axis`
-is
-None: fsdp lets XLA split them, guided by where the state lives and by `split_rows`.
+A strategy compiles the pure functions of the trainer and moves trees to and from its
+devices. All strategies give the same losses. The compiled functions take `axis`, the
+name of the mapped device axis. Under `Pmap` they see the rows of one device and must
+sum over that axis. Under `Single` and `Fsdp` they see the whole batch and `axis` is
+None: XLA splits the work of fsdp, guided by the layout of the state and by
+`scaling.model.sharding_axes.split_rows`.
+
+No other file of the package names devices, except `scaling.training.lowering`, which
+lowers programs for other machines.
 
 Axes: S steps of a chunk, B batch over all devices, b batch of one process, T position,
 M held-out windows.
@@ -13,291 +16,399 @@ M held-out windows.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import Array, Int
 
 from scaling.config import ConfigError
+from scaling.model.sharding_axes import SHARDS
 
-Tree = Any
-AXIS = "data"  # the devices of pmap
-SHARDS = "shards"  # the devices of fsdp
+Tree = Any  # a pytree of arrays
+Shape = jax.ShapeDtypeStruct
+AXIS = "data"  # the mapped axis of pmap
 StrategyName = Literal["auto", "single", "pmap", "fsdp"]
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """How a program runs on `devices` devices, those of all processes. Batches have a
-    leading step axis: (S, B, ...).
-
-    single: one device. pmap: a copy of the state on each device of this process. fsdp:
-    each array of the state split over the devices of all processes, and gathered layer
-    by layer as it is used.
+class AbstractInputs(NamedTuple):
+    """Shapes of a chunk's state and windows as a strategy lays them out, and the bytes
+    that they take on each device.
     """
 
-    name: Literal["single", "pmap", "fsdp"]
+    state: Tree
+    windows: Shape
+    bytes_per_device: int
+
+
+@dataclass(frozen=True)
+class Strategy(abc.ABC):
+    """How a compiled program runs on `devices` devices, counted over all processes.
+
+    Attributes:
+        devices: Number of devices.
+        named_devices: The devices of another machine; empty for those of this one.
+    """
+
+    name: ClassVar[Literal["single", "pmap", "fsdp"]]
     devices: int
+    named_devices: tuple[jax.Device, ...] = ()
+
+    # --- what each strategy does its own way ---
+
+    @abc.abstractmethod
+    def compile_init(
+        self, init: Callable[[Any], Tree], abstract: Tree
+    ) -> Callable[[int], Tree]:
+        """Compile `init(seed)`, whose result has the shapes of `abstract`."""
+
+    @abc.abstractmethod
+    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `chunk(state, batches, *replicated, axis=...)`.
+
+        The state is donated, and its layout is that of the result.
+        """
+
+    @abc.abstractmethod
+    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `evaluate(params, windows)`, with the windows split over devices."""
+
+    @abc.abstractmethod
+    def place(self, host: Tree) -> Tree:
+        """Copy a host tree to the devices."""
+
+    @abc.abstractmethod
+    def gather(self, tree: Tree) -> Tree:
+        """Copy a tree on the devices to the host; the result is the same under all
+        strategies.
+        """
+
+    @abc.abstractmethod
+    def shard_batches(self, batches_SxbxT: Int[np.ndarray, "S b T"]) -> Any:
+        """Split this process's rows of S batches over its devices."""
+
+    @abc.abstractmethod
+    def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Any:
+        """Split held-out windows over the devices; M is a multiple of `devices`."""
+
+    @abc.abstractmethod
+    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+        """Lay out the shapes of a state and of the windows (S, B, T + 1) of a chunk."""
+
+    # --- what most share ---
+
+    def copy(self, tree: Tree) -> Tree:
+        """A second copy on the devices. It may be donated while the first stays valid."""
+        return self.place(self.gather(tree))
+
+    def rows_at_once(self, rows: int) -> int:
+        """Rows that a compiled function sees at once if each device sees `rows`."""
+        return rows
+
+    def local_rows(self, batch_size: int) -> slice:
+        """The rows of a batch that this process loads: an equal share of them."""
+        share = batch_size // jax.process_count()
+        index = jax.process_index()
+        return slice(share * index, share * (index + 1))
 
     @property
-    def first(self) -> Any:
+    def first_device(self) -> jax.Device:
         """The first of the devices."""
-        return self._devices()[0]
+        return self.list_devices()[0]
 
     @property
     def platform(self) -> str:
-        """Of the devices: cpu, gpu or tpu."""
-        return self.first.platform
+        """The kind of the devices: cpu, gpu or tpu."""
+        return self.first_device.platform
+
+    def list_devices(self) -> list[jax.Device]:
+        """Equally many devices of each process; those of one process are adjacent."""
+        if self.named_devices:
+            return list(self.named_devices)
+        per_process = self.devices // jax.process_count()
+        devices: list[jax.Device] = []
+        for index in range(jax.process_count()):
+            devices += jax.local_devices(process_index=index)[:per_process]
+        return devices
+
+
+@dataclass(frozen=True)
+class Single(Strategy):
+    """All work on one device."""
+
+    name: ClassVar[Literal["single"]] = "single"
+    devices: int = 1
 
     def compile_init(
         self, init: Callable[[Any], Tree], abstract: Tree
     ) -> Callable[[int], Tree]:
-        """Compile `init(seed)`, a state of the shapes of `abstract`; under fsdp no
-        device ever holds all of it.
-        """
-        if self.name == "fsdp":
-            drawn = jax.jit(init, out_shardings=self.shardings(abstract))
-            return lambda seed: drawn(np.uint32(seed))
+        del abstract
         return lambda seed: self.place(init(seed))
 
     def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile `chunk(state, batches, *replicated, axis=...)`, donating the state,
-        whose layout stays.
-        """
-        if self.name == "pmap":
-            mapped = functools.partial(chunk, axis=AXIS)
-            axes = (0, 0, None, None, None)
-            return jax.pmap(
-                mapped,
-                axis_name=AXIS,
-                in_axes=axes,
-                devices=self._devices(),
-                donate_argnums=0,
-            )
-        whole = functools.partial(chunk, axis=None)
-        if self.name == "single":
-            return jax.jit(whole, donate_argnums=0)
-
-        def split(*args: Any) -> tuple[Tree, Tree]:
-            state, metrics = self._on_mesh(whole, *args)
-            return jax.lax.with_sharding_constraint(
-                state, self.shardings(state)
-            ), self._replicated(metrics)
-
-        return jax.jit(split, donate_argnums=0)
+        return jax.jit(functools.partial(chunk, axis=None), donate_argnums=0)
 
     def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile `evaluate(params, windows)`, mapped over windows."""
-        if self.name == "single":
-            return jax.jit(evaluate)
-        if self.name == "fsdp":
-            return jax.jit(
-                lambda *args: self._replicated(self._on_mesh(evaluate, *args))
-            )
-        return jax.pmap(evaluate, axis_name=AXIS, devices=self._devices())
+        return jax.jit(evaluate)
 
     def place(self, host: Tree) -> Tree:
-        """A host tree as this strategy lays it out: on the device, a copy on each, or
-        split over all.
-        """
-        if self.name == "single":
-            return jax.device_put(host, self._devices()[0])
-        if self.name == "fsdp":
-            return jax.tree.map(_from_host, host, self.shardings(host))
+        return jax.device_put(host, self.first_device)
+
+    def gather(self, tree: Tree) -> Tree:
+        return jax.device_get(tree)
+
+    def shard_batches(self, batches_SxbxT: Int[np.ndarray, "S b T"]) -> Array:
+        return jnp.asarray(batches_SxbxT)
+
+    def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Array:
+        return jnp.asarray(windows_MxT)
+
+    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+        sharding = SingleDeviceSharding(self.first_device)
+        placed = jax.tree.map(lambda x: _with_sharding(x, sharding), state)
+        return AbstractInputs(
+            placed, windows, _bytes_per_device(placed) + _bytes_per_device(windows)
+        )
+
+
+@dataclass(frozen=True)
+class Pmap(Strategy):
+    """A copy of the state on each device of this process, and an equal share of the
+    rows.
+
+    Arrays on the devices have a leading device axis.
+    """
+
+    name: ClassVar[Literal["pmap"]] = "pmap"
+
+    def compile_init(
+        self, init: Callable[[Any], Tree], abstract: Tree
+    ) -> Callable[[int], Tree]:
+        del abstract
+        return lambda seed: self.place(init(seed))
+
+    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(
+            functools.partial(chunk, axis=AXIS),
+            axis_name=AXIS,
+            in_axes=(0, 0, None, None, None),
+            devices=self.list_devices(),
+            donate_argnums=0,
+        )
+
+    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.pmap(evaluate, axis_name=AXIS, devices=self.list_devices())
+
+    def place(self, host: Tree) -> Tree:
         return jax.tree.map(
             lambda x: jnp.broadcast_to(x, (self.devices, *jnp.shape(x))), host
         )
 
     def gather(self, tree: Tree) -> Tree:
-        """One host copy of a tree on the devices, the same whatever the strategy; leaf
-        by leaf under fsdp.
-        """
-        if self.name == "single":
-            return jax.device_get(tree)
-        if self.name == "fsdp":
-            return jax.tree.map(_whole, tree)
         return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
-    def copy(self, tree: Tree) -> Tree:
-        """A second copy on the devices, which may be donated while the first lives on."""
-        return (
-            jax.tree.map(jnp.copy, tree)
-            if self.name == "fsdp"
-            else self.place(self.gather(tree))
-        )
-
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that this process brings: an equal share, all of them
-        where there is one process.
-        """
-        share, index = batch_size // jax.process_count(), jax.process_index()
-        return slice(share * index, share * (index + 1))
-
-    def shard_batches(self, batches_SxbxT: np.ndarray) -> Any:
-        """This process's `rows` of S batches, split over its devices: pmap (devices, S,
-        b / devices, T).
-        """
-        if self.name == "single":
-            return jnp.asarray(batches_SxbxT)
-        if self.name == "fsdp":
-            return jax.make_array_from_process_local_data(
-                self.sharding(None, SHARDS), batches_SxbxT
-            )
+    def shard_batches(
+        self, batches_SxbxT: Int[np.ndarray, "S b T"]
+    ) -> Int[np.ndarray, "D S b_D T"]:
         S, b, T = batches_SxbxT.shape
-        return np.ascontiguousarray(
-            batches_SxbxT.reshape(S, self.devices, b // self.devices, T).swapaxes(0, 1)
+        split = batches_SxbxT.reshape(S, self.devices, b // self.devices, T)
+        return np.ascontiguousarray(split.swapaxes(0, 1))
+
+    def shard_windows(
+        self, windows_MxT: Int[np.ndarray, "M T"]
+    ) -> Int[np.ndarray, "D M_D T"]:
+        return windows_MxT.reshape(self.devices, -1, windows_MxT.shape[1])
+
+    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+        S, B, T1 = windows.shape
+        mapped_state = jax.tree.map(
+            lambda x: Shape((self.devices, *x.shape), x.dtype), state
+        )
+        mapped_windows = Shape(
+            (self.devices, S, B // self.devices, T1), windows.dtype
+        )
+        all_bytes = _bytes_per_device(mapped_state) + _bytes_per_device(mapped_windows)
+        return AbstractInputs(mapped_state, mapped_windows, all_bytes // self.devices)
+
+
+@dataclass(frozen=True)
+class Fsdp(Strategy):
+    """Each array of the state split over the devices of all processes (fully sharded
+    data parallelism).
+
+    The arrays of a layer are gathered when the layer uses them.
+    """
+
+    name: ClassVar[Literal["fsdp"]] = "fsdp"
+
+    def compile_init(
+        self, init: Callable[[Any], Tree], abstract: Tree
+    ) -> Callable[[int], Tree]:
+        """No device ever holds all of the state."""
+        compiled = jax.jit(init, out_shardings=self.shardings(abstract))
+        return lambda seed: compiled(np.uint32(seed))
+
+    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+        whole = functools.partial(chunk, axis=None)
+
+        def sharded_chunk(*args: Any) -> tuple[Tree, Tree]:
+            state, metrics = self._trace_on_mesh(whole, *args)
+            state = jax.lax.with_sharding_constraint(state, self.shardings(state))
+            return state, self._replicate(metrics)
+
+        return jax.jit(sharded_chunk, donate_argnums=0)
+
+    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        def sharded_evaluate(*args: Any) -> Tree:
+            return self._replicate(self._trace_on_mesh(evaluate, *args))
+
+        return jax.jit(sharded_evaluate)
+
+    def place(self, host: Tree) -> Tree:
+        return jax.tree.map(_shard_host_array, host, self.shardings(host))
+
+    def gather(self, tree: Tree) -> Tree:
+        """One array at a time, so that no device holds the whole tree."""
+        return jax.tree.map(_gather_array, tree)
+
+    def shard_batches(self, batches_SxbxT: Int[np.ndarray, "S b T"]) -> Array:
+        return jax.make_array_from_process_local_data(
+            self.sharding(None, SHARDS), batches_SxbxT
         )
 
-    def at_once(self, rows: int) -> int:
-        """Rows that a program sees at once when each device is to see `rows` of them."""
-        return rows * self.devices if self.name == "fsdp" else rows
+    def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Array:
+        """Every device has all windows: the compiled function splits them."""
+        return _shard_host_array(windows_MxT, self.sharding())
 
-    def map_rows(self, rows_MxT: np.ndarray) -> Any:
-        """Split rows (M divisible by `devices`): pmap (devices, M / devices, T); fsdp:
-        all, split in the program.
-        """
-        if self.name == "single":
-            return jnp.asarray(rows_MxT)
-        if self.name == "fsdp":
-            return _from_host(rows_MxT, self.sharding())
-        return rows_MxT.reshape(self.devices, -1, rows_MxT.shape[1])
+    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+        placed = jax.tree.map(_with_sharding, state, self.shardings(state))
+        split = _with_sharding(windows, self.sharding(None, SHARDS))
+        return AbstractInputs(
+            placed, split, _bytes_per_device(placed) + _bytes_per_device(split)
+        )
 
-    def _devices(self) -> list[Any]:
-        """Equally many of each process, those of one process side by side."""
-        each = self.devices // jax.process_count()
-        return [
-            d
-            for i in range(jax.process_count())
-            for d in jax.local_devices(process_index=i)[:each]
-        ]
+    def copy(self, tree: Tree) -> Tree:
+        return jax.tree.map(jnp.copy, tree)
+
+    def rows_at_once(self, rows: int) -> int:
+        return rows * self.devices
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Of an array whose axes these are on the mesh of fsdp; without axes a copy on
-        each device.
+        """The sharding of an array with these mesh axes; without axes every device has
+        a copy.
         """
-        return NamedSharding(
-            Mesh(np.array(self._devices()), (SHARDS,)), PartitionSpec(*axes)
-        )
+        mesh = Mesh(np.array(self.list_devices()), (SHARDS,))
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     def shardings(self, tree: Tree) -> Tree:
-        """Where fsdp keeps each array of a state."""
-        return jax.tree.map(
-            lambda x: self.sharding(*choose_split_axis(jnp.shape(x), self.devices)),
-            tree,
-        )
+        """The sharding of each array of a state."""
 
-    def _on_mesh(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Trace a function so that its `split_rows` act."""
+        def choose_sharding(x: Any) -> NamedSharding:
+            return self.sharding(*choose_split_axis(jnp.shape(x), self.devices))
+
+        return jax.tree.map(choose_sharding, tree)
+
+    def _trace_on_mesh(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Trace a function so that its `split_rows` split."""
         with jax.sharding.use_abstract_mesh(self.sharding().mesh.abstract_mesh):
             return function(*args)
 
-    def _replicated(self, tree: Tree) -> Tree:
+    def _replicate(self, tree: Tree) -> Tree:
         return jax.lax.with_sharding_constraint(tree, self.sharding())
 
 
-def choose_split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
-    """How fsdp splits an array: the axis names of a `PartitionSpec`, empty where every
-    device has a copy.
+STRATEGIES: dict[str, type[Strategy]] = {
+    "single": Single,
+    "pmap": Pmap,
+    "fsdp": Fsdp,
+}
 
-    Along the largest axis that the devices divide, the first of equals. A stack of
-    matrices is never split along its
-    layers: a scan takes one layer at a time, of which each device must have its part.
+
+def choose_split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
+    """The axis along which fsdp splits an array, as the axes of a `PartitionSpec`.
+
+    The largest axis that the devices divide, the first of equal ones; none (every
+    device has a copy) if they divide no axis. A stack of matrices is never split along
+    its layers: a scan takes one layer at a time, and each device must have a part of
+    every layer.
     """
     first = 1 if len(shape) > 2 else 0
-    axes = [
-        axis
-        for axis in range(first, len(shape))
-        if shape[axis] % devices == 0 and shape[axis] > 0
-    ]
-    if not axes:
+    best: int | None = None
+    for axis in range(first, len(shape)):
+        divides = shape[axis] > 0 and shape[axis] % devices == 0
+        if divides and (best is None or shape[axis] > shape[best]):
+            best = axis
+    if best is None:
         return ()
-    return (*[None] * max(axes, key=lambda axis: shape[axis]), SHARDS)
-
-
-def split_rows(x: Array) -> Array:
-    """An activation (B, ...), its rows split over the devices in a program compiled for
-    fsdp; elsewhere as it is.
-
-    Where both the rows of an activation and a side of a matrix could be split, this
-    decides: the matrix is gathered for the product, forward and again backward, and
-    nothing of it is kept.
-    """
-    if SHARDS not in jax.sharding.get_abstract_mesh().axis_names:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(SHARDS))
-
-
-def _from_host(x: Any, sharding: NamedSharding) -> Array:
-    """An array of which every process has the whole: each device takes its part."""
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-
-def _whole(x: Array) -> np.ndarray:
-    if x.is_fully_addressable or x.is_fully_replicated:
-        return np.asarray(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return (*[None] * best, SHARDS)
 
 
 def choose_strategy(
     name: StrategyName, batch_size: int, accumulate: int = 1
 ) -> Strategy:
-    """A strategy for this machine, or for all processes that train together.
+    """Choose a strategy for this machine, or for all processes that train together.
 
-    `auto` takes as many devices as share the batch evenly: one is `single`, those of
-    one process are `pmap`, those of several processes `fsdp`.
+    `auto` takes as many devices as divide the batch: `single` for one device, `pmap`
+    for several of one process, `fsdp` for several processes.
 
     Raises:
         ConfigError: a micro-batch does not split over the devices, the strategy cannot
-        span several processes, or
-            there is none of that name.
+            span several processes, or no strategy has that name.
     """
     if name not in get_args(StrategyName):
-        raise ConfigError(
-            f"loop.strategy = {name!r}: must be one of {', '.join(get_args(StrategyName))}"
-        )
-    processes, micro_batch = jax.process_count(), batch_size // accumulate
-    each = jax.local_device_count()
+        names = ", ".join(get_args(StrategyName))
+        raise ConfigError(f"loop.strategy = {name!r}: must be one of {names}")
+    processes = jax.process_count()
     if processes > 1 and name in ("single", "pmap"):
         raise ConfigError(
-            f"loop.strategy = {name!r}: {processes} processes train together; use 'fsdp' or 'auto'"
+            f"loop.strategy = {name!r}: {processes} processes train together; "
+            "use 'fsdp' or 'auto'"
         )
+    micro_batch = batch_size // accumulate
+    per_process = jax.local_device_count()
     if name == "auto":
-        each = count_sharing_devices(micro_batch, each, processes) or each
-        name = "fsdp" if processes > 1 else "pmap" if each > 1 else "single"
+        dividing = count_sharing_devices(micro_batch, per_process, processes)
+        per_process = dividing or per_process
+        if processes > 1:
+            name = "fsdp"
+        elif per_process > 1:
+            name = "pmap"
+        else:
+            name = "single"
     if name == "single":
-        return Strategy("single", 1)
-    devices = each * processes
+        return Single()
+    devices = per_process * processes
     if micro_batch % devices:
-        unit = f"the {devices} devices" + (
-            f" x {accumulate} micro-batches" if accumulate > 1 else ""
-        )
-        instead = (
-            ", or use the strategy 'single'"
-            if processes == 1
-            else ", or start fewer processes"
-        )
+        unit = f"the {devices} devices"
+        if accumulate > 1:
+            unit += f" x {accumulate} micro-batches"
+        if processes == 1:
+            fix = "use the strategy 'single'"
+        else:
+            fix = "start fewer processes"
         raise ConfigError(
-            f"optim.batch_size = {batch_size}: must be a multiple of {unit} under {name}{instead}"
+            f"optim.batch_size = {batch_size}: must be a multiple of {unit} under "
+            f"{name}, or {fix}"
         )
-    return Strategy(name, devices)
+    return STRATEGIES[name](devices)
 
 
 def count_sharing_devices(micro_batch: int, devices: int, processes: int = 1) -> int:
-    """How many of each process's devices share a micro-batch: as many as split it
-    evenly, 0 where none do.
+    """The largest number of devices of each process that divides a micro-batch.
+
+    0 if no number does.
     """
-    return max(
-        (d for d in range(1, devices + 1) if micro_batch % (d * processes) == 0),
-        default=0,
-    )
+    for count in range(devices, 0, -1):
+        if micro_batch % (count * processes) == 0:
+            return count
+    return 0
 
 
 def count_local_devices() -> int:
@@ -308,9 +419,39 @@ def count_local_devices() -> int:
 def pmap_members(
     function: Callable[..., Any], devices: int, axes: Any = 0
 ) -> Callable[..., Any]:
-    """Compile a function of stacked members, each device taking its share of axis 0;
-    the first argument is donated.
+    """Compile a function of stacked members; each device takes its share of axis 0.
+
+    The first argument is donated.
     """
     return jax.pmap(
         function, devices=jax.local_devices()[:devices], in_axes=axes, donate_argnums=0
     )
+
+
+def _shard_host_array(x: Any, sharding: NamedSharding) -> Array:
+    """Place an array of which every process has the whole: each device takes its
+    part.
+    """
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _gather_array(x: Array) -> np.ndarray:
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _with_sharding(leaf: Shape, sharding: Any) -> Shape:
+    return Shape(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _bytes_per_device(tree: Tree) -> int:
+    """Bytes of shapes; of a sharded one, the bytes of one device's part."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape
+        if leaf.sharding is not None:
+            shape = leaf.sharding.shard_shape(shape)
+        total += int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+    return total
