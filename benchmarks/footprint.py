@@ -67,7 +67,7 @@ def measured(args: Args, run: RunConfig) -> dict[str, float]:
     import jax
 
     from scaling.training.lowering import lower_for_devices
-    from scaling.training.sharding import Strategy
+    from scaling.training.sharding import Single
     from scaling.training.step import Chunk, StepRates, get_executable
 
     S = LoopConfig().chunk_steps
@@ -81,7 +81,7 @@ def measured(args: Args, run: RunConfig) -> dict[str, float]:
     )
     answer = {"compiled": sum(parts) + stats.temp_size_in_bytes, "in_use": None}
     try:
-        compiled = get_executable(run, Strategy("single", 1), None)
+        compiled = get_executable(run, Single(), None)
         state = compiled.init(0)
         shape = (S, run.optim.batch_size, run.model.context + 1)
         windows = np.random.default_rng(0).integers(

@@ -52,9 +52,9 @@ def train_at_rates(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[f
         build_family(run.model), make_update_rule(arm == SUBTRACTED), 1, None
     )
     strategy = choose_strategy("single", run.optim.batch_size)
-    chunk = strategy.compile_chunk(functools.partial(train_chunk, recipe=recipe))
+    chunk = strategy.compile_chunk(functools.partial(train_chunk, spec=recipe))
     evaluate = strategy.compile_evaluation(
-        functools.partial(window_losses, recipe=recipe, rows=32)
+        functools.partial(window_losses, spec=recipe, rows=32)
     )
     text = data.load(run.data)
     windows = data.Windows(

@@ -99,8 +99,6 @@ ACTIVATIONS: dict[str, ActivationSpec] = {
     "relu2": ActivationSpec(_apply_squared_relu),
     "geglu": ActivationSpec(_apply_gelu, is_gated=True),
     "reglu": ActivationSpec(_apply_relu, is_gated=True),
-    "swiglu": ActivationSpec(
-        _apply_silu, is_gated=True, unit_scale=_swiglu_unit_scale
-    ),
+    "swiglu": ActivationSpec(_apply_silu, is_gated=True, unit_scale=_swiglu_unit_scale),
     "glu": ActivationSpec(_apply_sigmoid, is_gated=True),
 }

@@ -1,80 +1,82 @@
 """Parameter counts and FLOPs: one definition, used by planner, trainer and run table.
 
-Matrix multiplications are counted exactly and nothing else is: 2 FLOPs per weight and
-token forward, attention scores and values over the positions a token may see, the
-output head always, the embedding look-up never. Training costs three times the forward
-pass (the backward pass has two products for each of the forward's). Kaplan's 6ND
-(arXiv:2001.08361, section 2.1) is another column of the run table, not the truth: for
-small models and big vocabularies the two differ by tens of per cent.
+Only matrix multiplications are counted, and they are counted exactly: 2 FLOPs per
+weight and token in the forward pass, attention scores and values over the positions
+that a token may see, the output head always, the embedding look-up never. Training
+costs three times the forward pass, because the backward pass has two products for each
+product of the forward pass. Kaplan's 6 N D (arXiv:2001.08361, section 2.1) is another
+column of the run table: for small models and big vocabularies the two differ by tens of
+per cent.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scaling.config import ModelConfig
+from scaling.config import ModelConfig, RunConfig
+from scaling.model.accounting import list_attention_products, list_weights
 from scaling.model.kernels import count_computed_positions
-from scaling.model.parametrization import find_parametrization_spec
-
-_NORM_VECTORS = {
-    "rmsnorm": 1,
-    "nonparametric_rmsnorm": 0,
-    "layernorm": 2,
-    "none": 0,
-}  # gains and biases
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters, under every convention in use."""
+    """Numbers of parameters, under every convention in use.
 
-    n_total: int  # every parameter
-    n_non_embedding: (
-        int  # without embeddings, positions and output head (Kaplan et al. 2020)
-    )
-    n_matmul: int  # weights that multiply activations: the blocks' matrices and the output head, tied or not
+    Attributes:
+        n_total: Every parameter.
+        n_non_embedding: Without embeddings, positions and output head (Kaplan et al.
+            2020).
+        n_matmul: Weights that multiply activations: the matrices of the blocks and the
+            output head, whether it is tied to the embedding or not.
+    """
+
+    n_total: int
+    n_non_embedding: int
+    n_matmul: int
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Exact parameter counts of a model."""
-    inner = config.heads * config.key_dim
-    feed_forward = (3 if config.gated else 2) * config.width * config.d_ff
-    block_matrices = 4 * config.width * inner + feed_forward
-    per_norm = _NORM_VECTORS[config.norm] * config.width
-    block_gains = 2 * per_norm + 2 * _NORM_VECTORS[config.qk_norm_kind] * config.key_dim
-    table = config.vocab * config.width
-    positions = config.context * config.width if config.position == "learned" else 0
-    learned = find_parametrization_spec(config).learned_scales
-    block_scales = (
-        3 * inner + (2 if config.gated else 1) * config.d_ff + 2 * config.width
-        if learned
-        else 0
-    )
-    blocks = config.depth * (block_matrices + block_gains + block_scales) + per_norm
+    total = 0
+    non_embedding = 0
+    block_matrices = 0
+    for weight in list_weights(config):
+        size = weight.size
+        if weight.place == "block":
+            size *= config.depth
+            if weight.is_matrix:
+                block_matrices += size
+        total += size
+        if weight.place in ("block", "final"):
+            non_embedding += size
     return ParameterCounts(
-        n_total=blocks
-        + positions
-        + table * (1 if config.tied else 2)
-        + (config.vocab if learned else 0),
-        n_non_embedding=blocks,
-        n_matmul=config.depth * block_matrices + table,
+        n_total=total,
+        n_non_embedding=non_embedding,
+        n_matmul=block_matrices + config.vocab * config.width,
     )
 
 
 def forward_flops_per_token(config: ModelConfig, *, causal: bool = True) -> float:
     """FLOPs of the forward pass per token of a full context.
 
-    With `causal`, position t attends to t + 1 positions: (T + 1) / 2 on average.
-    Without, to as many as `scaling.model.kernels` computes scores for, those it masks
-    among them.
+    Args:
+        config: The model.
+        causal: Count the positions that a token attends to: t + 1 at position t, which
+            is (T + 1) / 2 on average. Otherwise count the positions for which
+            `scaling.model.kernels` computes scores, masked ones included.
     """
-    seen = (
-        (config.context + 1) / 2 if causal else count_computed_positions(config.context)
-    )
-    attention = 2 * 2 * seen * config.heads * config.key_dim  # scores and values
+    computed = count_computed_positions(config.context)
+    positions = (config.context + 1) / 2 if causal else computed
+    widths = sum(product.width for product in list_attention_products(config))
+    attention = 2 * positions * widths
     return float(2 * count_parameters(config).n_matmul + config.depth * attention)
 
 
 def flops_per_token(config: ModelConfig) -> float:
     """FLOPs of training per token: three times the causal forward pass."""
     return 3 * forward_flops_per_token(config)
+
+
+def flops_per_step(run: RunConfig) -> float:
+    """FLOPs of one step of a run."""
+    return run.batch_tokens * flops_per_token(run.model)

@@ -68,10 +68,8 @@ class Ops:
         multiplier: float,
     ) -> Float[Array, "B T P"]:
         """Multiply x by several matrices in one product, in the precision of x."""
-        if len(weights) == 1:
-            weight = weights[0]
-        else:
-            weight = jnp.concatenate(weights, axis=1)
+        several = len(weights) > 1
+        weight = jnp.concatenate(weights, axis=1) if several else weights[0]
         return apply_multiplier(matrix_product(x, weight.astype(x.dtype)), multiplier)
 
     def readout(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from scaling.config import ConfigError, ModelConfig
-from scaling.model.ops import Ops
+from scaling.model.ops import Ops, ResidualWeights
 from scaling.model.unit_scaling import UnitOps, residual_weights
 
 Role = Literal[
@@ -94,9 +94,9 @@ def _inverse_from_base(config: ModelConfig) -> float:
     return base**0.5 / config.key_dim
 
 
-def _plain(config: ModelConfig, branch: int) -> tuple[float, float]:
+def _plain(config: ModelConfig, branch: int) -> ResidualWeights:
     del config, branch
-    return 1.0, 1.0
+    return ResidualWeights(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ParametrizationSpec:
 
     rules: Rules
     attention: Callable[[ModelConfig], float] = _inverse_sqrt  # factor on q.k
-    residual: Callable[[ModelConfig, int], tuple[float, float]] = (
+    residual: Callable[[ModelConfig, int], ResidualWeights] = (
         _plain  # branch -> weights of skip and branch
     )
     ops: Callable[[ModelConfig], Ops] = lambda config: Ops()
@@ -218,7 +218,9 @@ def _completep(a: float) -> ParametrizationSpec:
     return ParametrizationSpec(
         rules,
         _inverse_from_base,
-        lambda config, _: (1.0, (config.depth / config.base_depth) ** -a),
+        lambda config, _: ResidualWeights(
+            1.0, (config.depth / config.base_depth) ** -a
+        ),
     )
 
 
@@ -231,7 +233,7 @@ def _unit() -> ParametrizationSpec:
         role: matrix for role in ("hidden", "residual_out", "readout")
     }
     rules: Rules = {**_VECTORS, **matrices, "embedding": _undecayed(1.0)}
-    halves = lambda config, branch: (2**-0.5, 2**-0.5)
+    halves = lambda config, branch: ResidualWeights(2**-0.5, 2**-0.5)
     return ParametrizationSpec(
         rules, _inverse, halves, lambda config: UnitOps(config.unit)
     )
@@ -375,12 +377,12 @@ class Parametrization:
         """Factor on q.k."""
         return self.row.attention(self.config)
 
-    def residual(self, branch: int) -> tuple[float | None, float]:
+    def residual(self, branch: int) -> ResidualWeights:
         """Weights of skip connection and branch, of branch 0 .. 2 depth - 1; None where
         there is no connection.
         """
         skip, weight = self.row.residual(self.config, branch)
-        return (skip if self.config.residual else None), weight
+        return ResidualWeights(skip if self.config.residual else None, weight)
 
 
 def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
@@ -395,7 +397,10 @@ def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
             f"model.parametrization = {config.parametrization!r}: choose one of {known}"
         )
     row = PARAMETRIZATIONS[config.parametrization]
-    if config.unit != type(config.unit)() and not isinstance(row.ops(config), UnitOps):
+    if (
+        config.unit != type(config.unit)()
+        and not row.ops(config).reads_unit_multipliers
+    ):
         remedy = "only 'unit' and 'umup' read it; leave it out, or choose one of those as model.parametrization"
         raise ConfigError(f"model.unit = {config.unit}: {remedy}")
     return row

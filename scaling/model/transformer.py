@@ -27,7 +27,7 @@ from scaling.config import ModelConfig
 from scaling.model.kernels import split_heads
 from scaling.model.ops import apply_multiplier
 from scaling.model.parametrization import Parametrization, Role, bind_parametrization
-from scaling.training.sharding import split_rows
+from scaling.model.sharding_axes import split_rows
 
 Params = Any  # nested dictionary of arrays
 Key = PRNGKeyArray | None
@@ -175,11 +175,11 @@ class Norm(nnx.Module):
         )
         shape = (1,) * (x.ndim - 1) + (-1,)
         if self.gain is not None:
-            z = z * self.ops.vector(self.gain[...], x).reshape(shape)
+            z = z * self.ops.read_vector(self.gain[...], x).reshape(shape)
         return (
             z
             if self.bias is None
-            else z + self.ops.vector(self.bias[...], x).reshape(shape)
+            else z + self.ops.read_vector(self.bias[...], x).reshape(shape)
         ).astype(x.dtype)
 
 
@@ -258,7 +258,7 @@ class Attention(nnx.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = apply_rope(q), apply_rope(k)
-        y_BxHxTxK = self.ops.attention(q, k, v, self.scale)
+        y_BxHxTxK = self.ops.attend(q, k, v, self.scale)
         return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
 
 
@@ -289,7 +289,7 @@ class FeedForward(nnx.Module):
         self.ops, self.activation = rules.ops, config.activation
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(self.ops.activation(self.activation, self.up(x_BxTxD)))
+        return self.down(self.ops.activate(self.activation, self.up(x_BxTxD)))
 
 
 class Block(nnx.Module):
@@ -313,9 +313,9 @@ class Block(nnx.Module):
         keys = [None, None] if key is None else list(jax.random.split(key))
         parts = zip(_BRANCHES, self.norms, self.branches, weights, keys, strict=True)
         for name, norm, branch, pair, k in parts:
-            skip, x = self.ops.split(x, pair)
+            skip, x = self.ops.split_residual(x, pair)
             y = tap(name, apply_dropout(branch(norm(x)), self.rate, k))
-            x = self.ops.join(skip, y, pair)
+            x = self.ops.join_residual(skip, y, pair)
         return x
 
 
@@ -364,14 +364,14 @@ class Transformer(nnx.Module):
             ops.embed(self.embedding[...], split_rows(tokens_BxT), self.in_multiplier)
         )
         if self.position is not None:
-            x = ops.place(
+            x = ops.add_positions(
                 x,
                 apply_multiplier(
                     self.position[...][None, : x.shape[1]], self.in_multiplier
                 ),
             )
         elif config.position == "sinusoidal":
-            x = ops.place(
+            x = ops.add_positions(
                 x, jnp.asarray(sinusoidal_encodings(x.shape[1], config.width))[None]
             )
         first, rest = (None, None) if key is None else jax.random.split(key)
@@ -384,7 +384,7 @@ class Transformer(nnx.Module):
             split_rows(ops.readout(split_rows(x), weight, self.out_multiplier)),
             self.head_scale,
         )
-        return ops.loss_scale(tap("logits", logits.astype(jnp.float32)))
+        return ops.scale_logits(tap("logits", logits.astype(jnp.float32)))
 
     def _layers(
         self, x: Float[Array, "B T D"], key: Key, tap: Tap, unroll: bool

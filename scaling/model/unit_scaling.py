@@ -1,16 +1,19 @@
-"""Unit scaling: operations whose outputs and gradients all have variance 1 at
-initialisation.
+"""Unit scaling: outputs and gradients of every operation have variance 1 at
+initialization.
 
 Blake et al. 2023 (arXiv:2303.11257) and 2024 (arXiv:2407.17465). Every operation has
-one scale for its output and one for each gradient. Scaling a weight's gradient by
-itself is free, Adam undoes it. Scales of activations' gradients must
-agree with those of the outputs wherever paths meet again: on the residual stream and at
-both ends of each branch. They
-do: the scales of the two matrices of a branch have the same product forward and
-backward, and an element-wise operation has its forward scale both ways. Gradients are
-therefore those of the function computed, up to one factor for each weight.
+one scale for its output and one for each gradient. A weight's gradient may have any
+scale, because Adam divides it out. The gradient of an activation must have the scale of
+its output wherever paths meet again: on the residual stream and at both ends of each
+branch. This holds because the scales of the two matrices of a branch have the same
+product forward and backward, and an element-wise operation has its forward scale both
+ways. The gradients are therefore those of the computed function, up to one factor for
+each weight.
 
-The cotangents are taken to be those of a loss summed over tokens.
+The gradient that comes back is assumed to be that of a loss summed over tokens.
+
+Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
+a matrix, P all outputs of matrices that share one product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,38 +28,44 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scaling.config import UnitMultipliers
+from scaling.config.activations import ACTIVATIONS, log_interpolate
 from scaling.model.kernels import causal_attention
-from scaling.model.ops import ACTIVATIONS, Ops, ResidualWeights
+from scaling.model.ops import Factor, Ops, ResidualWeights
 
 
 @jax.custom_vjp
-def scale_forward_backward(x: Array, forward: Any, backward: Any) -> Array:
-    """x times `forward`, whose gradient is the cotangent times `backward`; both are
-    numbers or scalar arrays.
-    """
+def scale_forward_backward(x: Array, forward: Factor, backward: Factor) -> Array:
+    """x times `forward`; its gradient is the incoming gradient times `backward`."""
     del backward
     return x * jnp.asarray(forward, x.dtype)
 
 
-def _scaled_forward(x: Array, forward: Any, backward: Any) -> tuple[Array, Any]:
+def _scale_forward(x: Array, forward: Factor, backward: Factor) -> tuple[Array, Factor]:
     return scale_forward_backward(x, forward, backward), backward
 
 
-def _scaled_backward(backward: Any, g: Array) -> tuple[Array, None, None]:
+def _scale_backward(backward: Factor, g: Array) -> tuple[Array, None, None]:
     return g * jnp.asarray(backward, g.dtype), None, None
 
 
-scale_forward_backward.defvjp(_scaled_forward, _scaled_backward)
+scale_forward_backward.defvjp(_scale_forward, _scale_backward)
 
 
-def log_interpolate(a: float, low: float, high: float) -> float:
-    """low^(1-a) high^a."""
-    return math.exp(a * math.log(high) + (1 - a) * math.log(low))
+def scale_backward(x: Array, backward: Factor) -> Array:
+    """x, its gradient times `backward`."""
+    return scale_forward_backward(x, 1.0, backward)
+
+
+def scale_forward(x: Array, forward: Factor) -> Array:
+    """x times `forward`, its gradient as it is."""
+    return scale_forward_backward(x, forward, 1.0)
 
 
 def attention_scale(length: int, head_dim: int, mult: float) -> float:
-    """1 / standard deviation of causal attention's output, an empirical model (Blake et
-    al. 2024).
+    """1 / the standard deviation of the output of causal attention.
+
+    An empirical model of Blake et al. 2024, between uniform attention and attention to
+    one position.
     """
     uniform = math.sqrt(math.log(length) / length) if length > 1 else 1.0
     return 1 / log_interpolate(1 / (1 + 4 * head_dim / mult**2), uniform, 1.0)
@@ -65,55 +73,56 @@ def attention_scale(length: int, head_dim: int, mult: float) -> float:
 
 @functools.cache
 def activation_scale(name: str, mult: float) -> float:
-    """1 / standard deviation of f(mult z) / mult, times another normal variable where f
-    is gated.
+    """1 / the standard deviation of f(mult z) / mult for a normal z.
 
-    gelu and swiglu by the empirical models of Blake et al. 2024, the others by
-    quadrature.
+    For a gated activation, of its product with another normal variable. The table of
+    activations gives the published scale if there is one; otherwise it is computed by
+    quadrature, to 1e-9 for smooth functions and 1e-5 at a kink.
     """
-    if name == "gelu":
-        return log_interpolate(
-            1 / (1 + 0.25 / mult**2), 2.0, math.sqrt(2 / (1 - 1 / math.pi))
-        )
-    if name == "swiglu":
-        return log_interpolate(1 / (1 + 1 / mult**2), 2.0, math.sqrt(2))
-    z = np.linspace(-8, 8, 4001)  # to 1e-9 for smooth functions, 1e-5 at a kink
+    activation = ACTIVATIONS[name]
+    if activation.unit_scale is not None:
+        return activation.unit_scale(mult)
+    z = np.linspace(-8, 8, 4001)
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi) * (z[1] - z[0])
     with jax.ensure_compile_time_eval():
-        y = (
-            np.asarray(
-                ACTIVATIONS[name](jnp.asarray(mult * z, jnp.float32)), np.float64
-            )
-            / mult
-        )
-    mean = 0.0 if name.endswith("glu") else float(density @ y)
+        applied = activation.apply(jnp.asarray(mult * z, jnp.float32))
+        y = np.asarray(applied, np.float64) / mult
+    # The other factor of a gated activation has mean 0, and so has the product.
+    mean = 0.0 if activation.is_gated else float(density @ y)
     return 1 / math.sqrt(float(density @ y**2) - mean**2)
+
+
+def _count_positions(x: Array) -> float:
+    """Number of vectors in x."""
+    return x.size / x.shape[-1]
 
 
 class UnitOps(Ops):
     """Operations of unit variance forward and backward."""
 
+    scales_gradients_by_batch = True
+    reads_unit_multipliers = True
+
     def __init__(self, multipliers: UnitMultipliers) -> None:
         self.multipliers = multipliers
 
-    def vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
-        """Gradient times 1/sqrt(positions)."""
-        return scale_forward_backward(vector, 1.0, (x.size / x.shape[-1]) ** -0.5)
+    def read_vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
+        """Gradient times positions^-1/2."""
+        return scale_backward(vector, _count_positions(x) ** -0.5)
 
     def embed(
         self, table: Float[Array, "V D"], tokens: Int[Array, "B T"], multiplier: float
     ) -> Float[Array, "B T D"]:
         """Gradient times sqrt(vocabulary / positions)."""
-        return scale_forward_backward(
-            table, multiplier, (len(table) / tokens.size) ** 0.5
-        )[tokens]
+        backward = (len(table) / tokens.size) ** 0.5
+        return scale_forward_backward(table, multiplier, backward)[tokens]
 
-    def place(
+    def add_positions(
         self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
     ) -> Float[Array, "B T D"]:
-        """Sum over sqrt 2; a table of positions is read once for each sequence."""
+        """The sum over sqrt 2. Each sequence reads the table of positions once."""
         table = scale_forward_backward(positions, 2**-0.5, len(x) ** -0.5)
-        return scale_forward_backward(x, 2**-0.5, 1.0) + table
+        return scale_forward(x, 2**-0.5) + table
 
     def linear(
         self,
@@ -121,102 +130,87 @@ class UnitOps(Ops):
         weights: Sequence[Float[Array, "I O"]],
         multiplier: float,
     ) -> Float[Array, "B T P"]:
-        """Gradients: of x times fan-out^-1/2 of one matrix, of the weights times
+        """Gradient of x times fan-out^-1/2 of one matrix, of the weights times
         positions^-1/2.
         """
-        return self._product(x, weights, multiplier, weights[0].shape[1] ** -0.5)
+        fan_out = weights[0].shape[1]
+        x = scale_backward(x, fan_out**-0.5)
+        positions = _count_positions(x)
+        scaled = [scale_backward(weight, positions**-0.5) for weight in weights]
+        return scale_forward(super().linear(x, scaled, 1.0), multiplier)
 
     def readout(
         self, x: Float[Array, "B T D"], weight: Float[Array, "D V"], multiplier: float
     ) -> Float[Array, "B T V"]:
-        """As `linear`. Nothing meets the logits' path again, so that its gradient may
-        have any scale.
+        """As `linear`.
+
+        The gradients on the path of the logits meet no others, so their scale is free.
         """
-        return self._product(x, [weight], multiplier, weight.shape[1] ** -0.5)
+        return self.linear(x, [weight], multiplier)
 
-    def _product(
-        self, x: Array, weights: Sequence[Array], forward: float, backward: float
-    ) -> Array:
-        x = scale_forward_backward(x, 1.0, backward)
-        side_by_side = [
-            scale_forward_backward(w, 1.0, (x.size / x.shape[-1]) ** -0.5)
-            for w in weights
-        ]
-        return scale_forward_backward(
-            super().linear(x, side_by_side, 1.0), forward, 1.0
-        )
-
-    def loss_scale(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
-        """The cross-entropy's gradient times vocabulary / sqrt(vocabulary - 1)."""
+    def scale_logits(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T V"]:
+        """Gradient of the cross-entropy times vocabulary / sqrt(vocabulary - 1)."""
         vocab = logits.shape[-1]
-        return scale_forward_backward(
-            logits, self.multipliers.loss_softmax, vocab / math.sqrt(max(1, vocab - 1))
-        )
+        backward = vocab / math.sqrt(max(1, vocab - 1))
+        return scale_forward_backward(logits, self.multipliers.loss_softmax, backward)
 
-    def activation(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
-        """f(mult h) / mult at unit variance; of a gated one only the gate is
-        multiplied.
-        """
+    def activate(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
+        """f(mult h) / mult at unit variance; of a gated one, `mult` scales the gate."""
+        activation = ACTIVATIONS[name]
         mult = self.multipliers.activation
         scale = activation_scale(name, mult) / mult
-        if name.endswith("glu"):
-            gate, value = jnp.split(h, 2, axis=-1)
-            return scale * ACTIVATIONS[name](mult * gate) * value
-        return scale * ACTIVATIONS[name](mult * h)
+        if not activation.is_gated:
+            return scale * activation.apply(mult * h)
+        gate, value = jnp.split(h, 2, axis=-1)
+        return scale * activation.apply(mult * gate) * value
 
-    def attention(
+    def attend(
         self,
         q: Float[Array, "B H T K"],
         k: Float[Array, "B H T K"],
         v: Float[Array, "B H T K"],
         scale: float,
     ) -> Float[Array, "B H T K"]:
-        """Logits times alpha_attn_softmax x `scale`, the output at unit variance."""
+        """Scores times alpha_attn_softmax x `scale`, the output at unit variance."""
         mult = self.multipliers.attention_softmax
-        return causal_attention(q, k, v, mult * scale) * attention_scale(
-            q.shape[2], q.shape[3], mult
-        )
+        output = causal_attention(q, k, v, mult * scale)
+        return output * attention_scale(q.shape[2], q.shape[3], mult)
 
-    def split(
+    def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights
-    ) -> tuple[Array, Array]:
-        """The branch's weight is applied to the gradient here, where it leaves the
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """Apply the weight of the branch to its gradient, where that leaves the
         branch.
         """
-        skip, branch = weights
-        return (
-            x if skip is None else scale_forward_backward(x, 1.0, skip)
-        ), scale_forward_backward(x, 1.0, 1.0 if skip is None else branch)
+        if weights.skip is None:
+            return x, scale_backward(x, 1.0)
+        return scale_backward(x, weights.skip), scale_backward(x, weights.branch)
 
-    def join(
+    def join_residual(
         self,
         x: Float[Array, "B T D"],
         y: Float[Array, "B T D"],
         weights: ResidualWeights,
     ) -> Float[Array, "B T D"]:
-        """The branch's weight is applied to the output here."""
-        skip, branch = weights
-        return (
-            y
-            if skip is None
-            else scale_forward_backward(x, skip, 1.0)
-            + scale_forward_backward(y, branch, 1.0)
-        )
+        """Apply the weight of the branch to its output."""
+        if weights.skip is None:
+            return y
+        return scale_forward(x, weights.skip) + scale_forward(y, weights.branch)
 
 
 def residual_weights(
     branch: int, depth: int, multipliers: UnitMultipliers
-) -> tuple[float, float]:
+) -> ResidualWeights:
     """Weights of skip and branch of branch 0 .. 2 depth - 1 (even: attention) in u-muP.
 
     x <- (x + tau F(x)) / sqrt(1 + tau^2), tau^2 = alpha^2 / (depth + sum of the alpha^2
-    of the branches before) (Blake et al. 2024, appendix G). With every multiplier 1
-    embedding, attention and feed-forward branches end with a third of the variance
-    each.
+    of the branches before) (Blake et al. 2024, appendix G). If every multiplier is 1,
+    the embedding, the attention branches and the feed-forward branches each end with a
+    third of the variance.
     """
     ratio = multipliers.attention_ratio
     feed_forward = multipliers.residual * math.sqrt(2 / (1 + ratio**2))
     alphas = (ratio * feed_forward, feed_forward)
     before = sum(alphas[i % 2] ** 2 for i in range(branch))
     tau2 = alphas[branch % 2] ** 2 / (depth + before)
-    return (1 / (1 + tau2)) ** 0.5, (tau2 / (1 + tau2)) ** 0.5
+    return ResidualWeights((1 / (1 + tau2)) ** 0.5, (tau2 / (1 + tau2)) ** 0.5)

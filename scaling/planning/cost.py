@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from scaling.config import ConfigError, RunConfig
-from scaling.model.flops import count_parameters, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_step
 from scaling.planning import memory, timing
 from scaling.planning.aot import Compiler, Footprint
 from scaling.planning.hardware import Hardware
@@ -210,11 +210,7 @@ def _group_by_shape(plan: Plan) -> list[list[list[RunConfig]]]:
         optim = trunk[0].optim
         key = (trunk[0].model, optim.optimizer, optim.batch_size, optim.accumulate)
         groups.setdefault(key, []).append(trunk)
-    return sorted(groups.values(), key=lambda trunks: _step_flops(trunks[0][0]))
-
-
-def _step_flops(run: RunConfig) -> float:
-    return run.batch_tokens * flops_per_token(run.model)
+    return sorted(groups.values(), key=lambda trunks: flops_per_step(trunks[0][0]))
 
 
 def _estimate_step_seconds(
@@ -222,7 +218,7 @@ def _estimate_step_seconds(
 ) -> float:
     """Seconds of a step on the devices that share it."""
     devices = count_sharing_devices(run, hardware.devices)
-    return hardware.seconds(_step_flops(run), run.model.dtype, devices, utilization)
+    return hardware.seconds(flops_per_step(run), run.model.dtype, devices, utilization)
 
 
 def _measure_seconds(
@@ -286,7 +282,7 @@ def _estimate_shape(
         "devices": devices,
         "bytes_per_device": taken.total,
         "fits": fits,
-        "flops_per_step": _step_flops(run),
+        "flops_per_step": flops_per_step(run),
         "remedy": flags,
         "remedy_bytes": fixed_bytes,
         "message": taken.rejection,

@@ -17,8 +17,8 @@ import math
 import jax
 
 from scaling.config import ModelConfig, RunConfig
+from scaling.model.accounting import list_saved_activations
 from scaling.model.flops import count_parameters
-from scaling.model.kernels import count_computed_positions, has_cudnn_attention
 from scaling.model.transformer import build_family
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
@@ -92,22 +92,8 @@ def estimate_host_bytes(run: RunConfig) -> int:
 
 def count_layer_bytes(model: ModelConfig) -> int:
     """Bytes per token that a layer keeps for its gradient."""
-    width = model.width
-    inner = model.heads * model.key_dim  # width of all heads
-    queries_keys_values = 3 * inner
-    attention_output = inner
-    branch = width
-    attention = queries_keys_values + attention_output + branch
-    if model.qk_norm or model.position == "rope":
-        attention += 2 * inner  # queries and keys again, as they are multiplied
-    feed_forward = (3 if model.gated else 2) * model.d_ff + branch
-    norms = 0 if model.norm == "none" else 2 * width
-    streams = 2 * width  # the residual stream after each branch
-    values = attention + feed_forward + norms + streams
-    if not has_cudnn_attention(
-        model.dtype, model.key_dim
-    ):  # attention keeps its scores
-        values += round(model.heads * count_computed_positions(model.context))
+    saved = list_saved_activations(model)
+    values = sum(activation.values for activation in saved)
     return values * _bytes_per_value(model)
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from scaling.config import RunConfig
-from scaling.model.flops import flops_per_token
+from scaling.model.flops import flops_per_step
 from scaling.planning.plan import Plan, trunk_steps
 from scaling.training.loop import LoopConfig
 from scaling.training.sharding import choose_strategy
@@ -41,7 +41,7 @@ def measure_step(run: RunConfig, loop: LoopConfig) -> Timing:
     shape = (steps, run.optim.batch_size, run.model.context + 1)
     rng = np.random.default_rng(0)
     batches = rng.integers(0, run.model.vocab, shape, dtype=np.int32)
-    batches = batches[:, strategy.rows(run.optim.batch_size)]
+    batches = batches[:, strategy.local_rows(run.optim.batch_size)]
     rates = StepRates(np.full(steps, 1e-6, np.float32), np.zeros(steps, np.float32))
     state = compiled.init(0)
     times = []
@@ -59,9 +59,9 @@ def measure_step(run: RunConfig, loop: LoopConfig) -> Timing:
 
 def select_calibration_runs(plan: Plan) -> list[RunConfig]:
     """The runs of a plan to measure: with the cheapest and the most expensive step."""
-    ordered = sorted(plan.runs, key=_step_flops)
+    ordered = sorted(plan.runs, key=flops_per_step)
     cheapest, most_expensive = ordered[0], ordered[-1]
-    if _step_flops(cheapest) == _step_flops(most_expensive):
+    if flops_per_step(cheapest) == flops_per_step(most_expensive):
         return [cheapest]
     return [cheapest, most_expensive]
 
@@ -90,10 +90,6 @@ def interpolate_step_seconds(
     Args:
         timings: of `select_calibration_runs(plan)`.
     """
-    measured_flops = [_step_flops(run) for run in select_calibration_runs(plan)]
+    measured_flops = [flops_per_step(run) for run in select_calibration_runs(plan)]
     measured_seconds = [timing.step for timing in timings]
-    return float(np.interp(_step_flops(run), measured_flops, measured_seconds))
-
-
-def _step_flops(run: RunConfig) -> float:
-    return run.batch_tokens * flops_per_token(run.model)
+    return float(np.interp(flops_per_step(run), measured_flops, measured_seconds))

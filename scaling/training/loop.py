@@ -291,7 +291,7 @@ class Trainer:
             )
         )
         batches = self.windows.batches(
-            step, S, self.program.strategy.rows(run.optim.batch_size)
+            step, S, self.program.strategy.local_rows(run.optim.batch_size)
         )
         return Chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import RunConfig
-from scaling.training.sharding import Fsdp, Pmap, Single, Strategy
+from scaling.training.sharding import Device, Fsdp, Pmap, Single, Strategy
 from scaling.training.step import Executable, StepRates, TrainState, get_executable
 
 Shape = jax.ShapeDtypeStruct
@@ -57,7 +57,7 @@ def abstract_arguments(
 
 
 def lower_for_devices(
-    run: RunConfig, devices: list[jax.Device], steps: int, sharded: bool = False
+    run: RunConfig, devices: list[Device], steps: int, sharded: bool = False
 ) -> Lowered:
     """Lower the chunk as the library runs it on these devices.
 

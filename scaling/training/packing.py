@@ -34,7 +34,7 @@ from scaling.training import multihost
 from scaling.training.loop import How, LoopConfig, Report, Trainer, Work, unfinished
 from scaling.training.preemption import Preempted
 from scaling.training.sharding import (
-    Strategy,
+    Single,
     choose_strategy,
     count_local_devices,
     pmap_members,
@@ -84,7 +84,7 @@ def packed_chunk(
     how: How,
 ) -> tuple[Tree, dict[str, jax.Array]]:
     """`train_chunk` of each member of a device; every argument has a leading axis M."""
-    one = functools.partial(train_chunk, recipe=recipe, axis=None)
+    one = functools.partial(train_chunk, spec=recipe, axis=None)
     if how == "vmap":
         return jax.vmap(one)(states, batches, schedule, counts, seeds)
     return jax.lax.map(
@@ -120,7 +120,7 @@ class Pack:
     def __init__(self, program: Executable, members: int, how: How) -> None:
         self.devices = min(count_local_devices(), members)
         self.members = -(-members // self.devices)  # on each device
-        chunk = functools.partial(packed_chunk, recipe=program.recipe, how=how)
+        chunk = functools.partial(packed_chunk, recipe=program.spec, how=how)
         self._chunk = pmap_members(chunk, self.devices)
         self._put = pmap_members(_put, self.devices, axes=(0, None, None, 0))
         empty = lambda x: np.zeros((self.devices, self.members, *x.shape), x.dtype)
@@ -288,7 +288,7 @@ def measure(run: RunConfig, members: int, loop: LoopConfig) -> dict[How, float]:
         choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate),
         loss_range,
     )
-    single = get_executable(run, Strategy("single", 1), loss_range)
+    single = get_executable(run, Single(), loss_range)
 
     def solo(state: Any) -> tuple[Any, Any]:
         metrics = None

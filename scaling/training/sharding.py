@@ -33,6 +33,7 @@ from scaling.config import ConfigError
 from scaling.model.sharding_axes import SHARDS
 
 Tree = Any  # a pytree of arrays
+Device = Any  # a device of JAX, which exports no type for it
 Shape = jax.ShapeDtypeStruct
 AXIS = "data"  # the mapped axis of pmap
 StrategyName = Literal["auto", "single", "pmap", "fsdp"]
@@ -59,7 +60,7 @@ class Strategy(abc.ABC):
 
     name: ClassVar[Literal["single", "pmap", "fsdp"]]
     devices: int
-    named_devices: tuple[jax.Device, ...] = ()
+    named_devices: tuple[Device, ...] = ()
 
     # --- what each strategy does its own way ---
 
@@ -119,7 +120,7 @@ class Strategy(abc.ABC):
         return slice(share * index, share * (index + 1))
 
     @property
-    def first_device(self) -> jax.Device:
+    def first_device(self) -> Device:
         """The first of the devices."""
         return self.list_devices()[0]
 
@@ -128,12 +129,12 @@ class Strategy(abc.ABC):
         """The kind of the devices: cpu, gpu or tpu."""
         return self.first_device.platform
 
-    def list_devices(self) -> list[jax.Device]:
+    def list_devices(self) -> list[Device]:
         """Equally many devices of each process; those of one process are adjacent."""
         if self.named_devices:
             return list(self.named_devices)
         per_process = self.devices // jax.process_count()
-        devices: list[jax.Device] = []
+        devices: list[Device] = []
         for index in range(jax.process_count()):
             devices += jax.local_devices(process_index=index)[:per_process]
         return devices
@@ -231,9 +232,7 @@ class Pmap(Strategy):
         mapped_state = jax.tree.map(
             lambda x: Shape((self.devices, *x.shape), x.dtype), state
         )
-        mapped_windows = Shape(
-            (self.devices, S, B // self.devices, T1), windows.dtype
-        )
+        mapped_windows = Shape((self.devices, S, B // self.devices, T1), windows.dtype)
         all_bytes = _bytes_per_device(mapped_state) + _bytes_per_device(mapped_windows)
         return AbstractInputs(mapped_state, mapped_windows, all_bytes // self.devices)
 
@@ -389,10 +388,9 @@ def choose_strategy(
         unit = f"the {devices} devices"
         if accumulate > 1:
             unit += f" x {accumulate} micro-batches"
+        fix = "start fewer processes"
         if processes == 1:
             fix = "use the strategy 'single'"
-        else:
-            fix = "start fewer processes"
         raise ConfigError(
             f"optim.batch_size = {batch_size}: must be a multiple of {unit} under "
             f"{name}, or {fix}"

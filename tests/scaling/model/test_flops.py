@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
 from scaling.config import ModelConfig
+from scaling.model.accounting import list_weights
 from scaling.model.flops import (
     count_parameters,
     flops_per_token,
@@ -107,6 +109,26 @@ def test_counts_are_those_of_the_built_model(**options: Any) -> None:
         1 if config.tied else 2
     )
     assert counts.n_matmul == matrices + (embedding if config.tied else 0)
+
+
+@pytest.mark.parametrize("parametrization", ["sp", "normalized"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_accounting_lists_the_parameters_of_the_built_model(
+    shape: str, parametrization: str
+) -> None:
+    """Role by role and shape by shape."""
+    config = dataclasses.replace(model(shape), parametrization=parametrization)
+    family = build_family(config)
+    params = jax.eval_shape(lambda: family.init(0))
+    built: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    roles, arrays = jax.tree.leaves(family.roles), jax.tree.leaves(params)
+    for role, array in zip(roles, arrays, strict=True):
+        built[role, array.shape] += 1
+    listed: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for weight in list_weights(config):
+        blocks = config.depth if weight.place == "block" else 1
+        listed[weight.role, weight.shape] += blocks * weight.copies
+    assert listed == built
 
 
 # --- FLOPs ----------------------------------------------------------------------------------------------------

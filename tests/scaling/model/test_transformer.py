@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from scaling.config import ModelConfig
-from scaling.model.ops import ACTIVATIONS
+from scaling.config.activations import ACTIVATIONS
 from scaling.model.transformer import (
     Params,
     apply_dropout,

@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from scaling.config import ModelConfig, UnitMultipliers
+from scaling.config.activations import ACTIVATIONS
 from scaling.model import unit_scaling
-from scaling.model.ops import ACTIVATIONS
 from scaling.model.parametrization import bind_parametrization
 from scaling.model.transformer import build_family
 from scaling.model.unit_scaling import (
@@ -70,15 +70,15 @@ def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, .
             (x, normal(2, D, V)),
         ),
         "embedding": (lambda table: OPS.embed(table, tokens, 1.0), (normal(5, V, D),)),
-        "gain": (lambda g, x: x * OPS.vector(g, x).reshape(1, 1, -1), (vector, x)),
+        "gain": (lambda g, x: x * OPS.read_vector(g, x).reshape(1, 1, -1), (vector, x)),
         "values of attention": (
-            lambda v: OPS.attention(
+            lambda v: OPS.attend(
                 normal(7, B, 2, T, 16), normal(8, B, 2, T, 16), v, 1 / 16
             ),
             (normal(9, B, 2, T, 16),),
         ),
         **{
-            name: (lambda h, n=name: OPS.activation(n, h), (normal(10, B, T, 2 * D),))
+            name: (lambda h, n=name: OPS.activate(n, h), (normal(10, B, T, 2 * D),))
             for name in ACTIVATIONS
         },
     }
@@ -99,9 +99,9 @@ def test_positions_logits_and_loss() -> None:
     softmax less a one."""
     logits, targets = 0.01 * normal(3, B, T, V), jnp.zeros((B, T), jnp.int32)
     nats = lambda z: optax.softmax_cross_entropy_with_integer_labels(
-        OPS.loss_scale(z), targets
+        OPS.scale_logits(z), targets
     ).sum()
-    place = scales(OPS.place, normal(0, B, T, D), normal(6, 1, T, D))
+    place = scales(OPS.add_positions, normal(0, B, T, D), normal(6, 1, T, D))
     readout = scales(
         lambda x, w: OPS.readout(x, w, 1 / D), normal(0, B, T, D), normal(1, D, V)
     )
@@ -121,8 +121,8 @@ def test_published_activation_scales_agree_with_quadrature(mult: float) -> None:
         np.asarray(normal(0, 200_000), np.float64),
         np.asarray(normal(1, 200_000), np.float64),
     )
-    gelu = np.asarray(ACTIVATIONS["gelu"](jnp.asarray(mult * z))) / mult
-    silu = np.asarray(ACTIVATIONS["swiglu"](jnp.asarray(mult * z))) / mult * other
+    gelu = np.asarray(ACTIVATIONS["gelu"].apply(jnp.asarray(mult * z))) / mult
+    silu = np.asarray(ACTIVATIONS["swiglu"].apply(jnp.asarray(mult * z))) / mult * other
     assert activation_scale("gelu", mult) * gelu.std() == pytest.approx(1.0, abs=0.08)
     assert activation_scale("swiglu", mult) * silu.std() == pytest.approx(1.0, abs=0.08)
 

@@ -16,7 +16,7 @@ from scaling.config import ModelConfig, OptimConfig, RunConfig
 from scaling.execution.in_process import compile_ahead, run_here
 from scaling.training import compile_cache
 from scaling.training.loop import LoopConfig
-from scaling.training.sharding import Strategy
+from scaling.training.sharding import Single
 from scaling.training.step import StepRates, _program, get_executable
 
 MakeRun = Callable[..., RunConfig]
@@ -80,7 +80,7 @@ def size(depth: int) -> int:
     """Lines of the program that XLA is given for a chunk."""
     model = ModelConfig(width=8, depth=depth, n_heads=2, vocab=16, context=16)
     run = RunConfig(model, optim=OptimConfig(batch_size=2, warmup_tokens=0))
-    compiled = get_executable(run, Strategy("single", 1), None)
+    compiled = get_executable(run, Single(), None)
     windows, rates = (
         np.zeros((4, 2, 17), np.int32),
         StepRates(*np.zeros((2, 4), np.float32)),

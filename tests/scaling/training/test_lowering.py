@@ -21,7 +21,7 @@ from scaling.planning.aot import Compiler
 from scaling.planning.cost import estimate_cost
 from scaling.planning.hardware import parse_hardware
 from scaling.training.lowering import abstract_arguments
-from scaling.training.sharding import Strategy
+from scaling.training.sharding import Single
 from scaling.training.step import get_executable
 
 MakeRun = Callable[..., RunConfig]
@@ -47,7 +47,7 @@ def test_chunk_and_evaluator_lower(
         "optim.accumulate": 2,
     }
     run = make_run(**changes, **{"model.dtype": dtype, "model.scan_layers": layers})
-    compiled = get_executable(run, Strategy("single", 1), None)
+    compiled = get_executable(run, Single(), None)
     state = compiled.abstract_state
     chunk = jax.export.export(compiled.chunk, platforms=[platform])(
         *abstract_arguments(state, run, STEPS)

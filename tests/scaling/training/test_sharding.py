@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from scaling.config import ConfigError, RunConfig, to_dict
+from scaling.model.sharding_axes import SHARDS, split_rows
 from scaling.training import sharding
 from scaling.training.sharding import (
-    SHARDS,
-    Strategy,
+    STRATEGIES,
+    Fsdp,
+    Single,
     choose_split_axis,
     choose_strategy,
-    split_rows,
 )
 
 MakeRun = Callable[..., RunConfig]
@@ -36,7 +37,7 @@ import jax
 import numpy as np
 from scaling.store import run_dirs
 from scaling.config import ConfigError, RunConfig, from_dict
-from scaling.training.sharding import Strategy, choose_strategy
+from scaling.training.sharding import STRATEGIES, Fsdp, choose_strategy
 from scaling.training.step import StepRates, get_executable
 from scaling.training.loop import LoopConfig, train_trunk
 
@@ -105,10 +106,10 @@ def train(folder, strategy, chunks=None):  # the whole road: data, trunk, checkp
 
 answer = {}
 for name, devices in (("single", 1), ("pmap", 8), ("fsdp", 8)):
-    answer[f"accumulated {name}"] = losses(accumulated, Strategy(name, devices))
+    answer[f"accumulated {name}"] = losses(accumulated, STRATEGIES[name](devices))
 for name, devices in (("single", 1), ("pmap", 2), ("fsdp", 2)):
-    answer[f"plain {name}"] = losses(plain, Strategy(name, devices))
-answer["cost"] = {devices: cost(wide, Strategy("fsdp", devices)) for devices in (1, 2, 4, 8)}
+    answer[f"plain {name}"] = losses(plain, STRATEGIES[name](devices))
+answer["cost"] = {devices: cost(wide, Fsdp(devices)) for devices in (1, 2, 4, 8)}
 for name in ("single", "pmap", "fsdp"):
     answer[name] = train(name, name)
 for first, then in (("fsdp", "single"), ("pmap", "fsdp")):
@@ -251,7 +252,7 @@ def test_a_batch_that_does_not_split_is_an_error(
     monkeypatch: pytest.MonkeyPatch, name: Any
 ) -> None:
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
-    assert choose_strategy(name, 16) == Strategy(name, 8)
+    assert choose_strategy(name, 16) == STRATEGIES[name](8)
     with pytest.raises(
         ConfigError,
         match=rf"optim.batch_size = 12: must be a multiple of the 8 devices under {name}",
@@ -261,7 +262,7 @@ def test_a_batch_that_does_not_split_is_an_error(
         ConfigError, match=r"optim.batch_size = 16: .*8 devices x 4 micro-batches"
     ):
         choose_strategy(name, 16, accumulate=4)
-    assert choose_strategy("single", 12) == Strategy("single", 1)
+    assert choose_strategy("single", 12) == Single()
 
 
 def test_an_unknown_strategy_is_an_error(answer: dict[str, Any]) -> None:
@@ -275,8 +276,8 @@ def test_several_processes_train_under_fsdp(monkeypatch: pytest.MonkeyPatch) -> 
     """As many devices as share the batch evenly, equally many in each process."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 4)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    assert choose_strategy("auto", 24) == Strategy("fsdp", 12)
-    assert choose_strategy("auto", 18) == Strategy("fsdp", 9)
+    assert choose_strategy("auto", 24) == Fsdp(12)
+    assert choose_strategy("auto", 18) == Fsdp(9)
     for name in ("single", "pmap"):
         with pytest.raises(
             ConfigError,
@@ -289,7 +290,7 @@ def test_several_processes_train_under_fsdp(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         choose_strategy("auto", 16)
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert list(range(24))[Strategy("fsdp", 12).rows(24)] == list(range(16, 24))
+    assert list(range(24))[Fsdp(12).local_rows(24)] == list(range(16, 24))
 
 
 def test_only_this_file_names_devices() -> None:
@@ -305,5 +306,5 @@ def test_only_this_file_names_devices() -> None:
         "PartitionSpec",
     )
     for path in package.rglob("*.py"):
-        if path.name not in ("sharding.py", "lowering.py"):
+        if path.name not in ("sharding.py", "sharding_axes.py", "lowering.py"):
             assert not [word for word in words if word in path.read_text()], path

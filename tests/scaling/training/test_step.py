@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.config import RunConfig
-from scaling.training.sharding import Strategy
+from scaling.training.sharding import Single
 from scaling.training.step import (
     Executable,
     StepRates,
@@ -29,7 +29,7 @@ from scaling.training.step import (
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
-SINGLE = Strategy("single", 1)
+SINGLE = Single()
 S, B, T, V = 16, 4, 16, 16
 
 
@@ -163,7 +163,7 @@ def cross_entropy(
     compiled: Executable, state: TrainState, windows: np.ndarray
 ) -> np.ndarray:
     """Loss of each target, (M, T), in float64."""
-    logits = jax.jit(compiled.recipe.family.apply)(state.params, windows[:, :-1])
+    logits = jax.jit(compiled.spec.family.apply)(state.params, windows[:, :-1])
     return -np.take_along_axis(
         log_softmax(np.asarray(logits, np.float64)), windows[:, 1:, None], 2
     )[..., 0]
@@ -215,7 +215,7 @@ def test_only_targets_in_the_loss_range_count(
         rtol=1e-5,
     )
 
-    values, weights = jax.jit(lambda p, w: token_losses(masked.recipe, p, w))(
+    values, weights = jax.jit(lambda p, w: token_losses(masked.spec, p, w))(
         trained.params, windows
     )
     np.testing.assert_array_equal(weights, counted)
@@ -223,12 +223,12 @@ def test_only_targets_in_the_loss_range_count(
 
 
 def test_masked_targets_give_no_gradient(run: RunConfig, trained: TrainState) -> None:
-    recipe = get_executable(run, SINGLE, (4, 8)).recipe
+    spec = get_executable(run, SINGLE, (4, 8)).spec
     windows = random_windows(B)
     windows[:, 1:] = np.where(
         (windows[:, 1:] >= 4) & (windows[:, 1:] < 8), 0, windows[:, 1:]
     )
-    gradient = jax.jit(lambda p, w: compute_gradient_sum(recipe, p, w, None))
+    gradient = jax.jit(lambda p, w: compute_gradient_sum(spec, p, w, None))
     loss, count, grads = gradient(trained.params, windows)
     assert float(loss) == 0.0 and float(count) == 0.0
     assert not any(np.any(g) for g in jax.tree.leaves(grads))

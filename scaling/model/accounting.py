@@ -1,0 +1,156 @@
+"""What a model holds and computes, listed once per shape.
+
+This is the one table that changes with an option that changes shapes (grouped-query
+attention, for example). `scaling.model.flops` counts parameters and FLOPs from it, and
+`scaling.planning.memory` counts bytes. A test holds it against the built model.
+
+Symbols: D width, I width of all heads, F hidden units, V vocabulary, T context.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from scaling.config import ModelConfig
+from scaling.model.kernels import count_computed_positions, has_cudnn_attention
+from scaling.model.parametrization import Role, find_parametrization_spec
+
+Place = Literal["embedding", "block", "final", "head"]
+
+_VECTORS_PER_NORM: dict[str, int] = {
+    "rmsnorm": 1,  # gains
+    "nonparametric_rmsnorm": 0,
+    "layernorm": 2,  # gains and biases
+    "none": 0,
+}
+
+
+@dataclass(frozen=True)
+class WeightShape:
+    """Parameters of one role and shape.
+
+    Attributes:
+        name: What they are.
+        place: The embedding, a block, the final norm or the output head.
+        role: Their role in the parametrization table.
+        shape: The shape of one of them.
+        copies: How many the model holds; in a block, how many one block holds.
+    """
+
+    name: str
+    place: Place
+    role: Role
+    shape: tuple[int, ...]
+    copies: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of all copies."""
+        return self.copies * math.prod(self.shape)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether they multiply activations as a matrix."""
+        return self.role in ("hidden", "residual_out", "readout")
+
+
+def list_weights(config: ModelConfig) -> list[WeightShape]:
+    """All parameters of a model; those of a block are listed once."""
+    D, F, V = config.width, config.d_ff, config.vocab
+    inner = config.heads * config.key_dim
+    projections = 2 if config.gated else 1  # into the hidden units
+    matrices = [
+        WeightShape("queries, keys, values", "block", "hidden", (D, inner), 3),
+        WeightShape("attention out", "block", "residual_out", (inner, D)),
+        WeightShape("feed-forward in", "block", "hidden", (D, F), projections),
+        WeightShape("feed-forward out", "block", "residual_out", (F, D)),
+    ]
+    weights = [WeightShape("embedding", "embedding", "embedding", (V, D))]
+    if config.position == "learned":
+        shape = (config.context, D)
+        weights.append(WeightShape("positions", "embedding", "embedding", shape))
+    weights += matrices
+    weights += _list_norm("branch norms", "block", config.norm, D, copies=2)
+    weights += _list_norm(
+        "query and key norms", "block", config.qk_norm_kind, config.key_dim, copies=2
+    )
+    weights += _list_norm("final norm", "final", config.norm, D, copies=1)
+    if not config.tied:
+        weights.append(WeightShape("head", "head", "readout", (D, V)))
+    if find_parametrization_spec(config).learned_scales:
+        for matrix in matrices:
+            outputs = matrix.copies * matrix.shape[1]
+            name = f"scale of {matrix.name}"
+            weights.append(WeightShape(name, "block", "scale", (outputs,)))
+        weights.append(WeightShape("scale of head", "head", "scale", (V,)))
+    return weights
+
+
+def _list_norm(
+    name: str, place: Place, kind: str, size: int, copies: int
+) -> list[WeightShape]:
+    gain: Role = "final_gain" if place == "final" else "gain"
+    bias: Role = "final_bias" if place == "final" else "bias"
+    roles: tuple[Role, ...] = (gain, bias)
+    return [
+        WeightShape(name, place, role, (size,), copies)
+        for role in roles[: _VECTORS_PER_NORM[kind]]
+    ]
+
+
+@dataclass(frozen=True)
+class AttentionProduct:
+    """A product of two activations in each block.
+
+    Attributes:
+        name: What it computes.
+        width: Multiplications per query and position that the query sees.
+    """
+
+    name: str
+    width: int
+
+
+def list_attention_products(config: ModelConfig) -> list[AttentionProduct]:
+    """The products of activations in a block."""
+    inner = config.heads * config.key_dim
+    return [AttentionProduct("scores", inner), AttentionProduct("values", inner)]
+
+
+@dataclass(frozen=True)
+class SavedActivation:
+    """An activation that a block keeps for the backward pass on a GPU.
+
+    Attributes:
+        name: What it is.
+        values: Numbers per token, in the precision of the computation.
+    """
+
+    name: str
+    values: int
+
+
+def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
+    """What a block keeps for its gradient: the operands and results of its products and
+    the residual stream. XLA recomputes all elementwise functions.
+    """
+    D, F = config.width, config.d_ff
+    inner = config.heads * config.key_dim
+    saved = [
+        SavedActivation("queries, keys, values", 3 * inner),
+        SavedActivation("input of attention out", inner),
+        SavedActivation("attention branch", D),
+        SavedActivation("hidden units", (3 if config.gated else 2) * F),
+        SavedActivation("feed-forward branch", D),
+        SavedActivation("residual stream after each branch", 2 * D),
+    ]
+    if config.qk_norm or config.position == "rope":
+        saved.append(SavedActivation("queries and keys as multiplied", 2 * inner))
+    if config.norm != "none":
+        saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
+    if not has_cudnn_attention(config.dtype, config.key_dim):
+        scores = round(config.heads * count_computed_positions(config.context))
+        saved.append(SavedActivation("attention scores", scores))
+    return saved
