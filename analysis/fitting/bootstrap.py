@@ -205,7 +205,7 @@ def bootstrap(
             f"method {method!r} is unknown; choose one of {', '.join(METHODS)}"
         )
     unit = unit or fit.protocol.unit
-    labels = _units(fit, unit)
+    labels = label_units(fit, unit)
     units = int(labels.max()) + 1
     if method != "resample" and unit == "trunk":
         raise ValueError(
@@ -234,7 +234,7 @@ def bootstrap(
                 unit_counts(rng, size, units)[:, labels], warm
             )
         else:
-            loss = _redrawn(fit, rng, size, method, scatter)
+            loss = redraw_losses(fit, rng, size, method, scatter)
             solution = solver.replicate_fits(np.ones((size, len(labels))), warm, loss)
         z.append(solution.z)
         unconverged += int(np.sum(~(solution.gradient <= CONVERGED)))
@@ -261,7 +261,7 @@ def bootstrap(
     )
 
 
-def _redrawn(
+def redraw_losses(
     fit: Fit, rng: np.random.Generator, size: int, method: str, scatter: float
 ) -> np.ndarray:
     """[size, n] losses of the law with new noise."""
@@ -282,7 +282,7 @@ def _redrawn(
     )
 
 
-def _units(fit: Fit, unit: str) -> np.ndarray:
+def label_units(fit: Fit, unit: str) -> np.ndarray:
     """[n] integer label of the independent unit that each row belongs to."""
     if unit not in ("trunk", "row"):
         raise ValueError(f"unit {unit!r} is unknown; choose 'trunk' or 'row'")

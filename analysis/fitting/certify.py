@@ -146,12 +146,12 @@ def certify(
     precision = np.array(
         [solver.data.prior.get(name, (0.0, 0.0))[1] for name in solver.binding.free]
     )
-    lost, condition = _rank(
+    lost, condition = find_null_space(
         np.concatenate([J, np.diag(np.sqrt(precision))[precision > 0]])[:, seen]
     )
     names = np.array(solver.binding.free)
-    slopes = _slopes(solver, z)
-    half = _sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
+    slopes = differentiate_parameters(solver, z)
+    half = compute_sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
     covariance = half.T @ half  # so formed, no rounding makes a variance negative
     weak = np.sqrt(np.diag(covariance)) > np.abs([params[name] for name in names])
     gradient, agree = float(solution.gradient[0]), int(solution.agree[0])
@@ -159,7 +159,7 @@ def certify(
         agree > 1 or not solver.binding.nonlinear
     )  # without exponents the problem is convex
     ridges = (
-        _ridges(solver, solution, r, bound | (precision > 0))
+        find_flat_directions(solver, solution, r, bound | (precision > 0))
         if not lost.any() and len(r) > len(names)
         else {}
     )
@@ -184,16 +184,16 @@ def certify(
     return certificate, covariance
 
 
-def threshold(solver: Solver, r: np.ndarray, level: float) -> float:
+def compute_threshold(solver: Solver, r: np.ndarray, level: float) -> float:
     """How far the objective may rise above its minimum along a profile: variance * F(1,
     dof) quantile / 2.
     """
     p = len(solver.binding.free)
-    spread = noise.variance(r, solver.data.delta, p, solver.data.weight)
+    spread = noise.estimate_variance(r, solver.data.delta, p, solver.data.weight)
     return 0.5 * spread * float(scipy.stats.f.ppf(level, 1, max(len(r) - p, 1)))
 
 
-def _ridges(
+def find_flat_directions(
     solver: Solver, solution: Solution, r: np.ndarray, skip: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Nonlinear parameters that may sit at the end of their range, and the values that
@@ -208,7 +208,7 @@ def _ridges(
         here, *ends = solver.profile_fits(
             i, np.array([z[i], low[i], high[i]]), z
         ).objective
-        limit = here + threshold(solver, solver.residuals(z), RIDGE_LEVEL)
+        limit = here + compute_threshold(solver, solver.residuals(z), RIDGE_LEVEL)
         if min(ends) > limit:
             continue
         values = np.unique(np.append(np.linspace(low[i], high[i], RIDGE_POINTS), z[i]))
@@ -221,7 +221,7 @@ def _ridges(
     return found
 
 
-def _rank(J: np.ndarray) -> tuple[np.ndarray, float]:
+def find_null_space(J: np.ndarray) -> tuple[np.ndarray, float]:
     """(mask of the columns that take part in the null space, condition number) of J
     with unit columns.
     """
@@ -234,7 +234,7 @@ def _rank(J: np.ndarray) -> tuple[np.ndarray, float]:
     ] > 0 else float("inf")
 
 
-def _slopes(solver: Solver, z: np.ndarray) -> np.ndarray:
+def differentiate_parameters(solver: Solver, z: np.ndarray) -> np.ndarray:
     """[P, P] derivative of the free parameters by z, from central differences (the map
     is smooth and cheap).
     """
@@ -246,7 +246,7 @@ def _slopes(solver: Solver, z: np.ndarray) -> np.ndarray:
     return ((moved[:p] - moved[p:]) / (2 * step)[:, None]).T
 
 
-def _sandwich(
+def compute_sandwich(
     J: np.ndarray,
     bound: np.ndarray,
     r: np.ndarray,
@@ -265,7 +265,7 @@ def _sandwich(
     side = weight * 2 * np.where(r < 0, data.quantile, 1 - data.quantile)
     free = J[:, ~bound]
     bread = np.linalg.pinv(
-        (free.T * (side * noise.inside(r, data.delta))) @ free
+        (free.T * (side * noise.estimate_psi_slope(r, data.delta))) @ free
         + np.diag(precision[~bound]),
         rcond=1e-14,
     )

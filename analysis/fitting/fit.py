@@ -166,12 +166,12 @@ def solve_law(
     if protocol.noise == "growing":
         plain = replace(protocol, noise="constant", prior={})
         residuals = solve_protocol(law, binding, plain, data).residuals
-        growth = noise.growth(residuals, data[law.target])
+        growth = noise.fit_growth(residuals, data[law.target])
         protocol = replace(protocol, growth=growth)
     if protocol.prior:
         plain = replace(protocol, prior={})
         residuals = solve_protocol(law, binding, plain, data).residuals
-        variance = noise.variance(
+        variance = noise.estimate_variance(
             residuals, protocol.threshold, len(binding.free), data.get("weight")
         )
         protocol = replace(protocol, prior_variance=variance)

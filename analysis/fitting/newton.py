@@ -11,7 +11,7 @@ so that every c is of the order of the loss and rescaling N or D changes A or B 
 theta = the other parameters, or ln(parameter / unit) where they are scales.
 
 Shapes: n rows, P parameters, K coefficients, Q others, B replicates, G grid points, L
-lanes.
+trajectories.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Data:
         )
 
 
-class Lane(NamedTuple):
+class Trajectory(NamedTuple):
     """One (replicate, start) on its way to a minimum."""
 
     z: Any  # [P]
@@ -118,7 +118,7 @@ def huber(r: Any, delta: Any) -> Any:
     return inner * (size - 0.5 * inner)
 
 
-def _side(r: Any, quantile: Any) -> Any:
+def weigh_side(r: Any, quantile: Any) -> Any:
     return 2.0 * jnp.where(r < 0, quantile, 1.0 - quantile)
 
 
@@ -148,7 +148,7 @@ def device_arrays(binding: Binding, data: Data, rows: np.ndarray) -> dict[str, A
     }
 
 
-def parameters(
+def scale_parameters(
     binding: Binding, theta: Any, arrays: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The free nonlinear parameters in their own units."""
@@ -158,13 +158,13 @@ def parameters(
     }
 
 
-def normalised_terms(
+def normalize_terms(
     binding: Binding, theta: Any, arrays: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """([K, n] terms over their value at the reference run, [n] sum given by fixed
     coefficients).
     """
-    known = parameters(binding, theta, arrays)
+    known = scale_parameters(binding, theta, arrays)
     columns, offset = binding.columns(known, arrays["fixed"], arrays["x"])
     at_reference, _ = binding.columns(known, arrays["fixed"], arrays["reference"])
     n = arrays["loss"].shape[-1]
@@ -177,7 +177,7 @@ def normalised_terms(
     )
 
 
-def _linked(
+def apply_link(
     binding: Binding,
     theta: Any,
     value: Any,
@@ -188,7 +188,9 @@ def _linked(
     link = binding.law.link
     if link is None:
         return value
-    known = binding.complete({**arrays["fixed"], **parameters(binding, theta, arrays)})
+    known = binding.complete(
+        {**arrays["fixed"], **scale_parameters(binding, theta, arrays)}
+    )
     return (
         link.inverse(known, value)
         if inverse
@@ -196,7 +198,7 @@ def _linked(
     )
 
 
-def _transformed(value: Any, arrays: Mapping[str, Any]) -> Any:
+def transform_loss(value: Any, arrays: Mapping[str, Any]) -> Any:
     """g: the logarithm or the value itself."""
     return jnp.where(
         arrays["log"], jnp.log(jnp.maximum(value, jnp.finfo(value.dtype).tiny)), value
@@ -204,24 +206,28 @@ def _transformed(value: Any, arrays: Mapping[str, Any]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def response(binding: Binding, z: Any, arrays: Any) -> Any:
+def predict_response(binding: Binding, z: Any, arrays: Any) -> Any:
     """[n] g(prediction)."""
     k = len(binding.linear)
-    terms, offset = normalised_terms(binding, z[k:], arrays)
-    return _transformed(_linked(binding, z[k:], z[:k] @ terms + offset, arrays), arrays)
+    terms, offset = normalize_terms(binding, z[k:], arrays)
+    return transform_loss(
+        apply_link(binding, z[k:], z[:k] @ terms + offset, arrays), arrays
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def jacobian(binding: Binding, z: Any, arrays: Any) -> Any:
+def compute_jacobian(binding: Binding, z: Any, arrays: Any) -> Any:
     """[n, P] of g(prediction) by z."""
-    return jax.jacfwd(lambda z: response(binding, z, arrays))(z)
+    return jax.jacfwd(lambda z: predict_response(binding, z, arrays))(z)
 
 
-def _objective(
+def compute_objective(
     binding: Binding, z: Any, arrays: Any, weight: Any, observed: Any
 ) -> Any:
-    r = (response(binding, z, arrays) - observed) / arrays["scale"]
-    rows = jnp.dot(weight, _side(r, arrays["quantile"]) * huber(r, arrays["delta"]))
+    r = (predict_response(binding, z, arrays) - observed) / arrays["scale"]
+    rows = jnp.dot(
+        weight, weigh_side(r, arrays["quantile"]) * huber(r, arrays["delta"])
+    )
     return rows + 0.5 * jnp.dot(arrays["precision"], (z - arrays["mean"]) ** 2)
 
 
@@ -243,7 +249,7 @@ def _cholesky_solve(A: Any, b: Any) -> Any:
     return jnp.stack([x[i] for i in range(p)])
 
 
-def nnls(gram: Any, rhs: Any) -> Any:
+def solve_nnls(gram: Any, rhs: Any) -> Any:
     """argmin_{c >= 0} c.gram.c/2 - rhs.c over all active sets; gram [K, K]."""
     k = gram.shape[0]
     best, best_value = jnp.zeros(k), jnp.asarray(0.0)
@@ -262,7 +268,7 @@ def nnls(gram: Any, rhs: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def screen(
+def screen_grid(
     binding: Binding, grid: Any, arrays: Any, weight: Any, observed: Any
 ) -> tuple[Any, Any]:
     """Objective [B, G] and coefficients [B, G, K] at each grid point [G, Q]; weight,
@@ -276,11 +282,11 @@ def screen(
         return value.astype(jnp.float32)
 
     k = len(binding.linear)
-    terms, offset = jax.vmap(lambda theta: normalised_terms(binding, theta, arrays))(
+    terms, offset = jax.vmap(lambda theta: normalize_terms(binding, theta, arrays))(
         grid
     )  # [G, K, n], [G, n]
     base = jax.vmap(
-        lambda theta: _linked(binding, theta, arrays["loss"], arrays, inverse=True)
+        lambda theta: apply_link(binding, theta, arrays["loss"], arrays, inverse=True)
     )(grid)
     base = jnp.broadcast_to(base, offset.shape)
     relative = arrays["log"] | (
@@ -304,27 +310,28 @@ def screen(
     def one(gram_r: Any, weight_r: Any, observed_r: Any) -> tuple[Any, Any]:
         loss = jnp.where(arrays["log"], jnp.exp(observed_r), observed_r)
         target = jax.vmap(
-            lambda theta: _linked(binding, theta, loss, arrays, inverse=True)
+            lambda theta: apply_link(binding, theta, loss, arrays, inverse=True)
         )(grid)
         target = jnp.broadcast_to(target, offset.shape) - offset
         rhs = (
             jnp.einsum("gkn,gn,gn->gk", terms, target, precise * weight_r[None, :])
             + pull[None]
         )
-        c = jax.vmap(nnls)(gram_r, rhs)
+        c = jax.vmap(solve_nnls)(gram_r, rhs)
         total = (jnp.einsum("gk,gkn->gn", single(c), coarse) + single(offset)).astype(
             single_if_plain
         )
-        predicted = jax.vmap(lambda theta, s: _linked(binding, theta, s, arrays))(
+        predicted = jax.vmap(lambda theta, s: apply_link(binding, theta, s, arrays))(
             grid, total
         )
         r = (
-            _transformed(predicted, arrays)
+            transform_loss(predicted, arrays)
             - observed_r.astype(predicted.dtype)[None, :]
         )
         r = single(r) / single(arrays["scale"])[None, :]
         rows = (
-            _side(r, single(arrays["quantile"])) * huber(r, single(arrays["delta"]))
+            weigh_side(r, single(arrays["quantile"]))
+            * huber(r, single(arrays["delta"]))
         ) @ single(weight_r)
         prior = 0.5 * ((c - arrays["mean"][None, :k]) ** 2 @ arrays["precision"][:k])
         return rows + prior + away, c
@@ -332,7 +339,7 @@ def screen(
     return jax.lax.map(lambda args: one(*args), (gram, weight, observed))
 
 
-def _by_structure(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]:
+def differentiate_sum(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]:
     """g(prediction) [n], its Jacobian J [P, n], and pull [n] -> (w [n], H [P, P]) with
     J diag(w) J' + H = sum of pull times second derivatives.
 
@@ -344,7 +351,7 @@ def _by_structure(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]
     def terms(
         theta: Any,
     ) -> Any:  # [K + 1, n]: the loss that fixed coefficients give comes last
-        free, offset = normalised_terms(binding, theta, arrays)
+        free, offset = normalize_terms(binding, theta, arrays)
         return jnp.concatenate([free, offset[None, :]])
 
     def along(function: Any, q: int) -> Any:  # derivative by the q-th exponent
@@ -381,14 +388,16 @@ def _by_structure(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]
             [[jnp.zeros((k, k)), cross.T], [cross, corner]]
         )
 
-    return _transformed(total, arrays), J, curvature
+    return transform_loss(total, arrays), J, curvature
 
 
-def _by_autodiff(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]:
+def differentiate_any_law(
+    binding: Binding, z: Any, arrays: Any
+) -> tuple[Any, Any, Any]:
     """The same for any law, by differentiating all of it."""
 
     def f(z: Any) -> Any:
-        return response(binding, z, arrays)
+        return predict_response(binding, z, arrays)
 
     def curvature(pull: Any) -> Any:
         return jnp.zeros_like(pull), jax.jacfwd(jax.jacrev(lambda z: pull @ f(z)))(z)
@@ -396,7 +405,7 @@ def _by_autodiff(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]:
     return f(z), jax.jacfwd(f)(z).T, curvature
 
 
-def _derivatives(
+def compute_derivatives(
     binding: Binding, z: Any, arrays: Any, weight: Any, observed: Any
 ) -> tuple[Any, ...]:
     """Objective, its gradient [P], Hessian and reweighted Gauss-Newton matrix [P, P],
@@ -407,10 +416,10 @@ def _derivatives(
     objective.
     """
     delta, scale = arrays["delta"], arrays["scale"]
-    way = _by_structure if binding.law.link is None else _by_autodiff
+    way = differentiate_sum if binding.law.link is None else differentiate_any_law
     value, J, curvature = way(binding, z, arrays)
     r = (value - observed) / scale
-    side = weight * _side(r, arrays["quantile"])
+    side = weight * weigh_side(r, arrays["quantile"])
     pull = side * jnp.clip(r, -delta, delta) / scale
     inside = side * (jnp.abs(r) <= delta) / scale**2
     irls = side * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), _TINY)) / scale**2
@@ -431,51 +440,69 @@ def _derivatives(
     )
 
 
-def _step(
-    binding: Binding, lane: Lane, bounds: Any, arrays: Any, weight: Any, observed: Any
-) -> Lane:
+def take_step(
+    binding: Binding,
+    trajectory: Trajectory,
+    bounds: Any,
+    arrays: Any,
+    weight: Any,
+    observed: Any,
+) -> Trajectory:
     """One damped, projected Newton step, kept if the objective does not grow."""
     low, high = bounds
-    before, gradient, hessian, metric, gross = _derivatives(
-        binding, lane.z, arrays, weight, observed
+    before, gradient, hessian, metric, gross = compute_derivatives(
+        binding, trajectory.z, arrays, weight, observed
     )
     # A coordinate is held where it sits on a bound and the objective falls beyond it.
-    free = ~(((lane.z <= low) & (gradient >= 0)) | ((lane.z >= high) & (gradient <= 0)))
+    free = ~(
+        ((trajectory.z <= low) & (gradient >= 0))
+        | ((trajectory.z >= high) & (gradient <= 0))
+    )
     scale = 1 / jnp.sqrt(
         jnp.maximum(jnp.diag(metric), _TINY + 1e-14 * jnp.max(jnp.diag(metric)))
     )
     # The diagonal part turns the step towards the gradient where the metric is nearly
     # singular (Marquardt 1963).
-    damped = (hessian + lane.damping * metric) * jnp.outer(scale, scale)
-    damped = damped + (DIAGONAL * lane.damping + 1e-13) * jnp.eye(len(scale))
+    damped = (hessian + trajectory.damping * metric) * jnp.outer(scale, scale)
+    damped = damped + (DIAGONAL * trajectory.damping + 1e-13) * jnp.eye(len(scale))
     system = jnp.where(jnp.outer(free, free), damped, jnp.eye(len(scale)))
     step = scale * jax.scipy.linalg.cho_solve(
         jax.scipy.linalg.cho_factor(system), jnp.where(free, -gradient * scale, 0.0)
     )
-    z = jnp.clip(lane.z + step, low, high)
-    after = _objective(binding, z, arrays, weight, observed)
+    z = jnp.clip(trajectory.z + step, low, high)
+    after = compute_objective(binding, z, arrays, weight, observed)
     # Near the optimum the decrease drowns in the rounding of the sum while the gradient
     # can still shrink.
     better = after <= before * (1 + 1e-14)
     damping = jnp.where(
-        better, jnp.maximum(lane.damping * 0.2, 1e-12), lane.damping * 5
+        better, jnp.maximum(trajectory.damping * 0.2, 1e-12), trajectory.damping * 5
     )
-    # gradient is the one at the z before the step: a lane reported as converged has not
+    # gradient is the one at the z before the step: a trajectory reported as converged has not
     # got worse since.
     size = jnp.max(jnp.where(free, jnp.abs(gradient) / jnp.maximum(gross, _TINY), 0.0))
-    return Lane(
-        jnp.where(better, z, lane.z), damping, jnp.where(better, after, before), size
+    return Trajectory(
+        jnp.where(better, z, trajectory.z),
+        damping,
+        jnp.where(better, after, before),
+        size,
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def advance(
-    binding: Binding, lanes: Lane, bounds: Any, arrays: Any, weight: Any, observed: Any
-) -> Lane:
-    """A few Newton steps of every lane; bounds: two [L, P]; weight and observed [L, n]."""
+def advance_trajectories(
+    binding: Binding,
+    trajectories: Trajectory,
+    bounds: Any,
+    arrays: Any,
+    weight: Any,
+    observed: Any,
+) -> Trajectory:
+    """A few Newton steps of every trajectory; bounds: two [L, P]; weight and observed [L, n]."""
 
-    def body(_: Any, lanes: Lane) -> Lane:
-        step = jax.vmap(lambda lane, b, w, y: _step(binding, lane, b, arrays, w, y))
-        return step(lanes, bounds, weight, observed)
+    def body(_: Any, trajectories: Trajectory) -> Trajectory:
+        step = jax.vmap(
+            lambda trajectory, b, w, y: take_step(binding, trajectory, b, arrays, w, y)
+        )
+        return step(trajectories, bounds, weight, observed)
 
-    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, lanes)
+    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, trajectories)

@@ -30,10 +30,10 @@ def given_scale(data: Mapping[str, np.ndarray], target: str, log: bool) -> np.nd
             f"noise='loss_se': {len(unknown)} rows have none, the first at position {unknown[0]}; exclude them, "
             "or use noise='constant'"
         )
-    return _normalised(spread / data[target] if log else spread)
+    return normalize_scale(spread / data[target] if log else spread)
 
 
-def growth(residuals: np.ndarray, loss: np.ndarray) -> float:
+def fit_growth(residuals: np.ndarray, loss: np.ndarray) -> float:
     """Power p of sigma ~ loss^p that the residuals of a first fit show.
 
     Least squares of ln|r| on ln loss (Harvey 1976, Econometrica 44), residuals below a
@@ -50,14 +50,14 @@ def growth(residuals: np.ndarray, loss: np.ndarray) -> float:
 
 def grown_scale(loss: np.ndarray, exponent: float) -> np.ndarray:
     """[n] scales loss^exponent, with geometric mean 1."""
-    return _normalised(loss**exponent)
+    return normalize_scale(loss**exponent)
 
 
-def _normalised(scale: np.ndarray) -> np.ndarray:
+def normalize_scale(scale: np.ndarray) -> np.ndarray:
     return scale / np.exp(np.mean(np.log(scale)))
 
 
-def variance(
+def estimate_variance(
     residuals: np.ndarray,
     delta: float,
     parameters: int,
@@ -73,11 +73,11 @@ def variance(
     n = len(residuals)
     w = np.ones(n) if weight is None else weight
     psi = np.clip(residuals, -delta, delta)
-    sharp = float(np.sum(w * inside(residuals, delta)))
+    sharp = float(np.sum(w * estimate_psi_slope(residuals, delta)))
     return float(np.sum(w * psi**2) * n / max(n - parameters, 1) / max(sharp, 1e-300))
 
 
-def inside(residuals: np.ndarray, delta: float) -> np.ndarray:
+def estimate_psi_slope(residuals: np.ndarray, delta: float) -> np.ndarray:
     """[n] estimate of psi': 1 within delta, or its share of the rows within a wider
     window where few are.
     """

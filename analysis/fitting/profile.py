@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fitting.certify import threshold
+from analysis.fitting.certify import compute_threshold
 from analysis.fitting.result import Fit
 from analysis.laws.base import Binding
 
@@ -68,19 +68,21 @@ def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
         raise ValueError(
             "the fit has no degree of freedom left: how far the objective may rise is unknown"
         )
-    index = _index(fit.binding, name)
+    index = find_index(fit.binding, name)
     solver, z = fit.solver().searched(fit.solver().coordinates(fit.params))
     low, high = (float(end[index]) for end in solver.bounds)
     high = high if np.isfinite(high) else 2.0 * float(solver.data.loss.max())
-    error = fit.standard_errors[name] / max(_slope(fit, name), 1e-300)
+    error = fit.standard_errors[name] / max(compute_slope(fit, name), 1e-300)
     wide = np.linspace(low, high, POINTS)
     near = z[index] + error * np.linspace(-4, 4, POINTS)
     values = np.unique(
         np.clip(np.concatenate([wide, near, z[index : index + 1]]), low, high)
     )
     fits = solver.profile_fits(index, values, z)
-    limit = float(fits.objective.min()) + threshold(solver, solver.residuals(z), level)
-    ends = [_crossing(values, fits.objective, limit, side) for side in (-1, 1)]
+    limit = float(fits.objective.min()) + compute_threshold(
+        solver, solver.residuals(z), level
+    )
+    ends = [find_crossing(values, fits.objective, limit, side) for side in (-1, 1)]
     shown = fits.z[:2].copy()
     shown[:, index] = ends
     interval = solver.params(shown)[name]
@@ -99,7 +101,7 @@ def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
     )
 
 
-def _index(binding: Binding, name: str) -> int:
+def find_index(binding: Binding, name: str) -> int:
     names = [entry.name for entry in binding.nonlinear]
     allowed = [*(n for n in binding.linear if n in binding.law.asymptotes), *names]
     if name not in allowed:
@@ -110,13 +112,13 @@ def _index(binding: Binding, name: str) -> int:
     return binding.free.index(name)
 
 
-def _slope(fit: Fit, name: str) -> float:
+def compute_slope(fit: Fit, name: str) -> float:
     """d parameter / d z."""
     logs = {entry.name for entry in fit.binding.nonlinear if entry.log}
     return abs(fit.params[name]) if name in logs else 1.0
 
 
-def _crossing(
+def find_crossing(
     values: np.ndarray, objective: np.ndarray, limit: float, side: int
 ) -> float:
     """Where the objective last passes the limit on one side, between two values

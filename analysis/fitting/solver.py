@@ -1,8 +1,8 @@
 """Robust fits of laws: global search over the exponents, then Newton, for many starts
 and replicates at once.
 
-One lane is one (bootstrap replicate, start). Lanes share compiled float64 programs of
-one fixed shape; a lane that has converged, or has run into a better lane of its own
+One trajectory is one (bootstrap replicate, start). Trajectories share compiled float64 programs of
+one fixed shape; a trajectory that has converged, or has run into a better trajectory of its own
 replicate, leaves and the next one takes its place, so that nobody waits for the
 slowest.
 
@@ -14,7 +14,7 @@ iteratively reweighted least squares (Huber 1981, 7.8), in the box c >= 0, theta
 range.
 
 Shapes: n rows, P parameters, K coefficients, Q others, R replicates, G grid points, S
-starts, L lanes.
+starts, L trajectories.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ import scipy.stats
 from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis.fitting import newton
-from analysis.fitting.newton import STEPS_PER_DISPATCH, Data, Lane, float64
+from analysis.fitting.newton import STEPS_PER_DISPATCH, Data, Trajectory, float64
 from analysis.laws.base import Binding
 
 MAX_STEPS = 360
-PATIENCE = 90  # steps after which a lane above another's minimum, or well above where another is, is lost
+PATIENCE = 90  # steps after which a trajectory above another's minimum, or well above where another is, is lost
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 SEARCH_ROWS = 2048  # larger tables are searched globally on so many of their rows, then fitted on all
-SAME = 1e-3  # lanes of one replicate closer than this, relatively, are in one basin
+SAME = (
+    1e-3  # trajectories of one replicate closer than this, relatively, are in one basin
+)
 
 
 class Solution(NamedTuple):
@@ -57,7 +59,7 @@ def exponent_grid(binding: Binding) -> np.ndarray:
     positive ranges logarithmically.
     """
     ranges = binding.nonlinear
-    unit = _unit_grid(len(ranges))
+    unit = make_unit_grid(len(ranges))
     columns = []
     for entry, u in zip(ranges, unit.T, strict=True):
         if entry.low > 0:
@@ -68,7 +70,7 @@ def exponent_grid(binding: Binding) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else unit
 
 
-def _unit_grid(q: int) -> np.ndarray:
+def make_unit_grid(q: int) -> np.ndarray:
     """[G, q] points in the unit cube."""
     if q <= 2:
         axis = np.linspace(0.02, 0.98, {0: 1, 1: 48, 2: 16}[q])
@@ -79,9 +81,9 @@ def _unit_grid(q: int) -> np.ndarray:
 
 
 @functools.cache
-def _neighbours(q: int) -> np.ndarray:
+def find_neighbors(q: int) -> np.ndarray:
     """[G, m] indices of the grid points around each, itself included."""
-    unit = _unit_grid(q)
+    unit = make_unit_grid(q)
     if q == 0:
         return np.zeros((1, 1), int)
     return (
@@ -91,12 +93,12 @@ def _neighbours(q: int) -> np.ndarray:
     )
 
 
-def _local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
-    """[R, most] indices of the lowest grid points that no neighbour undercuts; -1 where
+def find_local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
+    """[R, most] indices of the lowest grid points that no neighbor undercuts; -1 where
     there are fewer.
     """
     lowest = objective.copy()
-    for column in _neighbours(q).T:
+    for column in find_neighbors(q).T:
         np.minimum(lowest, objective[:, column], out=lowest)
     candidate = np.where(objective <= lowest, objective, np.inf)
     order = np.argsort(candidate, axis=1, kind="stable")[:, :most]
@@ -105,7 +107,7 @@ def _local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
     )
 
 
-def _padded(n: int) -> int:
+def pad_row_count(n: int) -> int:
     """Rows of the compiled program for n runs: few distinct sizes, so that tables of
     about n rows share it.
     """
@@ -113,8 +115,8 @@ def _padded(n: int) -> int:
     return -(-n // step) * step
 
 
-def _lane_count(n: int) -> int:
-    """Lanes per dispatch: the working set of a program stays in cache."""
+def count_trajectories(n: int) -> int:
+    """Trajectories per dispatch: the working set of a program stays in cache."""
     return int(np.clip(2**15 // n, 1, 64))
 
 
@@ -128,7 +130,7 @@ class Solver:
         self.grid = exponent_grid(binding)
         self._n = len(data.loss)
         self._rows = np.minimum(
-            np.arange(_padded(self._n)), self._n - 1
+            np.arange(pad_row_count(self._n)), self._n - 1
         )  # rows beyond n repeat the last, weight 0
         with float64():
             self._arrays = newton.device_arrays(binding, data, self._rows)
@@ -154,7 +156,7 @@ class Solver:
         weight, observed = self._weights(np.ones((1, self._n)))
         objective, coefficients = self._screen(weight, observed)
         every = np.arange(0, len(self.grid), -(-len(self.grid) // 56))
-        best = _local_minima(self.grid.shape[1], objective, 8)[0]
+        best = find_local_minima(self.grid.shape[1], objective, 8)[0]
         chosen = np.unique(np.concatenate([every, best[best >= 0]]))
         starts = np.concatenate([coefficients[0, chosen], self.grid[chosen]], axis=1)
         return self._polish(starts, weight, observed)
@@ -196,7 +198,7 @@ class Solver:
         """[n] scaled residuals at z [P]."""
         with float64():
             value = np.asarray(
-                newton.response(self.binding, np.asarray(z), self._arrays)
+                newton.predict_response(self.binding, np.asarray(z), self._arrays)
             )[: self._n]
         target = np.log(self.data.loss) if self.data.log else self.data.loss
         return (value - target) / (1.0 if self.data.scale is None else self.data.scale)
@@ -211,24 +213,26 @@ class Solver:
         """
         weight, observed = self._weights(counts, loss)
         objective, coefficients = self._screen(weight, observed)
-        lanes = _Lanes(self.bounds, len(counts))
-        lanes.add(np.repeat(warm[None, :], len(counts), axis=0), np.arange(len(counts)))
-        self._run(lanes, weight, observed)
-        lowest = _local_minima(self.grid.shape[1], objective, 3)
-        lowest = np.where(self._beside(lowest, lanes.solution().z), -1, lowest)
+        trajectories = _Trajectories(self.bounds, len(counts))
+        trajectories.add(
+            np.repeat(warm[None, :], len(counts), axis=0), np.arange(len(counts))
+        )
+        self._run(trajectories, weight, observed)
+        lowest = find_local_minima(self.grid.shape[1], objective, 3)
+        lowest = np.where(self._beside(lowest, trajectories.solution().z), -1, lowest)
         replicate, column = np.nonzero(lowest >= 0)
         chosen = lowest[replicate, column]
-        lanes.add(
+        trajectories.add(
             np.concatenate(
                 [coefficients[replicate, chosen], self.grid[chosen]], axis=1
             ),
             replicate,
         )
-        self._run(lanes, weight, observed)
-        return lanes.solution()
+        self._run(trajectories, weight, observed)
+        return trajectories.solution()
 
     def _beside(self, points: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """[R, m] whether a grid point (index, or -1) neighbours the solution z [R, P]:
+        """[R, m] whether a grid point (index, or -1) neighbors the solution z [R, P]:
         it is then in its basin.
         """
         place, theta = (
@@ -239,7 +243,7 @@ class Solver:
             cKDTree(place).query(theta)[1] if place.shape[1] else np.zeros(len(z), int)
         )
         return (
-            _neighbours(place.shape[1])[nearest][:, None, :] == points[:, :, None]
+            find_neighbors(place.shape[1])[nearest][:, None, :] == points[:, :, None]
         ).any(axis=2)
 
     def _place(self, theta: np.ndarray) -> np.ndarray:
@@ -275,10 +279,12 @@ class Solver:
         z[:, index] = np.tile(values, len(starts))
         low, high = (np.repeat(end[None, :], len(z), axis=0) for end in self.bounds)
         low[:, index] = high[:, index] = z[:, index]
-        lanes = _Lanes((low, high), v)
-        lanes.add(z, np.tile(np.arange(v), len(starts)))
-        self._run(lanes, np.repeat(weight, v, axis=0), np.repeat(observed, v, axis=0))
-        return lanes.solution()
+        trajectories = _Trajectories((low, high), v)
+        trajectories.add(z, np.tile(np.arange(v), len(starts)))
+        self._run(
+            trajectories, np.repeat(weight, v, axis=0), np.repeat(observed, v, axis=0)
+        )
+        return trajectories.solution()
 
     def params(self, z: np.ndarray) -> dict[str, np.ndarray]:
         """Every parameter of the law, in its own units, [R] each, from z [R, P]."""
@@ -320,7 +326,7 @@ class Solver:
     def jacobian(self, z: np.ndarray) -> np.ndarray:
         """[n, P] derivative of g(prediction), over the noise's scale, by z [P]."""
         with float64():
-            slopes = np.asarray(newton.jacobian(self.binding, z, self._arrays))[
+            slopes = np.asarray(newton.compute_jacobian(self.binding, z, self._arrays))[
                 : self._n
             ]
         return slopes if self.data.scale is None else slopes / self.data.scale[:, None]
@@ -348,9 +354,9 @@ class Solver:
         objective = np.empty((len(weight), len(self.grid)))
         coefficients = np.empty((len(weight), len(self.grid), k))
         with float64():
-            for g in _blocks(len(self.grid), block):
-                for r in _blocks(len(weight), 8 if n <= 512 else 1):
-                    f, c = newton.screen(
+            for g in split_blocks(len(self.grid), block):
+                for r in split_blocks(len(weight), 8 if n <= 512 else 1):
+                    f, c = newton.screen_grid(
                         self.binding, self.grid[g], self._arrays, weight[r], observed[r]
                     )
                     objective[np.ix_(r, g)], coefficients[np.ix_(r, g)] = f, c
@@ -362,24 +368,26 @@ class Solver:
         """The best of the starts [S, P] for one replicate, every one followed to its
         own end.
         """
-        lanes = _Lanes(self.bounds, 1, merge=False)
-        lanes.add(starts, np.zeros(len(starts), int))
-        self._run(lanes, weight, observed)
-        return lanes.solution()
+        trajectories = _Trajectories(self.bounds, 1, merge=False)
+        trajectories.add(starts, np.zeros(len(starts), int))
+        self._run(trajectories, weight, observed)
+        return trajectories.solution()
 
-    def _run(self, lanes: _Lanes, weight: np.ndarray, observed: np.ndarray) -> None:
-        """Newton on all lanes that wait, in dispatches of one width."""
-        width = _lane_count(weight.shape[1])
+    def _run(
+        self, trajectories: _Trajectories, weight: np.ndarray, observed: np.ndarray
+    ) -> None:
+        """Newton on all trajectories that wait, in dispatches of one width."""
+        width = count_trajectories(weight.shape[1])
         with float64():
-            while len(active := lanes.next(width)):
+            while len(active := trajectories.next(width)):
                 some = np.resize(
                     active, width
-                )  # a last, partly filled dispatch repeats lanes
-                mine = lanes.owner[some]
-                state, bounds = lanes.state(some)
-                lanes.update(
+                )  # a last, partly filled dispatch repeats trajectories
+                mine = trajectories.owner[some]
+                state, bounds = trajectories.state(some)
+                trajectories.update(
                     some,
-                    newton.advance(
+                    newton.advance_trajectories(
                         self.binding,
                         state,
                         bounds,
@@ -390,11 +398,11 @@ class Solver:
                 )
 
 
-class _Lanes:
+class _Trajectories:
     """Starts of R replicates: waiting, under way, done.
 
-    bounds: of all lanes, [P] each, or of each lane of the first `add`, [S, P] each.
-    merge: a lane that has run into a lower one of its replicate leaves.
+    bounds: of all trajectories, [P] each, or of each trajectory of the first `add`, [S, P] each.
+    merge: a trajectory that has run into a lower one of its replicate leaves.
     """
 
     def __init__(
@@ -402,21 +410,19 @@ class _Lanes:
     ) -> None:
         self.bounds, self.merge = bounds, merge
         p = bounds[0].shape[-1]
-        self.z, self.low, self.high = (
-            np.empty((0, p)),
-            np.empty((0, p)),
-            np.empty((0, p)),
-        )
-        self.owner, self.steps = np.empty(0, int), np.empty(0, int)
-        self.damping, self.objective, self.gradient = (
-            np.empty(0),
-            np.empty(0),
-            np.empty(0),
-        )
-        self.active, self.waiting = np.empty(0, int), np.empty(0, int)
+        self.z = np.empty((0, p))
+        self.low = np.empty((0, p))
+        self.high = np.empty((0, p))
+        self.owner = np.empty(0, int)
+        self.steps = np.empty(0, int)
+        self.damping = np.empty(0)
+        self.objective = np.empty(0)
+        self.gradient = np.empty(0)
+        self.active = np.empty(0, int)
+        self.waiting = np.empty(0, int)
         self.best = np.full(
             replicates, -1
-        )  # lane of lowest objective of each replicate, so far
+        )  # trajectory of lowest objective of each replicate, so far
 
     def add(self, starts: np.ndarray, owner: np.ndarray) -> None:
         """More starts [S, P] of replicates owner [S]."""
@@ -424,46 +430,39 @@ class _Lanes:
         low, high = (np.broadcast_to(end, starts.shape) for end in self.bounds)
         self.waiting = np.concatenate([self.waiting, len(self.z) + np.arange(new)])
         self.z = np.concatenate([self.z, np.clip(starts, low, high)])
-        self.low, self.high = (
-            np.concatenate([self.low, low]),
-            np.concatenate([self.high, high]),
-        )
-        self.owner, self.steps = (
-            np.concatenate([self.owner, owner]),
-            np.append(self.steps, np.zeros(new, int)),
-        )
+        self.low = np.concatenate([self.low, low])
+        self.high = np.concatenate([self.high, high])
+        self.owner = np.concatenate([self.owner, owner])
+        self.steps = np.append(self.steps, np.zeros(new, int))
         self.damping = np.append(self.damping, np.ones(new))
-        self.objective, self.gradient = (
-            np.append(a, np.full(new, np.inf)) for a in (self.objective, self.gradient)
-        )
+        self.objective = np.append(self.objective, np.full(new, np.inf))
+        self.gradient = np.append(self.gradient, np.full(new, np.inf))
 
     def next(self, width: int) -> np.ndarray:
-        """Indices of the lanes under way, topped up from those waiting."""
+        """Indices of the trajectories under way, topped up from those waiting."""
         room = width - len(self.active)
-        self.active, self.waiting = (
-            np.concatenate([self.active, self.waiting[:room]]),
-            self.waiting[room:],
-        )
+        self.active = np.concatenate([self.active, self.waiting[:room]])
+        self.waiting = self.waiting[room:]
         return self.active
 
-    def state(self, lanes: np.ndarray) -> tuple[Lane, tuple[np.ndarray, np.ndarray]]:
-        """Lanes as the compiled program takes them, and their bounds."""
-        state = Lane(
-            self.z[lanes],
-            self.damping[lanes],
-            self.objective[lanes],
-            self.gradient[lanes],
+    def state(
+        self, trajectories: np.ndarray
+    ) -> tuple[Trajectory, tuple[np.ndarray, np.ndarray]]:
+        """Trajectories as the compiled program takes them, and their bounds."""
+        state = Trajectory(
+            self.z[trajectories],
+            self.damping[trajectories],
+            self.objective[trajectories],
+            self.gradient[trajectories],
         )
-        return state, (self.low[lanes], self.high[lanes])
+        return state, (self.low[trajectories], self.high[trajectories])
 
-    def update(self, lanes: np.ndarray, out: Lane) -> None:
-        """What the program made of the lanes; those that are done leave."""
-        (
-            self.z[lanes],
-            self.damping[lanes],
-            self.objective[lanes],
-            self.gradient[lanes],
-        ) = (np.asarray(a) for a in out)
+    def update(self, trajectories: np.ndarray, out: Trajectory) -> None:
+        """What the program made of the trajectories; those that are done leave."""
+        self.z[trajectories] = np.asarray(out.z)
+        self.damping[trajectories] = np.asarray(out.damping)
+        self.objective[trajectories] = np.asarray(out.objective)
+        self.gradient[trajectories] = np.asarray(out.gradient)
         active = self.active
         self.steps[active] += STEPS_PER_DISPATCH
         converged = self.gradient[active] <= TOLERANCE
@@ -476,16 +475,16 @@ class _Lanes:
         self.active = active[going & ~self._beaten(active)]
 
     def _rank(self, active: np.ndarray) -> None:
-        """Keep `best`: of the lanes that have moved, the lowest of each replicate may
+        """Keep `best`: of the trajectories that have moved, the lowest of each replicate may
         take the place.
         """
-        for lane in active[np.argsort(-self.objective[active], kind="stable")]:
-            rival = self.best[self.owner[lane]]
-            if rival < 0 or not self.objective[rival] <= self.objective[lane]:
-                self.best[self.owner[lane]] = lane
+        for trajectory in active[np.argsort(-self.objective[active], kind="stable")]:
+            rival = self.best[self.owner[trajectory]]
+            if rival < 0 or not self.objective[rival] <= self.objective[trajectory]:
+                self.best[self.owner[trajectory]] = trajectory
 
     def _beaten(self, active: np.ndarray) -> np.ndarray:
-        """[active] true where another lane of the replicate is lower, at the same place
+        """[active] true where another trajectory of the replicate is lower, at the same place
         or done long since.
         """
         best = self.best[self.owner[active]]
@@ -496,7 +495,7 @@ class _Lanes:
         return (best != active) & (late | (self.merge & (gap.max(axis=1) < SAME)))
 
     def solution(self) -> Solution:
-        """The best lane of each replicate."""
+        """The best trajectory of each replicate."""
         winner = self.best
         objective = np.where(np.isfinite(self.objective), self.objective, np.inf)
         close = objective <= objective[winner][self.owner] * (1 + AGREE) + 1e-25
@@ -509,7 +508,7 @@ class _Lanes:
         )
 
 
-def _blocks(total: int, size: int) -> list[np.ndarray]:
+def split_blocks(total: int, size: int) -> list[np.ndarray]:
     """Index blocks of one size that cover range(total); the last repeats the final
     index, to keep one shape.
     """

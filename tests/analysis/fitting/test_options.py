@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis import Fit, NotIdentifiedError, fit, influence, load_runs
-from analysis.fitting.noise import growth
+from analysis.fitting.noise import fit_growth
 from analysis.laws.library import LAWS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -111,11 +111,11 @@ def test_noise_that_grows_with_the_loss_is_found_and_helps(
 
 def test_the_power_of_known_noise_is_unbiased() -> None:
     loss, rng = np.geomspace(2, 5.5, 40), np.random.default_rng(0)
-    found = [growth(loss**2 * rng.standard_normal(40), loss) for _ in range(300)]
+    found = [fit_growth(loss**2 * rng.standard_normal(40), loss) for _ in range(300)]
     assert np.mean(found) == pytest.approx(2.0, abs=0.15)
     assert (
-        growth(np.zeros(40), loss)
-        == growth(rng.standard_normal(40), np.full(40, 3.0))
+        fit_growth(np.zeros(40), loss)
+        == fit_growth(rng.standard_normal(40), np.full(40, 3.0))
         == 0.0
     )
 

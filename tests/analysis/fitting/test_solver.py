@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from analysis.fitting.newton import Data, float64, huber, nnls
+from analysis.fitting.newton import Data, float64, huber, solve_nnls
 from analysis.fitting.solver import Solver, exponent_grid
 from analysis.laws.base import bind
 from analysis.laws.library import LAWS
@@ -43,8 +43,10 @@ def test_small_nonnegative_least_squares_agrees_with_scipy() -> None:
     for _ in range(20):
         a, b = rng.standard_normal((8, 3)), rng.standard_normal(8)
         with float64():
-            found = np.asarray(nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
-        np.testing.assert_allclose(found, scipy.optimize.nnls(a, b)[0], atol=1e-10)
+            found = np.asarray(solve_nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
+        np.testing.assert_allclose(
+            found, scipy.optimize.nnls(a, b)[0], atol=1e-10
+        )
 
 
 def test_the_objective_reported_is_the_sum_over_rows(solver: Solver) -> None:
