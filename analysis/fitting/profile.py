@@ -55,7 +55,7 @@ def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
 
     The interval holds the values whose objective exceeds the least by at most variance
     * F(1, dof) / 2, the variance being that of the robust objective
-    (`analysis.fitting.noise.variance`).
+    (`analysis.fitting.noise.estimate_variance`).
 
     Raises:
         ValueError: unknown, fixed or tied name; a coefficient that trades with an
