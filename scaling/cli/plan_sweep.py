@@ -168,7 +168,7 @@ class SweepArgs:
     """What to show on standard error: a bar, a line per run, every event as a JSON
     line, nothing; auto: a bar on a terminal, else lines."""
     tracker: tyro.conf.UseAppendAction[tuple[Kind, ...]] = ()
-    """Mirror the runs to tensorboard, wandb, mlflow or trackio as they train; repeat
+    """Sync the runs to tensorboard, wandb, mlflow or trackio as they train; repeat
     the flag for more.
     """
     tracker_project: str | None = None
@@ -178,7 +178,7 @@ class SweepArgs:
 
     def __call__(self) -> int:
         from scaling.execution.sweep import sweep
-        from scaling.monitoring.sync import mirrored
+        from scaling.monitoring.sync import sync_during_sweep
         from scaling.training import multihost
         from scaling.training.loop import LoopConfig
 
@@ -191,7 +191,7 @@ class SweepArgs:
         )
         where: dict[str, Any] = {"workers": self.workers, "executor": self._cluster()}
         retry = self.retry == "failed"
-        with mirrored(
+        with sync_during_sweep(
             self.out, self.tracker if multihost.is_first() else (), self.tracker_project
         ):
             table = sweep(

@@ -225,7 +225,7 @@ class WatchArgs:
 
 @dataclass(frozen=True)
 class TrackArgs:
-    """Mirror a sweep's folder to experiment trackers: what they do not have yet, and
+    """Sync a sweep's folder to experiment trackers: what they do not have yet, and
     nothing twice.
 
     Example: scaling track runs/mine --to wandb --project scaling-laws
@@ -245,7 +245,7 @@ class TrackArgs:
     """
 
     def __call__(self) -> int:
-        from scaling.monitoring.sync import Mirror
+        from scaling.monitoring.sync import TrackerSync
 
         if not self.out.is_dir():
             raise ConfigError(f"{self.out}: no such folder; give the --out of a sweep")
@@ -256,7 +256,7 @@ class TrackArgs:
                 f"--state {self.state}: serves one tracker; give one --to"
             )
         for kind in dict.fromkeys(self.to):
-            mirror = Mirror(self.out, kind, self.project, self.state)
+            mirror = TrackerSync(self.out, kind, self.project, self.state)
             try:
                 steps, rows = mirror.update()
                 shown = mirror.show(self.figures)

@@ -28,7 +28,7 @@ _SECONDS = 10.0  # between two looks during a sweep
 _MEMORY = 2**24  # bytes that what was mirrored may take: a hundred for each run
 
 
-class Mirror:
+class TrackerSync:
     """Mirrors one folder to one tracker. Runs that are under way stay open between
     updates.
     """
@@ -162,19 +162,19 @@ def _read_state(path: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def mirrored(
+def sync_during_sweep(
     out: Path,
     kinds: Sequence[Kind],
     project: str | None = None,
     seconds: float = _SECONDS,
 ) -> Iterator[None]:
-    """Mirror a folder while a sweep writes it. A tracker that fails stops no training;
+    """Sync a folder while a sweep writes it. A tracker that fails stops no training;
     it is told at the end.
 
     Raises:
         ConfigError: a tracker's package is not installed.
     """
-    mirrors = [Mirror(out, kind, project) for kind in dict.fromkeys(kinds)]
+    mirrors = [TrackerSync(out, kind, project) for kind in dict.fromkeys(kinds)]
     failures: dict[str, Exception] = {}
     over = threading.Event()
 

@@ -19,14 +19,11 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.planning import libtpu
 from scaling.planning.hardware import Hardware
-
-if TYPE_CHECKING:
-    import jax
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -152,7 +149,7 @@ def main() -> None:
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints goes to the log, not among the answers
-    devices: list[jax.Device] = []
+    devices: list[Any] = []
     failure: str | None = None
     try:
         devices = _find_devices(sys.argv[1])
@@ -172,7 +169,7 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
 
 
-def _find_devices(slice_name: str) -> list[jax.Device]:
+def _find_devices(slice_name: str) -> list[Any]:
     """The devices of a TPU slice, as if one host had them all; without a name, the CPU
     devices of this process.
     """
@@ -189,7 +186,7 @@ def _find_devices(slice_name: str) -> list[jax.Device]:
     return list(topology.devices)
 
 
-def _compile_footprint(job: dict[str, Any], devices: list[jax.Device]) -> Footprint:
+def _compile_footprint(job: dict[str, Any], devices: list[Any]) -> Footprint:
     import jax
 
     from scaling.training.loop import LoopConfig

@@ -442,7 +442,7 @@ Slice = tuple[
 def _make_isoflop_slices(
     config: PlanConfig, sizes: list[ModelConfig]
 ) -> Iterator[Slice]:
-    """Per budget the sizes of the sizes, nearest to the centre in log tokens per
+    """Per budget the sizes, nearest to the centre in log tokens per
     parameter first.
     """
     for budget in sorted(config.budgets):

@@ -20,7 +20,7 @@ import analysis
 from scaling.cli.main import main
 from scaling.config import RunConfig
 from scaling.monitoring import sync
-from scaling.monitoring.sync import Mirror
+from scaling.monitoring.sync import TrackerSync
 from scaling.store import query, run_dirs
 from scaling.store.columns import COLUMN_NAMES
 from scaling.store.table import run_table
@@ -142,11 +142,11 @@ def steps(events: list[Any]) -> list[int]:
 
 
 def test_a_mirror_has_each_run_whole_and_once(out, runs, told):
-    with contextlib.closing(Mirror(out, "wandb")) as first:
+    with contextlib.closing(TrackerSync(out, "wandb")) as first:
         assert first.update() == (9, 3)
         assert first.update() == (0, 0)
     before = json.dumps(told)
-    with contextlib.closing(Mirror(out, "wandb")) as second:
+    with contextlib.closing(TrackerSync(out, "wandb")) as second:
         assert second.update() == (0, 0)
     assert json.dumps(told) == before
     for run in runs[:2]:
@@ -167,12 +167,12 @@ def test_a_mirror_has_each_run_whole_and_once(out, runs, told):
 
 def test_a_run_goes_on_where_the_mirror_before_left_it(out, runs, told):
     run = runs[3]
-    with contextlib.closing(Mirror(out, "wandb")) as first:
+    with contextlib.closing(TrackerSync(out, "wandb")) as first:
         first.update()
     log(
         run_dirs.trunk_dir(out, run), 7, 14
     )  # resumed from a checkpoint, step 7 is trained again
-    with contextlib.closing(Mirror(out, "wandb")) as second:
+    with contextlib.closing(TrackerSync(out, "wandb")) as second:
         assert second.update() == (1, 0)
         log(run_dirs.run_dir(out, run), 20)
         record(out, run)
@@ -207,7 +207,7 @@ def test_figures_are_shown_by_the_names_of_their_files(out, told, picture, capsy
 
 def test_projects_and_kinds_are_mirrored_apart(out, told):
     for kind, project in (("wandb", None), ("wandb", "other/../x"), ("mlflow", None)):
-        with contextlib.closing(Mirror(out, kind, project)) as one:
+        with contextlib.closing(TrackerSync(out, kind, project)) as one:
             assert one.update() == (9, 3)
     assert len(list((out / "tracked").iterdir())) == 3
 
@@ -215,7 +215,7 @@ def test_projects_and_kinds_are_mirrored_apart(out, told):
 def test_damage_costs_its_run_alone(out, runs, told):
     (out / runs[0].run_id / "result.json").write_text("[")
     (out / runs[1].run_id / "config.json").write_text("[")
-    with contextlib.closing(Mirror(out, "wandb")) as one:
+    with contextlib.closing(TrackerSync(out, "wandb")) as one:
         assert one.update() == (1, 1)
 
 
@@ -226,11 +226,11 @@ def test_a_damaged_memory_is_named_not_begun_anew(out, told, content, tmp_path):
     path = tmp_path / "state.json"
     path.write_text(content)
     with pytest.raises(query.Unreadable, match=r"state\.json"):
-        Mirror(out, "wandb", state=path)
+        TrackerSync(out, "wandb", state=path)
 
 
 def test_a_sweep_is_mirrored_to_its_last_step(out, runs, told):
-    with sync.mirrored(out, ("wandb",), seconds=60.0):
+    with sync.sync_during_sweep(out, ("wandb",), seconds=60.0):
         log(run_dirs.run_dir(out, runs[3]), 20)
         record(out, runs[3])
     assert told[runs[3].run_id][-1] == "finished" and steps(told[runs[3].run_id]) == [
@@ -241,7 +241,7 @@ def test_a_sweep_is_mirrored_to_its_last_step(out, runs, told):
 
 def test_a_tracker_that_fails_stops_no_sweep(out, told, monkeypatch, capsys):
     monkeypatch.setattr(Told, "start", lambda self, run, again: 1 / 0)
-    with sync.mirrored(out, ("wandb",), seconds=0.001):
+    with sync.sync_during_sweep(out, ("wandb",), seconds=0.001):
         trained = True
     assert trained
     assert (
@@ -262,7 +262,7 @@ def test_a_tracker_that_is_not_installed_is_named(out, monkeypatch, capsys):
 
 
 def track(kind: str, out: Path, *figures: Path) -> None:
-    """Mirror a folder with a package that may be missing."""
+    """TrackerSync a folder with a package that may be missing."""
     package = {"tensorboard": "tensorboardX"}.get(kind, kind)
     pytest.importorskip(
         package,
