@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig
+from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.model.flops import count_parameters, flops_per_token
 from scaling.planning.lr_rules import rescale
 from scaling.planning.plan import (
