@@ -257,7 +257,7 @@ def test_a_worker_is_told_of_its_place(
     cuda: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A GPU and no core, or one thread on one core."""
-    show = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('CUDA_VISIBLE_DEVICES')]))"
+    show = "import json, os, sys; print(json.dumps({'place': [sys.argv[1:], os.environ.get('CUDA_VISIBLE_DEVICES')]}))"
     real = subprocess.Popen
     cuda.setattr(
         subprocess,
@@ -271,7 +271,7 @@ def test_a_worker_is_told_of_its_place(
         cuda.setenv("CUDA_VISIBLE_DEVICES", visible)
         cores = len(os.sched_getaffinity(0))
         child = local.start_worker(tmp_path / "log", 1 if visible else cores - 1, cores)
-        assert child.receive() == place
+        assert child.receive() == {"place": place}
         child.kill()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig, Trunk
-from scaling.model.flops import count_parameters, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
 from scaling.planning.lr_rules import rescale
 from scaling.planning.plan import (
     Plan,
