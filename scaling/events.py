@@ -38,14 +38,14 @@ class TrunkEvent(Event):
     """
 
     trunk: str
-    flops: float
+    flops: float | int
 
 
 @dataclass(frozen=True)
 class Started(TrunkEvent):
     """A process has begun with the trunk; what it trained before is not counted yet."""
 
-    flops: float = 0.0
+    flops: float | int = 0.0
 
 
 @dataclass(frozen=True)

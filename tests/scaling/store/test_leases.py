@@ -91,7 +91,9 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
     )
     with pytest.raises(BrokenPipeError), Claims().held(tmp_path, refuse):
         pytest.fail("entered")
-    assert [(event["event"], event.now) for event in told] == [("mixed", "other")]
+    assert [(type(event), event.now) for event in told] == [
+        (event_types.Mixed, "other")
+    ]
     with Claims().held(tmp_path, ignore) as claim:
         assert claim is not None
 
@@ -111,7 +113,7 @@ def test_a_heartbeat_keeps_the_trunk_and_silence_loses_it(
     with pytest.raises(ClaimLost, match="another process has taken over"):
         elsewhere.check()
     with pytest.raises(ClaimLost):
-        elsewhere.checking(ignore)({"event": "progress"})
+        elsewhere.checking(ignore)(event_types.Progress("trunk", 1.0))
     taken.check()
 
 
