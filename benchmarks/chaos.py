@@ -42,7 +42,6 @@ from scaling import (
     sweep,
 )
 from scaling.model.flops import flops_per_token
-from scaling.store.run_dirs import trunk_dir
 from scaling.store.table import run_table
 
 _SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)
@@ -195,10 +194,10 @@ def wasted(plan: Plan, out: Path) -> float:
 
 def _logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
     for trunk in plan.trunks():
-        folders = [out / run.run_id for run in trunk] + [trunk_dir(out, trunk[0])]
+        folders = [out / run.run_id for run in trunk.runs] + [trunk.folder(out)]
         for folder in folders:
             if (folder / "metrics.jsonl").exists():
-                yield folder / "metrics.jsonl", trunk[0]
+                yield folder / "metrics.jsonl", trunk.runs[0]
 
 
 def compare(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
@@ -239,7 +238,7 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
             folder / "plan.json", out, args, dice, args.kills - total["kills"]
         )
         claims = [
-            len(list((trunk_dir(out, trunk[0]) / "claims").iterdir())) - 1
+            len(list((trunk.folder(out) / "claims").iterdir())) - 1
             for trunk in plan.trunks()
         ]
         found = compare(calm, run_table(out))

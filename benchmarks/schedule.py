@@ -32,7 +32,7 @@ import tyro
 from scaling import Plan, PlanConfig, make_plan
 from scaling.cli.main import preset_path
 from scaling.config import read_toml
-from scaling.planning.plan import trunk_flops
+from scaling.model.flops import trunk_flops
 from scaling.store.leases import EXPIRY
 from scaling.training.loop import LoopConfig
 
@@ -211,7 +211,8 @@ def ordered(plan: Plan, order: str, dice: np.random.Generator) -> list[float]:
             for i, trunk_id in reversed(list(enumerate(run.trunk_id for run in plan)))
         }
         trunks = sorted(
-            plan.trunks(), key=lambda trunk: min(first[run.trunk_id] for run in trunk)
+            plan.trunks(),
+            key=lambda trunk: min(first[run.trunk_id] for run in trunk.runs),
         )
         return [trunk_flops(trunk) for trunk in trunks]
     return longest[::-1] if order == "shortest" else longest

@@ -31,9 +31,10 @@ import pandas as pd
 import tyro
 
 from scaling import Plan, PlanConfig, make_plan, sweep
+from scaling import events as event_types
 from scaling.cli.main import preset_path
-from scaling.config import ConfigError, read_toml
-from scaling.execution.in_process import run_here
+from scaling.config import ConfigError, Trunk, read_toml
+from scaling.execution.in_process import train_in_process
 from scaling.execution.sweep import prepare
 from scaling.planning.lr_rules import replace_optim, set_warmup
 from scaling.store.table import run_table
@@ -78,17 +79,21 @@ def alone(plan: Plan, warmup_fraction: float = 0.05) -> Plan:
 
 def train_child(path: Path, number: int) -> None:
     """Train one run in this process, and print what was compiled."""
-    events: list[dict[str, Any]] = []
+    events: list[event_types.Event] = []
     run = Plan.from_json(path).runs[number]
-    failures = run_here(
-        [[run]],
+    failures = train_in_process(
+        [Trunk((run,))],
         path.parent / f"cosine-{number}",
         LoopConfig(strategy="single"),
         events.append,
     )
     if failures:
         raise SystemExit(failures[0].reason)
-    print(json.dumps(next(event for event in events if event["event"] == "programs")))
+    print(
+        json.dumps(
+            next(event for event in events if isinstance(event, event_types.Programs))
+        )
+    )
 
 
 def process_per_run(plan: Plan, out: Path) -> tuple[float, int, pd.DataFrame]:

@@ -154,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"scaling: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        from scaling.execution.base import explain
+        from scaling.execution.base import explain_error
 
-        print(f"scaling: {explain(error)}", file=sys.stderr)
+        print(f"scaling: {explain_error(error)}", file=sys.stderr)
         return 3
     except ValueError as error:
         print(f"scaling: {error}", file=sys.stderr)

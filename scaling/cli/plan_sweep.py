@@ -15,7 +15,7 @@ import tyro
 
 from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.config import ConfigError, read_toml
-from scaling.execution.config import Cluster, RayConfig, SlurmConfig
+from scaling.execution.config import ClusterConfig, RayConfig, SlurmConfig
 from scaling.monitoring.trackers import Kind
 from scaling.planning.plan import Plan, PlanConfig, make_plan
 from scaling.suggestions import did_you_mean
@@ -182,7 +182,7 @@ class SweepArgs:
         from scaling.training import multihost
         from scaling.training.loop import LoopConfig
 
-        multihost.join()
+        multihost.join_processes()
         plan = (
             make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         )
@@ -192,16 +192,18 @@ class SweepArgs:
         where: dict[str, Any] = {"workers": self.workers, "executor": self._cluster()}
         retry = self.retry == "failed"
         with sync_during_sweep(
-            self.out, self.tracker if multihost.is_first() else (), self.tracker_project
+            self.out,
+            self.tracker if multihost.is_process_0() else (),
+            self.tracker_project,
         ):
             table = sweep(
                 plan, self.out, **where, loop=loop, retry=retry, show=self.progress
             )
-        if multihost.is_first():
+        if multihost.is_process_0():
             print_table(table if self.json else select_main_columns(table), self.json)
         return 0
 
-    def _cluster(self) -> Cluster | None:
+    def _cluster(self) -> ClusterConfig | None:
         """The cluster that was asked for."""
         for name, default in (("slurm", SlurmConfig()), ("ray", RayConfig())):
             if getattr(self, name) != default and self.executor != name:

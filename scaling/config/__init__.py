@@ -22,6 +22,7 @@ from scaling.config.run import (
     Schedule,
     UnitMultipliers,
 )
+from scaling.config.trunk import Trunk, group_by_trunk
 
 __all__ = [
     "Activation",
@@ -35,9 +36,11 @@ __all__ = [
     "Position",
     "RunConfig",
     "Schedule",
+    "Trunk",
     "UnitMultipliers",
     "canonical_json",
     "from_dict",
+    "group_by_trunk",
     "read_toml",
     "to_dict",
 ]

@@ -1,31 +1,38 @@
-"""Where trunks are trained: one interface, and the backend that is this process.
+"""The interface of an executor, and the loop that drives one.
 
-The others are `scaling.execution.local` (processes of this machine),
-`scaling.execution.slurm` and `scaling.execution.ray`. An executor takes jobs and gives
-outcomes, `drive` submits and decides: what failed is recorded, what died is submitted
-again, what another sweep of the same folder is training is asked for again later.
-Whatever an executor says, the run directories
-are the truth: a job trains what its trunk still lacks, under a claim.
+An executor takes jobs and returns outcomes; `drive` submits the jobs and decides what
+follows: it records what failed, submits again what died, and asks again later for a
+trunk that another sweep of the same folder is training. The run directories are the
+truth, whatever an executor says: a job trains what its trunk still lacks, under a lease.
+
+Executors: `in_process` (this process), `local` (worker processes of this machine), and
+those of `scaling.execution.config.EXECUTORS`, which train on a cluster.
 """
 
 from __future__ import annotations
 
 import errno
+import importlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, Trunk
+from scaling.events import Report, Restarted
+from scaling.execution.config import EXECUTORS, ClusterConfig
 from scaling.training import preemption
+from scaling.training.loop import LoopConfig
 
-Report = Callable[[dict[str, Any]], None]
-_PATIENCE, _LONGEST = (
-    1.0,
-    30.0,
-)  # seconds until a trunk that another process holds is asked for again, ever later
-_REMEDIES = {
+# Seconds until a trunk that another process holds is asked for again. They grow from
+# the first to the second value.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+_PAUSE_GROWTH = 1.5
+
+_FIXES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "raise the quota or free space",
     errno.EROFS: "make that disk writable",
@@ -36,11 +43,9 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Job:
-    """The runs of one trunk, to be trained or to have a step of the first of them
-    timed.
-    """
+    """A trunk to be trained, or of whose first run a step is to be timed."""
 
-    runs: list[RunConfig]
+    trunk: Trunk
     task: Literal["train", "time"] = "train"
 
 
@@ -48,117 +53,138 @@ class Job:
 class Outcome:
     """How a job ended.
 
-    done; failed, for `reason`; died: its process is gone or was stopped, and may have
-    `advanced` to a newer checkpoint before; busy: another process holds the trunk.
+    Attributes:
+        ticket: the number that `submit` returned.
+        kind: "done"; "failed", for `reason`; "died", if its process is gone or was
+            stopped; "busy", if another process holds the trunk.
+        advanced: whether a job that died had come to a newer checkpoint.
+        seconds: of a timing job, for each run (seconds per step, seconds to start).
     """
 
     ticket: int
     kind: Literal["done", "failed", "died", "busy"]
     reason: str = ""
     advanced: bool = False
-    result: dict[str, Any] = field(default_factory=dict)
+    seconds: list[list[float]] | None = None
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs jobs. What they report on the way goes to the callback that the executor was
-    made with.
-    """
+    """Runs jobs. Events of training go to the report that the executor was made with."""
 
     def submit(self, job: Job, again: bool = False) -> int:
-        """Take a job, now or when there is room, and return its ticket; one that died
-        goes before those that wait.
+        """Take a job and return its ticket; it starts when there is room.
+
+        Args:
+            again: the job died before; it goes before those that wait.
         """
         ...
 
     def poll(self, seconds: float) -> list[Outcome]:
-        """The jobs that ended since the last call; waits about `seconds` for a first
-        one.
-        """
+        """The jobs that ended since the last call; waits about `seconds` for one."""
         ...
 
     def cancel(self) -> None:
-        """End whatever is under way, at a checkpoint where there is time for one. To be
-        called in any case.
-        """
+        """End all jobs, at a checkpoint if there is time. Must always be called."""
         ...
+
+
+def open_executor(
+    config: ClusterConfig, out: Path, loop: LoopConfig, report: Report
+) -> Executor:
+    """The executor of a cluster, which `scaling.execution.config.EXECUTORS` names.
+
+    Raises:
+        ConfigError: the cluster, or the package that reaches it, is not there.
+    """
+    for entry in EXECUTORS.values():
+        if type(config) is entry.config:
+            executor = getattr(importlib.import_module(entry.module), entry.name)
+            return executor(out, loop, report, config)
+    raise TypeError(
+        f"executor = {config!r}: no executor is registered for it; "
+        "add one to scaling.execution.config.EXECUTORS"
+    )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A trunk that could not be trained, and why."""
+    """Runs of a trunk that could not be trained, and why."""
 
-    runs: Sequence[RunConfig]
+    runs: tuple[RunConfig, ...]
     reason: str
 
 
 def drive(
     executor: Executor, jobs: Sequence[Job], report: Report, attempts: int = 3
-) -> tuple[list[Failure], list[dict[str, Any]]]:
-    """Run jobs to their ends: what failed, and the results of the others, both in the
-    order of the jobs.
+) -> tuple[list[Failure], list[Outcome]]:
+    """Run jobs to their ends.
 
     A job that dies is submitted again, unless it has died `attempts` times in a row
-    without any progress.
+    without reaching a newer checkpoint.
+
+    Returns:
+        The jobs that failed and the outcomes of the others, each in the order of `jobs`.
 
     Raises:
         Preempted: this process was told to end.
     """
-    results: dict[int, dict[str, Any]] = {}
+    done: dict[int, Outcome] = {}
     failures: dict[int, Failure] = {}
     deaths: Counter[int] = Counter()
-    pause: dict[int, float] = {}
-    later: list[tuple[float, int]] = []  # when to ask again for a trunk that was busy
+    pauses: dict[int, float] = {}  # seconds until a busy trunk is asked for again
+    asked_again_at: dict[int, float] = {}
+    submitted: dict[int, int] = {}  # indices of jobs by their ticket
     try:
-        waiting = {executor.submit(job): i for i, job in enumerate(jobs)}
-        while waiting or later:
+        for index, job in enumerate(jobs):
+            submitted[executor.submit(job)] = index
+        while submitted or asked_again_at:
             if preemption.requested():
                 raise preemption.Preempted
-            due = [i for when, i in later if when <= time.monotonic()]
-            later = [(when, i) for when, i in later if i not in due]
-            waiting |= {executor.submit(jobs[i]): i for i in due}
-            for outcome in executor.poll(_PATIENCE):
-                i = waiting.pop(outcome.ticket)
+            for index, when in list(asked_again_at.items()):
+                if when <= time.monotonic():
+                    del asked_again_at[index]
+                    submitted[executor.submit(jobs[index])] = index
+            for outcome in executor.poll(_FIRST_PAUSE):
+                index = submitted.pop(outcome.ticket)
                 if outcome.kind == "done":
-                    results[i] = outcome.result
+                    done[index] = outcome
+                elif outcome.kind == "failed":
+                    failures[index] = Failure(jobs[index].trunk.runs, outcome.reason)
                 elif outcome.kind == "busy":
-                    later.append((time.monotonic() + pause.get(i, _PATIENCE), i))
-                    pause[i] = min(_LONGEST, 1.5 * pause.get(i, _PATIENCE))
-                elif (
-                    outcome.kind == "died"
-                    and _one_more(deaths, i, outcome.advanced) < attempts
-                ):
-                    report({"event": "restarted", "reason": outcome.reason})
-                    waiting[executor.submit(jobs[i], again=True)] = i
+                    pause = pauses.get(index, _FIRST_PAUSE)
+                    asked_again_at[index] = time.monotonic() + pause
+                    pauses[index] = min(_LONGEST_PAUSE, _PAUSE_GROWTH * pause)
                 else:
-                    times = (
-                        f" ({deaths[i]} times without progress)"
-                        if outcome.kind == "died"
-                        else ""
-                    )
-                    failures[i] = Failure(jobs[i].runs, outcome.reason + times)
+                    deaths[index] = 1 if outcome.advanced else deaths[index] + 1
+                    if deaths[index] < attempts:
+                        report(Restarted(outcome.reason))
+                        submitted[executor.submit(jobs[index], again=True)] = index
+                    else:
+                        times = f"{deaths[index]} times without progress"
+                        failures[index] = Failure(
+                            jobs[index].trunk.runs, f"{outcome.reason} ({times})"
+                        )
     finally:
         executor.cancel()
-    return [failures[i] for i in sorted(failures)], [
-        results[i] for i in sorted(results)
-    ]
+    return (
+        [failures[index] for index in sorted(failures)],
+        [done[index] for index in sorted(done)],
+    )
 
 
-def _one_more(deaths: Counter[int], i: int, advanced: bool) -> int:
-    """Deaths of a job in a row, of which those before some progress do not count."""
-    deaths[i] = 1 if advanced else deaths[i] + 1
-    return deaths[i]
-
-
-def explain(error: BaseException) -> str:
-    """What stopped a run, and where it helps, what to do about it."""
+def explain_error(error: BaseException) -> str:
+    """The message of an error that stopped a run, with a fix where one is known."""
     text = f"{type(error).__name__}: {error}"
     if (
         isinstance(error, MemoryError)
         or "RESOURCE_EXHAUSTED" in text
         or "out of memory" in text.lower()
     ):
-        return f"{text}; it does not fit: raise optim.accumulate, set model.remat, or use --strategy fsdp"
-    if isinstance(error, OSError) and error.errno in _REMEDIES:
-        return f"{text}; {_REMEDIES[error.errno]}, then `scaling sweep --retry failed`"
+        return (
+            f"{text}; it does not fit: raise optim.accumulate, set model.remat, "
+            "or use --strategy fsdp"
+        )
+    if isinstance(error, OSError) and error.errno in _FIXES:
+        return f"{text}; {_FIXES[error.errno]}, then `scaling sweep --retry failed`"
     return text

@@ -10,7 +10,12 @@ from scaling.config import ConfigError
 
 
 @dataclass(frozen=True)
-class SlurmConfig:
+class ClusterConfig:
+    """What a sweep asks of a cluster; each executor of a cluster has a subclass."""
+
+
+@dataclass(frozen=True)
+class SlurmConfig(ClusterConfig):
     """What a job asks of the cluster, and how the queue is watched."""
 
     partition: str | None = None
@@ -46,7 +51,7 @@ class SlurmConfig:
             for name in ("minutes", "cpus", "parallel", "notice", "interval")
         }
         told = {"flops_per_second": self.flops_per_second, "memory_gb": self.memory_gb}
-        _positive(
+        _check_positive(
             "slurm",
             **numbers,
             **{name: value for name, value in told.items() if value is not None},
@@ -68,7 +73,7 @@ class SlurmConfig:
 
 
 @dataclass(frozen=True)
-class RayConfig:
+class RayConfig(ClusterConfig):
     """What a job asks of the cluster."""
 
     address: str | None = None
@@ -86,7 +91,7 @@ class RayConfig:
     """Nodes are added on demand: let jobs wait for one that can hold them."""
 
     def __post_init__(self) -> None:
-        _positive("ray", cpus=self.cpus)
+        _check_positive("ray", cpus=self.cpus)
         for name in ("gpus", "memory_gb"):
             if getattr(self, name) < 0:
                 raise ConfigError(
@@ -94,10 +99,29 @@ class RayConfig:
                 )
 
 
-Cluster = SlurmConfig | RayConfig
+@dataclass(frozen=True)
+class ExecutorEntry:
+    """An executor in the registry.
+
+    Attributes:
+        config: its configuration, whose fields are the flags --NAME.FIELD.
+        module: where the executor is; imported when a sweep uses it.
+        name: of its class, which is called with (out, loop, report, config).
+    """
+
+    config: type[ClusterConfig]
+    module: str
+    name: str
 
 
-def _positive(table: str, **values: int | float) -> None:
+EXECUTORS = {
+    "slurm": ExecutorEntry(SlurmConfig, "scaling.execution.slurm", "Slurm"),
+    "ray": ExecutorEntry(RayConfig, "scaling.execution.ray", "Ray"),
+}
+"""The executors of clusters, by the name that --executor takes."""
+
+
+def _check_positive(table: str, **values: int | float) -> None:
     """Check settings of a backend.
 
     Raises:

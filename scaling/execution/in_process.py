@@ -1,19 +1,19 @@
-"""TODO scaling.execution.in_process."""
+"""The executor that trains in this process, over all of its devices."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, Trunk
 from scaling.data import load
-from scaling.execution.base import Failure, Job, Outcome, Report, drive, explain
-from scaling.execution.watchdog import watched
-from scaling.store import run_dirs
+from scaling.events import Packed, Programs, Report, Unpacked
+from scaling.execution.base import Failure, Job, Outcome, drive, explain_error
+from scaling.execution.watchdog import watchdog
 from scaling.store.leases import Claim, ClaimLost, Claims
 from scaling.training import compile_cache, multihost, packing
 from scaling.training.loop import LoopConfig, train_trunk
@@ -21,120 +21,114 @@ from scaling.training.lowering import lower_chunk
 from scaling.training.sharding import choose_strategy, count_local_devices
 from scaling.training.step import get_executable
 
-# --- this process ----------------------------------------------------------------------------------------------
 
-
-class Here:
-    """Trains in this process, over all of its devices; trunks of one shape may share a
-    program.
-    """
+class InProcess:
+    """Trains in this process. Trunks of one shape may share an executable."""
 
     def __init__(self, out: Path, loop: LoopConfig, report: Report) -> None:
-        self.out, self.loop, self.report = out, loop, report
+        self.out = out
+        self.loop = loop
+        self.report = report
         self.queue: deque[tuple[int, Job]] = deque()
         self.submitted = 0
         self.claims = Claims()
-        self.ahead = ThreadPoolExecutor(1)
-        self.open = ExitStack()
-        self.programs = self.open.enter_context(compile_cache.compilation_cache(out))
+        self.compiler = ThreadPoolExecutor(1)
+        self.resources = ExitStack()
+        self.programs = self.resources.enter_context(
+            compile_cache.compilation_cache(out)
+        )
 
     def submit(self, job: Job, again: bool = False) -> int:
         """Queue a job."""
         self.submitted += 1
-        (self.queue.appendleft if again else self.queue.append)((self.submitted, job))
+        if again:
+            self.queue.appendleft((self.submitted, job))
+        else:
+            self.queue.append((self.submitted, job))
         return self.submitted
 
     def poll(self, seconds: float) -> list[Outcome]:
-        """Train the next pack, to its end."""
+        """Train the next trunks that may share an executable, to their end.
+
+        The executable of the trunks after them is compiled meanwhile.
+        """
         if not self.queue:
             time.sleep(seconds)
             return []
-        tickets = {job.runs[0].run_id: ticket for ticket, job in self.queue}
-        packs = packing.group(
-            [job.runs for _, job in self.queue],
+        tickets = {job.trunk.id: ticket for ticket, job in self.queue}
+        groups = packing.group_by_shape(
+            [job.trunk for _, job in self.queue],
             self.loop.members * count_local_devices(),
         )
-        taken = {id(trunk) for trunk in packs[0]}
-        self.queue = deque(
-            (ticket, job) for ticket, job in self.queue if id(job.runs) not in taken
-        )
-        ready = (
-            self.ahead.submit(compile_ahead, packs[1][0][0], self.loop)
-            if len(packs) > 1
-            else None
-        )
-        ended = [
-            (tickets[trunk[0].run_id], error) for trunk, error in self._train(packs[0])
+        trunks = groups[0]
+        taken = {tickets[trunk.id] for trunk in trunks}
+        self.queue = deque(item for item in self.queue if item[0] not in taken)
+        compiled = None
+        if len(groups) > 1:
+            following = groups[1][0].runs[0]
+            compiled = self.compiler.submit(compile_ahead, following, self.loop)
+        outcomes = [
+            _make_outcome(tickets[trunk.id], error)
+            for trunk, error in self._train(trunks)
         ]
-        if ready is not None:
-            ready.exception()  # what failed ahead fails again where it is needed, and is told there
-        return [_outcome(ticket, error) for ticket, error in ended]
+        if compiled is not None:
+            # Wait for it. What failed fails again in its own trunk, which reports it.
+            compiled.exception()
+        return outcomes
 
     def cancel(self) -> None:
-        """Nothing is under way between two polls."""
-        self.ahead.shutdown()
-        self.open.close()
-        self.report({"event": "programs", **self.programs})
+        """Release what this executor holds; no job is under way between two polls."""
+        self.compiler.shutdown()
+        self.resources.close()
+        self.report(Programs(**self.programs))
 
-    def _train(
-        self, trunks: list[list[RunConfig]]
-    ) -> list[tuple[list[RunConfig], Exception | None]]:
-        """Train those trunks of a pack that no other process holds: each with what
-        stopped it.
-        """
+    def _train(self, trunks: Sequence[Trunk]) -> list[tuple[Trunk, Exception | None]]:
+        """Train the trunks that no other process holds: each with what stopped it."""
         with (
-            ExitStack() as held,
-            watched(self.report, self.loop.stall_seconds) as report,
+            ExitStack() as stack,
+            watchdog(self.report, self.loop.stall_seconds) as report,
         ):
-            claims = [self._claim(held, trunk) for trunk in trunks]
-            ours = multihost.decided([claim is not None for claim in claims])
-            mine = [trunk for trunk, own in zip(trunks, ours, strict=True) if own]
-            by_trunk = {
-                id(trunk): claim for trunk, claim in zip(trunks, claims, strict=True)
-            }
-            stopped = {
-                id(t): error
-                for t, error in _train_pack(mine, by_trunk, self.out, self.loop, report)
-            }
-            busy = ClaimLost("another process trains it")
-            return [
-                (trunk, stopped.get(id(trunk)) if own else busy)
-                for trunk, own in zip(trunks, ours, strict=True)
-            ]
+            claims = {trunk.id: self._claim(stack, trunk) for trunk in trunks}
+            is_ours = multihost.broadcast_from_process_0(
+                {trunk.id: claims[trunk.id] is not None for trunk in trunks}
+            )
+            ours = [trunk for trunk in trunks if is_ours[trunk.id]]
+            errors = _train_together(ours, claims, self.out, self.loop, report)
+        ended: list[tuple[Trunk, Exception | None]] = []
+        for trunk in trunks:
+            if is_ours[trunk.id]:
+                ended.append((trunk, errors.get(trunk.id)))
+            else:
+                ended.append((trunk, ClaimLost("another process trains it")))
+        return ended
 
-    def _claim(self, held: ExitStack, trunk: list[RunConfig]) -> Claim | None:
-        if not multihost.is_first():
+    def _claim(self, stack: ExitStack, trunk: Trunk) -> Claim | None:
+        """The lease on a trunk, until the stack is closed."""
+        if not multihost.is_process_0():
             return None
-        return held.enter_context(
-            self.claims.held(run_dirs.trunk_dir(self.out, trunk[0]), self.report)
-        )
+        claim = self.claims.held(trunk.folder(self.out), self.report)
+        return stack.enter_context(claim)
 
 
-def _outcome(ticket: int, error: Exception | None) -> Outcome:
+def _make_outcome(ticket: int, error: Exception | None) -> Outcome:
     if error is None:
         return Outcome(ticket, "done")
     if isinstance(error, ClaimLost):
         return Outcome(ticket, "busy")
-    return Outcome(ticket, "failed", explain(error))
+    return Outcome(ticket, "failed", explain_error(error))
 
 
-def _checking(claims: Sequence[Claim | None], report: Report) -> Report:
-    for claim in claims:
-        report = report if claim is None else claim.checking(report)
-    return report
-
-
-def run_here(
-    trunks: Sequence[list[RunConfig]], out: Path, loop: LoopConfig, report: Report
+def train_in_process(
+    trunks: Sequence[Trunk], out: Path, loop: LoopConfig, report: Report
 ) -> list[Failure]:
-    """Train trunk after trunk in this process."""
-    return drive(Here(out, loop, report), [Job(trunk) for trunk in trunks], report)[0]
+    """Train trunks in this process, and return those that failed."""
+    executor = InProcess(out, loop, report)
+    failures, _ = drive(executor, [Job(trunk) for trunk in trunks], report)
+    return failures
 
 
 def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
-    """Load a run's data and compile its chunk into the folder of programs, while
-    another run trains.
-    """
+    """Load a run's data and compile its chunk into the compilation cache."""
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
@@ -142,44 +136,55 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 
-def _train_pack(
-    trunks: list[list[RunConfig]],
-    claims: dict[int, Claim | None],
+def _check_before_report(claims: Iterable[Claim | None], report: Report) -> Report:
+    """A report that first checks that this process still holds the leases."""
+    for claim in claims:
+        if claim is not None:
+            report = claim.checking(report)
+    return report
+
+
+def _train_together(
+    trunks: Sequence[Trunk],
+    claims: Mapping[str, Claim | None],
     out: Path,
     loop: LoopConfig,
     report: Report,
-) -> list[tuple[list[RunConfig], Exception]]:
-    """Trunks of one shape, in one program where that is faster. A trunk that fails
-    stops no other.
+) -> dict[str, Exception]:
+    """Train trunks of one shape, in one executable where that is faster.
 
-    Where the pack as a whole fails, too large for the memory perhaps, its trunks train
-    one by one from where they were. `claims`: by the id of the trunk.
+    A trunk that fails stops no other. Where run packing as a whole fails, for lack of
+    memory perhaps, the trunks continue one by one from where they are.
+
+    Args:
+        claims: the lease on each trunk, by the trunk's id.
+
+    Returns:
+        What stopped the trunks that failed, by their id.
     """
     if not trunks:
-        return []
+        return {}
     try:
-        how = packing.choose_way(trunks, out, loop)
-    except Exception:  # e.g. no data: each trunk says so for itself
+        how = packing.choose_packing(trunks, out, loop)
+    except Exception:
+        # The data are missing, say. Training alone, each trunk reports that itself.
         how = "solo"
     if len(trunks) > 1:
-        report({"event": "packed", "members": len(trunks), "how": how})
+        report(Packed(len(trunks), how))
     if how != "solo":
+        checked = _check_before_report([claims[trunk.id] for trunk in trunks], report)
         try:
-            return packing.train_packed(
-                trunks,
-                out,
-                loop,
-                _checking([claims[id(t)] for t in trunks], report),
-                how,
-            )
+            return packing.train_packed(trunks, out, loop, checked, how)
         except Exception as error:
-            report({"event": "unpacked", "reason": f"{type(error).__name__}: {error}"})
-    failures = []
+            report(Unpacked(f"{type(error).__name__}: {error}"))
+    errors: dict[str, Exception] = {}
     for trunk in trunks:
         try:
-            train_trunk(trunk, out, loop, _checking([claims[id(trunk)]], report))
+            checked = _check_before_report([claims[trunk.id]], report)
+            train_trunk(trunk, out, loop, checked)
         except Exception as error:
-            if multihost.several():  # the others may not know of it: they wait for this process, and end with it
-                multihost.abandon(error)
-            failures.append((trunk, error))
-    return failures
+            if multihost.is_multihost():
+                # The other processes wait for this one and may not know of the error.
+                multihost.abandon_processes(error)
+            errors[trunk.id] = error
+    return errors

@@ -18,47 +18,52 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from scaling.execution.base import Job, Outcome, Report
-from scaling.execution.local import message, single_thread
-from scaling.execution.worker import answer
+from scaling.child import import_settings
+from scaling.events import Busy, Done, Failed, JobEnd, Report, event_from_json
+from scaling.execution.base import Job, Outcome
+from scaling.execution.local import (
+    job_to_json,
+    outcome_of_event,
+    single_thread_settings,
+)
+from scaling.execution.worker import do_job, write_event
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 from scaling.store.leases import EXPIRY, Claims
 from scaling.training import preemption
 from scaling.training.loop import LoopConfig
 
-_LAST = ("done", "failed", "busy")
 _PATIENCE = (
     1.25 * EXPIRY
 )  # to see that the holder of a trunk, on a machine that is lost perhaps, is silent
 _SHARED = ("SCALING_", "JAX_", "XLA_")  # settings that follow a job to its machine
 
 
-def environment(cpus: int | float, gpus: bool) -> dict[str, str]:
+def compute_settings(cpus: int | float, gpus: bool) -> dict[str, str]:
     """Settings of a job's process: the CPU alone where no GPU was asked for, one thread
     where one core was.
     """
     if gpus:
         return {}
-    return single_thread() if cpus <= 1 else {"JAX_PLATFORMS": "cpu"}
+    return single_thread_settings() if cpus <= 1 else {"JAX_PLATFORMS": "cpu"}
 
 
-def settings() -> dict[str, str]:
+def job_settings() -> dict[str, str]:
     """The variables of this process that a job is to have too."""
-    return {
+    shared = {
         name: value for name, value in os.environ.items() if name.startswith(_SHARED)
     }
+    return shared | import_settings()
 
 
 # --- where the sweep runs ----------------------------------------------------------------------------------------
 
 
 @dataclass
-class Posted:
+class PostedJob:
     """A job on its way: its file, how far its events were read, and where its trunk
     stood when it was posted.
     """
@@ -69,10 +74,10 @@ class Posted:
     before: list[int]
     offset: int = 0
     heard: float = 0.0  # when it last said something
-    last: dict[str, Any] = field(default_factory=dict)  # its last word
+    end: JobEnd | None = None
 
 
-class Post:
+class JobMailbox:
     """Writes the jobs of one sweep, reads what they say, and judges how they ended."""
 
     def __init__(
@@ -86,33 +91,32 @@ class Post:
         """Whether no other process trains the trunk, as far as can be seen: a machine
         is not asked for to find out.
         """
-        return job.task != "train" or self.claims.is_free(
-            run_dirs.trunk_dir(self.out, job.runs[0])
-        )
+        return job.task != "train" or self.claims.is_free(job.trunk.folder(self.out))
 
-    def write(self, ticket: int, job: Job) -> Posted:
+    def write(self, ticket: int, job: Job) -> PostedJob:
         """The job as a file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{job.runs[0].trunk_id}-{uuid.uuid4().hex[:8]}.json"
+        path = self.folder / f"{job.trunk.id}-{uuid.uuid4().hex[:8]}.json"
         write_atomically(
             path,
             json.dumps(
-                message(job, self.out, self.loop) | {"cwd": os.getcwd(), "alone": True}
+                job_to_json(job, self.out, self.loop)
+                | {"cwd": os.getcwd(), "alone": True}
             ),
         )
-        return Posted(
+        return PostedJob(
             ticket,
             job,
             path,
-            run_dirs.progress_marks(self.out, job.runs),
+            run_dirs.progress_marks(self.out, job.trunk.runs),
             heard=time.monotonic(),
         )
 
-    def read(self, posted: Posted) -> None:
+    def read(self, posted: PostedJob) -> None:
         """Pass on what the job has said since the last time."""
         try:
             with open(
-                events_of(posted.path), "rb"
+                events_path(posted.path), "rb"
             ) as file:  # a fresh open: NFS then asks the server
                 file.seek(posted.offset)
                 whole, end, _ = file.read().rpartition(b"\n")
@@ -127,26 +131,25 @@ class Post:
             with suppress(
                 ValueError, KeyError, TypeError
             ):  # a line that was torn when its writer was killed
-                event = json.loads(line)
-                if event["event"] in _LAST:
-                    posted.last = event
+                event = event_from_json(json.loads(line))
+                if isinstance(event, JobEnd):
+                    posted.end = event
                 else:
                     self.report(event)
 
-    def outcome(self, posted: Posted, reason: str) -> Outcome | None:
+    def outcome(self, posted: PostedJob, reason: str) -> Outcome | None:
         """How a job that runs no more has ended; None where it says done and its
         results are not yet to be seen here.
 
         reason: why it ended, should it not have said so itself.
         """
         self.read(posted)
-        rest = dict(posted.last)
-        kind, error = rest.pop("event", ""), rest.pop("error", "")
-        done = kind == "done"
+        end = posted.end
+        done = isinstance(end, Done)
         if posted.job.task == "train":
             missing = [
                 run
-                for run in posted.job.runs
+                for run in posted.job.trunk.runs
                 if not run_dirs.is_finished(self.out, run)
             ]
             if done and missing and time.monotonic() - posted.heard < EXPIRY:
@@ -154,28 +157,30 @@ class Post:
             done = not missing
         self._forget(posted)
         if done:
-            return Outcome(posted.ticket, "done", result=rest)
-        if kind in ("failed", "busy"):
-            return Outcome(posted.ticket, kind, error)
+            return outcome_of_event(
+                posted.ticket, end if isinstance(end, Done) else Done()
+            )
+        if isinstance(end, Failed | Busy):
+            return outcome_of_event(posted.ticket, end)
         return Outcome(
             posted.ticket,
             "died",
             reason,
-            run_dirs.progress_marks(self.out, posted.job.runs) != posted.before,
+            run_dirs.progress_marks(self.out, posted.job.trunk.runs) != posted.before,
         )
 
-    def recall(self, posted: Posted) -> None:
+    def recall(self, posted: PostedJob) -> None:
         """Tell a job that is under way to save and end."""
         with suppress(OSError):
             posted.path.unlink()
 
-    def _forget(self, posted: Posted) -> None:
-        for path in (posted.path, events_of(posted.path)):
+    def _forget(self, posted: PostedJob) -> None:
+        for path in (posted.path, events_path(posted.path)):
             with suppress(OSError):
                 path.unlink()
 
 
-def events_of(path: Path) -> Path:
+def events_path(path: Path) -> Path:
     """The file of what a job says."""
     return path.with_suffix(".events")
 
@@ -183,7 +188,7 @@ def events_of(path: Path) -> Path:
 # --- where a job runs --------------------------------------------------------------------------------------------
 
 
-def serve(path: Path) -> str:
+def serve_job(path: Path) -> str:
     """Do the job of a file, tell of it in the file beside, and return its last word:
     done, failed or busy.
 
@@ -200,16 +205,16 @@ def serve(path: Path) -> str:
         os.chdir(job["cwd"])
     until = time.monotonic() + _PATIENCE
     claims = Claims()
-    with open(events_of(path), "a", buffering=1) as events, _wanted(path):
+    with open(events_path(path), "a", buffering=1) as events, _wanted(path):
         events.write("\n")  # ends a line that was torn
-        while (last := answer(job, claims, events))[
-            "event"
-        ] == "busy" and time.monotonic() < until:
+        end = do_job(job, claims, events)
+        while isinstance(end, Busy) and time.monotonic() < until:
             if preemption.requested():
                 break
             time.sleep(1.0)
-        events.write(json.dumps(last) + "\n")
-    return last["event"]
+            end = do_job(job, claims, events)
+        write_event(events, end)
+    return type(end).__name__.lower()
 
 
 @contextmanager

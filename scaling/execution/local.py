@@ -1,15 +1,12 @@
-"""The executor of one machine: worker processes, each pinned to one GPU, or
-single-threaded to one core.
-"""
+"""The executor of this machine: worker processes, each on one GPU or on one core."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import selectors
+import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,120 +16,112 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scaling.config import RunConfig, to_dict
-from scaling.execution.base import Failure, Job, Outcome, Report, drive
+from scaling.child import Child, python_command
+from scaling.config import RunConfig, Trunk, to_dict
+from scaling.events import (
+    Busy,
+    Done,
+    Failed,
+    JobEnd,
+    Report,
+    event_from_json,
+    ignore_event,
+)
+from scaling.execution.base import Failure, Job, Outcome, drive
 from scaling.store import run_dirs
 from scaling.training.loop import LoopConfig
 
-_GRACE = 15.0  # seconds for a worker to save and end, when told to
+_GRACE_SECONDS = 15.0  # for a worker that was told to save and end
+_GPU_MEMORY = 0.9  # share of a GPU's memory that workers on it divide
 
 
 @dataclass
 class Slot:
-    """A place for one worker: its process, and the job that it has."""
+    """A place for one worker process and its job."""
 
     number: int
-    process: subprocess.Popen[bytes] | None = None
+    child: Child | None = None
     ticket: int | None = None
     job: Job | None = None
-    before: list[int] = field(
-        default_factory=list
-    )  # how far its trunk was when it began
-    heard: float = 0.0
-    text: bytes = b""  # of a line that has not ended yet
+    marks: list[int] = field(default_factory=list)  # progress of the trunk at the start
+    last_message: float = 0.0  # by time.monotonic()
 
 
-@dataclass
 class Workers:
-    """Jobs on `count` worker processes (`scaling.execution.worker`), each started when
-    there is a job for it.
+    """Jobs on `count` processes of `scaling.execution.worker`.
 
-    On a machine with GPUs each has one of them in turn (`gpus`), else one core. A
-    worker that says nothing for `loop.stall_seconds` is killed, as its device may hang.
+    A process starts when there is a job for it. On a machine with GPUs each takes one,
+    in turn (`list_gpus`), else one core. A worker that sends no event for
+    `loop.stall_seconds` is killed, because its device may hang.
     """
 
-    out: Path
-    loop: LoopConfig
-    report: Report
-    count: int
-    slots: list[Slot] = field(default_factory=list)
-    queue: deque[tuple[int, Job]] = field(default_factory=deque)
-    submitted: int = 0
-    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    def __init__(self, out: Path, loop: LoopConfig, report: Report, count: int) -> None:
+        self.out = out
+        self.loop = loop
+        self.report = report
+        self.count = count
+        self.slots: list[Slot] = []
+        self.queue: deque[tuple[int, Job]] = deque()
+        self.submitted = 0
+        self.selector = selectors.DefaultSelector()
 
     def submit(self, job: Job, again: bool = False) -> int:
         """Queue a job."""
         self.submitted += 1
-        (self.queue.appendleft if again else self.queue.append)((self.submitted, job))
+        if again:
+            self.queue.appendleft((self.submitted, job))
+        else:
+            self.queue.append((self.submitted, job))
         return self.submitted
 
     def poll(self, seconds: float) -> list[Outcome]:
-        """Give free workers a job, and pass on what the busy ones say."""
-        self._fill()
-        ended: list[Outcome] = []
+        """Give jobs to free workers, and pass on the events of the others."""
+        self._start_jobs()
+        outcomes: list[Outcome] = []
         for key, _ in self.selector.select(seconds):
-            ended += self._hear(key.data)
+            outcomes += self._read_output(key.data)
+        stall = self.loop.stall_seconds
         for slot in self.slots:
-            if (
-                slot.ticket is not None
-                and time.monotonic() - slot.heard > self.loop.stall_seconds
-            ):
-                ended.append(
-                    self._bury(
-                        slot,
-                        f"the worker said nothing for {self.loop.stall_seconds:.0f} s",
-                    )
-                )
-        return ended
+            if slot.ticket is None or time.monotonic() - slot.last_message <= stall:
+                continue
+            reason = f"the worker said nothing for {stall:.0f} s"
+            outcomes.append(self._retire_worker(slot, reason))
+        return outcomes
 
     def cancel(self) -> None:
-        """Tell all workers to end, and kill those that do not."""
-        processes = [slot.process for slot in self.slots if slot.process is not None]
+        """Tell all workers to end, and kill those that do not end in time."""
+        children = [slot.child for slot in self.slots if slot.child is not None]
         for slot in self.slots:
-            if slot.process is not None and slot.process.stdin is not None:
-                with suppress(OSError):
-                    slot.process.stdin.close()  # one without a job ends by itself
+            if slot.child is not None:
+                slot.child.close_input()  # a worker without a job then ends
                 if slot.ticket is not None:
-                    slot.process.terminate()
-        until = time.monotonic() + _GRACE
-        for process in processes:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+                    slot.child.process.terminate()
+        end = time.monotonic() + _GRACE_SECONDS
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.0, end - time.monotonic()))
+            child.kill()
         self.selector.close()
 
-    def _fill(self) -> None:
-        while self.queue and (slot := self._free()) is not None:
+    def _start_jobs(self) -> None:
+        """Give waiting jobs to free slots."""
+        while self.queue:
+            slot = self._find_free_slot()
+            if slot is None:
+                return
             ticket, job = self.queue.popleft()
-            slot.ticket, slot.job, slot.heard, slot.text = (
-                ticket,
-                job,
-                time.monotonic(),
-                b"",
-            )
-            slot.before = run_dirs.progress_marks(self.out, job.runs)
-            if slot.process is None:
-                slot.process = start(
-                    self.out / "logs" / f"worker-{slot.number}.log",
-                    slot.number,
-                    self.count,
-                )
-                assert slot.process.stdout is not None
-                os.set_blocking(slot.process.stdout.fileno(), False)
-                self.selector.register(slot.process.stdout, selectors.EVENT_READ, slot)
-            text = json.dumps(message(job, self.out, self.loop)).encode() + b"\n"
-            assert slot.process.stdin is not None
-            with suppress(
-                OSError
-            ):  # a worker that is gone is noticed where its output ends
-                slot.process.stdin.write(text)
-                slot.process.stdin.flush()
+            if slot.child is None:
+                log = self.out / "logs" / f"worker-{slot.number}.log"
+                slot.child = start_worker(log, slot.number, self.count)
+                os.set_blocking(slot.child.output.fileno(), False)
+                self.selector.register(slot.child.output, selectors.EVENT_READ, slot)
+            slot.ticket = ticket
+            slot.job = job
+            slot.last_message = time.monotonic()
+            slot.marks = run_dirs.progress_marks(self.out, job.trunk.runs)
+            slot.child.send(job_to_json(job, self.out, self.loop))
 
-    def _free(self) -> Slot | None:
+    def _find_free_slot(self) -> Slot | None:
         for slot in self.slots:
             if slot.ticket is None:
                 return slot
@@ -141,171 +130,171 @@ class Workers:
         self.slots.append(Slot(len(self.slots)))
         return self.slots[-1]
 
-    def _hear(self, slot: Slot) -> list[Outcome]:
-        """Events of a worker: passed on, or the outcome of its job."""
-        assert slot.process is not None and slot.process.stdout is not None
-        read = slot.process.stdout.read()
-        if read is None:
-            return []
-        if not read:
-            slot.process.wait()
-            return (
-                [self._bury(slot, f"the worker ended ({_status(slot.process)})")]
-                if slot.ticket
-                else self._drop(slot)
-            )
-        slot.heard = time.monotonic()
-        *lines, slot.text = (slot.text + read).split(b"\n")
-        ended = []
-        for event in map(json.loads, lines):
-            if event["event"] not in ("done", "failed", "busy"):
+    def _read_output(self, slot: Slot) -> list[Outcome]:
+        """Pass on the events of a worker, and return the outcome of its job."""
+        assert slot.child is not None
+        messages = slot.child.read_available()
+        if messages is None:
+            slot.child.process.wait()
+            if slot.ticket is None:
+                self._drop_worker(slot)
+                return []
+            reason = f"the worker ended ({_describe_exit(slot.child.process)})"
+            return [self._retire_worker(slot, reason)]
+        slot.last_message = time.monotonic()
+        outcomes = []
+        for message in messages:
+            event = event_from_json(message)
+            if not isinstance(event, JobEnd):
                 self.report(event)
             elif slot.ticket is not None:
-                ended.append(
-                    Outcome(
-                        slot.ticket,
-                        event.pop("event"),
-                        event.pop("error", ""),
-                        result=event,
-                    )
-                )
+                outcomes.append(outcome_of_event(slot.ticket, event))
                 slot.ticket = None
-        return ended
+        return outcomes
 
-    def _bury(self, slot: Slot, reason: str) -> Outcome:
+    def _retire_worker(self, slot: Slot, reason: str) -> Outcome:
+        """Forget a worker that died or hangs: the outcome of its job."""
         assert slot.ticket is not None and slot.job is not None
-        advanced = run_dirs.progress_marks(self.out, slot.job.runs) != slot.before
+        marks = run_dirs.progress_marks(self.out, slot.job.trunk.runs)
         outcome = Outcome(
-            slot.ticket, "died", f"{reason}; see {self.out / 'logs'}", advanced
+            ticket=slot.ticket,
+            kind="died",
+            reason=f"{reason}; see {self.out / 'logs'}",
+            advanced=marks != slot.marks,
         )
         slot.ticket = None
-        self._drop(slot)
+        self._drop_worker(slot)
         return outcome
 
-    def _drop(self, slot: Slot) -> list[Outcome]:
-        """Forget a slot's process, ending it if need be."""
-        assert (
-            slot.process is not None
-            and slot.process.stdout is not None
-            and slot.process.stdin is not None
-        )
-        self.selector.unregister(slot.process.stdout)
-        slot.process.kill()
-        slot.process.wait()
-        slot.process.stdout.close()
-        with suppress(OSError):
-            slot.process.stdin.close()
-        slot.process = None
-        return []
+    def _drop_worker(self, slot: Slot) -> None:
+        """Forget the process of a slot, and end it if it has not ended."""
+        assert slot.child is not None
+        self.selector.unregister(slot.child.output)
+        slot.child.kill()
+        slot.child = None
 
 
-def message(job: Job, out: Path, loop: LoopConfig) -> dict[str, Any]:
-    """A job as JSON, as `scaling.execution.worker` reads it."""
-    plain = [to_dict(run) for run in job.runs]
+def outcome_of_event(ticket: int, event: JobEnd) -> Outcome:
+    """The outcome of a job whose process sent this last event."""
+    if isinstance(event, Failed):
+        return Outcome(ticket, "failed", event.error)
+    if isinstance(event, Busy):
+        return Outcome(ticket, "busy", event.error)
+    assert isinstance(event, Done)
+    return Outcome(ticket, "done", seconds=event.seconds)
+
+
+def job_to_json(job: Job, out: Path, loop: LoopConfig) -> dict[str, Any]:
+    """The JSON object of a job, as `scaling.execution.worker` reads it."""
     return {
         "job": job.task,
-        "runs": plain,
+        "runs": [to_dict(run) for run in job.trunk.runs],
         "out": str(out),
         "loop": dataclasses.asdict(loop),
     }
 
 
-def run_workers(
-    trunks: Sequence[list[RunConfig]],
-    out: Path,
-    loop: LoopConfig,
-    report: Report,
-    workers: int,
+def train_in_workers(
+    trunks: Sequence[Trunk], out: Path, loop: LoopConfig, report: Report, workers: int
 ) -> list[Failure]:
-    """Train the trunks on `workers` processes; an interrupt ends them all."""
-    return drive(
-        Workers(out, loop, report, workers),
-        [Job(trunk) for trunk in trunks],
-        report,
-        loop.attempts,
-    )[0]
+    """Train trunks on `workers` processes, and return those that failed.
+
+    An interrupt ends all processes.
+    """
+    executor = Workers(out, loop, report, workers)
+    jobs = [Job(trunk) for trunk in trunks]
+    failures, _ = drive(executor, jobs, report, loop.attempts)
+    return failures
 
 
 def time_in_workers(
     runs: Sequence[RunConfig], out: Path, loop: LoopConfig, workers: int
 ) -> list[tuple[float, float]]:
-    """`scaling.planning.timing.measure_step` of each run, measured as the workers would train
-    them, at once if they can.
+    """`timing.measure_step` of each run, measured in worker processes.
+
+    The runs are timed at once if there are as many workers.
+
+    Raises:
+        RuntimeError: a run could not be timed.
     """
-    executor = Workers(out, loop, lambda event: None, workers)
-    failures, results = drive(
-        executor, [Job([run], "time") for run in runs], lambda event: None
-    )
+    executor = Workers(out, loop, ignore_event, workers)
+    jobs = [Job(Trunk((run,)), "time") for run in runs]
+    failures, outcomes = drive(executor, jobs, ignore_event)
     for failure in failures:
         raise RuntimeError(f"the timing of this machine failed: {failure.reason}")
-    return [(step, start) for result in results for step, start in result["seconds"]]
+    pairs: list[tuple[float, float]] = []
+    for outcome in outcomes:
+        for step, start in outcome.seconds or []:
+            pairs.append((step, start))
+    return pairs
 
 
-def start(log: Path, number: int, count: int) -> subprocess.Popen[bytes]:
-    """Worker `number` of `count`: on its GPU, or with one computing thread on its core."""
+def start_worker(log: Path, number: int, count: int) -> Child:
+    """Start worker `number` of `count`, on its GPU or with one thread on its core."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    there, command = gpus(), [sys.executable, "-m", "scaling.execution.worker"]
-    if there:
-        own = one_gpu(there, number, count)
+    gpus = list_gpus()
+    arguments: list[str] = []
+    if gpus:
+        variables = select_gpu(gpus, number, count)
     else:
-        own = single_thread()
-        cores = (
-            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        )
-        command += [str(cores[number % len(cores)])] if cores else []
-    environment, pipe = os.environ | own, subprocess.PIPE
+        variables = single_thread_settings()
+        if hasattr(os, "sched_getaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            arguments = [str(cores[number % len(cores)])]
+    command = python_command("scaling.execution.worker", *arguments)
     with open(log, "ab") as errors:
-        return subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=errors, env=environment
-        )
+        return Child(command, errors, variables)
 
 
-def gpus() -> list[str]:
-    """NVIDIA GPUs that JAX would use in a new process, as CUDA_VISIBLE_DEVICES names
-    them.
+def list_gpus() -> list[str]:
+    """NVIDIA GPUs that JAX would use in a new process, as CUDA_VISIBLE_DEVICES names them.
 
-    Found without JAX: asked, it would take most of their memory.
+    JAX itself is not asked: it would take most of their memory for this process.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "cuda").split(",")
-    if not {"cuda", "gpu"} & set(platforms) or not any(
-        find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)
-    ):
+    if not {"cuda", "gpu"} & set(platforms):
         return []
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [
-            name.strip()
-            for name in visible.split(",")
-            if name.strip() not in ("", "-1", "NoDevFiles")
-        ]
-    numbers = (
+    if not any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
+        return [name for name in names if name not in ("", "-1", "NoDevFiles")]
+    suffixes = [
         path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia*")
-    )
-    return [
-        str(number)
-        for number in sorted(int(name) for name in numbers if name.isdecimal())
     ]
+    numbers = sorted(int(suffix) for suffix in suffixes if suffix.isdecimal())
+    return [str(number) for number in numbers]
 
 
-def one_gpu(there: Sequence[str], number: int, count: int) -> dict[str, str]:
-    """Environment variables of worker `number` of `count`, whose GPU several may share."""
-    own = {"CUDA_VISIBLE_DEVICES": there[number % len(there)]}
-    sharing = -(-count // len(there))
+def select_gpu(gpus: Sequence[str], number: int, count: int) -> dict[str, str]:
+    """Environment variables that give worker `number` of `count` its GPU.
+
+    Workers that share a GPU divide its memory, unless the user has set a share.
+    """
+    variables = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
+    sharing = -(-count // len(gpus))
     if sharing > 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
-        own["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
-    return own
+        fraction = f"{_GPU_MEMORY / sharing:.3f}"
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = fraction
+    return variables
 
 
-def single_thread() -> dict[str, str]:
-    """Environment variables of a process with one computing thread."""
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    )
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return threads | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+def single_thread_settings() -> dict[str, str]:
+    """Environment variables of a process that computes in one thread on CPU."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_cpu_multi_thread_eigen=false".strip(),
+    }
 
 
-def _status(process: subprocess.Popen[bytes]) -> str:
+def _describe_exit(process: subprocess.Popen[bytes]) -> str:
     code = process.returncode
-    if code == -9:
+    if code == -signal.SIGKILL:
         return "killed: out of memory perhaps"
-    return f"exit status {code}" if code >= 0 else f"signal {-code}"
+    if code < 0:
+        return f"signal {-code}"
+    return f"exit status {code}"

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from scaling.config import ConfigError
+from scaling.events import Report
 from scaling.execution import job_files
-from scaling.execution.base import Job, Outcome, Report
+from scaling.execution.base import Job, Outcome
 from scaling.execution.config import RayConfig
-from scaling.execution.job_files import Post, Posted
+from scaling.execution.job_files import JobMailbox, PostedJob
 from scaling.training import preemption
 from scaling.training.loop import LoopConfig
 
@@ -44,15 +45,15 @@ class Ray:
     def __init__(
         self, out: Path, loop: LoopConfig, report: Report, config: RayConfig
     ) -> None:
-        self.config, self.ray = config, _ray()
+        self.config, self.ray = config, _import_ray()
         self.ours = not self.ray.is_initialized()
         if self.ours:
-            _connect(self.ray, config.address)
-        self.post = Post(out, "ray", loop, report)
-        self.there: dict[Any, Posted] = {}  # by the reference to the task's result
+            _connect_ray(self.ray, config.address)
+        self.mailbox = JobMailbox(out, "ray", loop, report)
+        self.posted: dict[Any, PostedJob] = {}  # by the reference to the task's result
         self.said: list[Outcome] = []  # outcomes known without a task
         self.tickets = 0
-        variables = job_files.settings() | job_files.environment(
+        variables = job_files.job_settings() | job_files.compute_settings(
             config.cpus, config.gpus > 0
         )
         needs = {
@@ -62,7 +63,7 @@ class Ray:
         }
         self.task = self.ray.remote(
             **needs, max_retries=0, runtime_env={"env_vars": variables}
-        )(train)
+        )(train_job)
 
     def submit(self, job: Job, again: bool = False) -> int:
         """Hand a job to Ray, which starts it where there is room.
@@ -71,10 +72,10 @@ class Ray:
             ConfigError: no node that is left can hold it.
         """
         self.tickets += 1
-        if self.post.is_free(job):
+        if self.mailbox.is_free(job):
             self.check_feasible()
-            posted = self.post.write(self.tickets, job)
-            self.there[self.task.remote(str(posted.path))] = posted
+            posted = self.mailbox.write(self.tickets, job)
+            self.posted[self.task.remote(str(posted.path))] = posted
         else:
             self.said.append(Outcome(self.tickets, "busy"))
         return self.tickets
@@ -82,39 +83,39 @@ class Ray:
     def poll(self, seconds: float) -> list[Outcome]:
         """Pass on what the tasks say, and see which have ended."""
         ended, self.said = self.said, []
-        if self.there:
+        if self.posted:
             self.ray.wait(
-                list(self.there), num_returns=1, timeout=0.0 if ended else seconds
+                list(self.posted), num_returns=1, timeout=0.0 if ended else seconds
             )
         elif not ended:
             time.sleep(seconds)
         ready = self._ready(0.0)
-        for reference, posted in list(self.there.items()):
+        for reference, posted in list(self.posted.items()):
             outcome = self._judge(reference, posted, reference in ready)
             if outcome is not None:
-                del self.there[reference]
+                del self.posted[reference]
                 ended.append(outcome)
         return ended
 
     def _ready(self, seconds: float) -> list[Any]:
         """The tasks that have ended, all of them if they do within `seconds`."""
-        if not self.there:
+        if not self.posted:
             return []
         return self.ray.wait(
-            list(self.there), num_returns=len(self.there), timeout=seconds
+            list(self.posted), num_returns=len(self.posted), timeout=seconds
         )[0]
 
-    def _judge(self, reference: Any, posted: Posted, ended: bool) -> Outcome | None:
+    def _judge(self, reference: Any, posted: PostedJob, ended: bool) -> Outcome | None:
         """The outcome of a task, if it has ended; one that began and fell silent is
         ended.
         """
         if ended:
-            return self.post.outcome(posted, self._why(reference))
-        self.post.read(posted)
-        stall = self.post.loop.stall_seconds
+            return self.mailbox.outcome(posted, self._why(reference))
+        self.mailbox.read(posted)
+        stall = self.mailbox.loop.stall_seconds
         if posted.offset and time.monotonic() - posted.heard > stall:
             self.ray.cancel(reference, force=True)
-            return self.post.outcome(
+            return self.mailbox.outcome(
                 posted, f"the Ray task said nothing for {stall:.0f} s"
             )
         return None
@@ -125,18 +126,18 @@ class Ray:
         Through their files, as Ray (2.60) aborts this process now and then when a task
         that it interrupts returns.
         """
-        for reference, posted in self.there.items():
-            self.post.read(posted)
-            self.post.recall(posted)
+        for reference, posted in self.posted.items():
+            self.mailbox.read(posted)
+            self.mailbox.recall(posted)
             if not posted.offset:  # it has not begun
                 self.ray.cancel(reference)
         ended = self._ready(_GRACE)
-        for reference in self.there.keys() - set(ended):
+        for reference in self.posted.keys() - set(ended):
             self.ray.cancel(reference, force=True)
         self._ready(_GRACE)
-        for posted in self.there.values():
-            self.post.outcome(posted, "cancelled")
-        self.there.clear()
+        for posted in self.posted.values():
+            self.mailbox.outcome(posted, "cancelled")
+        self.posted.clear()
         if self.ours:
             self.ray.shutdown()
 
@@ -183,7 +184,7 @@ class Ray:
         return "the Ray task ended without a word"
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         return importlib.import_module("ray")
@@ -193,7 +194,7 @@ def _ray() -> Any:
         ) from None
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect_ray(ray: Any, address: str | None) -> None:
     """Join the cluster, or start one of this machine alone that listens on loopback
     where that can be had.
     """
@@ -212,14 +213,14 @@ def _connect(ray: Any, address: str | None) -> None:
 # --- in the task -------------------------------------------------------------------------------------------------
 
 
-def train(path: str) -> str:
+def train_job(path: str) -> str:
     """Do the job of a file, within Ray, whose interrupt is a notice: save then, and
     end.
     """
-    with preemption.heeded():
+    with preemption.sigterm_as_preemption():
         before = signal.signal(signal.SIGINT, preemption.request)
         try:
-            return job_files.serve(Path(path))
+            return job_files.serve_job(Path(path))
         except preemption.Preempted:
             return "preempted"
         finally:

@@ -40,13 +40,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from scaling.child import import_settings
 from scaling.config import ConfigError, RunConfig, from_dict
+from scaling.events import Report
 from scaling.execution import job_files
-from scaling.execution.base import Job, Outcome, Report
+from scaling.execution.base import Job, Outcome
 from scaling.execution.config import SlurmConfig
-from scaling.execution.job_files import Post, Posted
+from scaling.execution.job_files import JobMailbox, PostedJob
+from scaling.model.flops import trunk_flops
 from scaling.planning.memory import estimate_host_bytes
-from scaling.planning.plan import trunk_flops
 from scaling.store import run_dirs
 from scaling.training import preemption
 from scaling.training.loop import LoopConfig
@@ -80,11 +82,11 @@ class Slurm:
     def __init__(
         self, out: Path, loop: LoopConfig, report: Report, config: SlurmConfig
     ) -> None:
-        self.config, self.submitit = config, _submitit()
-        self.post = Post(out, "slurm", loop, report)
+        self.config, self.submitit = config, _import_submitit()
+        self.mailbox = JobMailbox(out, "slurm", loop, report)
         self.name = f"{loop.sweep or 'scaling'}-{uuid.uuid4().hex[:8]}"
         self.waiting: deque[tuple[int, Job]] = deque()
-        self.there: dict[str, Posted] = {}  # by the number of the SLURM job
+        self.posted: dict[str, PostedJob] = {}  # by the number of the SLURM job
         self.tickets, self.accepted = 0, 0
         self.look, self.pause = (
             0.0,
@@ -108,34 +110,34 @@ class Slurm:
             if not ended:
                 time.sleep(min(seconds, left))
             return ended
-        states = queue(self.name)
+        states = read_queue(self.name)
         self.look = time.monotonic() + self.config.interval
-        for number, posted in list(self.there.items()) if states is not None else []:
+        for number, posted in list(self.posted.items()) if states is not None else []:
             outcome = self._judge(number, posted, (states or {}).get(number))
             if outcome is not None:
-                del self.there[number]
+                del self.posted[number]
                 ended.append(outcome)
         return ended
 
     def cancel(self) -> None:
         """Cancel the jobs, and wait for those that run to save."""
         self.waiting.clear()
-        if not self.there:
+        if not self.posted:
             return
-        _call("scancel", "--name", self.name, "--user", getpass.getuser())
+        _run_command("scancel", "--name", self.name, "--user", getpass.getuser())
         until = time.monotonic() + _GRACE
-        while queue(self.name) != {} and time.monotonic() < until:
+        while read_queue(self.name) != {} and time.monotonic() < until:
             time.sleep(1.0)
-        for posted in self.there.values():
-            self.post.outcome(posted, "cancelled")
-        self.there.clear()
+        for posted in self.posted.values():
+            self.mailbox.outcome(posted, "cancelled")
+        self.posted.clear()
 
     def _judge(
-        self, number: str, posted: Posted, state: tuple[str, str] | None
+        self, number: str, posted: PostedJob, state: tuple[str, str] | None
     ) -> Outcome | None:
         """The outcome of a job, if it has ended."""
         if state is None:
-            return self.post.outcome(
+            return self.mailbox.outcome(
                 posted, f"SLURM job {number} ended early; see {self._log(number)}"
             )
         status, reason = state
@@ -144,21 +146,21 @@ class Slurm:
             raise ConfigError(
                 f"slurm: the cluster will never start job {number} ({reason}): {remedy}"
             )
-        self.post.read(posted)
+        self.mailbox.read(posted)
         if status == "PENDING" and reason != _HELD:
             posted.heard = time.monotonic()
             return None
-        stall = self.post.loop.stall_seconds
+        stall = self.mailbox.loop.stall_seconds
         if reason == _HELD or time.monotonic() - posted.heard > stall:
-            _call("scancel", number)
+            _run_command("scancel", number)
             why = reason if reason == _HELD else f"said nothing for {stall:.0f} s"
-            return self.post.outcome(
+            return self.mailbox.outcome(
                 posted, f"SLURM job {number}: {why}; see {self._log(number)}"
             )
         return None
 
     def _log(self, number: str) -> Path:
-        return self.post.folder / "logs" / f"{number}_0_log.err"
+        return self.mailbox.folder / "logs" / f"{number}_0_log.err"
 
     def _submit_waiting(self) -> list[Outcome]:
         """Submit the jobs whose trunks are free, as an array for each limit of time and
@@ -169,10 +171,11 @@ class Slurm:
         buckets: dict[tuple[int, float], list[tuple[int, Job]]] = defaultdict(list)
         busy = []
         for ticket, job in self.waiting:
-            if self.post.is_free(job):
-                buckets[minutes(job, self.config), gigabytes(job, self.config)].append(
-                    (ticket, job)
-                )
+            if self.mailbox.is_free(job):
+                buckets[
+                    estimate_minutes(job, self.config),
+                    estimate_gigabytes(job, self.config),
+                ].append((ticket, job))
             else:
                 busy.append(Outcome(ticket, "busy"))
         self.waiting.clear()
@@ -184,15 +187,15 @@ class Slurm:
     def _submit_array(
         self, limit: tuple[int, float], jobs: list[tuple[int, Job]]
     ) -> None:
-        posted = [self.post.write(ticket, job) for ticket, job in jobs]
+        posted = [self.mailbox.write(ticket, job) for ticket, job in jobs]
         executor = self.submitit.SlurmExecutor(
-            self.post.folder / "logs", max_num_timeout=0
+            self.mailbox.folder / "logs", max_num_timeout=0
         )
         try:
             executor.update_parameters(**self._parameters(*limit))
             numbers = [
                 job.job_id
-                for job in executor.map_array(train, [str(p.path) for p in posted])
+                for job in executor.map_array(train_job, [str(p.path) for p in posted])
             ]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             for each in posted:
@@ -208,12 +211,14 @@ class Slurm:
             self.pause = time.monotonic() + _PAUSE
             return
         self.accepted += len(jobs)
-        self.there |= dict(zip(numbers, posted, strict=True))
+        self.posted |= dict(zip(numbers, posted, strict=True))
 
     def _parameters(self, limit: int, memory: float) -> dict[str, Any]:
         """Of `sbatch`, as submitit calls them."""
         config = self.config
-        exports = job_files.environment(config.cpus, config.gpus > 0).items()
+        exports = (
+            job_files.compute_settings(config.cpus, config.gpus > 0) | import_settings()
+        ).items()
         return {
             "job_name": self.name,
             "time": limit,
@@ -232,7 +237,7 @@ class Slurm:
         }
 
 
-def _submitit() -> Any:
+def _import_submitit() -> Any:
     if missing := [
         name
         for name in ("sbatch", "srun", "squeue", "scancel")
@@ -250,7 +255,7 @@ def _submitit() -> Any:
         ) from None
 
 
-def minutes(job: Job, config: SlurmConfig) -> int:
+def estimate_minutes(job: Job, config: SlurmConfig) -> int:
     """The time limit that a job asks for: all of `config.minutes`, or half, a quarter,
     ... where that is enough.
     """
@@ -259,7 +264,7 @@ def minutes(job: Job, config: SlurmConfig) -> int:
     need = (
         _START
         + config.notice / 60
-        + _MARGIN * trunk_flops(job.runs) / config.flops_per_second / 60
+        + _MARGIN * trunk_flops(job.trunk) / config.flops_per_second / 60
     )
     limit = config.minutes
     while limit // 2 >= need:
@@ -267,17 +272,17 @@ def minutes(job: Job, config: SlurmConfig) -> int:
     return limit
 
 
-def gigabytes(job: Job, config: SlurmConfig) -> float:
+def estimate_gigabytes(job: Job, config: SlurmConfig) -> float:
     """The memory that a job asks for: where none is set a power of two, so that many
     jobs ask for the same.
     """
     if config.memory_gb is not None:
         return config.memory_gb
-    need = max(_MEMORY, 2 * estimate_host_bytes(job.runs[0]) / 2**30)
+    need = max(_MEMORY, 2 * estimate_host_bytes(job.trunk.runs[0]) / 2**30)
     return 2.0 ** math.ceil(math.log2(need))
 
 
-def queue(name: str) -> dict[str, tuple[str, str]] | None:
+def read_queue(name: str) -> dict[str, tuple[str, str]] | None:
     """State and reason of each job of that name which has not ended; None where the
     controller does not answer.
     """
@@ -290,7 +295,7 @@ def queue(name: str) -> dict[str, tuple[str, str]] | None:
         getpass.getuser(),
         "--format=%i|%T|%r",
     )
-    answer = _call("squeue", *options)
+    answer = _run_command("squeue", *options)
     if answer is None:
         return None
     rows = [
@@ -301,7 +306,7 @@ def queue(name: str) -> dict[str, tuple[str, str]] | None:
     return {number: (state, reason) for number, state, reason in rows}
 
 
-def _call(*command: str) -> str | None:
+def _run_command(*command: str) -> str | None:
     """What a command prints; None where it fails."""
     try:
         return subprocess.run(
@@ -315,7 +320,7 @@ def _call(*command: str) -> str | None:
 # --- in the job --------------------------------------------------------------------------------------------------
 
 
-def train(path: str) -> str:
+def train_job(path: str) -> str:
     """Do the job of a file, within SLURM: save when told to, and requeue where the time
     limit is why.
     """
@@ -329,18 +334,18 @@ def train(path: str) -> str:
     plain = json.loads(Path(path).read_text())
     runs, out = [from_dict(RunConfig, run) for run in plain["runs"]], Path(plain["out"])
     before = run_dirs.progress_marks(out, runs)
-    with preemption.heeded():
+    with preemption.sigterm_as_preemption():
         signal.signal(signal.SIGUSR2, on_time_out)  # in place of submitit's
         try:
-            return job_files.serve(Path(path))
+            return job_files.serve_job(Path(path))
         except preemption.Preempted:
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             if timed_out and run_dirs.progress_marks(out, runs) != before:
-                _requeue()
+                _requeue_job()
             raise SystemExit(_SAVED) from None
 
 
-def _requeue() -> None:
+def _requeue_job() -> None:
     """Put this job back into the queue; where that is forbidden it has died, and the
     sweep submits another.
     """

@@ -14,17 +14,17 @@ import pandas as pd
 
 from scaling import data
 from scaling.config import ConfigError, RunConfig
-from scaling.execution.base import Executor, Failure, Job, drive
-from scaling.execution.config import Cluster, SlurmConfig
-from scaling.execution.in_process import run_here
-from scaling.execution.local import run_workers, time_in_workers
+from scaling.execution.base import Failure, Job, drive, open_executor
+from scaling.execution.config import ClusterConfig
+from scaling.execution.in_process import train_in_process
+from scaling.execution.local import time_in_workers, train_in_workers
 from scaling.monitoring.progress import Progress, Show, progress
 from scaling.planning import timing
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.table import export_table, read_results, run_table
 from scaling.training import compile_cache, multihost, preemption
-from scaling.training.loop import LoopConfig, changed, check_fits
+from scaling.training.loop import LoopConfig, check_fits, describe_changed_text
 from scaling.training.sharding import choose_strategy
 
 
@@ -76,7 +76,7 @@ def sweep(
     out: str | Path,
     *,
     workers: int | None = None,
-    executor: Cluster | None = None,
+    executor: ClusterConfig | None = None,
     loop: LoopConfig | None = None,
     show: Show = "auto",
     retry: bool = False,
@@ -95,7 +95,7 @@ def sweep(
     when the plan is done.
 
     Where the environment says that several processes are to train together
-    (`scaling.training.multihost.join`), all of them call this, over all of their
+    (`scaling.training.multihost.join_processes`), all of them call this, over all of their
     devices; the first writes `out`, and all return the table.
 
     Raises:
@@ -104,8 +104,8 @@ def sweep(
     """
     plan = plan if isinstance(plan, Plan) else Plan("sweep", tuple(plan))
     out = Path(out)
-    multihost.join()
-    if executor is not None and (workers is not None or multihost.several()):
+    multihost.join_processes()
+    if executor is not None and (workers is not None or multihost.is_multihost()):
         raise ConfigError(
             "executor: a cluster trains in processes of its own; leave out `workers`, start one process"
         )
@@ -113,23 +113,23 @@ def sweep(
         default_workers() if workers is None and executor is None else workers or 0
     )
     loop = dataclasses.replace(loop or LoopConfig(), sweep=plan.name)
-    if multihost.several():
+    if multihost.is_multihost():
         _check_together(plan, loop, workers)
     with multihost.all_or_none("preparing the data"):
         prepare(plan)
         check_text(plan, out)
     pending, failures = _to_train(plan, out, retry)
     if pending.runs:
-        if multihost.is_first():
+        if multihost.is_process_0():
             plan.save(out)
         with (
-            preemption.heeded(),
-            progress(pending, show if multihost.is_first() else "quiet") as shown,
+            preemption.sigterm_as_preemption(),
+            progress(pending, show if multihost.is_process_0() else "quiet") as shown,
         ):
             failures += _train(pending, out, loop, executor or workers, shown)
     if failures:
         raise SweepError(failures)
-    return _from_first(_exported(plan, out) if multihost.is_first() else None)
+    return _from_first(_exported(plan, out) if multihost.is_process_0() else None)
 
 
 def _exported(plan: Plan, out: Path) -> pd.DataFrame:
@@ -144,7 +144,7 @@ def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
     """What is unfinished, and without `retry` apart from it what has failed before."""
     pending = unfinished(plan, out)
     failures = [] if retry else _failed_before(pending, out)
-    if retry and multihost.is_first():
+    if retry and multihost.is_process_0():
         for run in pending:
             run_dirs.forget_failure(out, run)
     left_out = {run.run_id for failure in failures for run in failure.runs}
@@ -153,45 +153,36 @@ def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
 
 
 def _train(
-    plan: Plan, out: Path, loop: LoopConfig, where: Cluster | int, shown: Progress
+    plan: Plan, out: Path, loop: LoopConfig, where: ClusterConfig | int, shown: Progress
 ) -> list[Failure]:
     """Train a plan's trunks; what fails is recorded for the next sweep, but for runs
     that finished all the same.
     """
     if not isinstance(where, int):
         jobs = [Job(trunk) for trunk in plan.trunks()]
-        failures, _ = drive(
-            _open(where, out, loop, shown), jobs, shown.report, loop.attempts
-        )
+        executor = open_executor(where, out, loop, shown.report)
+        failures, _ = drive(executor, jobs, shown.report, loop.attempts)
     elif where > 0:
-        failures = run_workers(plan.trunks(), out, loop, shown.report, where)
+        failures = train_in_workers(plan.trunks(), out, loop, shown.report, where)
     else:
-        failures = run_here(plan.trunks(), out, loop, shown.report)
+        failures = train_in_process(plan.trunks(), out, loop, shown.report)
     failures = [
-        Failure(unfinished(Plan("failed", tuple(f.runs)), out).runs, f.reason)
+        Failure(unfinished(Plan("failed", f.runs), out).runs, f.reason)
         for f in failures
     ]
-    if multihost.is_first():
+    if multihost.is_process_0():
         for failure in failures:
             for run in failure.runs:
                 run_dirs.write_failure(out, run, failure.reason)
     return [failure for failure in failures if failure.runs]
 
 
-def _open(cluster: Cluster, out: Path, loop: LoopConfig, shown: Progress) -> Executor:
-    if isinstance(cluster, SlurmConfig):
-        from scaling.execution.slurm import Slurm
-
-        return Slurm(out, loop, shown.report, cluster)
-    from scaling.execution.ray import Ray
-
-    return Ray(out, loop, shown.report, cluster)
-
-
 def _failed_before(plan: Plan, out: Path) -> list[Failure]:
-    reasons = multihost.decided([run_dirs.read_failure(out, run) for run in plan])
+    reasons = multihost.broadcast_from_process_0(
+        [run_dirs.read_failure(out, run) for run in plan]
+    )
     return [
-        Failure([run], f"{reason} (before)")
+        Failure((run,), f"{reason} (before)")
         for run, reason in zip(plan, reasons, strict=True)
         if reason
     ]
@@ -206,7 +197,7 @@ def check_text(plan: Plan, out: Path) -> None:
     """
     rows = (
         {row["run_id"]: row.get("fingerprint") for row in read_results(out)}
-        if multihost.is_first()
+        if multihost.is_process_0()
         else {}
     )
     texts = {
@@ -216,7 +207,7 @@ def check_text(plan: Plan, out: Path) -> None:
     for run in plan:
         now, before = texts[run.data], rows.get(run.run_id)
         if before not in (None, now):
-            raise data.DataError(changed(run, before, now))
+            raise data.DataError(describe_changed_text(run, before, now))
 
 
 def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:
@@ -229,27 +220,27 @@ def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:
         )
     for run in plan:
         choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate)
-    multihost.agreed(
+    multihost.assert_same_on_all(
         "the plan", json.dumps([[run.run_id for run in plan], dataclasses.asdict(loop)])
     )
 
 
 def _from_first(table: pd.DataFrame | None) -> pd.DataFrame:
     """The first process's table, on all."""
-    if table is not None and not multihost.several():
+    if table is not None and not multihost.is_multihost():
         return table
     plain = (
         None
         if table is None
         else table.to_dict("split") | {"types": table.dtypes.astype(str).to_dict()}
     )
-    plain = multihost.decided(plain)
+    plain = multihost.broadcast_from_process_0(plain)
     return pd.DataFrame(plain["data"], columns=plain["columns"]).astype(plain["types"])
 
 
 def unfinished(plan: Plan, out: Path) -> Plan:
     """The runs of a plan that have no result yet."""
-    done = multihost.decided(run_dirs.are_finished(out, plan.runs))
+    done = multihost.broadcast_from_process_0(run_dirs.are_finished(out, plan.runs))
     return dataclasses.replace(
         plan, runs=tuple(run for run, done in zip(plan, done, strict=True) if not done)
     )

@@ -12,22 +12,22 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-Report = Callable[[dict[str, Any]], None]
+from scaling.events import Event, Report
+
 STATUS = 75  # with which the process ends: EX_TEMPFAIL of sysexits.h, try again
 
 
 @contextmanager
-def watched(report: Report, seconds: float | int) -> Iterator[Report]:
+def watchdog(report: Report, seconds: float | int) -> Iterator[Report]:
     """Pass on events. Where none comes for `seconds`, say so, show what each thread
     waits for, and end the process.
     """
     heard, over = [time.monotonic()], threading.Event()
 
-    def passing(event: dict[str, Any]) -> None:
+    def passing(event: Event) -> None:
         heard[0] = time.monotonic()
         report(event)
 

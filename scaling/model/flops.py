@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scaling.config import ModelConfig, RunConfig
+from scaling.config import ModelConfig, RunConfig, Trunk
 from scaling.model.accounting import list_attention_products, list_weights
 from scaling.model.kernels import count_computed_positions
 
@@ -80,3 +80,8 @@ def flops_per_token(config: ModelConfig) -> float:
 def flops_per_step(run: RunConfig) -> float:
     """FLOPs of one step of a run."""
     return run.batch_tokens * flops_per_token(run.model)
+
+
+def trunk_flops(trunk: Trunk) -> float:
+    """FLOPs to train all runs of a trunk, its shared steps counted once."""
+    return trunk.steps * trunk.batch_tokens * flops_per_token(trunk.model)

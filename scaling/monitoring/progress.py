@@ -1,7 +1,7 @@
 """What a person, or a program, sees of a running sweep.
 
 `bar`: one bar in FLOPs with its time left; `plain`: a line for each run; `json`: every
-event as a JSON line; `quiet`: nothing. `auto` is the bar on a terminal, else replace_nonfinite
+event as a JSON line; `quiet`: nothing. `auto` is the bar on a terminal, else plain
 lines. All on standard error. The time left is what remains in
 FLOPs at the rate measured since the first step: what is restored from checkpoints
 counts as done, not as speed.
@@ -21,6 +21,19 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from scaling import events
+from scaling.events import (
+    Event,
+    Finished,
+    Mixed,
+    Packed,
+    Programs,
+    Restarted,
+    Started,
+    TrunkEvent,
+    Unpacked,
+    event_to_json,
+)
 from scaling.planning.plan import Plan
 from scaling.store.run_dirs import replace_nonfinite
 
@@ -50,42 +63,42 @@ class Progress:
             else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
         )
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: Event) -> None:
         """Show one event."""
         if self.show == "json":
-            print(json.dumps(replace_nonfinite(event)), file=sys.stderr, flush=True)
-        elif event["event"] in ("started", "restored", "progress"):
-            self._count(event)
-        elif event["event"] == "finished":
-            self.finished += 1
-            self._line(_describe(event))
-        elif event["event"] == "restarted":
-            self._line(f"{event['reason']}; its runs resume from their checkpoints")
-        elif event["event"] == "mixed":
-            self._line(
-                f"{event['folder']}: begun under {event['before']}, goes on under {event['now']}"
-            )
-        elif event["event"] == "packed":
-            self._line(
-                f"{event['members']} trunks of one shape train {_WAYS[event['how']]}"
-            )
-        elif event["event"] == "unpacked":
-            self._line(
-                f"training together failed ({event['reason']}); the trunks train one after the other"
-            )
-        elif event["event"] == "programs":
-            self.programs.update(
-                {name: count for name, count in event.items() if name != "event"}
-            )
+            line = json.dumps(replace_nonfinite(event_to_json(event)))
+            print(line, file=sys.stderr, flush=True)
+            return
+        match event:
+            case TrunkEvent():
+                self._count(event)
+            case Finished(row):
+                self.finished += 1
+                self._line(_describe(row))
+            case Restarted(reason):
+                self._line(f"{reason}; its runs resume from their checkpoints")
+            case Mixed(folder, before, now):
+                self._line(f"{folder}: begun under {before}, goes on under {now}")
+            case Packed(members, how):
+                self._line(f"{members} trunks of one shape train {_WAYS[how]}")
+            case Unpacked(reason):
+                self._line(
+                    f"training together failed ({reason}); "
+                    "the trunks train one after the other"
+                )
+            case Programs(compiled, reused):
+                self.programs.update({"compiled": compiled, "reused": reused})
 
-    def _count(self, event: dict[str, Any]) -> None:
-        """Add FLOPs to those of a trunk; one that starts again has lost what no
-        checkpoint gives back.
+    def _count(self, event: TrunkEvent) -> None:
+        """Add FLOPs to those of a trunk.
+
+        A trunk that starts again has lost what no checkpoint gives back.
         """
-        trunk = event["trunk"]
-        added = event["flops"] if event["event"] != "started" else -self.done[trunk]
-        self.done[trunk] += added
-        if event["event"] == "progress":
+        added = event.flops
+        if isinstance(event, Started):
+            added = -self.done[event.trunk]
+        self.done[event.trunk] += added
+        if isinstance(event, events.Progress):
             self.first = self.first or (self.flops + added, time.monotonic())
         else:
             self.first = self.first and (self.first[0] + added, self.first[1])

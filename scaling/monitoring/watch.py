@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling.config import RunConfig
+from scaling.config import RunConfig, Trunk
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import leases, query, run_dirs
@@ -107,16 +107,16 @@ class Watcher:
         active: list[Active] = []
         silent: list[tuple[str, float]] = []
         for trunk in Plan("seen", tuple(runs)).trunks():
-            reasons = {run.run_id: self._failure(run) for run in trunk}
+            reasons = {run.run_id: self._failure(run) for run in trunk.runs}
             failed += [(run_id, reason) for run_id, reason in reasons.items() if reason]
             pending = [
                 run
-                for run in trunk
+                for run in trunk.runs
                 if run.run_id not in self._ended and not reasons[run.run_id]
             ]
             done, more = self._flops(trunk, pending)
             flops, left = flops + done, left + more
-            held = self._holder(trunk[0], now) if pending else None
+            held = self._holder(trunk.runs[0], now) if pending else None
             if held is not None and held <= self.expiry:
                 active.append(
                     self._active(
@@ -126,7 +126,7 @@ class Watcher:
                 waiting += len(pending) - 1
             else:
                 waiting += len(pending)
-                silent += [] if held is None else [(trunk[0].trunk_id, held)]
+                silent += [] if held is None else [(trunk.id, held)]
         diverged = sum(status == "diverged" for status in self._ended.values())
         seconds = self._seconds(now, flops, left)
         return Snapshot(
@@ -185,20 +185,16 @@ class Watcher:
             else query.clean_text(run_dirs.read_failure(self.out, run) or "")
         )
 
-    def _flops(
-        self, trunk: Sequence[RunConfig], pending: Sequence[RunConfig]
-    ) -> tuple[float, float]:
+    def _flops(self, trunk: Trunk, pending: Sequence[RunConfig]) -> tuple[float, float]:
         """FLOPs of a trunk and its cooldowns, done and to come."""
-        ended = [run for run in trunk if run.run_id in self._ended]
-        longest = max(run.branch_step for run in trunk)
-        reached = min(
-            longest, read_last_line(run_dirs.trunk_dir(self.out, trunk[0]))[0]
-        )
+        ended = [run for run in trunk.runs if run.run_id in self._ended]
+        longest = max(run.branch_step for run in trunk.runs)
+        reached = min(longest, read_last_line(trunk.folder(self.out))[0])
         reached = max([reached, *(run.branch_step for run in ended)])
-        cooled = {run.run_id: self._cooled(run) for run in trunk}
+        cooled = {run.run_id: self._cooled(run) for run in trunk.runs}
         left = max([0, *(run.branch_step - reached for run in pending)])
         left += sum(run.steps - run.branch_step - cooled[run.run_id] for run in pending)
-        price = trunk[0].batch_tokens * flops_per_token(trunk[0].model)
+        price = trunk.batch_tokens * flops_per_token(trunk.model)
         return (reached + sum(cooled.values())) * price, left * price
 
     def _cooled(self, run: RunConfig) -> int:

@@ -14,13 +14,13 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from scaling.child import Child, open_output_for_messages, python_command
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.planning import libtpu
 from scaling.planning.hardware import Hardware
@@ -67,27 +67,21 @@ class Compiler:
         self.hardware = hardware
 
     def __enter__(self) -> Compiler:
-        environment = os.environ | {
+        variables = {
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
         }
         if self.hardware.kind == "tpu":
             slice_name = self.hardware.name
-            environment |= {**libtpu.QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+            variables |= {**libtpu.QUIET, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         else:
             slice_name = ""
             flags = os.environ.get("XLA_FLAGS", "")
             count = f"--xla_force_host_platform_device_count={self.hardware.devices}"
-            environment["XLA_FLAGS"] = f"{flags} {count}".strip()
+            variables["XLA_FLAGS"] = f"{flags} {count}".strip()
         self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "scaling.planning.aot", slice_name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment,
-        )
+        command = python_command("scaling.planning.aot", slice_name)
+        self._child = Child(command, self._log, variables)
         return self
 
     def __exit__(
@@ -96,8 +90,7 @@ class Compiler:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._child.kill()
         self._log.close()
 
     def footprint(
@@ -115,28 +108,18 @@ class Compiler:
         """
         name = self.hardware.name
         job = {"run": to_dict(run), "devices": devices, "sharded": sharded}
-        line = self._ask_compiler(json.dumps(job))
-        if not line:
+        self._child.send(job)
+        answer = self._child.receive()
+        if answer is None:
             self._log.seek(0)
             raise RuntimeError(
                 f"the compiler for {name!r} died:\n{self._log.read()[-2000:]}"
             )
-        answer = json.loads(line)
         if "topology" in answer:
             raise ConfigError(f"hardware {name!r}: {answer['topology']}")
         if "error" in answer:
             raise RuntimeError(f"compiling for {name!r} failed: {answer['error']}")
         return Footprint(**answer)
-
-    def _ask_compiler(self, line: str) -> str:
-        """Send a line and wait for the answer; empty where the process died."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            return self._process.stdout.readline()
-        except BrokenPipeError:
-            return ""
 
 
 # --- the child process ----------------------------------------------------------------
@@ -147,8 +130,7 @@ def main() -> None:
 
     The argument names a TPU slice, or is empty for CPU.
     """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints goes to the log, not among the answers
+    answers = open_output_for_messages()
     devices: list[Any] = []
     failure: str | None = None
     try:

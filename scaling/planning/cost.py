@@ -20,12 +20,12 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.config import ConfigError, RunConfig
+from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.model.flops import count_parameters, flops_per_step
 from scaling.planning import memory, timing
 from scaling.planning.aot import Compiler, Footprint
 from scaling.planning.hardware import Hardware
-from scaling.planning.plan import Plan, trunk_steps
+from scaling.planning.plan import Plan
 from scaling.training.sharding import count_sharing_devices as count_devices_for_batch
 
 Report = Callable[[str], None]
@@ -111,7 +111,7 @@ def estimate_cost(
     """
     plan = plan if isinstance(plan, Plan) else Plan("plan", tuple(plan))
     groups = _group_by_shape(plan)
-    examples = [trunks[0][0] for trunks in groups]
+    examples = [trunks[0].runs[0] for trunks in groups]
     is_cpu = hardware.kind == "cpu"
     if is_cpu and utilization is not None:
         raise ConfigError(
@@ -123,7 +123,7 @@ def estimate_cost(
             hardware, memory=hardware.memory / max(1, workers)
         )
     used = hardware.utilization if utilization is None else utilization
-    steps = [sum(trunk_steps(trunk) for trunk in trunks) for trunks in groups]
+    steps = [sum(trunk.steps for trunk in trunks) for trunks in groups]
     times: list[float] = []
     if not is_cpu:  # before the slow compilations, since it checks the utilization
         times = [_estimate_step_seconds(run, hardware, used) for run in examples]
@@ -201,16 +201,16 @@ def _describe_change(old: RunConfig, new: RunConfig) -> list[str]:
     return flags
 
 
-def _group_by_shape(plan: Plan) -> list[list[list[RunConfig]]]:
+def _group_by_shape(plan: Plan) -> list[list[Trunk]]:
     """The trunks of a plan, grouped by what determines memory and FLOPs; the group with
     the cheapest step first.
     """
-    groups: dict[tuple[Any, ...], list[list[RunConfig]]] = {}
+    groups: dict[tuple[Any, ...], list[Trunk]] = {}
     for trunk in plan.trunks():
-        optim = trunk[0].optim
-        key = (trunk[0].model, optim.optimizer, optim.batch_size, optim.accumulate)
+        optim = trunk.runs[0].optim
+        key = (trunk.model, optim.optimizer, optim.batch_size, optim.accumulate)
         groups.setdefault(key, []).append(trunk)
-    return sorted(groups.values(), key=lambda trunks: flops_per_step(trunks[0][0]))
+    return sorted(groups.values(), key=lambda trunks: flops_per_step(trunks[0].runs[0]))
 
 
 def _estimate_step_seconds(
@@ -222,7 +222,7 @@ def _estimate_step_seconds(
 
 
 def _measure_seconds(
-    groups: Sequence[list[list[RunConfig]]],
+    groups: Sequence[list[Trunk]],
     fits: Sequence[bool],
     measure: Measure | None,
     workers: int,
@@ -234,7 +234,7 @@ def _measure_seconds(
     for trunks, fitting in zip(groups, fits, strict=True):
         if fitting:
             for trunk in trunks:
-                runs += trunk
+                runs += trunk.runs
     if measure is None or not runs:
         return [math.nan] * len(groups), math.nan
     plan = Plan("fitting", tuple(runs))
@@ -242,7 +242,7 @@ def _measure_seconds(
     times = [math.nan] * len(groups)
     for i, trunks in enumerate(groups):
         if fits[i]:
-            times[i] = timing.interpolate_step_seconds(plan, timings, trunks[0][0])
+            times[i] = timing.interpolate_step_seconds(plan, timings, trunks[0].runs[0])
     if not all(fits):
         return times, math.nan
     return times, timing.estimate_plan_seconds(plan, timings, max(1, workers))

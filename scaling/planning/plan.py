@@ -25,10 +25,12 @@ from scaling.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    Trunk,
     from_dict,
+    group_by_trunk,
     to_dict,
 )
-from scaling.model.flops import count_parameters, flops_per_token
+from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
 from scaling.planning.lr_rules import (
     get_width_exponent,
     replace_optim,
@@ -183,12 +185,10 @@ class Plan:
     def __len__(self) -> int:
         return len(self.runs)
 
-    def trunks(self) -> list[list[RunConfig]]:
+    def trunks(self) -> list[Trunk]:
         """The runs by the trunk they share, the most expensive trunk first."""
-        groups: dict[str, list[RunConfig]] = {}
-        for run in sorted(self.runs, key=lambda run: run.tokens):
-            groups.setdefault(run.trunk_id, []).append(run)
-        return sorted(groups.values(), key=trunk_flops, reverse=True)
+        trunks = group_by_trunk(sorted(self.runs, key=lambda run: run.tokens))
+        return sorted(trunks, key=trunk_flops, reverse=True)
 
     def table(self, train_tokens: int | None = None) -> pd.DataFrame:
         """One row per run: N under every convention, D, C, steps, and with
@@ -289,20 +289,6 @@ class Plan:
             RecursionError,
         ) as error:
             raise ConfigError(f"plan {str(path)!r}: not a plan ({error})") from None
-
-
-def trunk_steps(runs: Sequence[RunConfig]) -> int:
-    """Optimizer steps to train all runs of one trunk: the longest trunk once, and each
-    cooldown.
-    """
-    return max(run.branch_step for run in runs) + sum(
-        run.steps - run.branch_step for run in runs
-    )
-
-
-def trunk_flops(runs: Sequence[RunConfig]) -> float:
-    """FLOPs to train all runs of one trunk."""
-    return trunk_steps(runs) * runs[0].batch_tokens * flops_per_token(runs[0].model)
 
 
 def isoflop_plan(

@@ -16,7 +16,7 @@ import numpy as np
 
 from scaling.config import RunConfig
 from scaling.model.flops import flops_per_step
-from scaling.planning.plan import Plan, trunk_steps
+from scaling.planning.plan import Plan
 from scaling.training.loop import LoopConfig
 from scaling.training.sharding import choose_strategy
 from scaling.training.step import StepRates, get_executable
@@ -77,8 +77,8 @@ def estimate_plan_seconds(plan: Plan, timings: Sequence[Timing], workers: int) -
     busy = [0.0] * workers
     start = float(np.mean([timing.start for timing in timings]))
     for trunk in plan.trunks():
-        step = interpolate_step_seconds(plan, timings, trunk[0])
-        busy[int(np.argmin(busy))] += start + step * trunk_steps(trunk)
+        step = interpolate_step_seconds(plan, timings, trunk.runs[0])
+        busy[int(np.argmin(busy))] += start + step * trunk.steps
     return max(busy)
 
 

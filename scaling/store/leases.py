@@ -26,21 +26,19 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling.events import Event, Mixed, Report
 from scaling.store import provenance
 from scaling.store.files import create_file
 
 EXPIRY = 90.0  # seconds without a heartbeat; clients of NFS may hold back what they know of a file for 60
 _BEATS = 9  # in that time
 _RELEASED = "released"
-
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class ClaimLost(RuntimeError):
@@ -62,7 +60,7 @@ class Claim:
     def checking(self, report: Report) -> Report:
         """A report that first sees whether the trunk is still this process's."""
 
-        def checked(event: dict[str, Any]) -> None:
+        def checked(event: Event) -> None:
             self.check()
             report(event)
 
@@ -148,14 +146,7 @@ class Claims:
         thread.start()
         try:
             if (before := claim.begun_under()) not in (None, claim.versions):
-                report(
-                    {
-                        "event": "mixed",
-                        "folder": str(folder),
-                        "before": before,
-                        "now": claim.versions,
-                    }
-                )
+                report(Mixed(str(folder), before, claim.versions))
             yield claim
         finally:
             ended.set()

@@ -45,7 +45,7 @@ class Checkpoints:
             ),
         )
         self._manager = None
-        if multihost.is_first():
+        if multihost.is_process_0():
             directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
@@ -69,7 +69,7 @@ class Checkpoints:
         one is passed over.
         """
         found = self._read_latest(like, at_most)
-        step = multihost.decided(None if found is None else found[0])
+        step = multihost.broadcast_from_process_0(None if found is None else found[0])
         if step is None:
             return None
         blank = (
@@ -77,7 +77,9 @@ class Checkpoints:
             if found is None
             else found[1]
         )
-        return step, jax.tree.map(lambda x: multihost.shared(np.asarray(x)), blank)
+        return step, jax.tree.map(
+            lambda x: multihost.broadcast_array(np.asarray(x)), blank
+        )
 
     def _read_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
         if self._manager is None:

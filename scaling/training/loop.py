@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,16 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from scaling import data
-from scaling.config import ConfigError, RunConfig
+from scaling.config import ConfigError, RunConfig, Trunk
+from scaling.events import (
+    Diverged,
+    Finished,
+    Progress,
+    Repeated,
+    Report,
+    Restored,
+    Started,
+)
 from scaling.model.flops import flops_per_token
 from scaling.schedule import learning_rate_factor
 from scaling.store import provenance, run_dirs
@@ -39,7 +48,6 @@ from scaling.training.step import (
     get_executable,
 )
 
-Report = Callable[[dict[str, Any]], None]
 Stage = Literal["trunk", "run"]
 How = Literal["auto", "solo", "vmap", "map"]
 
@@ -89,7 +97,7 @@ def materialize(state: Any) -> Any:
     return state() if callable(state) else state
 
 
-class Diverged(Exception):
+class LossNotFinite(Exception):
     """The training loss is not finite at `step`."""
 
     def __init__(self, step: int) -> None:
@@ -97,38 +105,37 @@ class Diverged(Exception):
         self.step = step
 
 
-def train_trunk(
-    runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report
-) -> None:
-    """Train all unfinished runs of one trunk, in the order in which they leave it.
+def train_trunk(trunk: Trunk, out: Path, loop: LoopConfig, report: Report) -> None:
+    """Train all unfinished runs of a trunk, in the order in which they leave it.
 
-    `report` receives events: `started` with the `trunk`, `restored` with the FLOPs that
-    a checkpoint saves, `progress` with those of each chunk, `finished` with the row of
-    each run (`repeated` if it had one), `diverged`.
-
-    Raises:
-        ConfigError: the runs do not share a trunk, or the data do not fit the model.
-    """
-    if pending := unfinished(runs, out):
-        trainer = Trainer(pending, out, loop, report)
-        work = trainer.work()
-        with suppress(StopIteration):
-            chunk = next(work)
-            while True:
-                chunk = work.send(trainer.program.train(chunk))
-
-
-def unfinished(runs: Sequence[RunConfig], out: Path) -> list[RunConfig]:
-    """The runs of one trunk that have no result yet, in the order in which they leave
-    it: it only ever moves on.
+    Args:
+        out: the folder of the sweep.
+        report: receives the events of training: `Started`, `Restored`, `Progress`,
+            `Diverged`, `Finished` and `Repeated`.
 
     Raises:
-        ConfigError: the runs do not share a trunk.
+        ConfigError: the data do not fit the model.
+        Preempted: the process was told to end; a checkpoint was saved before.
     """
-    if len({run.trunk_id for run in runs}) != 1:
-        raise ConfigError("runs: must all share one trunk_id; group them first")
-    finished = multihost.decided(run_dirs.are_finished(out, runs))
-    pending = [run for run, done in zip(runs, finished, strict=True) if not done]
+    pending = select_unfinished(trunk, out)
+    if not pending:
+        return
+    trainer = Trainer(pending, out, loop, report)
+    work = trainer.work()
+    with suppress(StopIteration):
+        chunk = next(work)
+        while True:
+            chunk = work.send(trainer.program.train(chunk))
+
+
+def select_unfinished(trunk: Trunk, out: Path) -> list[RunConfig]:
+    """The runs that have no result yet, in the order in which they leave the trunk."""
+    finished = multihost.broadcast_from_process_0(
+        run_dirs.are_finished(out, trunk.runs)
+    )
+    pending = [
+        run for run, is_done in zip(trunk.runs, finished, strict=True) if not is_done
+    ]
     return sorted(pending, key=lambda run: (run.branch_step, run.steps))
 
 
@@ -136,12 +143,16 @@ class Trainer:
     """Trains the unfinished runs of one trunk in order of their branch step."""
 
     def __init__(
-        self, runs: Sequence[RunConfig], out: Path, loop: LoopConfig, report: Report
+        self, runs: list[RunConfig], out: Path, loop: LoopConfig, report: Report
     ) -> None:
         run = runs[0]
-        self.out, self.loop, self.report = out, loop, report
+        self.out = out
+        self.loop = loop
+        self.report = report
+        self.runs = runs
+        self.trunk_id = run.trunk_id
         self.dataset = data.load(run.data)
-        multihost.agreed(
+        multihost.assert_same_on_all(
             f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
         )
         check_fits(run, self.dataset)
@@ -157,16 +168,13 @@ class Trainer:
         )
         self.program = get_executable(run, strategy, self.dataset.loss_range)
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
-        self.trunk: Position | None = None
-        self.trunk_diverged: Diverged | None = None
-        self.runs, self.done = (
-            runs,
-            0,
-        )  # steps of the trunk that are trained or restored
+        self.trunk: LoopState | None = None
+        self.trunk_diverged: LossNotFinite | None = None
+        self.done = 0  # steps of the trunk that are trained or restored
 
     def work(self) -> Work[None]:
         """Train the runs."""
-        self._tell("started", 0.0)
+        self.report(Started(self.trunk_id))
         for run in self.runs:
             yield from self._finish(run)
 
@@ -174,28 +182,28 @@ class Trainer:
         """Train a run to its end and record it, as diverged if its loss is no longer
         finite.
         """
-        if multihost.is_first():
+        if multihost.is_process_0():
             run_dirs.open_run(self.out, run)
         start = time.monotonic()
         try:
             position = yield from self._cool_down(run)
             evaluation = self.program.evaluate(position.state, self.heldout)
             if not np.isfinite(evaluation.loss):
-                raise Diverged(run.steps)
+                raise LossNotFinite(run.steps)
             seconds = position.seconds
-        except Diverged as diverged:
+        except LossNotFinite as diverged:
             evaluation, seconds = (
                 Evaluation(float("nan"), float("nan"), 0),
                 time.monotonic() - start,
             )
-            self.report(
-                {"event": "diverged", "run_id": run.run_id, "step": diverged.step}
-            )
+            self.report(Diverged(run.run_id, diverged.step))
         row = self._row(run, evaluation, seconds)
-        written = not multihost.is_first() or run_dirs.write_result(self.out, run, row)
-        self.report({"event": "finished" if written else "repeated", **row})
+        written = not multihost.is_process_0() or run_dirs.write_result(
+            self.out, run, row
+        )
+        self.report(Finished(row) if written else Repeated(row))
 
-    def _cool_down(self, run: RunConfig) -> Work[Position]:
+    def _cool_down(self, run: RunConfig) -> Work[LoopState]:
         folder = run_dirs.run_dir(self.out, run)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
@@ -207,7 +215,7 @@ class Trainer:
                 )
             if position is None or position.step < run.branch_step:
                 trunk = yield from self._advance_trunk(run)
-                position = Position(trunk.step, self._copy(trunk.state), trunk.seconds)
+                position = LoopState(trunk.step, self._copy(trunk.state), trunk.seconds)
             return (
                 yield from self._advance(
                     position, run, "run", run.steps, folder, checkpoints
@@ -216,7 +224,7 @@ class Trainer:
         finally:
             checkpoints.close()
 
-    def _advance_trunk(self, run: RunConfig) -> Work[Position]:
+    def _advance_trunk(self, run: RunConfig) -> Work[LoopState]:
         """The trunk at the run's branch step."""
         if self.trunk_diverged is not None:
             raise self.trunk_diverged
@@ -228,7 +236,7 @@ class Trainer:
             at = self.trunk or self._restore(checkpoints, run.branch_step)
             if at is not None:
                 self._credit(at.step, 0)
-            at = at or Position(0, self.program.init(run.seed), 0.0)
+            at = at or LoopState(0, self.program.init(run.seed), 0.0)
             fresh = at.step < run.branch_step
             self.trunk = yield from self._advance(
                 at, run, "trunk", run.branch_step, folder, checkpoints
@@ -236,7 +244,7 @@ class Trainer:
             self.done = max(self.done, self.trunk.step)
             if fresh:
                 self._save(checkpoints, self.trunk)
-        except Diverged as diverged:
+        except LossNotFinite as diverged:
             self.trunk_diverged = diverged
             raise
         finally:
@@ -245,13 +253,13 @@ class Trainer:
 
     def _advance(
         self,
-        at: Position,
+        at: LoopState,
         run: RunConfig,
         stage: Stage,
         stop: int,
         folder: Path,
         checkpoints: Checkpoints,
-    ) -> Work[Position]:
+    ) -> Work[LoopState]:
         """Train to step `stop`. A chunk's metrics are read after the next one is
         dispatched.
         """
@@ -266,18 +274,18 @@ class Trainer:
             state, metrics = yield self._chunk(state, run, stage, step, n)
             self._read(unread, run, log)
             step, unread = step + n, (step + n, n, metrics)
-            preempted = not multihost.several() and preemption.requested()
+            preempted = not multihost.is_multihost() and preemption.requested()
             if (timer.due() or preempted) and step < stop:
                 self._read(unread, run, log)
                 unread = None
                 self._save(
-                    checkpoints, Position(step, state, time.monotonic() - started)
+                    checkpoints, LoopState(step, state, time.monotonic() - started)
                 )
                 timer.restart()
                 if preempted:
                     raise preemption.Preempted
         self._read(unread, run, log)
-        return Position(step, materialize(state), time.monotonic() - started)
+        return LoopState(step, materialize(state), time.monotonic() - started)
 
     def _chunk(
         self, state: Any, run: RunConfig, stage: Stage, step: int, n: int
@@ -306,30 +314,32 @@ class Trainer:
         }
         finite = np.isfinite(metrics["loss"])
         if not finite.all():
-            raise Diverged(step - n + int(np.argmin(finite)))
+            raise LossNotFinite(step - n + int(np.argmin(finite)))
         means = {name: float(values.mean()) for name, values in metrics.items()}
-        if multihost.is_first():
+        if multihost.is_process_0():
             run_dirs.append_metrics(
                 log, [{"step": step, "tokens": step * run.batch_tokens, **means}]
             )
-        self._tell("progress", n * self.flops_per_step)
+        self.report(Progress(self.trunk_id, n * self.flops_per_step))
 
-    def _save(self, checkpoints: Checkpoints, at: Position) -> None:
+    def _save(self, checkpoints: Checkpoints, at: LoopState) -> None:
         state = self.program.strategy.gather(materialize(at.state))
-        checkpoints.save(at.step, saved(state, at.seconds, self._text))
+        checkpoints.save(at.step, checkpoint_tree(state, at.seconds, self._text))
 
-    def _restore(self, checkpoints: Checkpoints, at_most: int) -> Position | None:
-        found = checkpoints.restore_latest(saved(self.program.abstract_state), at_most)
+    def _restore(self, checkpoints: Checkpoints, at_most: int) -> LoopState | None:
+        found = checkpoints.restore_latest(
+            checkpoint_tree(self.program.abstract_state), at_most
+        )
         if found is None:
             return None
         step, tree = found
         if not np.array_equal(tree["text"], self._text):
             raise data.DataError(
-                changed(
+                describe_changed_text(
                     self.runs[0], tree["text"].tobytes().hex(), self.dataset.fingerprint
                 )
             )
-        return Position(
+        return LoopState(
             step, self.program.strategy.place(tree["state"]), float(tree["seconds"])
         )
 
@@ -340,10 +350,7 @@ class Trainer:
         new = max(0, trunk - self.done) + cooldown
         self.done = max(self.done, trunk)
         if new:
-            self._tell("restored", new * self.flops_per_step)
-
-    def _tell(self, event: str, flops: float) -> None:
-        self.report({"event": event, "trunk": self.runs[0].trunk_id, "flops": flops})
+            self.report(Restored(self.trunk_id, new * self.flops_per_step))
 
     def _copy(self, state: TrainState) -> TrainState:
         """A state that may be donated while the trunk's own lives on."""
@@ -373,7 +380,7 @@ class Trainer:
 
 
 @dataclass
-class Position:
+class LoopState:
     """A state, its step, and the seconds of training that led to it."""
 
     step: int
@@ -381,7 +388,7 @@ class Position:
     seconds: float
 
 
-def saved(
+def checkpoint_tree(
     state: Any, seconds: float = 0.0, text: np.ndarray | None = None
 ) -> dict[str, Any]:
     """What a checkpoint holds: a state, its seconds of training, and the sha256 of the
@@ -407,7 +414,7 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
         raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
 
 
-def changed(run: RunConfig, before: str, now: str) -> str:
+def describe_changed_text(run: RunConfig, before: str, now: str) -> str:
     """What is wrong where a run was begun on another text."""
     texts = f"sha256 {before[:12]} when run {run.run_id} was trained, {now[:12]} now"
     return (

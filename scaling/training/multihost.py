@@ -3,7 +3,7 @@ them decides for all.
 
 Every process runs the same program on its own devices. Only the first touches run
 directories; whatever depends on files or clocks it decides, and the others learn it
-from `decided` or `shared`. In a process of its own all of this is the identity.
+from `broadcast_from_process_0` or `broadcast_array`. In a process of its own all of this is the identity.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SLURM_STEP = (
 )  # set by srun
 
 
-def join() -> None:
+def join_processes() -> None:
     """Initialise `jax.distributed` if the environment says that this is one of several
     processes; else nothing.
 
@@ -51,26 +51,26 @@ def join() -> None:
     Raises:
         ConfigError: the environment contradicts itself, or JAX has been used before.
     """
-    if jax.distributed.is_initialized() or not _several():
+    if jax.distributed.is_initialized() or not _is_told_of_others():
         return
     try:
-        jax.distributed.initialize(**_explicit())
+        jax.distributed.initialize(**_read_explicit_settings())
     except (RuntimeError, ValueError) as error:
-        remedy = (
-            "call scaling.training.multihost.join() before any other use of JAX, "
+        fix = (
+            "call scaling.training.multihost.join_processes() before any other use of JAX, "
             f"see that {_ADDRESS} can be reached"
         )
         raise ConfigError(
-            f"joining other processes failed ({error}): {remedy}, or set {_SWITCH}=0"
+            f"joining other processes failed ({error}): {fix}, or set {_SWITCH}=0"
         ) from None
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this process is the one that writes files and speaks to people."""
-    return not several() or jax.process_index() == 0
+    return not is_multihost() or jax.process_index() == 0
 
 
-def several() -> bool:
+def is_multihost() -> bool:
     """Whether this process trains together with others.
 
     Where it joined none JAX is not asked: it would take the GPUs, which a sweep leaves
@@ -79,11 +79,11 @@ def several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def shared(array: np.ndarray) -> np.ndarray:
+def broadcast_array(array: np.ndarray) -> np.ndarray:
     """The first process's array, bit for bit, on all; the others give one of the same
     shape and type.
     """
-    if not several():
+    if not is_multihost():
         return array
     there = multihost_utils.broadcast_one_to_all(
         np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
@@ -91,33 +91,33 @@ def shared(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(np.asarray(there).tobytes(), array.dtype).reshape(array.shape)
 
 
-def decided(value: Any) -> Any:
+def broadcast_from_process_0(value: Any) -> Any:
     """The first process's value, on all: anything that JSON holds."""
-    if not several():
+    if not is_multihost():
         return value
-    text = json.dumps(value).encode() if is_first() else b""
+    text = json.dumps(value).encode() if is_process_0() else b""
     size = 1 << int(
-        shared(np.asarray((len(text) - 1).bit_length()))
+        broadcast_array(np.asarray((len(text) - 1).bit_length()))
     )  # few sizes: each is compiled once
     return json.loads(
-        shared(np.frombuffer(text.ljust(size), np.uint8)[:size]).tobytes()
+        broadcast_array(np.frombuffer(text.ljust(size), np.uint8)[:size]).tobytes()
     )
 
 
-def agreed(name: str, value: str) -> None:
+def assert_same_on_all(name: str, value: str) -> None:
     """Check that all processes have the same value.
 
     Raises:
         ConfigError: on all of them, where one has another value than the first.
     """
-    if not several():
+    if not is_multihost():
         return
     digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), np.uint8)
     each = np.asarray(multihost_utils.process_allgather(digest))
     if others := np.flatnonzero((each != each[0]).any(axis=1)).tolist():
-        remedy = "run the same command on the same data and versions everywhere"
+        fix = "run the same command on the same data and versions everywhere"
         raise ConfigError(
-            f"{name}: processes {others} have another than the first; {remedy}"
+            f"{name}: processes {others} have another than the first; {fix}"
         )
 
 
@@ -135,7 +135,7 @@ def all_or_none(what: str) -> Iterator[None]:
     except Exception as error:
         failure = error
     failed = np.zeros(1, bool)
-    if several():
+    if is_multihost():
         failed = np.atleast_1d(
             multihost_utils.process_allgather(np.asarray(failure is not None))
         )
@@ -147,7 +147,7 @@ def all_or_none(what: str) -> Iterator[None]:
         )
 
 
-def abandon(error: BaseException) -> NoReturn:
+def abandon_processes(error: BaseException) -> NoReturn:
     """End this process, and with it all that wait for it. To end in order would be to
     wait for them.
     """
@@ -175,9 +175,9 @@ class Timer:
     def due(self) -> bool:
         """Whether the time is over."""
         self._calls += 1
-        if self._calls < self._ask and several():
+        if self._calls < self._ask and is_multihost():
             return False
-        passed = float(shared(np.asarray(time.monotonic() - self._start)))
+        passed = float(broadcast_array(np.asarray(time.monotonic() - self._start)))
         left = (
             (self.seconds - passed) / max(passed, 1e-9) * self._calls
         )  # calls, at the pace so far
@@ -185,7 +185,7 @@ class Timer:
         return passed > self.seconds
 
 
-def _several() -> bool:
+def _is_told_of_others() -> bool:
     """What the environment says."""
     switch = os.environ.get(_SWITCH, "")
     if switch not in ("", "0", "1"):
@@ -197,7 +197,7 @@ def _several() -> bool:
     for name in (_COUNT, _INDEX):
         if name in os.environ:
             raise ConfigError(
-                f"{name} = {os.environ[name]!r}: needs {_ADDRESS} too, the first process's host:port"
+                f"{name} = {os.environ[name]!r}: needs {_ADDRESS} too, host:port of process 0"
             )
     tasks = (
         os.environ.get("SLURM_NTASKS", "1")
@@ -212,7 +212,7 @@ def _several() -> bool:
     return tasks != "1" or "," in slice_hosts
 
 
-def _explicit() -> dict[str, Any]:
+def _read_explicit_settings() -> dict[str, Any]:
     """Arguments of `jax.distributed.initialize` that the environment spells out; JAX
     detects the others itself.
     """
@@ -221,7 +221,7 @@ def _explicit() -> dict[str, Any]:
         return {}
     if not address.rpartition(":")[2].isdigit() or address.startswith(":"):
         raise ConfigError(
-            f"{_ADDRESS} = {address!r}: must be host:port, where the first process listens"
+            f"{_ADDRESS} = {address!r}: must be host:port, where process 0 listens"
         )
     given = {name: os.environ[name] for name in (_COUNT, _INDEX) if name in os.environ}
     if not given:
@@ -234,7 +234,7 @@ def _explicit() -> dict[str, Any]:
     count, index = int(given[_COUNT]), int(given[_INDEX])
     if index >= count:
         raise ConfigError(
-            f"{_INDEX} = {index}: must be below {_COUNT} = {count}; the first process is 0"
+            f"{_INDEX} = {index}: must be below {_COUNT} = {count}; process 0 is the first"
         )
     return {
         "num_processes": count,

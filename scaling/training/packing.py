@@ -25,13 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.config import RunConfig, canonical_json, to_dict
+from scaling.config import RunConfig, Trunk, canonical_json, to_dict
 from scaling.data import load
-from scaling.planning.plan import trunk_steps
+from scaling.events import Report
 from scaling.store import provenance
 from scaling.store.files import write_atomically
 from scaling.training import multihost
-from scaling.training.loop import How, LoopConfig, Report, Trainer, Work, unfinished
+from scaling.training.loop import How, LoopConfig, Trainer, Work, select_unfinished
 from scaling.training.preemption import Preempted
 from scaling.training.sharding import (
     Single,
@@ -50,20 +50,19 @@ from scaling.training.step import (
 )
 
 Tree = Any
-Trunk = list[RunConfig]
 _ROUNDS = 3  # of a measurement, after one to compile
 _WORTH_MEASURING = (
     4000  # steps of all members: fewer are over before three ways are compiled
 )
 
 
-def group(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
+def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
     """Trunks that one program can train, at most `members` at a time; the order is that
     of the first of each.
     """
     groups: dict[Any, list[list[Trunk]]] = {}
     for trunk in trunks:
-        run = trunk[0]
+        run = trunk.runs[0]
         packs = groups.setdefault(
             (run.shape, run.data.source, run.data.tokenizer), [[]]
         )
@@ -100,7 +99,7 @@ def _put(states: Tree, state: Tree, index: jax.Array, here: jax.Array) -> Tree:
 
 
 @dataclass(frozen=True)
-class Held:
+class MemberState:
     """The state of a member as of the last chunk, still among the others; called, it is
     a tree of its own.
     """
@@ -126,10 +125,12 @@ class Pack:
         empty = lambda x: np.zeros((self.devices, self.members, *x.shape), x.dtype)
         self._states = jax.tree.map(empty, program.abstract_state)
 
-    def train(self, chunks: dict[int, Chunk]) -> dict[int, tuple[Held, dict[str, Any]]]:
+    def train(
+        self, chunks: dict[int, Chunk]
+    ) -> dict[int, tuple[MemberState, dict[str, Any]]]:
         """Train the next steps of some members; the others stand still."""
         for member, chunk in chunks.items():
-            if not isinstance(chunk.state, Held):
+            if not isinstance(chunk.state, MemberState):
                 device, index = divmod(member, self.members)
                 here = np.arange(self.devices) == device
                 self._states = self._put(
@@ -152,7 +153,7 @@ class Pack:
         metrics = {name: _Rows(values) for name, values in metrics.items()}
         return {
             i: (
-                Held(self, i),
+                MemberState(self, i),
                 {n: _Row(r, *divmod(i, self.members)) for n, r in metrics.items()},
             )
             for i in chunks
@@ -193,64 +194,69 @@ class _Row:
 
 def train_packed(
     trunks: Sequence[Trunk], out: Path, loop: LoopConfig, report: Report, how: How
-) -> list[tuple[Trunk, Exception]]:
-    """Train trunks of one shape in one program, as `train_trunk` does one: those that
-    failed, and why.
+) -> dict[str, Exception]:
+    """Train trunks of one shape in one executable, as `train_trunk` trains one.
 
-    A member whose loss diverges is recorded as such, one that fails is left out, one
-    that ends stands still; the others train on.
+    A member whose loss diverges is recorded as diverged, one that fails is left out,
+    and one that ends stands still; the others train on.
+
+    Returns:
+        What stopped the trunks that failed, by their id.
+
+    Raises:
+        Preempted: the process was told to end; every member has saved a checkpoint.
     """
     loop = dataclasses.replace(loop, strategy="single")
-    pending = {
-        i: runs for i, trunk in enumerate(trunks) if (runs := unfinished(trunk, out))
-    }
-    if not pending:
-        return []
-    trainers = {i: Trainer(runs, out, loop, report) for i, runs in pending.items()}
+    trainers: dict[int, Trainer] = {}
+    for member, trunk in enumerate(trunks):
+        pending = select_unfinished(trunk, out)
+        if pending:
+            trainers[member] = Trainer(pending, out, loop, report)
+    if not trainers:
+        return {}
     works: dict[int, Work[None]] = {
-        i: trainer.work() for i, trainer in trainers.items()
+        member: trainer.work() for member, trainer in trainers.items()
     }
-    pack = Pack(next(iter(trainers.values())).program, len(trunks), how)
-    failures: list[tuple[Trunk, Exception]] = []
+    program = next(iter(trainers.values())).program
+    pack = Pack(program, len(trunks), how)
+    errors: dict[str, Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(works)
     while answers:
         chunks: dict[int, Chunk] = {}
-        notice: Preempted | None = None
-        for i, answer in answers.items():
+        preempted: Preempted | None = None
+        for member, answer in answers.items():
             try:
-                chunks[i] = works[i].send(answer)
+                chunks[member] = works[member].send(answer)
             except StopIteration:
                 pass
-            except (
-                Preempted
-            ) as told:  # this member has saved; the others are to do so too
-                notice = told
-            except Exception as error:  # whatever it is, the other members go on
-                failures.append((trunks[i], error))
-        if notice is not None:
-            raise notice
+            except Preempted as error:
+                preempted = error  # this member has saved; the others must save too
+            except Exception as error:
+                errors[trunks[member].id] = error  # the other members go on
+        if preempted is not None:
+            raise preempted
         answers = pack.train(chunks) if chunks else {}
-    return failures
+    return errors
 
 
 # --- which way is fastest --------------------------------------------------------------------------------------
 
 
-def choose_way(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
+def choose_packing(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
     """The fastest way to train trunks of one shape: measured, or as measured before in
     this folder.
     """
     if (
         len(trunks) == 1
         or loop.strategy not in ("auto", "single")
-        or multihost.several()
+        or multihost.is_multihost()
     ):
         return "solo"
     if loop.pack != "auto":
         return loop.pack
-    if sum(trunk_steps(trunk) for trunk in trunks) < _WORTH_MEASURING:
+    if sum(trunk.steps for trunk in trunks) < _WORTH_MEASURING:
         return "solo"
-    path, run = out / "packing.json", trunks[0][0]
+    path, run = out / "packing.json", trunks[0].runs[0]
     known = _measured(path)
     shape = hashlib.sha256(canonical_json(to_dict(run.shape)).encode()).hexdigest()[:16]
     key = f"{shape} x{len(trunks)} on {provenance.read_provenance()['device']}"

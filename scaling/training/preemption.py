@@ -32,7 +32,7 @@ def request(number: int = 0, frame: FrameType | None = None) -> None:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def sigterm_as_preemption() -> Iterator[None]:
     """Take SIGTERM, what schedulers send before they kill, for such a notice."""
     if (
         threading.current_thread() is not threading.main_thread()

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from scaling import events as event_types
 from scaling.cli.main import main
-from scaling.config import RunConfig
+from scaling.config import RunConfig, Trunk
 from scaling.data import DataError
-from scaling.execution.base import explain
+from scaling.execution.base import explain_error
 from scaling.execution.sweep import SweepError, sweep
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -30,7 +31,7 @@ MakeRun = Callable[..., RunConfig]
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 
 
-def ignore(event: dict[str, Any]) -> None:
+def ignore(event: event_types.Event) -> None:
     del event
 
 
@@ -124,12 +125,17 @@ def test_a_notice_saves_and_ends_and_the_next_start_ends_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(loop.preemption, "requested", lambda: len(seen) > 2)
         with pytest.raises(Preempted):
-            train_trunk(runs[:1], tmp_path, LoopConfig(chunk_steps=4), seen.append)
+            train_trunk(
+                Trunk(tuple(runs[:1])), tmp_path, LoopConfig(chunk_steps=4), seen.append
+            )
     folder = run_dirs.trunk_dir(tmp_path, runs[0]) / "checkpoints"
     assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["12"]
-    restored: list[dict[str, Any]] = []
-    train_trunk(runs[:1], tmp_path, LOOP, restored.append)
-    assert [event["event"] for event in restored[:2]] == ["started", "restored"]
+    restored: list[event_types.Event] = []
+    train_trunk(Trunk(tuple(runs[:1])), tmp_path, LOOP, restored.append)
+    assert [type(event) for event in restored[:2]] == [
+        event_types.Started,
+        event_types.Restored,
+    ]
     assert row(tmp_path, runs[0]) == row(undisturbed, runs[0])
 
 
@@ -205,9 +211,9 @@ def test_what_does_not_fit_is_told_with_its_remedies() -> None:
     for error in (MemoryError("no"), RuntimeError("RESOURCE_EXHAUSTED: 20 GiB")):
         assert (
             "raise optim.accumulate, set model.remat, or use --strategy fsdp"
-            in explain(error)
+            in explain_error(error)
         )
-    assert explain(ValueError("no")) == "ValueError: no"
+    assert explain_error(ValueError("no")) == "ValueError: no"
 
 
 def test_a_result_that_is_there_is_never_replaced(

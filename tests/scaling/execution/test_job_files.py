@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scaling.config import ConfigError, RunConfig
+from scaling import events as event_types
+from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.execution import job_files
 from scaling.execution.base import Job
 from scaling.execution.config import RayConfig
-from scaling.execution.job_files import Post
+from scaling.execution.job_files import JobMailbox
 from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
@@ -26,7 +26,7 @@ from scaling.training import preemption
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
-Event = dict[str, Any]
+Event = event_types.Event
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 
 
@@ -36,17 +36,17 @@ def events() -> list[Event]:
 
 
 @pytest.fixture
-def post(tmp_path: Path, events: list[Event]) -> Post:
-    return Post(tmp_path, "jobs", LOOP, events.append)
+def post(tmp_path: Path, events: list[Event]) -> JobMailbox:
+    return JobMailbox(tmp_path, "jobs", LOOP, events.append)
 
 
 def says(path: Path, text: str) -> None:
-    with open(job_files.events_of(path), "a") as file:
+    with open(job_files.events_path(path), "a") as file:
         file.write(text)
 
 
 def test_a_job_served_from_its_file_is_done(
-    post: Post,
+    post: JobMailbox,
     events: list[Event],
     make_run: MakeRun,
     tmp_path: Path,
@@ -54,19 +54,21 @@ def test_a_job_served_from_its_file_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tokens=1280), make_run(tokens=2560)]
-    posted = post.write(5, Job(runs))
-    assert job_files.serve(posted.path) == "done"
+    posted = post.write(5, Job(Trunk(tuple(runs))))
+    assert job_files.serve_job(posted.path) == "done"
     outcome = post.outcome(posted, "gone")
     assert outcome is not None and (outcome.ticket, outcome.kind) == (5, "done")
-    assert [event["run_id"] for event in events if event["event"] == "finished"] == [
-        run.run_id for run in runs
-    ]
+    assert [
+        event.row["run_id"]
+        for event in events
+        if isinstance(event, event_types.Finished)
+    ] == [run.run_id for run in runs]
     assert not any(post.folder.iterdir())
 
 
-def test_a_job_that_fails_says_why(post: Post, make_run: MakeRun) -> None:
-    posted = post.write(1, Job([make_run(**{"model.vocab": 8})]))
-    assert job_files.serve(posted.path) == "failed"
+def test_a_job_that_fails_says_why(post: JobMailbox, make_run: MakeRun) -> None:
+    posted = post.write(1, Job(Trunk((make_run(**{"model.vocab": 8}),))))
+    assert job_files.serve_job(posted.path) == "failed"
     outcome = post.outcome(posted, "gone")
     assert (
         outcome is not None
@@ -76,58 +78,58 @@ def test_a_job_that_fails_says_why(post: Post, make_run: MakeRun) -> None:
 
 
 def test_a_job_that_is_not_wanted_saves_and_ends(
-    post: Post, make_run: MakeRun, tmp_path: Path
+    post: JobMailbox, make_run: MakeRun, tmp_path: Path
 ) -> None:
     """No checkpoint is due for an hour, so the one that is there was asked for."""
     post.loop = LoopConfig(chunk_steps=4, checkpoint_seconds=3600.0)
     run = make_run(tokens=64 * 50_000)
-    posted = post.write(1, Job([run]))
+    posted = post.write(1, Job(Trunk((run,))))
 
     def recall() -> None:
-        while not any(event["event"] == "progress" for event in seen):
+        while not any(isinstance(event, event_types.Progress) for event in seen):
             seen.extend(
-                json.loads(line)
-                for line in job_files.events_of(posted.path)
+                event_types.event_from_json(json.loads(line))
+                for line in job_files.events_path(posted.path)
                 .read_text()
                 .splitlines()[1:-1]
             )
             time.sleep(0.1)
         post.recall(posted)
 
-    seen: list[Event] = [{"event": ""}]
-    job_files.events_of(posted.path).touch()
-    with ThreadPoolExecutor(1) as pool, preemption.heeded():
+    seen: list[Event] = []
+    job_files.events_path(posted.path).touch()
+    with ThreadPoolExecutor(1) as pool, preemption.sigterm_as_preemption():
         done = pool.submit(recall)
         with pytest.raises(preemption.Preempted):
-            job_files.serve(posted.path)
+            job_files.serve_job(posted.path)
         done.result()
     assert list((run_dirs.trunk_dir(tmp_path, run) / "checkpoints").glob("[0-9]*"))
     assert not run_dirs.is_finished(tmp_path, run) and not preemption.requested()
 
 
 def test_a_job_whose_trunk_is_held_is_busy(
-    post: Post, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    post: JobMailbox, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_files, "_PATIENCE", 0.1)
-    job = Job([make_run()])
+    job = Job(Trunk((make_run(),)))
     assert post.is_free(job)
     posted = post.write(1, job)
-    with Claims().held(run_dirs.trunk_dir(tmp_path, job.runs[0]), lambda event: None):
+    with Claims().held(job.trunk.folder(tmp_path), lambda event: None):
         assert not post.is_free(job)
-        assert job_files.serve(posted.path) == "busy"
+        assert job_files.serve_job(posted.path) == "busy"
     assert post.is_free(job)
     outcome = post.outcome(posted, "gone")
     assert outcome is not None and outcome.kind == "busy"
 
 
 def test_a_job_that_ends_without_a_word_has_died(
-    post: Post, make_run: MakeRun, tmp_path: Path
+    post: JobMailbox, make_run: MakeRun, tmp_path: Path
 ) -> None:
     """Only a newer checkpoint is progress, whatever the job has said."""
     run = make_run()
     for step in (None, 8):
-        posted = post.write(1, Job([run]))
-        says(posted.path, '{"event": "progress", "flops": 1.0}\n')
+        posted = post.write(1, Job(Trunk((run,))))
+        says(posted.path, '{"event": "progress", "trunk": "a", "flops": 1.0}\n')
         if step is not None:
             (run_dirs.trunk_dir(tmp_path, run) / "checkpoints" / str(step)).mkdir(
                 parents=True
@@ -142,49 +144,49 @@ def test_a_job_that_ends_without_a_word_has_died(
 
 
 def test_done_is_believed_once_the_results_are_seen(
-    post: Post, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    post: JobMailbox, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network file system may show the results later than the word; when it never
     does the job has died.
     """
     run = make_run()
-    posted = post.write(1, Job([run]))
+    posted = post.write(1, Job(Trunk((run,))))
     says(posted.path, '{"event": "done"}\n')
     assert post.outcome(posted, "gone") is None
     monkeypatch.setattr(job_files, "EXPIRY", 0.0)
     outcome = post.outcome(posted, "gone")
     assert outcome is not None and outcome.kind == "died"
-    posted = post.write(2, Job([run]))
+    posted = post.write(2, Job(Trunk((run,))))
     write_atomically(run_dirs.run_dir(tmp_path, run) / "result.json", "{}")
     outcome = post.outcome(posted, "gone")  # though it has not said so
     assert outcome is not None and outcome.kind == "done"
 
 
 def test_each_event_is_passed_on_once_and_torn_lines_are_skipped(
-    post: Post, events: list[Event], make_run: MakeRun
+    post: JobMailbox, events: list[Event], make_run: MakeRun
 ) -> None:
-    posted = post.write(1, Job([make_run()]))
+    posted = post.write(1, Job(Trunk((make_run(),))))
     post.read(posted)
     for text, count in (
         ("", 0),
-        ('{"event": "a"}\n{"eve', 1),
-        ('nt": "b"}\n', 2),
-        ('{"torn\n{"event": "c"}\n', 3),
+        ('{"event": "restarted", "reason": "a"}\n{"eve', 1),
+        ('nt": "restarted", "reason": "b"}\n', 2),
+        ('{"torn\n{"event": "restarted", "reason": "c"}\n', 3),
     ):
         says(posted.path, text)
         post.read(posted)
         post.read(posted)
-        assert [event["event"] for event in events] == ["a", "b", "c"][:count]
+        assert [event.reason for event in events] == ["a", "b", "c"][:count]
 
 
-def test_a_timing_is_passed_back(post: Post, make_run: MakeRun) -> None:
-    posted = post.write(1, Job([make_run()], "time"))
+def test_a_timing_is_passed_back(post: JobMailbox, make_run: MakeRun) -> None:
+    posted = post.write(1, Job(Trunk((make_run(),)), "time"))
     says(posted.path, json.dumps({"event": "done", "seconds": [[0.1, 2.0]]}) + "\n")
     outcome = post.outcome(posted, "gone")
     assert (
         outcome is not None
         and outcome.kind == "done"
-        and outcome.result == {"seconds": [[0.1, 2.0]]}
+        and outcome.seconds == [[0.1, 2.0]]
     )
 
 

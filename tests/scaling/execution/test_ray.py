@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from scaling.config import ConfigError, RunConfig
+from scaling import events as event_types
+from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.execution.base import Job, drive
 from scaling.execution.config import RayConfig
 from scaling.execution.ray import Ray
@@ -25,7 +26,7 @@ from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
-Event = dict[str, Any]
+Event = event_types.Event
 LOOP = LoopConfig(chunk_steps=16, checkpoint_seconds=1.0)
 
 pytestmark = [
@@ -105,14 +106,18 @@ def test_a_lost_node_costs_no_run(make_run: MakeRun, tmp_path: Path) -> None:
 
         out = tmp_path / "ray"
         failures, _ = drive(
-            Ray(out, LOOP, report, RayConfig()), [Job([run]) for run in plan], report
+            Ray(out, LOOP, report, RayConfig()),
+            [Job(Trunk((run,))) for run in plan],
+            report,
         )
     assert not failures
-    reasons = [event["reason"] for event in events if event["event"] == "restarted"]
-    assert len(reasons) == 1 and "Ray: " in reasons[0], reasons
-    assert [event["flops"] > 0 for event in events if event["event"] == "restored"] == [
-        True
+    reasons = [
+        event.reason for event in events if isinstance(event, event_types.Restarted)
     ]
+    assert len(reasons) == 1 and "Ray: " in reasons[0], reasons
+    assert [
+        event.flops > 0 for event in events if isinstance(event, event_types.Restored)
+    ] == [True]
     table = run_table(out).set_index("run_id")
     assert len(table) == 3 and (table["loss"] == local["loss"][table.index]).all()
 
@@ -130,12 +135,14 @@ def test_an_interrupt_saves(
 
     def report(event: Event) -> None:
         events.append(event)
-        if sum(e["event"] == "progress" for e in events) == 1:
+        if sum(isinstance(e, event_types.Progress) for e in events) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            drive(Ray(tmp_path, loop, report, RayConfig()), [Job([run])], report)
+            drive(
+                Ray(tmp_path, loop, report, RayConfig()), [Job(Trunk((run,)))], report
+            )
     finally:
         signal.signal(signal.SIGINT, before)
     assert list((run_dirs.trunk_dir(tmp_path, run) / "checkpoints").glob("[0-9]*"))

@@ -23,7 +23,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from scaling.config import ConfigError, RunConfig
+from scaling import events as event_types
+from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.execution import slurm
 from scaling.execution.base import Job, drive
 from scaling.execution.config import SlurmConfig
@@ -36,7 +37,7 @@ from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
-Event = dict[str, Any]
+Event = event_types.Event
 SECONDS = 100  # of training that the longest run takes here
 LOOP = LoopConfig(
     chunk_steps=16, checkpoint_seconds=600.0
@@ -238,21 +239,25 @@ def test_a_job_that_is_cancelled_saves_and_is_submitted_again(
 
     def report(event: Event) -> None:
         events.append(event)
-        if sum(e["event"] == "progress" for e in events) == 1:
+        if sum(isinstance(e, event_types.Progress) for e in events) == 1:
             subprocess.run(["scancel", "--name", executor.name], check=True)
 
     executor = Slurm(
         tmp_path, LOOP, report, SlurmConfig(minutes=5, memory_gb=0.5, interval=1.0)
     )
-    failures, _ = drive(executor, [Job([run])], report)
+    failures, _ = drive(executor, [Job(Trunk((run,)))], report)
     assert not failures
     assert [
-        "ended early" in event["reason"]
+        "ended early" in event.reason
         for event in events
-        if event["event"] == "restarted"
+        if isinstance(event, event_types.Restarted)
     ] == [True]
-    restored = [event["flops"] for event in events if event["event"] == "restored"]
-    trained = [event["flops"] for event in events if event["event"] == "progress"]
+    restored = [
+        event.flops for event in events if isinstance(event, event_types.Restored)
+    ]
+    trained = [
+        event.flops for event in events if isinstance(event, event_types.Progress)
+    ]
     assert len(restored) == 1 and restored[0] > 0
     assert sum(trained) <= Plan("one", (run,)).flops + 2 * max(trained)
     loss = run_table(tmp_path).set_index("run_id")["loss"][run.run_id]
@@ -282,10 +287,10 @@ def test_a_trunk_that_is_held_is_not_submitted(
     run = make_run()
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
     with Claims().held(run_dirs.trunk_dir(tmp_path, run), lambda event: None):
-        ticket = executor.submit(Job([run]))
+        ticket = executor.submit(Job(Trunk((run,))))
         assert [(o.ticket, o.kind) for o in executor.poll(0.0)] == [(ticket, "busy")]
     assert not executor.there
-    executor.submit(Job([run]))
+    executor.submit(Job(Trunk((run,))))
     executor.poll(0.0)
     assert len(executor.there) == 1 == len(slurm.queue(executor.name) or {})
     executor.cancel()
@@ -296,8 +301,8 @@ def test_a_trunk_that_is_held_is_not_submitted(
 
 
 def test_short_jobs_ask_for_less_time(make_run: MakeRun) -> None:
-    job = Job([make_run()])
-    flops = Plan("one", tuple(job.runs)).flops
+    job = Job(Trunk((make_run(),)))
+    flops = Plan("one", tuple(job.trunk.runs)).flops
     assert minutes(job, SlurmConfig(minutes=60)) == 60
     assert (
         minutes(job, SlurmConfig(minutes=60, flops_per_second=flops)) == 15
@@ -340,7 +345,7 @@ def test_a_controller_that_does_not_answer_ends_no_job(
     monkeypatch.setattr(slurm, "_submitit", lambda: None)
     monkeypatch.setattr(slurm, "queue", lambda name: None)
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
-    executor.there["7"] = executor.post.write(1, Job([make_run()]))
+    executor.there["7"] = executor.post.write(1, Job(Trunk((make_run(),))))
     assert executor.poll(0.0) == []
     monkeypatch.setattr(slurm, "queue", lambda name: {"7": ("PENDING", "Priority")})
     executor.look = 0.0
@@ -384,12 +389,12 @@ def test_what_the_cluster_does_not_take_now_is_submitted_later(
     )
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
     for seed in (0, 1):
-        executor.submit(Job([make_run(seed=seed)]))
+        executor.submit(Job(Trunk((make_run(seed=seed),))))
     with pytest.raises(ConfigError, match="QOSMaxSubmitJobPerUserLimit"):
         executor.poll(0.0)
     executor.accepted = 1
     for seed in (0, 1):
-        executor.submit(Job([make_run(seed=seed)]))
+        executor.submit(Job(Trunk((make_run(seed=seed),))))
     for _ in range(3):
         assert executor.poll(0.0) == [] and len(executor.waiting) == 2
     cluster.full = False

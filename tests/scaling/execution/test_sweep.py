@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 
 from scaling import data
+from scaling import events as event_types
+from scaling.child import Child
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution import local
 from scaling.execution.sweep import SweepError, sweep, unfinished
@@ -28,7 +30,7 @@ from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
-Event = dict[str, Any]
+Event = event_types.Event
 module = importlib.import_module(
     "scaling.execution.sweep"
 )  # the package's attribute of that name is the function
@@ -135,16 +137,17 @@ def workers(
     out, events = tmp_path_factory.mktemp("workers"), []
     (run_dirs.open_run(out, plan.runs[2]) / "config.json").write_text("{")
     processes: list[subprocess.Popen[bytes]] = []
-    start = local.start
+    start = local.start_worker
 
-    def recorded(*place: Any) -> subprocess.Popen[bytes]:
-        processes.append(start(*place))
-        return processes[-1]
+    def recorded(*place: Any) -> Child:
+        child = start(*place)
+        processes.append(child.process)
+        return child
 
     class Shown(Progress):
         def report(self, event: Event) -> None:
-            if event["event"] == "progress" and not any(
-                e["event"] == "progress" for e in events
+            if isinstance(event, event_types.Progress) and not any(
+                isinstance(e, event_types.Progress) for e in events
             ):
                 processes[0].kill()
             events.append(event)
@@ -154,7 +157,7 @@ def workers(
         yield Shown(plan, None, "quiet")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "start", recorded)
+        patch.setattr(local, "start_worker", recorded)
         patch.setattr(module, "progress", progress)
         with pytest.raises(SweepError) as error:
             sweep(plan, out, workers=2, loop=LOOP)
@@ -179,9 +182,11 @@ def test_a_failing_job_is_named_and_stops_no_other(
 def test_a_killed_worker_is_replaced(workers: tuple[Path, str, list[Event]]) -> None:
     _, _, events = workers
     assert [
-        "killed" in event["reason"] for event in events if event["event"] == "restarted"
+        "killed" in event.reason
+        for event in events
+        if isinstance(event, event_types.Restarted)
     ] == [True]
-    assert sum(event["event"] == "finished" for event in events) == 3
+    assert sum(isinstance(event, event_types.Finished) for event in events) == 3
 
 
 def test_workers_train_what_this_process_trains(

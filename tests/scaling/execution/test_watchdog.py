@@ -10,17 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from scaling.config import RunConfig, to_dict
-from scaling.execution import in_process, watchdog
+from scaling import events as event_types
+from scaling.config import RunConfig, Trunk, to_dict
+from scaling.execution import in_process
+from scaling.execution import watchdog as watchdog_module
 from scaling.execution.base import Job
-from scaling.execution.in_process import run_here
-from scaling.execution.job_files import Post
-from scaling.execution.watchdog import watched
-from scaling.execution.worker import answer
+from scaling.execution.in_process import train_in_process
+from scaling.execution.job_files import JobMailbox
+from scaling.execution.watchdog import watchdog
+from scaling.execution.worker import do_job
 from scaling.store.leases import Claims
 from scaling.training.loop import LoopConfig
 
@@ -28,13 +29,14 @@ MakeRun = Callable[..., RunConfig]
 
 SILENT = """
 import time
-from scaling.execution.watchdog import watched
+from scaling.events import Progress
+from scaling.execution.watchdog import watchdog
 
 def waits_for_a_device():
     time.sleep(60)
 
-with watched(print, 0.2) as report:
-    report({"event": "progress"})
+with watchdog(print, 0.2) as report:
+    report(Progress("trunk", 1.0))
     waits_for_a_device()
 """
 
@@ -43,7 +45,7 @@ def test_silence_ends_the_process_and_shows_what_it_waits_for() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SILENT], capture_output=True, text=True, timeout=50
     )
-    assert done.returncode == watchdog.STATUS
+    assert done.returncode == watchdog_module.STATUS
     assert "waits_for_a_device" in done.stderr and done.stderr.endswith(
         "the same command resumes from the last checkpoint\n"
     )
@@ -54,14 +56,14 @@ def test_events_keep_it_alive_and_are_passed_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[float] = []
-    monkeypatch.setattr(watchdog, "_end", ended.append)
-    events: list[dict[str, Any]] = []
-    with watched(events.append, 1.0) as report:
+    monkeypatch.setattr(watchdog_module, "_end", ended.append)
+    events: list[event_types.Event] = []
+    with watchdog(events.append, 1.0) as report:
         for number in range(8):
-            report({"event": number})
+            report(event_types.Progress("trunk", number))
             time.sleep(0.25)
-    assert [event["event"] for event in events] == list(range(8)) and not ended
-    with watched(events.append, 0.1):
+    assert events == [event_types.Progress("trunk", i) for i in range(8)] and not ended
+    with watchdog(events.append, 0.1):
         time.sleep(0.5)
     assert ended and set(ended) == {0.1}
 
@@ -71,12 +73,12 @@ def test_who_trains_alone_is_watched(
 ) -> None:
     """This process; a job of a cluster; not a worker, whose sweep watches it."""
     seen: list[float] = []
-    monkeypatch.setattr(watchdog, "_end", seen.append)
+    monkeypatch.setattr(watchdog_module, "_end", seen.append)
     hang = lambda runs, out, loop, report: time.sleep(0.5)
     monkeypatch.setattr(in_process, "train_trunk", hang)
     monkeypatch.setattr("scaling.training.loop.train_trunk", hang)
     run, loop = make_run(), LoopConfig(stall_seconds=0.1)
-    run_here([[run]], tmp_path, loop, lambda event: None)
+    train_in_process([Trunk((run,))], tmp_path, loop, lambda event: None)
     assert seen
     for alone in (True, False):
         seen.clear()
@@ -88,7 +90,11 @@ def test_who_trains_alone_is_watched(
             "alone": alone,
         }
         with open(tmp_path / "events", "w") as events:
-            assert answer(job | {"alone": alone}, Claims(), events) == {"event": "done"}
+            assert (
+                do_job(job | {"alone": alone}, Claims(), events) == event_types.Done()
+            )
         assert bool(seen) == alone
-    posted = Post(tmp_path, "jobs", loop, lambda event: None).write(1, Job([run]))
+    posted = JobMailbox(tmp_path, "jobs", loop, lambda event: None).write(
+        1, Job(Trunk((run,)))
+    )
     assert json.loads(posted.path.read_text())["alone"] is True

@@ -7,30 +7,23 @@ from __future__ import annotations
 import pytest
 
 from scaling import Plan
+from scaling import events as event_types
 from scaling.monitoring.progress import progress
 
 
-def events(plan: Plan) -> list[dict]:
+def events(plan: Plan) -> list[event_types.Event]:
     shape = {"width": 8, "depth": 1, "tokens": 1280, "flops": plan.flops}
     return [
-        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
-        {
-            "event": "finished",
-            "run_id": "a" * 16,
-            "loss": 2.5,
-            "diverged": False,
-            **shape,
-        },
-        {"event": "restarted", "reason": "the worker ended (signal 9)"},
-        {"event": "programs", "compiled": 5, "reused": 2},
-        {"event": "progress", "trunk": "a", "flops": plan.flops / 2},
-        {
-            "event": "finished",
-            "run_id": "b" * 16,
-            "loss": None,
-            "diverged": True,
-            **shape,
-        },
+        event_types.Progress("a", plan.flops / 2),
+        event_types.Finished(
+            {"run_id": "a" * 16, "loss": 2.5, "diverged": False, **shape}
+        ),
+        event_types.Restarted("the worker ended (signal 9)"),
+        event_types.Programs(5, 2),
+        event_types.Progress("a", plan.flops / 2),
+        event_types.Finished(
+            {"run_id": "b" * 16, "loss": None, "diverged": True, **shape}
+        ),
     ]
 
 
@@ -66,14 +59,14 @@ def test_quiet_is_quiet(plan, capsys):
 
 def test_a_trunk_that_starts_again_counts_what_its_checkpoint_has(plan, capsys):
     with progress(plan, show="plain") as shown:
-        for name, share in (
-            ("started", 0),
-            ("progress", 0.5),
-            ("started", 0),
-            ("restored", 0.25),
-            ("progress", 0.25),
+        for kind, share in (
+            (event_types.Started, 0),
+            (event_types.Progress, 0.5),
+            (event_types.Started, 0),
+            (event_types.Restored, 0.25),
+            (event_types.Progress, 0.25),
         ):
-            shown.report({"event": name, "trunk": "a", "flops": plan.flops * share})
+            shown.report(kind("a", plan.flops * share))
         assert shown.flops == pytest.approx(0.5 * plan.flops)
-        shown.report({"event": "restored", "trunk": "b", "flops": plan.flops * 0.5})
+        shown.report(event_types.Restored("b", plan.flops * 0.5))
         assert shown.flops == pytest.approx(plan.flops)

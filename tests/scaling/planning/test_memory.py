@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.execution.base import Job
 from scaling.execution.config import SlurmConfig
 from scaling.execution.slurm import gigabytes
@@ -95,7 +95,7 @@ def test_a_job_asks_for_what_its_model_takes() -> None:
     """For small models the least, else twice the count as a power of two, of which the
     state is a part; or as told.
     """
-    ask = lambda run, **told: gigabytes(Job([run]), SlurmConfig(**told))
+    ask = lambda run, **told: gigabytes(Job(Trunk((run,))), SlurmConfig(**told))
     small, large = (
         run_of(256, 4, 4, 256, 64, False),
         run_of(2048, 16, 16, 1024, 8, False),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig
-from scaling.model.flops import count_parameters, flops_per_token
+from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig, Trunk
+from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
 from scaling.planning.lr_rules import rescale
 from scaling.planning.plan import (
     Plan,
@@ -21,8 +21,6 @@ from scaling.planning.plan import (
     grid_plan,
     isoflop_plan,
     make_plan,
-    trunk_flops,
-    trunk_steps,
 )
 
 BUDGETS = [2e11, 6e11, 2e12]
@@ -102,7 +100,7 @@ def test_a_size_is_one_trunk_across_budgets() -> None:
 def test_a_plan_costs_its_trunks_once_and_every_cooldown() -> None:
     optim = dataclasses.replace(OPTIM, cooldown_fraction=0.25)
     runs = [RunConfig(MODEL, optim=optim, tokens=steps * 512) for steps in (400, 800)]
-    assert trunk_steps(runs) == 600 + 100 + 200
+    assert Trunk(tuple(runs)).steps == 600 + 100 + 200
     assert Plan("two", tuple(runs)).flops == 900 * 512 * flops_per_token(MODEL)
     cosine = [
         dataclasses.replace(r, optim=dataclasses.replace(r.optim, schedule="cosine"))
@@ -311,8 +309,8 @@ def test_a_grid_of_rates_is_planned_about_every_run_of_the_rule() -> None:
 
 def test_the_warm_up_is_a_fraction_of_the_shortest_run_on_each_trunk() -> None:
     plan = isoflop(warmup_fraction=0.05)
-    assert [trunk[0].model.width for trunk in plan.trunks()] == [
-        t[0].model.width for t in isoflop().trunks()
+    assert [trunk.model.width for trunk in plan.trunks()] == [
+        t.model.width for t in isoflop().trunks()
     ]
     for trunk in plan.trunks():
         shortest = min(run.steps * run.batch_tokens for run in trunk)

@@ -10,7 +10,6 @@ import pytest
 
 from scaling import LoopConfig, Plan, grid_plan
 from scaling.model.flops import flops_per_token
-from scaling.planning.plan import trunk_steps
 from scaling.planning.timing import (
     Timing,
     estimate_plan_seconds,
@@ -46,8 +45,7 @@ def test_the_cheapest_and_the_most_expensive_shape_are_measured(plan):
 def test_one_worker_takes_the_sum_and_many_the_longest(plan):
     a, b, start = 1e-3, 1e-10, 2.0
     trunks = [
-        start
-        + trunk_steps(t) * (a + b * t[0].batch_tokens * flops_per_token(t[0].model))
+        start + t.steps * (a + b * t.batch_tokens * flops_per_token(t.model))
         for t in plan.trunks()
     ]
     measured = timings(plan, a, b, start)

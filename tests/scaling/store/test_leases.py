@@ -10,10 +10,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from scaling import events as event_types
 from scaling.store import leases
 from scaling.store.leases import Claim, ClaimLost, Claims
 
@@ -27,7 +27,7 @@ time.sleep(60)
 """
 
 
-def ignore(event: dict[str, Any]) -> None:
+def ignore(event: event_types.Event) -> None:
     del event
 
 
@@ -78,9 +78,9 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
     """
     with Claims().held(tmp_path, ignore):
         pass
-    told: list[dict[str, Any]] = []
+    told: list[event_types.Event] = []
 
-    def refuse(event: dict[str, Any]) -> None:
+    def refuse(event: event_types.Event) -> None:
         told.append(event)
         raise BrokenPipeError
 
@@ -91,7 +91,9 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
     )
     with pytest.raises(BrokenPipeError), Claims().held(tmp_path, refuse):
         pytest.fail("entered")
-    assert [(event["event"], event["now"]) for event in told] == [("mixed", "other")]
+    assert [(type(event), event.now) for event in told] == [
+        (event_types.Mixed, "other")
+    ]
     with Claims().held(tmp_path, ignore) as claim:
         assert claim is not None
 
@@ -111,7 +113,7 @@ def test_a_heartbeat_keeps_the_trunk_and_silence_loses_it(
     with pytest.raises(ClaimLost, match="another process has taken over"):
         elsewhere.check()
     with pytest.raises(ClaimLost):
-        elsewhere.checking(ignore)({"event": "progress"})
+        elsewhere.checking(ignore)(event_types.Progress("trunk", 1.0))
     taken.check()
 
 
@@ -173,7 +175,7 @@ def test_an_unreadable_claim_is_waited_for(tmp_path: Path, text: bytes) -> None:
 def test_another_version_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[event_types.Event] = []
     with Claims().held(tmp_path, events.append):
         pass
     with Claims().held(tmp_path, events.append):
@@ -186,4 +188,4 @@ def test_another_version_is_noticed(
     )
     with Claims().held(tmp_path, events.append):
         pass
-    assert [event["now"] for event in events] == ["scaling 9"]
+    assert [event.now for event in events] == ["scaling 9"]

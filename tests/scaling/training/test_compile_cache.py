@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from scaling.config import ModelConfig, OptimConfig, RunConfig
-from scaling.execution.in_process import compile_ahead, run_here
+from scaling import events as event_types
+from scaling.config import ModelConfig, OptimConfig, RunConfig, Trunk
+from scaling.execution.in_process import compile_ahead, train_in_process
 from scaling.training import compile_cache
 from scaling.training.loop import LoopConfig
 from scaling.training.sharding import Single
@@ -31,10 +31,10 @@ def programs(run: RunConfig, out: Path) -> dict[str, int]:
     """What a process that has compiled nothing yet compiles and reuses to train a run."""
     jax.clear_caches()
     _program.cache_clear()
-    events: list[dict[str, Any]] = []
-    assert run_here([[run]], out, LoopConfig(), events.append) == []
+    events: list[event_types.Event] = []
+    assert train_in_process([Trunk((run,))], out, LoopConfig(), events.append) == []
     return {"compiled": 0, "reused": 0} | next(
-        e for e in events if e["event"] == "programs"
+        e for e in events if isinstance(e, event_types.Programs)
     )
 
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.execution.in_process import run_here
+from scaling import events as event_types
+from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Trunk
+from scaling.execution.in_process import train_in_process
 from scaling.execution.sweep import SweepError, sweep
 from scaling.model.kernels import _attention, causal_attention
 from scaling.planning.memory import estimate_gpu_footprint
@@ -48,7 +49,10 @@ def runs(make_run: MakeRun) -> list[RunConfig]:
 
 
 def losses(runs: list[RunConfig], out: Path, loop: LoopConfig = LOOP) -> list[float]:
-    assert run_here([[run] for run in runs], out, loop, lambda event: None) == []
+    assert (
+        train_in_process([Trunk((run,)) for run in runs], out, loop, lambda event: None)
+        == []
+    )
     return [
         json.loads((run_dirs.run_dir(out, run) / "result.json").read_text())["loss"]
         for run in runs
@@ -96,17 +100,20 @@ def test_an_interrupted_run_resumes_to_the_same_loss(
     (whole,) = losses([run], tmp_path / "whole")
     seen = []
 
-    def interrupt(event: dict[str, Any]) -> None:
+    def interrupt(event: event_types.Event) -> None:
         seen.append(event["event"])
         if seen.count("progress") == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_here([[run]], tmp_path / "cut", LOOP, interrupt)
+        train_in_process([Trunk((run,))], tmp_path / "cut", LOOP, interrupt)
     events: list[str] = []
     assert (
-        run_here(
-            [[run]], tmp_path / "cut", LOOP, lambda event: events.append(event["event"])
+        train_in_process(
+            [Trunk((run,))],
+            tmp_path / "cut",
+            LOOP,
+            lambda event: events.append(event["event"]),
         )
         == []
     )

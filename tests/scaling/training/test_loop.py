@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.config import ConfigError, RunConfig, to_dict
+from scaling import events as event_types
+from scaling.config import ConfigError, RunConfig, Trunk, to_dict
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -33,7 +34,7 @@ from scaling.training.step import Executable
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
-Event = dict[str, Any]
+Event = event_types.Event
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0, sweep="test")
 PROVENANCE = ("wall_seconds", "device", "versions", "commit")
 
@@ -52,7 +53,7 @@ def ladder(
 def train(
     runs: Sequence[RunConfig], out: Path, report: Callable[[Event], None] | None = None
 ) -> None:
-    train_trunk(runs, out, LOOP, report or (lambda event: None))
+    train_trunk(Trunk(tuple(runs)), out, LOOP, report or (lambda event: None))
 
 
 def result(out: Path, run: RunConfig) -> dict[str, Any]:
@@ -149,7 +150,9 @@ def test_flops_spent_are_those_of_the_steps_taken(
     finished: tuple[Path, list[Event]], runs: list[RunConfig]
 ) -> None:
     out, events = finished
-    reported = sum(event["flops"] for event in events if event["event"] == "progress")
+    reported = sum(
+        event.flops for event in events if isinstance(event, event_types.Progress)
+    )
     assert np.isclose(run_table(out)["flops_spent"].sum(), reported, rtol=1e-12)
     steps = 14 + 3 + 6  # the longer trunk, two cooldowns
     assert np.isclose(reported, steps * 64 * flops_per_token(runs[0].model), rtol=1e-12)
@@ -242,7 +245,9 @@ def test_a_longer_budget_added_later_continues_the_trunk(
     events: list[Event] = []
     train(runs, tmp_path, events.append)
     assert result(tmp_path, runs[1]) == result(finished[0], runs[1])
-    steps = sum(event["flops"] for event in events if event["event"] == "progress")
+    steps = sum(
+        event.flops for event in events if isinstance(event, event_types.Progress)
+    )
     assert np.isclose(
         steps, (7 + 6) * 64 * flops_per_token(runs[0].model)
     )  # from step 7 of the trunk to 14
@@ -294,7 +299,7 @@ def train(out, stop):
         run_dirs.write_result = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     if stop == "checkpoint":  # a state is written, but not yet renamed into place
         os.rename = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
-    train_trunk(runs, Path(out), loop, report)
+    train_trunk(Trunk(tuple(runs)), Path(out), loop, report)
 
 
 signals = []
@@ -355,7 +360,9 @@ def test_a_diverged_run_is_recorded_as_such(make_run: MakeRun, tmp_path: Path) -
         and table["diverged"].all()
         and table["loss"].isna().all()
     )
-    stopped = [event["step"] for event in events if event["event"] == "diverged"]
+    stopped = [
+        event.step for event in events if isinstance(event, event_types.Diverged)
+    ]
     assert len(stopped) == 2 and stopped[0] == stopped[1] < 7
     train(runs, tmp_path, lambda event: pytest.fail("trained again"))
 

@@ -237,7 +237,7 @@ def test_a_slurm_step_of_several_tasks_is_joined() -> None:
     """Found by JAX itself: the port follows from the number of the job."""
     port = free_port(range(62000, 65535))
     script = (
-        "from scaling.training import multihost; multihost.join(); import jax; "
+        "from scaling.training import multihost; multihost.join_processes(); import jax; "
         "print([jax.process_index(), jax.process_count()])"
     )
     step = SLURM | {"SLURM_JOB_ID": str(port - 61440)}
@@ -297,9 +297,9 @@ def test_a_process_of_its_own_joins_nothing(
     monkeypatch: pytest.MonkeyPatch, joined: list[Any], environment: dict[str, str]
 ) -> None:
     set_all(monkeypatch, environment)
-    multihost.join()
+    multihost.join_processes()
     assert joined == []
-    assert multihost.is_first() and not multihost.several()
+    assert multihost.is_process_0() and not multihost.is_multihost()
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_one_of_several_joins_the_others(
     arguments: dict[str, Any],
 ) -> None:
     set_all(monkeypatch, environment)
-    multihost.join()
+    multihost.join_processes()
     assert joined == [arguments]
 
 
@@ -374,7 +374,7 @@ def test_an_environment_that_contradicts_itself_is_an_error(
         },
     )
     with pytest.raises(ConfigError, match=message):
-        multihost.join()
+        multihost.join_processes()
     assert joined == []
 
 
@@ -387,9 +387,9 @@ def test_joining_too_late_names_the_remedy(
     set_all(monkeypatch, EXPLICIT)
     with pytest.raises(
         ConfigError,
-        match=r"joining .* failed .*: call scaling.training.multihost.join\(\) before any other use of",
+        match=r"joining .* failed .*: call scaling.training.multihost.join_processes\(\) before any other use of",
     ):
-        multihost.join()
+        multihost.join_processes()
 
 
 # --- what the first decides ----------------------------------------------------------------------------------
@@ -397,9 +397,9 @@ def test_joining_too_late_names_the_remedy(
 
 def test_alone_every_value_is_the_process_s_own() -> None:
     array = np.arange(6.0).reshape(2, 3)
-    assert multihost.shared(array) is array
-    assert multihost.decided({"a": [1, None]}) == {"a": [1, None]}
-    multihost.agreed("anything", "at all")
+    assert multihost.broadcast_array(array) is array
+    assert multihost.broadcast_from_process_0({"a": [1, None]}) == {"a": [1, None]}
+    multihost.assert_same_on_all("anything", "at all")
 
 
 @pytest.mark.parametrize("several", [False, True])

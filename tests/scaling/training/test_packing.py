@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scaling.config import RunConfig, to_dict
-from scaling.execution.in_process import run_here
+from scaling.execution.in_process import train_in_process
 from scaling.store import run_dirs
 from scaling.store.table import run_table
 from scaling.training import packing
@@ -52,7 +52,7 @@ def trunks(make_run: MakeRun) -> Trunks:
 
 def losses(trunks: Trunks, out: Path, loop: LoopConfig) -> dict[str, float]:
     """Losses of all runs by their ids."""
-    assert run_here(trunks, out, loop, lambda event: None) == []
+    assert train_in_process(trunks, out, loop, lambda event: None) == []
     return read(trunks, out)
 
 
@@ -119,7 +119,7 @@ def test_a_member_that_fails_is_named_and_stops_no_other(
         write(out, run, row)
 
     monkeypatch.setattr(run_dirs, "write_result", full)
-    failures = run_here(
+    failures = train_in_process(
         trunks, tmp_path, LoopConfig(pack="map", chunk_steps=4), lambda event: None
     )
     assert [(f.runs, f.reason) for f in failures] == [
@@ -149,7 +149,9 @@ def test_only_one_shape_shares_a_program(trunks: Trunks, make_run: MakeRun) -> N
         [make_run(**{"model.width": 16})],
         [make_run(**{"data.source": "markov:tokens=50000"})],
     )
-    assert packing.group([trunks[0], wide, trunks[1], other, trunks[2]], 2) == [
+    assert packing.group_by_shape(
+        [trunks[0], wide, trunks[1], other, trunks[2]], 2
+    ) == [
         [trunks[0], trunks[1]],
         [trunks[2]],
         [wide],
@@ -161,7 +163,7 @@ def test_the_way_is_measured_once_and_recorded(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunks = [[make_run(seed=seed, tokens=64 * 3000)] for seed in range(2)]
-    assert packing.choose_way(trunks, tmp_path, LoopConfig(chunk_steps=2)) in (
+    assert packing.choose_packing(trunks, tmp_path, LoopConfig(chunk_steps=2)) in (
         "solo",
         "vmap",
         "map",
@@ -176,11 +178,13 @@ def test_the_way_is_measured_once_and_recorded(
         json.dumps({key: {"solo": 2.0, "vmap": 1.0, "map": 3.0}})
     )
     monkeypatch.setattr(packing, "measure", lambda *_: pytest.fail("measured again"))
-    assert packing.choose_way(trunks, tmp_path, LoopConfig()) == "vmap"
-    assert packing.choose_way(trunks, tmp_path, LoopConfig(pack="map")) == "map"
-    assert packing.choose_way(trunks, tmp_path, LoopConfig(strategy="pmap")) == "solo"
+    assert packing.choose_packing(trunks, tmp_path, LoopConfig()) == "vmap"
+    assert packing.choose_packing(trunks, tmp_path, LoopConfig(pack="map")) == "map"
     assert (
-        packing.choose_way([[make_run()]] * 2, tmp_path, LoopConfig()) == "solo"
+        packing.choose_packing(trunks, tmp_path, LoopConfig(strategy="pmap")) == "solo"
+    )
+    assert (
+        packing.choose_packing([[make_run()]] * 2, tmp_path, LoopConfig()) == "solo"
     )  # over before it is measured
 
 

@@ -97,7 +97,7 @@ def train(folder, strategy, chunks=None):  # the whole road: data, trunk, checkp
 
     loop = LoopConfig(chunk_steps=S, checkpoint_seconds=0.0, strategy=strategy)
     try:
-        train_trunk([accumulated], out / folder, loop, report)
+        train_trunk(Trunk((accumulated,)), out / folder, loop, report)
     except Killed:
         return events.count("progress")
     row = json.loads((run_dirs.run_dir(out / folder, accumulated) / "result.json").read_text())
