@@ -17,7 +17,7 @@ from scaling.execution.in_process import compile_ahead, train_in_process
 from scaling.training import compile_cache
 from scaling.training.loop import LoopConfig
 from scaling.training.sharding import Single
-from scaling.training.step import StepRates, _program, get_executable
+from scaling.training.step import StepRates, _build_executable, get_executable
 
 MakeRun = Callable[..., RunConfig]
 
@@ -30,7 +30,7 @@ def _quick(quick_compile: None) -> None:
 def programs(run: RunConfig, out: Path) -> dict[str, int]:
     """What a process that has compiled nothing yet compiles and reuses to train a run."""
     jax.clear_caches()
-    _program.cache_clear()
+    _build_executable.cache_clear()
     events: list[event_types.Event] = []
     assert train_in_process([Trunk((run,))], out, LoopConfig(), events.append) == []
     return {"compiled": 0, "reused": 0} | next(
@@ -59,7 +59,7 @@ def test_the_next_shape_is_compiled_while_a_run_trains(
     """What is compiled ahead is what the run then asks for."""
     run = make_run(**{"model.width": 24})
     jax.clear_caches()
-    _program.cache_clear()
+    _build_executable.cache_clear()
     with compile_cache.compilation_cache(tmp_path) as ahead:
         compile_ahead(run, LoopConfig())
     assert ahead["compiled"] == 1
