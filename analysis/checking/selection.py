@@ -82,15 +82,10 @@ def _deviance(r: np.ndarray, objective: str, delta: float | None) -> float:
         beyond = np.log(2 * s / delta) - delta**2 / (2 * s)
         return float(mean / s + np.logaddexp(inside, beyond))
 
-    ends = (
-        np.log(mean) - 0.5,
-        np.log(mean) + 1.5,
-    )  # the best s: mean rho for Laplace's density, twice it for normal
-    return (
-        2
-        * n
-        * float(scipy.optimize.minimize_scalar(half, bounds=ends, method="bounded").fun)
-    )  # type: ignore[union-attr]
+    # The best s is the mean rho for Laplace's density and twice it for the normal one.
+    ends = (np.log(mean) - 0.5, np.log(mean) + 1.5)
+    best: Any = scipy.optimize.minimize_scalar(half, bounds=ends, method="bounded")
+    return 2 * n * float(best.fun)
 
 
 def attempt(runs: Runs, law: str | Law, **options: Any) -> Fit | str:

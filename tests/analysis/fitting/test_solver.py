@@ -44,9 +44,7 @@ def test_small_nonnegative_least_squares_agrees_with_scipy() -> None:
         a, b = rng.standard_normal((8, 3)), rng.standard_normal(8)
         with float64():
             found = np.asarray(solve_nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
-        np.testing.assert_allclose(
-            found, scipy.optimize.nnls(a, b)[0], atol=1e-10
-        )
+        np.testing.assert_allclose(found, scipy.optimize.nnls(a, b)[0], atol=1e-10)
 
 
 def test_the_objective_reported_is_the_sum_over_rows(solver: Solver) -> None:
