@@ -1,22 +1,26 @@
-"""Compute-optimal allocation: how large a model, on how many tokens, for a number of
-FLOPs or for a loss.
+"""Compute-optimal allocation: which model size, on how many tokens.
+
+The question is asked for a number of FLOPs, or for a loss to reach.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from analysis.decisions.frontier import (
+    AllocationProblem,
     FlopsPerToken,
     Params,
-    Problem,
-    interval,
-    other_variables,
+    compute_interval,
+    count_draws,
+    read_other_variables,
 )
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.result import Fit
@@ -27,21 +31,23 @@ class Allocation:
     """The best use of C FLOPs under a fitted law, or the cheapest way to a loss.
 
     Attributes:
-        C: FLOPs of training and serving together. N, D: parameters and tokens that
-        minimise the loss.
-        loss: predicted there, nats per token.
-        valley: (smallest, largest) N whose loss, at the same C, is within 0.1 % of the
-        best; (N, N) at a given N.
-        relation: what ties N and D to C.
-        reach: training FLOPs over the largest C that was fitted; above 1 the law is
-        extrapolated.
-        intervals: "N", "D", "loss" -> (low, high) at `level`, and "C" when the loss was
-        given; what was given has
-            none. An end is inf where the draws beyond it cannot reach the loss. Empty
-            without a bootstrap.
-        training_flops, inference_flops: the parts of C; they fall short of it where
-        tokens run out.
-        data_limited: D is all the tokens there are.
+        C: FLOPs of training and inference together.
+        N: parameters that minimize the loss.
+        D: tokens that minimize the loss.
+        loss: predicted at N and D, nats per token.
+        near_optimal_range: (smallest, largest) N whose loss, at the same C, is within
+            0.1 % of the best; (N, N) if N was given.
+        relation: the formula that ties N and D to C.
+        extrapolation_factor: training FLOPs over the largest C that was fitted; above 1
+            the law is extrapolated.
+        level: of the intervals.
+        intervals: "N", "D", "loss" -> (low, high), and "C" if the loss was given. A
+            quantity that was given has no interval. An end is inf if the draws beyond
+            it cannot reach the loss. Empty without a bootstrap.
+        training_flops: the part of C spent on training.
+        inference_flops: the part of C spent on inference. The two parts add up to less
+            than C if the tokens run out.
+        data_limited: whether D is all the tokens that exist.
         notes: what else a reader should know.
     """
 
@@ -49,9 +55,9 @@ class Allocation:
     N: float
     D: float
     loss: float
-    valley: tuple[float, float]
+    near_optimal_range: tuple[float, float]
     relation: str
-    reach: float
+    extrapolation_factor: float
     level: float = 0.90
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     training_flops: float = float("nan")
@@ -59,33 +65,61 @@ class Allocation:
     data_limited: bool = False
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        def part(name: str, value: float) -> str:
-            ends = self.intervals.get(name)
-            return f"{name} {value:.4g}" + (
-                f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else ""
-            )
+    @property
+    def valley(self) -> tuple[float, float]:
+        """The old name of `near_optimal_range`."""
+        return self.near_optimal_range
 
-        low, high = self.valley
-        total = f"{self.C:.3g}" + (
-            " [{:.3g}, {:.3g}]".format(*self.intervals["C"])
-            if "C" in self.intervals
-            else ""
-        )
+    @property
+    def reach(self) -> float:
+        """The old name of `extrapolation_factor`."""
+        return self.extrapolation_factor
+
+    def __str__(self) -> str:
+        total = f"{self.C:.3g}{self._interval_text('C', '.3g')} FLOPs ({self.relation})"
         parts = [
-            f"{total} FLOPs ({self.relation}): {part('N', self.N)}, {part('D', self.D)}, {part('loss', self.loss)}",
+            f"{name} {getattr(self, name):.4g}{self._interval_text(name, '.4g')}"
+            for name in ("N", "D", "loss")
+        ]
+        sentences = [
+            f"{total}: {', '.join(parts)}",
             f"{self.D / self.N:.3g} tokens per parameter",
         ]
         if self.inference_flops:
-            parts.append(
-                f"training {self.training_flops:.3g} FLOPs, inference {self.inference_flops:.3g}"
+            sentences.append(
+                f"training {self.training_flops:.3g} FLOPs, inference "
+                f"{self.inference_flops:.3g}"
             )
+        low, high = self.near_optimal_range
         if low < high:
-            parts.append(
+            sentences.append(
                 f"N from {low:.3g} to {high:.3g} is within 0.1 % of the best loss"
             )
-        parts.append(f"{self.reach:.3g} times the largest fitted C")
-        return "; ".join([*parts, *self.notes])
+        sentences.append(f"{self.extrapolation_factor:.3g} times the largest fitted C")
+        return "; ".join([*sentences, *self.notes])
+
+    def _interval_text(self, name: str, form: str) -> str:
+        """The interval as text: [low, high], or nothing where there is none."""
+        if name not in self.intervals:
+            return ""
+        low, high = self.intervals[name]
+        return f" [{low:{form}}, {high:{form}}]"
+
+
+class _Question(NamedTuple):
+    """What `allocate` is asked: C or the loss is given, and perhaps N."""
+
+    C: float | None
+    loss: float | None
+    N: float | None
+
+
+class _Solution(NamedTuple):
+    """The answer in every draw, [R] each; inf in a draw that cannot reach the loss."""
+
+    C: np.ndarray
+    N: np.ndarray
+    D: np.ndarray
 
 
 def allocate(
@@ -95,65 +129,86 @@ def allocate(
     flops_per_token: FlopsPerToken | None = None,
     level: float = 0.90,
     *,
-    served_tokens: float = 0.0,
+    inference_tokens: float = 0.0,
     max_tokens: float | None = None,
     N: float | None = None,
     loss: float | None = None,
     at: Mapping[str, float] | None = None,
+    served_tokens: float | None = None,
 ) -> Allocation:
-    """N and D that minimise the fitted loss at C FLOPs, or that reach a loss with the
-    fewest FLOPs.
+    """The N and D that minimize the fitted loss at C FLOPs.
 
-    With T = `served_tokens` and f(N) training FLOPs per token, the FLOPs are f(N) D + T
-    f(N) / 3: serving a token costs the forward pass, a third of training on it (Sardana
-    et al. 2024, arXiv:2401.00448, equations 2 and 3).
+    If a loss is given in place of C, the answer is the N and D that reach it with the
+    fewest FLOPs. With T = `inference_tokens` and f(N) training FLOPs per token, the
+    FLOPs are f(N) D + T f(N) / 3: inference on a token costs the forward pass, a third
+    of training on it (Sardana et al. 2024, arXiv:2401.00448, equations 2 and 3).
 
     Args:
-        C: FLOPs, of training and serving together.
-        boot: gives the intervals; every draw is allocated anew.
-        flops_per_token: N -> training FLOPs per token, on arrays and increasing in N; 6
-        N when left out.
-        served_tokens: tokens that the trained model will process in its life.
-        max_tokens: the most tokens there are to train on; what C cannot spend on them
-        goes into a larger model.
-        N: the size, if it is given: every FLOP left goes into tokens.
+        fit: of a law of N and D.
+        C: FLOPs, of training and inference together.
+        boot: gives the intervals; every draw gets an allocation of its own.
+        flops_per_token: N -> training FLOPs per token, on arrays and increasing in N;
+            6 N when left out.
+        level: of the intervals.
+        inference_tokens: tokens that the trained model will process in its life.
+        max_tokens: the number of training tokens that exist. FLOPs that cannot be spent
+            on them go into a larger model.
+        N: the size, if it is given: all other FLOPs go into tokens.
         loss: in place of C, the loss to reach, nats per token.
         at: values of the law's variables besides N and D.
+        served_tokens: the old name of `inference_tokens`, deprecated.
 
     Raises:
-        ValueError: not exactly one of C and loss, an argument that is not positive, a
-            loss that no number of FLOPs
-            reaches, a budget too small for one token, or a law that is not one of N and
-            D, or that has no optimum.
+        ValueError: not exactly one of C and loss is given, an argument is not positive,
+            no number of FLOPs reaches the loss, the budget is too small for one token,
+            or the law is not one of N and D or has no optimum.
     """
-    _check(C=C, loss=loss, served_tokens=served_tokens, max_tokens=max_tokens, N=N)
-    problem = _problem(fit, flops_per_token, served_tokens, max_tokens, at)
-    params = {k: np.array([v], float) for k, v in fit.params.items()}
-    total, size, tokens = (float(v[0]) for v in _solve(problem, params, C, N, loss))
+    inference_tokens = _accept_served_tokens(inference_tokens, served_tokens)
+    question = _Question(C, loss, N)
+    _check_arguments(question, inference_tokens, max_tokens)
+    problem = _make_problem(fit, flops_per_token, inference_tokens, max_tokens, at)
+    params = {name: np.array([value], float) for name, value in fit.params.items()}
+    solution = _solve_draws(problem, params, question)
+    total = float(solution.C[0])
+    size = float(solution.N[0])
+    tokens = float(solution.D[0])
     if not np.isfinite(total):
-        raise ValueError(_out_of_reach(problem, params, N, loss))
+        raise ValueError(_explain_unreachable_loss(problem, params, question))
     if N is None:
-        _refuse_edge(problem, total, size, fit.params)
-    found = float(problem.loss(params, size, tokens)[0])
-    intervals = {} if boot is None else _intervals(problem, boot, C, N, loss, level)
-    training, inference = (float(part) for part in problem.flops(size, tokens))
-    limited = max_tokens is not None and tokens >= max_tokens * (1 - 1e-6)
+        _check_inside_bounds(problem, total, size, fit.params)
+    best_loss = float(problem.predict_loss(params, size, tokens)[0])
+
+    if N is None:
+        near_optimal_range = _find_near_optimal_range(
+            problem, params, total, size, 1.001 * best_loss
+        )
+    else:
+        near_optimal_range = (size, size)
+    intervals = {}
+    if boot is not None:
+        intervals = _compute_intervals(problem, boot, question, level)
+    training, inference = (float(part) for part in problem.split_flops(size, tokens))
+    data_limited = max_tokens is not None and tokens >= max_tokens * (1 - 1e-6)
+    notes = []
+    if data_limited:
+        notes.append(f"the limit of {max_tokens:.4g} tokens binds")
+        unspent = total - training - inference
+        if unspent > 1e-6 * total:
+            notes.append(f"{unspent:.3g} FLOPs are left over, because N is given")
     return Allocation(
         C=total,
         N=size,
         D=tokens,
-        loss=found,
-        valley=_valley(problem, params, total, size, 1.001 * found)
-        if N is None
-        else (size, size),
-        relation=_relation(problem),
-        reach=training / float(fit.compute.max()),
+        loss=best_loss,
+        near_optimal_range=near_optimal_range,
+        relation=_describe_relation(problem),
+        extrapolation_factor=training / float(fit.compute.max()),
         level=level,
         intervals=intervals,
         training_flops=training,
         inference_flops=inference,
-        data_limited=limited,
-        notes=_notes(limited, max_tokens, total - training - inference, total),
+        data_limited=data_limited,
+        notes=tuple(notes),
     )
 
 
@@ -164,92 +219,116 @@ def optimum_table(
     flops_per_token: FlopsPerToken | None = None,
     level: float = 0.90,
     *,
-    served_tokens: float = 0.0,
+    inference_tokens: float = 0.0,
     max_tokens: float | None = None,
     N: float | None = None,
     at: Mapping[str, float] | None = None,
+    served_tokens: float | None = None,
 ) -> pd.DataFrame:
-    """One row per budget: C, N, D, tokens_per_parameter, loss, valley_low, valley_high,
-    reach; with a bootstrap also N_low, N_high, D_low, D_high, loss_low, loss_high; with
-    served tokens training_flops and inference_flops; with max_tokens data_limited. The
-    options are those of `allocate`."""
-    options: dict[str, Any] = {
-        "served_tokens": served_tokens,
-        "max_tokens": max_tokens,
-        "N": N,
-        "at": at,
-    }
+    """Allocate each of several budgets; the options are those of `allocate`.
+
+    Returns:
+        One row per budget: C, N, D, tokens_per_parameter, loss, valley_low and
+        valley_high (the near-optimal range), reach (the extrapolation factor). With a
+        bootstrap also N_low, N_high, D_low, D_high, loss_low, loss_high; with inference
+        tokens training_flops and inference_flops; with max_tokens data_limited.
+    """
+    inference_tokens = _accept_served_tokens(inference_tokens, served_tokens)
     rows = []
     for C in budgets:
-        best = allocate(fit, float(C), boot, flops_per_token, level, **options)
-        row: dict[str, Any] = {
+        best = allocate(
+            fit,
+            float(C),
+            boot,
+            flops_per_token,
+            level,
+            inference_tokens=inference_tokens,
+            max_tokens=max_tokens,
+            N=N,
+            at=at,
+        )
+        low, high = best.near_optimal_range
+        row = {
             "C": best.C,
             "N": best.N,
             "D": best.D,
             "tokens_per_parameter": best.D / best.N,
             "loss": best.loss,
-            "valley_low": best.valley[0],
-            "valley_high": best.valley[1],
-            "reach": best.reach,
+            "valley_low": low,
+            "valley_high": high,
+            "reach": best.extrapolation_factor,
         }
-        if served_tokens:
-            row |= {
-                "training_flops": best.training_flops,
-                "inference_flops": best.inference_flops,
-            }
+        if inference_tokens:
+            row["training_flops"] = best.training_flops
+            row["inference_flops"] = best.inference_flops
         if max_tokens is not None:
             row["data_limited"] = best.data_limited
         for name, (low, high) in best.intervals.items():
-            row |= {f"{name}_low": low, f"{name}_high": high}
+            row[f"{name}_low"] = low
+            row[f"{name}_high"] = high
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def counted_flops_per_token(fit: Fit) -> FlopsPerToken | None:
-    """N -> training FLOPs per token as counted in the fitted runs; None where C is 6 N
-    D (to 0.1 %) or unknown.
+    """N -> training FLOPs per token as counted in the fitted runs.
 
-    C / (6 N D) at each size (the median of its runs) is interpolated in ln N and held
-    constant beyond the sizes.
+    At each size, the median over its runs of C / (6 N D) is taken; it is interpolated
+    in ln N and held constant beyond the sizes.
+
+    Returns:
+        None where C is unknown, or is 6 N D to within 0.1 %.
     """
     if not {"N", "D", "C"} <= set(fit.data):
         return None
-    ratio = fit.data["C"] / (6 * fit.data["N"] * fit.data["D"])
+    N = fit.data["N"]
+    ratio = fit.data["C"] / (6 * N * fit.data["D"])
     if np.allclose(ratio, 1.0, rtol=0, atol=1e-3):
         return None
-    sizes = np.unique(fit.data["N"])
-    at_size = np.array([np.median(ratio[fit.data["N"] == size]) for size in sizes])
+    sizes = np.unique(N)
+    ratio_at_size = np.array([np.median(ratio[size == N]) for size in sizes])
 
-    def per_token(n: np.ndarray) -> np.ndarray:
-        return np.asarray(6 * n * np.interp(np.log(n), np.log(sizes), at_size))
+    def flops_per_token(n: np.ndarray) -> np.ndarray:
+        return np.asarray(6 * n * np.interp(np.log(n), np.log(sizes), ratio_at_size))
 
-    return per_token
+    return flops_per_token
 
 
-def _check(
-    *,
-    C: float | None,
-    loss: float | None,
-    served_tokens: float,
-    max_tokens: float | None,
-    N: float | None,
+def _accept_served_tokens(
+    inference_tokens: float, served_tokens: float | None
+) -> float:
+    """The value of `inference_tokens`, which callers may still give by its old name."""
+    if served_tokens is None:
+        return inference_tokens
+    warnings.warn(
+        "served_tokens is deprecated; give the same number as inference_tokens",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return served_tokens
+
+
+def _check_arguments(
+    question: _Question, inference_tokens: float, max_tokens: float | None
 ) -> None:
-    if (C is None) == (loss is None):
+    if (question.C is None) == (question.loss is None):
         raise ValueError(
-            f"C is {C!r} and loss is {loss!r}; give one of them: the FLOPs to spend, or the loss to reach"
+            f"C is {question.C!r} and loss is {question.loss!r}; give one of them: the "
+            "FLOPs to spend, or the loss to reach"
         )
     for name, value, unit in (
-        ("C", C, " FLOPs"),
-        ("loss", loss, " nats per token"),
-        ("N", N, " parameters"),
+        ("C", question.C, "FLOPs"),
+        ("loss", question.loss, "nats per token"),
+        ("N", question.N, "parameters"),
     ):
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ValueError(
-                f"{name} is {value!r}{unit}; it must be positive and finite"
+                f"{name} is {value!r} {unit}; it must be positive and finite"
             )
-    if not (np.isfinite(served_tokens) and served_tokens >= 0):
+    if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise ValueError(
-            f"served_tokens is {served_tokens!r}; it must be finite and not negative (0 for none)"
+            f"inference_tokens is {inference_tokens!r}; it must be finite and not "
+            "negative (0 for none)"
         )
     if max_tokens is not None and not max_tokens >= 1:
         raise ValueError(
@@ -257,154 +336,161 @@ def _check(
         )
 
 
-def _problem(
+def _make_problem(
     fit: Fit,
     flops_per_token: FlopsPerToken | None,
-    served_tokens: float,
+    inference_tokens: float,
     max_tokens: float | None,
     at: Mapping[str, float] | None,
-) -> Problem:
+) -> AllocationProblem:
     if not {"N", "D"} <= set(fit.law.variables):
         raise ValueError(
-            f"law {fit.law.name!r} is a function of {', '.join(fit.law.variables)}; allocating compute "
-            "needs a law of N and D, such as 'chinchilla'"
+            f"law {fit.law.name!r} is a function of {', '.join(fit.law.variables)}; "
+            "allocating compute needs a law of N and D, such as 'chinchilla'"
         )
-    most = None if max_tokens is None or np.isinf(max_tokens) else float(max_tokens)
-    others = other_variables(fit.law, ("N", "D"), at)
-    return Problem(fit.law, flops_per_token, float(served_tokens), most, others)
+    limit = None
+    if max_tokens is not None and not np.isinf(max_tokens):
+        limit = float(max_tokens)
+    return AllocationProblem(
+        law=fit.law,
+        flops_per_token=flops_per_token,
+        inference_tokens=float(inference_tokens),
+        max_tokens=limit,
+        at=read_other_variables(fit.law, ("N", "D"), at),
+    )
 
 
-def _solve(
-    problem: Problem,
-    params: Params,
-    C: float | None,
-    N: float | None,
-    loss: float | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(C, N, D) of every draw, [R] each; all are inf (N unless given) in a draw that
-    cannot reach the loss.
+def _solve_draws(
+    problem: AllocationProblem, params: Params, question: _Question
+) -> _Solution:
+    """Answer the question in every draw. N stays finite everywhere if it is given.
 
     Raises:
         ValueError: C does not buy one token at the given N.
     """
-    rows = len(next(iter(params.values())))
-    total = (
-        np.full(rows, C, float)
-        if loss is None
-        else problem.least_flops(params, loss, N)
-    )
-    reached = np.isfinite(total)
-    spent = np.where(reached, total, 1e30)
-    sizes = np.full(rows, N, float) if N is not None else problem.optimum(params, spent)
+    C, loss, N = question
+    n_draws = count_draws(params)
+    total = np.full(n_draws, C, float)
+    if loss is not None:
+        total = problem.least_flops(params, loss, N)
+    is_reached = np.isfinite(total)
+    spent = np.where(is_reached, total, 1e30)  # any budget does for the other draws
+    sizes = np.full(n_draws, N, float)
+    if N is None:
+        sizes = problem.optimal_size(params, spent)
     if N is not None and C is not None:
-        fewest = float(problem.per_token(N)) * (1 + problem.served_tokens / 3)
+        per_token = float(problem.training_flops_per_token(N))
+        fewest = per_token * (1 + problem.inference_tokens / 3)
         if fewest > C:
             raise ValueError(
-                f"{C:g} FLOPs do not pay for one training token and {problem.served_tokens:g} served ones of N = "
-                f"{N:g}, which take {fewest:.3g}; raise C, or give a smaller N"
+                f"{C:g} FLOPs do not pay for one training token and inference on "
+                f"{problem.inference_tokens:g} tokens at N = {N:g}, which take "
+                f"{fewest:.3g}; raise C, or give a smaller N"
             )
-    tokens = problem.tokens(sizes, spent)
-    return (
-        total,
-        sizes if N is not None else np.where(reached, sizes, np.inf),
-        np.where(reached, tokens, np.inf),
-    )
+    tokens = problem.affordable_tokens(sizes, spent)
+    if N is None:
+        sizes = np.where(is_reached, sizes, np.inf)
+    return _Solution(C=total, N=sizes, D=np.where(is_reached, tokens, np.inf))
 
 
-def _intervals(
-    problem: Problem,
-    boot: Bootstrap,
-    C: float | None,
-    N: float | None,
-    loss: float | None,
-    level: float,
+def _compute_intervals(
+    problem: AllocationProblem, boot: Bootstrap, question: _Question, level: float
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of what was not given: of C, N, D and the loss."""
-    total, sizes, tokens = _solve(problem, boot.draws, C, N, loss)
-    values = {} if N is not None else {"N": sizes}
-    if loss is not None:
-        values |= {"D": tokens, "C": total}
+    """Intervals of those of C, N, D and the loss that were not given."""
+    solution = _solve_draws(problem, boot.draws, question)
+    values: dict[str, Float[np.ndarray, " R"]] = {}
+    if question.N is None:
+        values["N"] = solution.N
+    if question.loss is not None:
+        values["D"] = solution.D
+        values["C"] = solution.C
     else:
-        values |= {"D": tokens} if N is None else {}
-        values["loss"] = problem.loss(boot.draws, sizes, tokens)
-    return {name: interval(draws, level) for name, draws in values.items()}
+        if question.N is None:
+            values["D"] = solution.D
+        values["loss"] = problem.predict_loss(boot.draws, solution.N, solution.D)
+    return {name: compute_interval(draws, level) for name, draws in values.items()}
 
 
-def _out_of_reach(
-    problem: Problem, params: Params, N: float | None, loss: float | None
+def _explain_unreachable_loss(
+    problem: AllocationProblem, params: Params, question: _Question
 ) -> str:
-    """Why no number of FLOPs reaches the loss."""
-    floor = float(problem.best_loss(params, 1e60, N)[0])
-    held = [f"N = {N:g}"] if N is not None else []
-    held += [f"{problem.max_tokens:g} tokens"] if problem.max_tokens is not None else []
-    where = f" with {' and '.join(held)}" if held else ""
-    named = ""
+    """Say why no number of FLOPs reaches the loss."""
+    lowest = float(problem.best_loss(params, 1e60, question.N)[0])
+    constraints = []
+    if question.N is not None:
+        constraints.append(f"N = {question.N:g}")
+    if problem.max_tokens is not None:
+        constraints.append(f"{problem.max_tokens:g} tokens")
+    where = f" with {' and '.join(constraints)}" if constraints else ""
+    irreducible = ""
     if problem.law.floor is not None:
-        irreducible = float(params[problem.law.floor][0])
-        named = f", {problem.law.floor} = {irreducible:.6g}"
+        value = float(params[problem.law.floor][0])
+        irreducible = f", {problem.law.floor} = {value:.6g}"
     return (
-        f"loss is {loss!r} nats per token, which no number of FLOPs reaches: the fitted loss falls to {floor:.6g}"
-        f"{where}{named}; ask for a loss above that"
+        f"loss is {question.loss!r} nats per token, which no number of FLOPs reaches: "
+        f"the fitted loss falls to {lowest:.6g}{where}{irreducible}; ask for a loss "
+        "above that"
     )
 
 
-def _refuse_edge(
-    problem: Problem, C: float, N: float, params: Mapping[str, float]
+def _check_inside_bounds(
+    problem: AllocationProblem, C: float, N: float, params: Mapping[str, float]
 ) -> None:
-    low, high = (float(np.exp(end)) for end in problem.log_sizes(C))
+    """Refuse an optimum at the smallest or the largest size, where it is none."""
+    low, high = (float(np.exp(bound)) for bound in problem.log_size_bounds(C))
     if not low * 1.001 < N < high / 1.001:
         raise ValueError(
-            f"at {C:g} FLOPs the fitted loss has no minimum between N = {low:.3g} and {high:.3g} "
-            f"(parameters {dict(params)}): the fit does not trade N against D"
+            f"at {C:g} FLOPs the fitted loss has no minimum between N = {low:.3g} and "
+            f"{high:.3g} (parameters {dict(params)}): the fit does not trade N against "
+            "D; fit runs that vary both"
         )
 
 
-def _relation(problem: Problem) -> str:
-    served = problem.served_tokens
+def _describe_relation(problem: AllocationProblem) -> str:
+    tokens = problem.inference_tokens
     if problem.flops_per_token is None:
-        return "C = 6 N D" + (
-            f" + 2 N T, T = {served:.3g} tokens served" if served else ""
+        if tokens:
+            return f"C = 6 N D + 2 N T, T = {tokens:.3g} inference tokens"
+        return "C = 6 N D"
+    if tokens:
+        return (
+            f"given FLOPs per token, a third of them for each of {tokens:.3g} "
+            "inference tokens"
         )
-    return "given FLOPs per token" + (
-        f", a third of them for each of {served:.3g} tokens served" if served else ""
-    )
+    return "given FLOPs per token"
 
 
-def _notes(
-    limited: bool, max_tokens: float | None, unspent: float, C: float
-) -> tuple[str, ...]:
-    if not limited:
-        return ()
-    notes = [f"the limit of {max_tokens:.4g} tokens binds"]
-    if unspent > 1e-6 * C:
-        notes.append(f"{unspent:.3g} FLOPs are left over, as N is given")
-    return tuple(notes)
-
-
-def _valley(
-    problem: Problem, params: Params, C: float, N: float, limit: float
+def _find_near_optimal_range(
+    problem: AllocationProblem, params: Params, C: float, N: float, limit: float
 ) -> tuple[float, float]:
-    """N on either side of the optimum where the loss reaches the limit, by bisection in
-    ln N.
-    """
+    """The N below and above the optimum at which the loss reaches the limit."""
 
-    def within(log_size: float) -> bool:
+    def is_within(log_size: float) -> bool:
         size = float(np.exp(log_size))
-        return float(problem.loss(params, size, problem.tokens(size, C))[0]) <= limit
+        tokens = problem.affordable_tokens(size, C)
+        return float(problem.predict_loss(params, size, tokens)[0]) <= limit
 
-    return _edge(within, np.log(N), problem.log_sizes(C)[0]), _edge(
-        within, np.log(N), problem.log_sizes(C)[1]
+    smallest, largest = problem.log_size_bounds(C)
+    optimum = float(np.log(N))
+    return (
+        _bisect_range_end(is_within, optimum, float(smallest)),
+        _bisect_range_end(is_within, optimum, float(largest)),
     )
 
 
-def _edge(within: Callable[[float], bool], inside: Any, outside: Any) -> float:
-    """N furthest from `inside` towards `outside`, both ln N, that is still within the
-    limit.
+def _bisect_range_end(
+    is_within: Callable[[float], bool], inside: float, outside: float
+) -> float:
+    """The N furthest from `inside` towards `outside` that is within the limit.
+
+    `inside` and `outside` are ln N.
     """
-    inside, outside = float(inside), float(outside)
-    if within(outside):
+    if is_within(outside):
         return float(np.exp(outside))
     for _ in range(60):
         middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if within(middle) else (inside, middle)
+        if is_within(middle):
+            inside = middle
+        else:
+            outside = middle
     return float(np.exp(inside))

@@ -12,7 +12,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.decisions.allocate import counted_flops_per_token
-from analysis.decisions.frontier import Frontier, Params, frontier, interval
+from analysis.decisions.frontier import (
+    Frontier,
+    Params,
+    compute_interval,
+    make_frontier,
+)
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import fit as fit_law
 from analysis.fitting.result import Fit
@@ -174,7 +179,7 @@ def compare(
             Side(
                 fitted,
                 fitted.bootstrap(draws, seed=int(own_seed)),
-                frontier(fitted.law, per, at),
+                make_frontier(fitted.law, per, at),
             )
         )
     a, b = sides
@@ -248,7 +253,7 @@ def _row(a: Side, b: Side, C: float, level: float) -> dict[str, float]:
     """One row of `Comparison.at`."""
     loss_a, loss_b, m = (float(value[0]) for value in _multiplier(a, b, C, point=True))
     draws_a, draws_b, draws_m = _multiplier(a, b, C)
-    low, high = interval(draws_m, level)
+    low, high = compute_interval(draws_m, level)
     row = {
         "C": C,
         "loss_a": loss_a,
@@ -259,7 +264,7 @@ def _row(a: Side, b: Side, C: float, level: float) -> dict[str, float]:
     }
     row["reach"] = C / min(a.largest, b.largest)
     for name, draws in (("loss_a", draws_a), ("loss_b", draws_b)):
-        row[f"{name}_low"], row[f"{name}_high"] = interval(draws, level)
+        row[f"{name}_low"], row[f"{name}_high"] = compute_interval(draws, level)
     return row | {"beyond_floor": float(np.isinf(draws_m).mean())}
 
 
@@ -274,7 +279,9 @@ def _exponents(a: Side, b: Side, level: float) -> pd.DataFrame:
             float(side.fit.params.get(name, side.fit.derived().get(name, np.nan)))
             for side in (a, b)
         ]
-        low, high = interval(b.boot.values(name)[:R] - a.boot.values(name)[:R], level)
+        low, high = compute_interval(
+            b.boot.values(name)[:R] - a.boot.values(name)[:R], level
+        )
         row = {
             "quantity": name,
             "value_a": values[0],
@@ -323,7 +330,7 @@ def _slope(a: Side, b: Side, C: np.ndarray, level: float) -> tuple[float, float,
     drawn = slopes(point=False)
     if np.all(np.isnan(drawn)):
         return float(slopes(point=True)[0]), float("nan"), float("nan")
-    return float(slopes(point=True)[0]), *interval(drawn, level)
+    return float(slopes(point=True)[0]), *compute_interval(drawn, level)
 
 
 def _verdict(

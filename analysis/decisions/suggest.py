@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.decisions.frontier import FlopsPerToken, frontier, interval
+from analysis.decisions.frontier import FlopsPerToken, compute_interval, make_frontier
 from analysis.fitting.bootstrap import Bootstrap, quantiles
 from analysis.fitting.result import Fit
 
@@ -133,7 +133,7 @@ def suggest(
         )
     table = _candidates(fit, candidates, flops_per_token)
     value, q = _quantity(fit, boot, quantity, target_C, flops_per_token, at)
-    width = float(np.ptp(interval(q, level)))
+    width = float(np.ptp(compute_interval(q, level)))
     if not width > 0:
         raise ValueError(
             f"all draws of {quantity} are {value:g}: there is nothing left to learn about it"
@@ -306,7 +306,7 @@ def _quantity(
         raise ValueError(
             f"target_C is {target_C!r}; quantity 'loss' needs the FLOPs at whose optimum the loss is wanted"
         )
-    best = frontier(fit.law, flops_per_token, at)
+    best = make_frontier(fit.law, flops_per_token, at)
     point = {name: np.array([value], float) for name, value in fit.params.items()}
     return float(best.best_loss(point, target_C)[0]), best.best_loss(
         boot.draws, target_C

@@ -135,15 +135,16 @@ class PredictArgs:
                 f"--D {self.D:g}: D follows from --C or --loss; leave it out, or give --N and --D alone"
             )
         options: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("served_tokens", "max_tokens", "N", "loss")
-        }
+            name: getattr(self, name) for name in ("max_tokens", "N", "loss")
+        } | {"inference_tokens": self.served_tokens}
         found = allocate(
             fit, self.C, boot, counted_flops_per_token(fit), at=at or None, **options
         )
         best = dataclasses.asdict(found)
         intervals, notes = best.pop("intervals"), best.pop("notes")
         del best["level"]
+        if self.json:  # readers of the JSON know these two by their old names as well
+            best |= {"valley": found.valley, "reach": found.reach}
         best |= {f"{name}_90": list(ends) for name, ends in intervals.items()}
         return best | ({"notes": list(notes)} if notes else {})
 

@@ -21,7 +21,7 @@ from analysis import (
     plot_comparison,
 )
 from analysis.decisions.compare import Side, _multiplier, _row
-from analysis.decisions.frontier import frontier
+from analysis.decisions.frontier import make_frontier
 from analysis.laws.library import LAWS, get_law
 
 DRAWS = 200
@@ -158,7 +158,7 @@ def side_of(
     own = replace(like, law=found, params=params)
     drawn = {k: np.asarray(draws.get(k, [v] * 5), float) for k, v in params.items()}
     boot = Bootstrap(found, drawn, "row", 35, 0, 0, 0.0, 30)
-    return Side(own, boot, frontier(found))
+    return Side(own, boot, make_frontier(found))
 
 
 def test_below_the_floor_the_multiplier_is_infinite(
@@ -190,7 +190,7 @@ def test_laws_of_compute_and_given_flops(sweeps: Sweeps) -> None:
     b = side_of("power_law_C", params | {"A": 2000.0 * 2**-0.16}, {}, sweeps.plain)
     assert _multiplier(a, b, 1e20, point=True)[2][0] == pytest.approx(2, rel=1e-6)
     with pytest.raises(ValueError, match="or one of C"):
-        frontier(get_law("power_law_N"))
+        make_frontier(get_law("power_law_N"))
     dear = compare(
         sweeps.plain,
         sweeps.plain,

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from analysis import Bootstrap, Fit, allocate, fit, suggest
-from analysis.decisions.frontier import frontier
+from analysis.decisions.frontier import make_frontier
 from analysis.decisions.suggest import Suggestion, default_candidates, effective_noise
 from analysis.laws.library import LAWS, get_law
 
@@ -56,7 +56,7 @@ def true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:
     the runs at those points are
     fitted by least squares: noise * sqrt(g' (J'J)^-1 g), J and g the derivatives of log
     loss and of that loss."""
-    best, h = frontier(LAWS["chinchilla"]), 1e-5
+    best, h = make_frontier(LAWS["chinchilla"]), 1e-5
     x = {v: points[v].to_numpy(float) for v in ("N", "D")}
     J, g = [], []
     for name, value in true.items():
@@ -184,7 +184,7 @@ def test_the_update_is_that_of_gaussian_variables(
     chosen = found.table["candidate"].tolist()
     x = {v: candidates[v].to_numpy(float)[chosen] for v in ("N", "D")}
     logs = np.log(boot.predictions(**x))
-    q = frontier(base.law).best_loss(boot.draws, TARGET)
+    q = make_frontier(base.law).best_loss(boot.draws, TARGET)
     S = np.cov(np.column_stack([q, logs]).T)
     for k in range(1, 5):
         noisy = S[1 : k + 1, 1 : k + 1] + boot.scatter**2 * np.eye(k)

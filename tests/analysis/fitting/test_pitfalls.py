@@ -376,4 +376,4 @@ def test_18_extrapolations_are_known_as_such(noisy: Fit) -> None:
     assert hull_distance(noisy, N=3e8, D=3e9) == 0
     assert hull_distance(noisy, N=2.1e7, D=1e9) > 1  # each within its range
     assert hull_distance(noisy, N=1e12, D=2e13) > 5
-    assert allocate(noisy, 64e20).reach > 50
+    assert allocate(noisy, 64e20).extrapolation_factor > 50
