@@ -30,7 +30,7 @@ import numpy as np
 import tyro
 
 from scaling import Plan, PlanConfig, make_plan
-from scaling.cli.main import preset_path
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.model.flops import trunk_flops
 from scaling.store.leases import EXPIRY
@@ -188,7 +188,7 @@ def make_sweep(seeds: int) -> Plan:
     """The quickstart's family over nine doublings of compute: a thousand runs at eleven
     seeds.
     """
-    config = read_toml(preset_path("quickstart"), PlanConfig)
+    config = read_toml(find_preset("quickstart"), PlanConfig)
     budgets = tuple((2e12 * 2.0 ** np.arange(10)).tolist())
     changes: dict[str, Any] = {
         "widths": WIDTHS,

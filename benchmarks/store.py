@@ -32,7 +32,7 @@ import numpy as np
 import tyro
 
 from scaling import Plan, PlanConfig, make_plan
-from scaling.cli.main import preset_path
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import RunConfig, read_toml, to_dict
 from scaling.store import run_dirs
 from scaling.store.table import export_table, run_table
@@ -62,7 +62,7 @@ class Store:
 
 def many_runs(count: int) -> Plan:
     """The quickstart's grid at as many seeds as make that many runs."""
-    config = read_toml(preset_path("quickstart"), PlanConfig)
+    config = read_toml(find_preset("quickstart"), PlanConfig)
     seeds = tuple(range(math.ceil(count / len(make_plan(config)))))
     plan = make_plan(dataclasses.replace(config, seeds=seeds))
     return dataclasses.replace(plan, runs=plan.runs[:count])

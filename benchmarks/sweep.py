@@ -32,7 +32,7 @@ import tyro
 
 from scaling import Plan, PlanConfig, make_plan, sweep
 from scaling import events as event_types
-from scaling.cli.main import preset_path
+from scaling.cli.plan_sweep import find_preset
 from scaling.config import ConfigError, Trunk, read_toml
 from scaling.execution.in_process import train_in_process
 from scaling.execution.sweep import prepare
@@ -58,7 +58,7 @@ class Sweep:
 
 def grid(share: float) -> Plan:
     """The quickstart's plan with its budgets shrunk."""
-    config = read_toml(preset_path("quickstart"), PlanConfig)
+    config = read_toml(find_preset("quickstart"), PlanConfig)
     budgets = tuple(share * budget for budget in config.budgets)
     return make_plan(
         dataclasses.replace(

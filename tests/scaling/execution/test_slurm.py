@@ -28,7 +28,7 @@ from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.execution import slurm
 from scaling.execution.base import Job, drive
 from scaling.execution.config import SlurmConfig
-from scaling.execution.slurm import Slurm, minutes
+from scaling.execution.slurm import Slurm, estimate_minutes
 from scaling.execution.sweep import sweep
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -303,14 +303,18 @@ def test_a_trunk_that_is_held_is_not_submitted(
 def test_short_jobs_ask_for_less_time(make_run: MakeRun) -> None:
     job = Job(Trunk((make_run(),)))
     flops = Plan("one", tuple(job.trunk.runs)).flops
-    assert minutes(job, SlurmConfig(minutes=60)) == 60
+    assert estimate_minutes(job, SlurmConfig(minutes=60)) == 60
     assert (
-        minutes(job, SlurmConfig(minutes=60, flops_per_second=flops)) == 15
+        estimate_minutes(job, SlurmConfig(minutes=60, flops_per_second=flops)) == 15
     )  # 7 to begin and end, and a little
     assert (
-        minutes(job, SlurmConfig(minutes=60, flops_per_second=flops / 600)) == 30
+        estimate_minutes(job, SlurmConfig(minutes=60, flops_per_second=flops / 600))
+        == 30
     )  # 20 for the steps
-    assert minutes(job, SlurmConfig(minutes=60, flops_per_second=flops / 1e6)) == 60
+    assert (
+        estimate_minutes(job, SlurmConfig(minutes=60, flops_per_second=flops / 1e6))
+        == 60
+    )
 
 
 @pytest.mark.parametrize(

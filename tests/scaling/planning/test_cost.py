@@ -270,7 +270,7 @@ def test_a_compiler_that_fails_says_why(make_run: MakeRun, compiler: Compiler) -
     with pytest.raises(RuntimeError, match=r"compiling for 'cpu' failed: .*3"):
         compiler.footprint(make_run(**{"optim.batch_size": 4}), 3, True)
     with Compiler(compiler.hardware) as other:
-        other._process.kill()
+        other._child.kill()
         with pytest.raises(RuntimeError, match="died"):
             other.footprint(make_run(), 1)
 

@@ -12,7 +12,7 @@ import pytest
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.execution.base import Job
 from scaling.execution.config import SlurmConfig
-from scaling.execution.slurm import gigabytes
+from scaling.execution.slurm import estimate_gigabytes
 from scaling.model.flops import count_parameters
 from scaling.planning.memory import (
     count_layer_bytes,
@@ -95,7 +95,9 @@ def test_a_job_asks_for_what_its_model_takes() -> None:
     """For small models the least, else twice the count as a power of two, of which the
     state is a part; or as told.
     """
-    ask = lambda run, **told: gigabytes(Job(Trunk((run,))), SlurmConfig(**told))
+    ask = lambda run, **told: estimate_gigabytes(
+        Job(Trunk((run,))), SlurmConfig(**told)
+    )
     small, large = (
         run_of(256, 4, 4, 256, 64, False),
         run_of(2048, 16, 16, 1024, 8, False),

@@ -313,8 +313,8 @@ def test_the_warm_up_is_a_fraction_of_the_shortest_run_on_each_trunk() -> None:
         t.model.width for t in isoflop().trunks()
     ]
     for trunk in plan.trunks():
-        shortest = min(run.steps * run.batch_tokens for run in trunk)
-        assert {run.optim.warmup_tokens for run in trunk} == {int(0.05 * shortest)}
+        shortest = min(run.steps * run.batch_tokens for run in trunk.runs)
+        assert {run.optim.warmup_tokens for run in trunk.runs} == {int(0.05 * shortest)}
     alone = isoflop(
         warmup_fraction=0.05, optim=dataclasses.replace(OPTIM, schedule="cosine")
     )

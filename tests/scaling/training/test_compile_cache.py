@@ -33,9 +33,8 @@ def programs(run: RunConfig, out: Path) -> dict[str, int]:
     _build_executable.cache_clear()
     events: list[event_types.Event] = []
     assert train_in_process([Trunk((run,))], out, LoopConfig(), events.append) == []
-    return {"compiled": 0, "reused": 0} | next(
-        e for e in events if isinstance(e, event_types.Programs)
-    )
+    counts = [e for e in events if isinstance(e, event_types.Programs)]
+    return {"compiled": counts[0].compiled, "reused": counts[0].reused}
 
 
 def test_a_second_sweep_of_the_same_shapes_compiles_nothing(

@@ -279,7 +279,7 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 from scaling.store import run_dirs
-from scaling.config import RunConfig, from_dict
+from scaling.config import RunConfig, Trunk, from_dict
 from scaling.training.loop import LoopConfig, train_trunk
 
 runs = [from_dict(RunConfig, run) for run in json.loads(sys.argv[1])]

@@ -412,9 +412,9 @@ def test_a_timer_is_due_at_the_first_call_after_its_time(
     """
     now, asked = [0.0], []
     monkeypatch.setattr(multihost.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(multihost, "several", lambda: several)
+    monkeypatch.setattr(multihost, "is_multihost", lambda: several)
     monkeypatch.setattr(
-        multihost, "shared", lambda array: asked.append(now[0]) or array
+        multihost, "broadcast_array", lambda array: asked.append(now[0]) or array
     )
     timer = multihost.Timer(30.0)
     for _ in range(2):

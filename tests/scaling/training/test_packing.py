@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.config import RunConfig, to_dict
+from scaling.config import RunConfig, Trunk, to_dict
 from scaling.execution.in_process import train_in_process
 from scaling.store import run_dirs
 from scaling.store.table import run_table
@@ -23,7 +23,7 @@ from scaling.training import packing
 from scaling.training.loop import How, LoopConfig, Trainer, train_trunk
 
 MakeRun = Callable[..., RunConfig]
-Trunks = list[list[RunConfig]]
+Trunks = list[Trunk]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,18 +35,25 @@ def _quick(quick_compile: None) -> None:
 def trunks(make_run: MakeRun) -> Trunks:
     """Three of one shape: other seeds, rates and lengths; the second has two branches."""
     return [
-        [make_run()],
-        [make_run(**{"seed": 1, "optim.lr": 3e-3, "tokens": n}) for n in (640, 1920)],
-        [
-            make_run(
-                **{
-                    "seed": 2,
-                    "data.seed": 5,
-                    "optim.warmup_tokens": 640,
-                    "tokens": 2560,
-                }
+        Trunk((make_run(),)),
+        Trunk(
+            tuple(
+                make_run(**{"seed": 1, "optim.lr": 3e-3, "tokens": n})
+                for n in (640, 1920)
             )
-        ],
+        ),
+        Trunk(
+            (
+                make_run(
+                    **{
+                        "seed": 2,
+                        "data.seed": 5,
+                        "optim.warmup_tokens": 640,
+                        "tokens": 2560,
+                    }
+                ),
+            )
+        ),
     ]
 
 
@@ -57,7 +64,7 @@ def losses(trunks: Trunks, out: Path, loop: LoopConfig) -> dict[str, float]:
 
 
 def read(trunks: Trunks, out: Path) -> dict[str, float]:
-    table = run_table(out, [run for trunk in trunks for run in trunk])
+    table = run_table(out, [run for trunk in trunks for run in trunk.runs])
     return dict(zip(table["run_id"], table["loss"], strict=True))
 
 
@@ -84,7 +91,7 @@ def test_packed_equals_solo(
         }
     )
     together = losses(
-        [[broken], *trunks], tmp_path, LoopConfig(pack=how, chunk_steps=4)
+        [Trunk((broken,)), *trunks], tmp_path, LoopConfig(pack=how, chunk_steps=4)
     )
     assert np.isnan(together.pop(broken.run_id))
     assert together == pytest.approx(alone, abs=1e-5)
@@ -111,7 +118,7 @@ def test_a_member_that_fails_is_named_and_stops_no_other(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write, lost = run_dirs.write_result, trunks[1][0].run_id
+    write, lost = run_dirs.write_result, trunks[1].runs[0].run_id
 
     def full(out: Path, run: RunConfig, row: dict[str, Any]) -> None:
         if run.run_id == lost:
@@ -123,11 +130,11 @@ def test_a_member_that_fails_is_named_and_stops_no_other(
         trunks, tmp_path, LoopConfig(pack="map", chunk_steps=4), lambda event: None
     )
     assert [(f.runs, f.reason) for f in failures] == [
-        (trunks[1], "OSError: no space left on device")
+        (trunks[1].runs, "OSError: no space left on device")
     ]
     for trunk in (trunks[0], trunks[2]):
         assert read([trunk], tmp_path) == pytest.approx(
-            {trunk[0].run_id: alone[trunk[0].run_id]}, abs=1e-5
+            {trunk.runs[0].run_id: alone[trunk.runs[0].run_id]}, abs=1e-5
         )
 
 
@@ -146,8 +153,8 @@ def test_a_pack_that_fails_as_a_whole_is_trained_one_by_one(
 
 def test_only_one_shape_shares_a_program(trunks: Trunks, make_run: MakeRun) -> None:
     wide, other = (
-        [make_run(**{"model.width": 16})],
-        [make_run(**{"data.source": "markov:tokens=50000"})],
+        Trunk((make_run(**{"model.width": 16}),)),
+        Trunk((make_run(**{"data.source": "markov:tokens=50000"}),)),
     )
     assert packing.group_by_shape(
         [trunks[0], wide, trunks[1], other, trunks[2]], 2
@@ -162,7 +169,7 @@ def test_only_one_shape_shares_a_program(trunks: Trunks, make_run: MakeRun) -> N
 def test_the_way_is_measured_once_and_recorded(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trunks = [[make_run(seed=seed, tokens=64 * 3000)] for seed in range(2)]
+    trunks = [Trunk((make_run(seed=seed, tokens=64 * 3000),)) for seed in range(2)]
     assert packing.choose_packing(trunks, tmp_path, LoopConfig(chunk_steps=2)) in (
         "solo",
         "vmap",
@@ -184,7 +191,8 @@ def test_the_way_is_measured_once_and_recorded(
         packing.choose_packing(trunks, tmp_path, LoopConfig(strategy="pmap")) == "solo"
     )
     assert (
-        packing.choose_packing([[make_run()]] * 2, tmp_path, LoopConfig()) == "solo"
+        packing.choose_packing([Trunk((make_run(),))] * 2, tmp_path, LoopConfig())
+        == "solo"
     )  # over before it is measured
 
 
@@ -192,16 +200,19 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import jax
-from scaling.config import RunConfig, from_dict
+from scaling.config import RunConfig, Trunk, from_dict
 from scaling.store.table import run_table
 from scaling.training import packing
 from scaling.training.loop import LoopConfig
 
-trunks = [[from_dict(RunConfig, run) for run in trunk] for trunk in json.loads(sys.argv[1])]
+trunks = [
+    Trunk(tuple(from_dict(RunConfig, run) for run in runs))
+    for runs in json.loads(sys.argv[1])
+]
 out = Path(sys.argv[2])
 assert jax.device_count() == 2
 assert packing.train_packed(trunks, out, LoopConfig(chunk_steps=4), lambda event: None, "vmap") == []
-table = run_table(out, [run for trunk in trunks for run in trunk])
+table = run_table(out, [run for trunk in trunks for run in trunk.runs])
 print(json.dumps(dict(zip(table["run_id"], table["loss"], strict=True))))
 """
 
@@ -217,7 +228,7 @@ def test_members_spread_over_devices(
         "JAX_PLATFORMS": "cpu",
     }
     arguments = [
-        json.dumps([[to_dict(run) for run in trunk] for trunk in trunks]),
+        json.dumps([[to_dict(run) for run in trunk.runs] for trunk in trunks]),
         str(tmp_path),
     ]
     done = subprocess.run(

@@ -36,7 +36,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from scaling.store import run_dirs
-from scaling.config import ConfigError, RunConfig, from_dict
+from scaling.config import ConfigError, RunConfig, Trunk, from_dict
 from scaling.training.sharding import STRATEGIES, Fsdp, choose_strategy
 from scaling.training.step import StepRates, get_executable
 from scaling.training.loop import LoopConfig, train_trunk
