@@ -85,7 +85,9 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
         raise BrokenPipeError
 
     monkeypatch.setattr(
-        leases.provenance, "read_provenance", lambda: {"versions": "other", "commit": ""}
+        leases.provenance,
+        "read_provenance",
+        lambda: {"versions": "other", "commit": ""},
     )
     with pytest.raises(BrokenPipeError), Claims().held(tmp_path, refuse):
         pytest.fail("entered")
@@ -178,7 +180,9 @@ def test_another_version_is_noticed(
         pass
     assert events == []
     monkeypatch.setattr(
-        leases.provenance, "read_provenance", lambda: {"versions": "scaling 9", "commit": ""}
+        leases.provenance,
+        "read_provenance",
+        lambda: {"versions": "scaling 9", "commit": ""},
     )
     with Claims().held(tmp_path, events.append):
         pass
