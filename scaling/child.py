@@ -69,12 +69,14 @@ class Child:
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message. Whether the child is gone shows where its output ends."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: `kill` has closed the pipe
             self.input.write(json.dumps(message).encode() + b"\n")
             self.input.flush()
 
     def receive(self) -> dict[str, Any] | None:
         """Wait for the next message; None if the child has ended."""
+        if self.output.closed:  # by `kill`
+            return None
         line = self.output.readline()
         return json.loads(line) if line else None
 

@@ -34,6 +34,12 @@ from scaling.data.cache import (
     read_json,
     write_json,
 )
+from scaling.data.identity import (
+    Part,
+    check_fingerprint,
+    combine_parts,
+    list_parts,
+)
 from scaling.data.sources import DataError, Source, open_source
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
@@ -50,7 +56,8 @@ class Dataset:
     config says so
     heldout: ids to evaluate on, shape (tokens,), disjoint from `train` by document
     vocab: number of ids the model needs
-    fingerprint: sha256 of the text (of the ids, for a synthetic source)
+    parts: what decides the token stream: the text and, unless it is built in, the
+    tokenizer
     bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each
     separator, so that bits per
         byte = loss / ln 2 / bytes_per_token; NaN for synthetic sources
@@ -65,12 +72,28 @@ class Dataset:
     train: np.ndarray
     heldout: np.ndarray
     vocab: int
-    fingerprint: str
+    parts: tuple[Part, ...]
     bytes_per_token: float
     loss_range: tuple[int, int] | None
     entropy: float | None
     document_length: int | None
     meta: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides the token stream."""
+        return combine_parts(self.parts)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """sha256 of the documents (of the ids, for a synthetic source) alone."""
+        return self.parts[0].digest
+
+    def check_trained_on(self, stored: str, run_id: str) -> None:
+        """Raise `DataError` when a run has another fingerprint stored than this data
+        set has; see `identity.check_fingerprint`.
+        """
+        check_fingerprint(self.parts, stored, run_id)
 
     def check_context(self, context: int) -> None:
         """Raise `DataError` when windows of `context` tokens would cut a document of
@@ -109,7 +132,7 @@ def load(config: DataConfig, cache: Path | None = None) -> Dataset:
         train=train[: config.unique_tokens],
         heldout=np.memmap(entry / "heldout.bin", meta["dtype"], "r"),
         vocab=meta["vocab"],
-        fingerprint=meta["fingerprint"],
+        parts=list_parts(config, meta["fingerprint"], meta["tokenizer_hash"]),
         bytes_per_token=float("nan")
         if meta["bytes_per_token"] is None
         else meta["bytes_per_token"],

@@ -24,7 +24,7 @@ from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.table import export_table, read_results, run_table
 from scaling.training import compile_cache, multihost, preemption
-from scaling.training.loop import LoopConfig, check_fits, describe_changed_text
+from scaling.training.loop import LoopConfig, check_fits
 from scaling.training.sharding import choose_strategy
 
 
@@ -117,7 +117,7 @@ def sweep(
         _check_together(plan, loop, workers)
     with multihost.all_or_none("preparing the data"):
         prepare(plan)
-        check_text(plan, out)
+        check_data(plan, out)
     pending, failures = _to_train(plan, out, retry)
     if pending.runs:
         if multihost.is_process_0():
@@ -188,26 +188,37 @@ def _failed_before(plan: Plan, out: Path) -> list[Failure]:
     ]
 
 
-def check_text(plan: Plan, out: Path) -> None:
-    """Whether the plan's finished runs were trained on the text that is there now:
-    losses on others do not compare.
+def check_data(plan: Plan, out: Path) -> None:
+    """Check that the folder's finished runs were trained on the plan's data as it is now.
+
+    One table never mixes losses on two texts, or under two tokenizers, of one name: not
+    only the plan's own runs are compared, but all with the same source and tokenizer.
 
     Raises:
-        DataError: some were not.
+        DataError: a run was trained on something else.
     """
-    rows = (
-        {row["run_id"]: row.get("fingerprint") for row in read_results(out)}
-        if multihost.is_process_0()
-        else {}
-    )
-    texts = {
-        config: data.load(config).fingerprint
-        for config in dict.fromkeys(run.data for run in plan)
-    }
-    for run in plan:
-        now, before = texts[run.data], rows.get(run.run_id)
-        if before not in (None, now):
-            raise data.DataError(describe_changed_text(run, before, now))
+    datasets: dict[data.Stream, data.Dataset] = {}
+    for config in dict.fromkeys(run.data for run in plan):
+        stream = data.name_stream(config)
+        if stream not in datasets:
+            datasets[stream] = data.load(config)
+    if not multihost.is_process_0():
+        return
+    configs = {run.run_id: run.data for run in plan}
+    checked: set[tuple[str, str, str | None]] = set()
+    for row in read_results(out):
+        run_id, stored = row["run_id"], row.get("fingerprint")
+        of_plan = run_id in configs
+        trained = (row["source"], row["tokenizer"], stored)
+        if stored is None or (trained in checked and not of_plan):
+            continue
+        checked.add(trained)
+        config = configs[run_id] if of_plan else run_dirs.read_data_config(out, run_id)
+        if config is None:
+            continue
+        dataset = datasets.get(data.name_stream(config))
+        if dataset is not None:
+            dataset.check_trained_on(stored, run_id)
 
 
 def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:

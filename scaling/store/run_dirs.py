@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from scaling.config import RunConfig, from_dict, to_dict
+from scaling.config import DataConfig, RunConfig, from_dict, to_dict
 from scaling.store.files import (
     StoreError,
     create_file,
@@ -112,6 +112,15 @@ def open_run(out: Path, run: RunConfig) -> Path:
     else:
         write_atomically(path, json.dumps(to_dict(run), indent=1))
     return folder
+
+
+def read_data_config(out: Path, run_id: str) -> DataConfig | None:
+    """The data configuration of a run; None where its `config.json` cannot be read."""
+    try:
+        content = parse_json(read_plain_file(out / run_id / "config.json"))
+        return from_dict(RunConfig, content).data
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> bool:

@@ -333,12 +333,7 @@ class Trainer:
         if found is None:
             return None
         step, tree = found
-        if not np.array_equal(tree["text"], self._text):
-            raise data.DataError(
-                describe_changed_text(
-                    self.runs[0], tree["text"].tobytes().hex(), self.dataset.fingerprint
-                )
-            )
+        self.dataset.check_trained_on(tree["text"].tobytes().hex(), self.runs[0].run_id)
         return LoopState(
             step, self.program.strategy.place(tree["state"]), float(tree["seconds"])
         )
@@ -412,12 +407,3 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     if run.model.vocab < dataset.vocab:
         remedy = f"source {run.data.source!r} has {dataset.vocab} token ids: raise it to at least that"
         raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
-
-
-def describe_changed_text(run: RunConfig, before: str, now: str) -> str:
-    """What is wrong where a run was begun on another text."""
-    texts = f"sha256 {before[:12]} when run {run.run_id} was trained, {now[:12]} now"
-    return (
-        f"data.source = {run.data.source!r}: its text has changed ({texts}); "
-        "bring it back, or sweep into another --out"
-    )

@@ -101,8 +101,8 @@ def test_an_interrupted_run_resumes_to_the_same_loss(
     seen = []
 
     def interrupt(event: event_types.Event) -> None:
-        seen.append(event["event"])
-        if seen.count("progress") == 3:
+        seen.append(type(event).__name__)
+        if seen.count("Progress") == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -113,11 +113,11 @@ def test_an_interrupted_run_resumes_to_the_same_loss(
             [Trunk((run,))],
             tmp_path / "cut",
             LOOP,
-            lambda event: events.append(event["event"]),
+            lambda event: events.append(type(event).__name__),
         )
         == []
     )
-    assert "restored" in events
+    assert "Restored" in events
     row = json.loads(
         (run_dirs.run_dir(tmp_path / "cut", run) / "result.json").read_text()
     )

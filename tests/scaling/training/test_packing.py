@@ -103,7 +103,7 @@ def test_a_pack_resumes_where_its_members_were(
     """One member done, one on its way, one not begun."""
     loop = LoopConfig(pack="map", chunk_steps=4, checkpoint_seconds=0.0)
     train_trunk(trunks[0], tmp_path, loop, lambda event: None)
-    work = Trainer(trunks[1], tmp_path, loop, lambda event: None)
+    work = Trainer(list(trunks[1].runs), tmp_path, loop, lambda event: None)
     steps = work.work()
     chunk = next(steps)
     for _ in range(3):
@@ -211,7 +211,7 @@ trunks = [
 ]
 out = Path(sys.argv[2])
 assert jax.device_count() == 2
-assert packing.train_packed(trunks, out, LoopConfig(chunk_steps=4), lambda event: None, "vmap") == []
+assert packing.train_packed(trunks, out, LoopConfig(chunk_steps=4), lambda event: None, "vmap") == {}
 table = run_table(out, [run for trunk in trunks for run in trunk.runs])
 print(json.dumps(dict(zip(table["run_id"], table["loss"], strict=True))))
 """

@@ -91,17 +91,17 @@ def train(folder, strategy, chunks=None):  # the whole road: data, trunk, checkp
     events = []
 
     def report(event):
-        events.append(event["event"])
-        if events.count("progress") == chunks:
+        events.append(type(event).__name__)
+        if events.count("Progress") == chunks:
             raise Killed
 
     loop = LoopConfig(chunk_steps=S, checkpoint_seconds=0.0, strategy=strategy)
     try:
         train_trunk(Trunk((accumulated,)), out / folder, loop, report)
     except Killed:
-        return events.count("progress")
+        return events.count("Progress")
     row = json.loads((run_dirs.run_dir(out / folder, accumulated) / "result.json").read_text())
-    return [events.count("progress"), row["loss"]]
+    return [events.count("Progress"), row["loss"]]
 
 
 answer = {}
