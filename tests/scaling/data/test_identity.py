@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from scaling import data
-from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.data.identity import Part, combine_parts
 from scaling.data.tokenizers import train_bpe
+from scaling.events import Event, Progress
 from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
-from scaling.training import loop, preemption
+from scaling.training import loop
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT_WORDS = ("loss", "width", "depth", "token", "scale", "batch", "learning")
@@ -124,28 +125,30 @@ def test_another_heldout_sample_of_a_synthetic_source_is_no_change(
     train([dataclasses.replace(runs[1], data=other)], tmp_path)
 
 
-def test_a_trunk_is_not_resumed_under_another_tokenizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trunk_is_not_resumed_under_another_tokenizer(tmp_path: Path) -> None:
     source, out = write_source(tmp_path / "text"), tmp_path / "out"
     path = write_tokenizer(tmp_path / "tokenizer.json", 260)
     (run, _) = make_runs(source, str(path))
-    append = run_dirs.append_metrics
 
-    def interrupt(*args: object) -> None:
-        append(*args)  # type: ignore[arg-type]
-        preemption.request()
+    class Killed(BaseException):
+        pass
 
-    with monkeypatch.context() as patch:
-        patch.setattr(run_dirs, "append_metrics", interrupt)
-        with pytest.raises(preemption.Preempted):
-            train([run], out)
+    seen: list[Progress] = []
+
+    def report(event: Event) -> None:
+        if isinstance(event, Progress):
+            seen.append(event)
+        if len(seen) == 3:
+            raise Killed
+
+    often = loop.LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
+    with pytest.raises(Killed):
+        loop.train_trunk(Trunk((run,)), out, often, report)
     folder = run_dirs.trunk_dir(out, run) / "checkpoints"
     assert any(folder.iterdir()) and not run_dirs.is_finished(out, run)
     write_tokenizer(path, 500)
-    trainer = loop.Trainer([run], out, loop.LoopConfig(), lambda event: None)
     with pytest.raises(data.DataError, match=r"data\.tokenizer = .*has changed"):
-        next(trainer.work())
+        loop.train_trunk(Trunk((run,)), out, often, lambda event: None)
 
 
 def test_a_fingerprint_of_the_text_alone_is_accepted_with_a_warning(

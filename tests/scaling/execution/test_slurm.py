@@ -289,12 +289,14 @@ def test_a_trunk_that_is_held_is_not_submitted(
     with Claims().held(run_dirs.trunk_dir(tmp_path, run), lambda event: None):
         ticket = executor.submit(Job(Trunk((run,))))
         assert [(o.ticket, o.kind) for o in executor.poll(0.0)] == [(ticket, "busy")]
-    assert not executor.there
+    assert not executor.posted
     executor.submit(Job(Trunk((run,))))
     executor.poll(0.0)
-    assert len(executor.there) == 1 == len(slurm.queue(executor.name) or {})
+    assert len(executor.posted) == 1 == len(slurm.read_queue(executor.name) or {})
     executor.cancel()
-    assert slurm.queue(executor.name) == {} and not run_dirs.is_finished(tmp_path, run)
+    assert slurm.read_queue(executor.name) == {} and not run_dirs.is_finished(
+        tmp_path, run
+    )
 
 
 # --- without a cluster ----------------------------------------------------------------------------------------
@@ -346,15 +348,17 @@ def test_without_slurm_the_remedy_is_named(
 def test_a_controller_that_does_not_answer_ends_no_job(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "_submitit", lambda: None)
-    monkeypatch.setattr(slurm, "queue", lambda name: None)
+    monkeypatch.setattr(slurm, "_import_submitit", lambda: None)
+    monkeypatch.setattr(slurm, "read_queue", lambda name: None)
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
-    executor.there["7"] = executor.post.write(1, Job(Trunk((make_run(),))))
+    executor.posted["7"] = executor.mailbox.write(1, Job(Trunk((make_run(),))))
     assert executor.poll(0.0) == []
-    monkeypatch.setattr(slurm, "queue", lambda name: {"7": ("PENDING", "Priority")})
+    monkeypatch.setattr(
+        slurm, "read_queue", lambda name: {"7": ("PENDING", "Priority")}
+    )
     executor.look = 0.0
     assert executor.poll(0.0) == []
-    monkeypatch.setattr(slurm, "queue", lambda name: {})
+    monkeypatch.setattr(slurm, "read_queue", lambda name: {})
     executor.look = 0.0
     outcome = executor.poll(0.0)[0]
     assert (outcome.ticket, outcome.kind, outcome.advanced) == (
@@ -385,10 +389,10 @@ def test_what_the_cluster_does_not_take_now_is_submitted_later(
             return [SimpleNamespace(job_id=f"1_{i}") for i in range(len(paths))]
 
     cluster = Submitit()
-    monkeypatch.setattr(slurm, "_submitit", lambda: cluster)
+    monkeypatch.setattr(slurm, "_import_submitit", lambda: cluster)
     monkeypatch.setattr(
         slurm,
-        "queue",
+        "read_queue",
         lambda name: {"1_0": ("RUNNING", "None"), "1_1": ("RUNNING", "None")},
     )
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
@@ -408,6 +412,6 @@ def test_what_the_cluster_does_not_take_now_is_submitted_later(
     executor.pause = 0.0
     assert (
         executor.poll(0.0) == []
-        and cluster.taken == 2 == len(executor.there)
+        and cluster.taken == 2 == len(executor.posted)
         and not executor.waiting
     )
