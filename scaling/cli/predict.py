@@ -47,7 +47,7 @@ class PredictArgs:
     loss, from a saved fit.
 
     Example: scaling predict fit.json --N 1e9 --D 2e10    scaling predict fit.json --C
-    1e21 --served-tokens 1e12
+    1e21 --inference-tokens 1e12
     """
 
     fit: Positional[Path]
@@ -57,10 +57,12 @@ class PredictArgs:
     D: float | None = None
     """Training tokens."""
     C: float | None = None
-    """FLOPs to spend, of training and serving together."""
+    """FLOPs to spend, of training and inference together."""
     loss: float | None = None
     """Nats per token to reach with the fewest FLOPs."""
-    served_tokens: float = 0.0
+    inference_tokens: Annotated[float, tyro.conf.arg(aliases=["--served-tokens"])] = (
+        0.0
+    )
     """Tokens that the trained model will process in its life."""
     max_tokens: float | None = None
     """The most tokens there are to train on."""
@@ -108,7 +110,7 @@ class PredictArgs:
                 f"law {fit.law.name!r} needs {' and '.join(missing)}{best}"
             )
         unused = [_flag(name) for name in given if name not in fit.law.variables]
-        unused += ["--served-tokens"] * bool(self.served_tokens) + ["--max-tokens"] * (
+        unused += ["--inference-tokens"] * bool(self.inference_tokens) + ["--max-tokens"] * (
             self.max_tokens is not None
         )
         if unused:
@@ -136,7 +138,7 @@ class PredictArgs:
             )
         options: dict[str, Any] = {
             name: getattr(self, name) for name in ("max_tokens", "N", "loss")
-        } | {"inference_tokens": self.served_tokens}
+        } | {"inference_tokens": self.inference_tokens}
         found = allocate(
             fit, self.C, boot, counted_flops_per_token(fit), at=at or None, **options
         )

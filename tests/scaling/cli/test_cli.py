@@ -291,7 +291,7 @@ def test_predict_for_serving_limits_sizes_and_losses(saved, capsys):
         (["--N", "1e8", "--D", "1e9", "--at", "U=3"], "leave out --at U="),
         (
             ["--N", "1e8", "--D", "1e9", "--served-tokens", "3"],
-            "leave out --served-tokens",
+            "leave out --inference-tokens",
         ),
         (["--C", "1e20", "--at", "U"], "--at U=1e11"),
         (["--C", "1e20", "--at", "U=many"], "--at U=1e11"),
