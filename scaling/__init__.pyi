@@ -1,7 +1,3 @@
-from ._deprecated import Price as Price
-from ._deprecated import Target as Target
-from ._deprecated import parse_target as parse_target
-from ._deprecated import price as price
 from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
 from .config import ModelConfig as ModelConfig
@@ -10,6 +6,10 @@ from .config import RunConfig as RunConfig
 from .data import DataError as DataError
 from .execution.sweep import SweepError as SweepError
 from .execution.sweep import sweep as sweep
+from .planning._deprecated import Price as Price
+from .planning._deprecated import Target as Target
+from .planning._deprecated import parse_target as parse_target
+from .planning._deprecated import price as price
 from .planning.cost import CostEstimate as CostEstimate
 from .planning.cost import estimate_cost as estimate_cost
 from .planning.hardware import Hardware as Hardware

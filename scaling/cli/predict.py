@@ -60,9 +60,7 @@ class PredictArgs:
     """FLOPs to spend, of training and inference together."""
     loss: float | None = None
     """Nats per token to reach with the fewest FLOPs."""
-    inference_tokens: Annotated[float, tyro.conf.arg(aliases=["--served-tokens"])] = (
-        0.0
-    )
+    inference_tokens: Annotated[float, tyro.conf.arg(aliases=["--served-tokens"])] = 0.0
     """Tokens that the trained model will process in its life."""
     max_tokens: float | None = None
     """The most tokens there are to train on."""
@@ -110,9 +108,9 @@ class PredictArgs:
                 f"law {fit.law.name!r} needs {' and '.join(missing)}{best}"
             )
         unused = [_flag(name) for name in given if name not in fit.law.variables]
-        unused += ["--inference-tokens"] * bool(self.inference_tokens) + ["--max-tokens"] * (
-            self.max_tokens is not None
-        )
+        unused += ["--inference-tokens"] * bool(self.inference_tokens) + [
+            "--max-tokens"
+        ] * (self.max_tokens is not None)
         if unused:
             reads = ", ".join(fit.law.variables)
             raise ConfigError(

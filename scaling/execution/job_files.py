@@ -21,7 +21,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from scaling.child import import_settings
 from scaling.events import Busy, Done, Failed, JobEnd, Report, event_from_json
 from scaling.execution.base import Job, Outcome
 from scaling.execution.local import (
@@ -34,6 +33,7 @@ from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 from scaling.store.leases import EXPIRY, Claims
 from scaling.training import preemption
+from scaling.training.child import import_settings
 from scaling.training.loop import LoopConfig
 
 _PATIENCE = (

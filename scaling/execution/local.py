@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from scaling.child import Child, python_command
 from scaling.config import RunConfig, Trunk, to_dict
 from scaling.events import (
     Busy,
@@ -29,6 +28,7 @@ from scaling.events import (
 )
 from scaling.execution.base import Failure, Job, Outcome, drive
 from scaling.store import run_dirs
+from scaling.training.child import Child, python_command
 from scaling.training.loop import LoopConfig
 
 _GRACE_SECONDS = 15.0  # for a worker that was told to save and end

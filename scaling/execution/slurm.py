@@ -40,7 +40,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scaling.child import import_settings
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.events import Report
 from scaling.execution import job_files
@@ -51,6 +50,7 @@ from scaling.model.flops import trunk_flops
 from scaling.planning.memory import estimate_host_bytes
 from scaling.store import run_dirs
 from scaling.training import preemption
+from scaling.training.child import import_settings
 from scaling.training.loop import LoopConfig
 
 _ARRAY = 1000  # tasks; MaxArraySize is 1001 unless a cluster says otherwise

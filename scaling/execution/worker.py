@@ -21,7 +21,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from scaling.child import open_output_for_messages
 from scaling.config import RunConfig, Trunk, from_dict
 from scaling.events import (
     Busy,
@@ -32,6 +31,7 @@ from scaling.events import (
     Programs,
     event_to_json,
 )
+from scaling.training.child import open_output_for_messages
 
 _ORPHANED = 143  # exit status of a process that SIGTERM ended
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from scaling.child import Child, open_output_for_messages, python_command
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.planning import libtpu
 from scaling.planning.hardware import Hardware
+from scaling.training.child import Child, open_output_for_messages, python_command
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

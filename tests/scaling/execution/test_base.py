@@ -16,12 +16,12 @@ import jax
 import pytest
 
 from scaling import events as event_types
-from scaling.child import Child
 from scaling.config import RunConfig, Trunk
 from scaling.execution import in_process, local
 from scaling.execution.in_process import train_in_process
 from scaling.execution.local import train_in_workers
 from scaling.execution.sweep import SweepError, sweep
+from scaling.training.child import Child
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]

@@ -18,7 +18,6 @@ import pytest
 
 from scaling import data
 from scaling import events as event_types
-from scaling.child import Child
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution import local
 from scaling.execution.sweep import SweepError, sweep, unfinished
@@ -27,6 +26,7 @@ from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.files import StoreError
 from scaling.store.table import run_table
+from scaling.training.child import Child
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]

@@ -30,7 +30,7 @@ def import_settings() -> dict[str, str]:
     its folder goes first on PYTHONPATH.
     """
     settings = {"PYTHONSAFEPATH": "1"}
-    folder = str(Path(__file__).resolve().parents[1])
+    folder = str(Path(__file__).resolve().parents[2])
     installed = [*site.getsitepackages(), site.getusersitepackages()]
     if folder not in installed:
         others = os.environ.get("PYTHONPATH")
