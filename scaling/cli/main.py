@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,14 +83,17 @@ def reproduce(argv: Sequence[str]) -> int:
 
 
 def format_usage() -> str:
-    """The verbs by group, each with the first line of its docstring."""
+    """The verbs by group, each with the first sentence of its docstring."""
     verbs: dict[str, Any] = {**VERBS, "reproduce": reproduce}
     lines = ["usage: scaling VERB [--help] ...", "       scaling --version"]
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
         for name in names:
-            summary = (verbs[name].__doc__ or "").splitlines()[0]
-            lines.append(f"  {name:<9} {summary}")
+            text = " ".join((verbs[name].__doc__ or "").split())
+            summary = text.partition(". ")[0].partition(" Example")[0].rstrip(".")
+            lines += textwrap.wrap(
+                f"  {name:<9} {summary}.", width=88, subsequent_indent=" " * 12
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -60,3 +60,13 @@ def test_a_setting_of_the_loop_that_a_message_names_is_a_flag(tmp_path, capsys) 
     argv = ["sweep", "--out", str(tmp_path), "--loop.stall-seconds", "-1"]
     assert main(argv) == 2
     assert "loop.stall_seconds = -1" in capsys.readouterr().err
+
+
+def test_help_gives_each_verb_a_whole_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Sync a sweep's folder to experiment trackers: what they do not have" in text
+    assert "nothing twice." in text
