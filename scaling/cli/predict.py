@@ -46,8 +46,8 @@ class PredictArgs:
     """Predict the loss of a run, the best run of a budget, or the cheapest run of a
     loss, from a saved fit.
 
-    Example: scaling predict fit.json --N 1e9 --D 2e10    scaling predict fit.json --C
-    1e21 --inference-tokens 1e12
+    Examples: scaling predict fit.json --N 1e9 --D 2e10
+              scaling predict fit.json --C 1e21 --inference-tokens 1e12
     """
 
     fit: Positional[Path]
@@ -181,8 +181,8 @@ class SuggestArgs(_Fitted):
     """Which runs to train next: those that shrink most the interval of a loss or of an
     exponent.
 
-    Example: scaling suggest fit.json --target-C 1e22 --budget 1e20    scaling suggest
-    runs/mine --quantity a --budget 1e13
+    Examples: scaling suggest fit.json --target-C 1e22 --budget 1e20
+              scaling suggest runs/mine --quantity a --budget 1e13
     """
 
     source: Positional[Path]

