@@ -1,4 +1,8 @@
-"""TODO scaling.schedule."""
+"""Learning-rate schedules: the factor on the peak rate at each step.
+
+NumPy only, so that the run table can ask whether a run's decay was too short without
+importing JAX.
+"""
 
 from __future__ import annotations
 

@@ -102,3 +102,13 @@ def test_no_module_runs_what_it_reads() -> None:
 )
 def test_what_would_is_found(line: str) -> None:
     assert list(offences(ast.parse(line)))
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    """A module with code begins with a docstring, which is no placeholder."""
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        if not tree.body:
+            continue  # an empty __init__
+        text = ast.get_docstring(tree) or ""
+        assert text and "TODO" not in text, path

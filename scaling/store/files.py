@@ -1,4 +1,9 @@
-"""TODO scaling.store.files."""
+"""Files of a sweep's folder: written whole or not at all, read with suspicion.
+
+A folder of runs may come from anywhere, and several processes write to it. A file is
+therefore replaced or created atomically, and only a plain file of moderate size is read,
+as JSON in the strict sense: no NaN, and no key twice.
+"""
 
 from __future__ import annotations
 

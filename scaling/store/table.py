@@ -1,4 +1,4 @@
-"""TODO scaling.store.table."""
+"""The run table: one row per finished run of a folder."""
 
 from __future__ import annotations
 
