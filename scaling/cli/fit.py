@@ -171,8 +171,8 @@ def read_fit(path: Path) -> tuple[Fit, Bootstrap | None]:
 class FitArgs:
     """Fit a scaling law and print its parameters with 90 % intervals.
 
-    Example: scaling fit runs.csv --columns.N params --columns.D tokens --unit
-    N=millions --save fit.json
+    Examples: scaling fit runs/mine --holdout largest_budget --save fit.json
+              scaling fit runs.csv --columns.N params --unit N=millions
     """
 
     runs: Positional[Path]
@@ -235,8 +235,7 @@ class PlotArgs(FitArgs):
     """Fit, and write the figures: frontier, IsoFLOP curves, L(N, D) with residuals,
     extrapolation.
 
-    Example: scaling plot runs/mine --holdout largest_budget --figures figures --format
-    pdf
+    Example: scaling plot runs/mine --holdout largest_budget --format pdf
     """
 
     figures: Path = Path("figures")

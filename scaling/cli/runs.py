@@ -42,8 +42,7 @@ Words = tyro.conf.UseAppendAction[tuple[str, ...]]  # one per flag
 class RunsArgs:
     """Print the run table of a sweep's folder.
 
-    Examples: scaling runs runs/mine --where 'width>=64' --where status==finished --sort
-    loss
+    Examples: scaling runs runs/mine --where 'width>=64' --sort loss
               scaling runs runs/mine --all-runs --export runs.csv
     """
 
