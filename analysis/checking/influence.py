@@ -141,10 +141,10 @@ def delta_sweep(
     that change by more than their standard errors owe their value to the choice of
     outliers.
 
-    Returns: one row per delta: delta, objective ("huber" or "least_squares"), value
-    (sum over rows), outliers (rows
-        beyond delta), every parameter and derived quantity, certified, refused (why
-        there is no fit, or "").
+    Returns:
+        One row per delta: delta, objective ("huber" or "least_squares"), value (sum over
+        rows), outliers (rows beyond delta), every parameter and derived quantity,
+        certified, and refused (why there is no fit, or "").
 
     Raises:
         ValueError: no delta, one that is not positive, or `objective` among the
