@@ -58,9 +58,9 @@ class TrackerSync:
     def update(self) -> tuple[int, int]:
         """Write what is new: the number of steps and of finished runs."""
         steps, rows = 0, 0
-        for run_id in query.run_ids(self.out):
+        for run_id in query.list_run_ids(self.out):
             if not self.state.get(run_id, {}).get("finished"):
-                with suppress(query.Unreadable):
+                with suppress(query.UnreadableFile):
                     if run_id not in self.runs:
                         self.runs[run_id] = query.read_config(self.out, run_id)
                     new, over = self._mirror(self.runs[run_id])
@@ -155,7 +155,7 @@ def _read_state(path: Path) -> dict[str, dict[str, Any]]:
             or type(entry.get("step")) is not int
             or type(entry.get("finished")) is not bool
         ):
-            raise query.Unreadable(
+            raise query.UnreadableFile(
                 f"{path}: does not say what was mirrored; remove it to mirror everything again"
             )
     return state

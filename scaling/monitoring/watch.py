@@ -144,7 +144,7 @@ class Watcher:
     def _known(self) -> list[RunConfig]:
         """The runs of the plans in the folder, and those that have begun without one."""
         for path in sorted((self.out / "plans").glob("*.json")):
-            with suppress(*query.WRONG, OSError):
+            with suppress(*query.PARSE_ERRORS, OSError):
                 stat = path.stat()
                 mark = (stat.st_mtime_ns, stat.st_size)
                 if (
@@ -154,10 +154,10 @@ class Watcher:
                 ):
                     self._plans[path] = (mark, list(Plan.from_json(path)))
         planned = {run.run_id: run for _, runs in self._plans.values() for run in runs}
-        begun = query.run_ids(self.out)
+        begun = query.list_run_ids(self.out)
         for run_id in begun:
             if run_id not in self._runs:
-                with suppress(query.Unreadable):
+                with suppress(query.UnreadableFile):
                     self._runs[run_id] = planned.get(run_id) or query.read_config(
                         self.out, run_id
                     )
@@ -175,7 +175,7 @@ class Watcher:
         self._unreadable.discard(run_id)
         try:
             self._ended[run_id] = query.read_result(self.out, run_id)["status"]
-        except query.Unreadable:
+        except query.UnreadableFile:
             self._unreadable.add(run_id)
 
     def _failure(self, run: RunConfig) -> str:
@@ -282,7 +282,7 @@ def read_last_line(folder: Path) -> tuple[int, float | None]:
     except OSError:
         return 0, None
     for line in reversed(lines):
-        with suppress(*query.WRONG):
+        with suppress(*query.PARSE_ERRORS):
             row = json.loads(line)
             step, loss = int(row["step"]), row.get("loss")
             return max(0, step), float(loss) if isinstance(loss, int | float) else None

@@ -1,12 +1,12 @@
 """The runs below a folder as a person or a program asks for them: which, in what order,
 into which file.
 
-Unlike `store.run_table`, on which fits rest, a listing must show what is there whatever
-its state: runs that failed or
-have only begun, and results that a disk damaged. So nothing here trusts a file: ids are
-hexadecimal, a file is read up to a limit, a value of the wrong kind makes its run
-`unreadable` and no other, and text is shown without the control characters that would
-steer a terminal. Filters are parsed by hand; nothing is evaluated.
+Fits rest on `store.run_table`, which holds finished runs only. A listing must show what
+is there whatever its state: runs that failed, runs that have only begun, and results
+that a disk damaged. So nothing here trusts a file. Ids are hexadecimal; a file is read
+up to a size limit; a value of the wrong kind makes its own run `unreadable` and no
+other; and text is shown without the control characters that would steer a terminal.
+Filters are parsed by hand, and nothing is evaluated.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import json
 import operator
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -29,8 +28,10 @@ from scaling.store import run_dirs
 from scaling.store.columns import COLUMN_KINDS, COLUMN_NAMES
 from scaling.store.files import (
     MAX_BYTES,
+    JsonObject,
     parse_json,
     read_plain_file,
+    replace_file,
     replace_unprintable,
     write_atomically,
 )
@@ -39,26 +40,8 @@ from scaling.store.table import make_table
 from scaling.suggestions import find_near
 
 Which = Literal["finished", "failed", "all"]
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
-SUFFIXES = (".csv", ".parquet", ".jsonl")
-_ID = re.compile(r"[0-9a-f]{16}")
-_PREFIX = re.compile(r"[0-9a-f]{1,16}")
-_CONDITION = re.compile(r"\s*([A-Za-z_]\w*)\s*(==|!=|>=|<=|>|<|~)\s*(.*?)\s*")
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    **{
-        "==": operator.eq,
-        "!=": operator.ne,
-        ">=": operator.ge,
-        "<=": operator.le,
-        ">": operator.gt,
-        "<": operator.lt,
-    }
-}
-_TEXT = frozenset(
-    {name for name, kind in COLUMN_KINDS.items() if kind in ("id", "text")} | {"reason"}
-)
-_UNDONE = ("failed", "unfinished", "unreadable")
-WRONG = (
+EXPORT_SUFFIXES = (".csv", ".parquet", ".jsonl")
+PARSE_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
@@ -67,9 +50,26 @@ WRONG = (
     RecursionError,
     ZeroDivisionError,
 )
+"""What parsing the content of a damaged file may raise."""
+
+_RUN_ID = re.compile(r"[0-9a-f]{16}")
+_RUN_ID_PREFIX = re.compile(r"[0-9a-f]{1,16}")
+_CONDITION = re.compile(r"\s*([A-Za-z_]\w*)\s*(==|!=|>=|<=|>|<|~)\s*(.*?)\s*")
+_OPERATORS: dict[str, Callable[[pd.Series, float | bool], pd.Series]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_TEXT_COLUMNS = frozenset(
+    {name for name, kind in COLUMN_KINDS.items() if kind in ("id", "text")} | {"reason"}
+)
+_UNFINISHED_STATES = ("failed", "unfinished", "unreadable")
 
 
-class Unreadable(ValueError):
+class UnreadableFile(ValueError):
     """A file that does not hold what its name says."""
 
 
@@ -78,38 +78,43 @@ class Entry:
     """A run as its folder shows it.
 
     Attributes:
-        state: finished or diverged, as its result says; failed; unfinished; unreadable.
-        row: the columns that are known. reason: of a failed or unreadable run.
+        run_id: the name of its folder.
+        state: "finished" or "diverged", as its result says; "failed"; "unfinished";
+            "unreadable".
+        row: the columns that are known.
+        reason: why the run failed or cannot be read; else empty.
     """
 
     run_id: str
     state: str
-    row: dict[str, Any] = field(default_factory=dict)
+    row: JsonObject = field(default_factory=dict)
     reason: str = ""
 
 
-# --- reading ----------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------
 
 
 def clean_text(text: object) -> str:
-    """Text of a file as one line that a terminal shows and does not obey."""
+    """Text from a file as one line that a terminal shows and does not obey."""
     return replace_unprintable(" ".join(str(text).splitlines()))
 
 
-def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """The JSON object of a file that anyone may have written.
+def read_json(path: Path, limit: int = MAX_BYTES) -> JsonObject:
+    """The JSON object in a file that anyone may have written.
 
     Raises:
-        Unreadable: no plain file, larger than `limit` bytes, or no JSON object.
+        UnreadableFile: it is not a plain file, is larger than `limit` bytes, or holds
+            no JSON object.
     """
     try:
         value = parse_json(read_plain_file(path, limit))
     except FileNotFoundError:
-        raise Unreadable(f"{path}: no such file") from None
+        raise UnreadableFile(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(clean_text(f"{path}: cannot be read ({error})")) from None
+        message = f"{path}: cannot be read ({error})"
+        raise UnreadableFile(clean_text(message)) from None
     if not isinstance(value, dict):
-        raise Unreadable(f"{path}: holds no JSON object")
+        raise UnreadableFile(f"{path}: holds no JSON object")
     return value
 
 
@@ -117,61 +122,56 @@ def read_config(out: Path, run_id: str) -> RunConfig:
     """The configuration of a run.
 
     Raises:
-        Unreadable: it is not there, is damaged, or is another run's.
+        UnreadableFile: the file is missing or damaged, or belongs to another run.
     """
     path = out / run_id / "config.json"
+    content = read_json(path)
     try:
-        run = from_dict(RunConfig, read_json(path))
+        run = from_dict(RunConfig, content)
         found = run.run_id
-    except Unreadable:
-        raise
-    except WRONG as error:
-        raise Unreadable(f"{path}: {clean_text(error)}") from None
+    except PARSE_ERRORS as error:
+        raise UnreadableFile(f"{path}: {clean_text(error)}") from None
     if found != run_id:
-        raise Unreadable(f"{path}: holds run {found}")
+        raise UnreadableFile(f"{path}: holds run {found}")
     return run
 
 
-def run_ids(out: Path) -> list[str]:
-    """The names of the run folders below `out`."""
-    return (
-        sorted(name for name in os.listdir(out) if _ID.fullmatch(name))
-        if out.is_dir()
-        else []
-    )
+def list_run_ids(out: Path) -> list[str]:
+    """The names of the run folders below `out`, sorted."""
+    if not out.is_dir():
+        return []
+    return sorted(name for name in os.listdir(out) if _RUN_ID.fullmatch(name))
 
 
 def find_run(out: Path, prefix: str) -> str:
-    """The one run whose id begins so.
+    """The id of the one run whose id begins with `prefix`.
 
     Raises:
-        ConfigError: not the beginning of an id, of none here, or of several.
+        ConfigError: `prefix` is not the beginning of an id, or no run or several runs
+            begin with it.
     """
-    if not _PREFIX.fullmatch(prefix):
+    advice = f"`scaling runs {out} --all-runs` lists them"
+    if not _RUN_ID_PREFIX.fullmatch(prefix):
+        raise ConfigError(f"{prefix!r}: an id has up to 16 digits of 0-9a-f; {advice}")
+    found = [name for name in list_run_ids(out) if name.startswith(prefix)]
+    if not found:
+        raise ConfigError(f"{prefix!r}: no run's id begins with it; {advice}")
+    if len(found) > 1:
+        names = ", ".join(found[:4])
         raise ConfigError(
-            f"{prefix!r}: an id has up to 16 digits of 0-9a-f; `scaling runs {out} --all-runs` lists them"
-        )
-    found = [name for name in run_ids(out) if name.startswith(prefix)]
-    if len(found) != 1:
-        several = (
-            f"{len(found)} runs begin so: {', '.join(found[:4])}"
-            if found
-            else "no run begins so"
-        )
-        raise ConfigError(
-            f"{prefix!r}: {several}; `scaling runs {out} --all-runs` lists them"
+            f"{prefix!r}: the ids of {len(found)} runs begin with it: {names}; {advice}"
         )
     return found[0]
 
 
 def list_entries(out: Path) -> list[Entry]:
     """Every run below a folder, whatever its state."""
-    return [
-        entry for name in run_ids(out) if (entry := _read_entry(out, name)) is not None
-    ]
+    entries = [_read_entry(out, name) for name in list_run_ids(out)]
+    return [entry for entry in entries if entry is not None]
 
 
 def _read_entry(out: Path, run_id: str) -> Entry | None:
+    """The run of one folder; None if the folder holds no run."""
     folder = out / run_id
     try:
         if (folder / "result.json").exists():
@@ -182,261 +182,276 @@ def _read_entry(out: Path, run_id: str) -> Entry | None:
         run = read_config(out, run_id)
         row = _clean_row(run_dirs.describe_run(run))
         reason = run_dirs.read_failure(out, run)
-    except Unreadable as error:
-        return Entry(run_id, "unreadable", {"run_id": run_id}, clean_text(error))
-    except (*WRONG, OSError) as error:
-        return Entry(
-            run_id,
-            "unreadable",
-            {"run_id": run_id},
-            clean_text(f"{folder}: {type(error).__name__}"),
-        )
-    return Entry(
-        run_id,
-        "unfinished" if reason is None else "failed",
-        row,
-        clean_text(reason or ""),
-    )
+    except UnreadableFile as error:
+        return _make_unreadable_entry(run_id, str(error))
+    except (*PARSE_ERRORS, OSError) as error:
+        return _make_unreadable_entry(run_id, f"{folder}: {type(error).__name__}")
+    if reason is None:
+        return Entry(run_id, "unfinished", row)
+    return Entry(run_id, "failed", row, reason=clean_text(reason))
 
 
-def read_result(out: Path, run_id: str) -> dict[str, Any]:
-    """The row of a finished run, each value of the kind that its column has; None for a
-    missing number.
+def _make_unreadable_entry(run_id: str, reason: str) -> Entry:
+    row = {"run_id": run_id}
+    return Entry(run_id, "unreadable", row, reason=clean_text(reason))
+
+
+def read_result(out: Path, run_id: str) -> JsonObject:
+    """The row of a finished run, with None for a missing number.
 
     Raises:
-        Unreadable: it is not there, or is damaged.
+        UnreadableFile: the result is missing or damaged, or a column holds a value of
+            the wrong kind.
     """
     path = out / run_id / "result.json"
     row = read_json(path)
     try:
         return run_dirs.replace_nonfinite(check_row(row, run_id))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(clean_text(f"{path}: {error}")) from None
+        raise UnreadableFile(clean_text(f"{path}: {error}")) from None
 
 
-def _clean_row(row: dict[str, Any]) -> dict[str, Any]:
+def _clean_row(row: JsonObject) -> JsonObject:
     return {
         name: clean_text(value) if isinstance(value, str) else value
         for name, value in row.items()
     }
 
 
-def read_history(out: Path, run: RunConfig) -> Frame:
-    """The metrics of a run from its first step on: those of its trunk up to where it
-    left, then its own.
+def read_history(out: Path, run: RunConfig) -> pd.DataFrame:
+    """The metrics of a run from its first step on.
+
+    Up to the branch step they are the metrics of its trunk, after it the run's own.
     """
-    parts = []
-    for folder, low, high in (
-        (run_dirs.trunk_dir(out, run), 0, run.branch_step),
-        (run_dirs.run_dir(out, run), run.branch_step, run.steps),
-    ):
-        with_rows = _read_numbers(folder / "metrics.jsonl")
-        if len(with_rows):
-            parts.append(
-                with_rows.loc[(with_rows["step"] > low) & (with_rows["step"] <= high)]
-            )
-    parts = [part for part in parts if len(part)]
-    return (
-        pd.concat(parts, ignore_index=True)
-        if parts
-        else pd.DataFrame({"step": []}, dtype=float)
-    )
+    trunk = _read_numbers(run_dirs.trunk_dir(out, run) / "metrics.jsonl")
+    own = _read_numbers(run_dirs.run_dir(out, run) / "metrics.jsonl")
+    shared = trunk["step"].between(0, run.branch_step, inclusive="right")
+    cooldown = own["step"].between(run.branch_step, run.steps, inclusive="right")
+    parts = [part for part in (trunk[shared], own[cooldown]) if len(part)]
+    if not parts:
+        return _make_empty_history()
+    history = pd.concat(parts, ignore_index=True)
+    assert isinstance(history, pd.DataFrame)
+    return history
 
 
-def _read_numbers(path: Path) -> Frame:
-    """A file of metrics, its numbers alone."""
+def _read_numbers(path: Path) -> pd.DataFrame:
+    """A file of metrics; what is not a number becomes NaN."""
     try:
-        table: Frame = run_dirs.read_metrics(path)
+        table = run_dirs.read_metrics(path)
     except OSError:
-        return pd.DataFrame({"step": []}, dtype=float)
-    return (
-        table.apply(lambda column: pd.to_numeric(column, errors="coerce"))
-        if len(table)
-        else table
-    )
+        return _make_empty_history()
+    if table.empty:
+        return _make_empty_history()
+    for name in table.columns:
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    return table
 
 
-# --- tables -----------------------------------------------------------------------------------------------------
+def _make_empty_history() -> pd.DataFrame:
+    return pd.DataFrame({"step": []}, dtype=float)
 
 
-def list_runs(out: Path, which: Which = "finished") -> tuple[Frame, list[Entry]]:
-    """The run table, and the runs that are not in it because they cannot be read.
+# --- tables -----------------------------------------------------------------------
 
-    finished: the columns of `store.run_table`. failed, all: these and `reason`; what is
-    not known is missing; `status` is also failed, unfinished or unreadable, and none is
-    left out.
+
+def list_runs(out: Path, which: Which = "finished") -> tuple[pd.DataFrame, list[Entry]]:
+    """A table of runs, and the runs that are left out because they cannot be read.
+
+    Args:
+        out: the folder of the runs.
+        which: "finished" gives the columns of `store.run_table`. "failed" and "all"
+            give these and `reason`; unknown values are missing, `status` is also
+            failed, unfinished or unreadable, and no run is left out.
     """
-    found = list_entries(out)
-    unreadable = [entry for entry in found if entry.state == "unreadable"]
-    done: Frame = make_table(
-        [entry.row for entry in found if entry.state not in _UNDONE]
+    entries = list_entries(out)
+    finished = make_table(
+        entry.row for entry in entries if entry.state not in _UNFINISHED_STATES
     )
     if which == "finished":
-        return done, unreadable
-    rows = (
-        []
-        if which == "failed"
-        else [row | {"reason": ""} for row in done.to_dict("records")]
-    )
-    rest = [
-        entry
-        for entry in found
-        if entry.state in (_UNDONE if which == "all" else ("failed",))
-    ]
-    rows += [
-        entry.row | {"status": entry.state, "reason": entry.reason} for entry in rest
-    ]
-    whole: Frame = pd.DataFrame(rows, columns=[*COLUMN_NAMES, "reason"])
-    for name in whole.columns:
-        whole[name] = _convert_column(whole[name], name)
-    return whole.sort_values(
-        by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True
-    ), []
+        return finished, [entry for entry in entries if entry.state == "unreadable"]
+    rows: list[Mapping[Hashable, object]] = []
+    states = ("failed",)
+    if which == "all":
+        rows += finished.assign(reason="").to_dict("records")
+        states = _UNFINISHED_STATES
+    for entry in entries:
+        if entry.state in states:
+            rows.append({**entry.row, "status": entry.state, "reason": entry.reason})
+    table = pd.DataFrame(rows, columns=[*COLUMN_NAMES, "reason"])
+    for name in table.columns:
+        table[name] = _convert_column(table.loc[:, name], name)
+    order = ["n_matmul", "trunk_id", "tokens", "run_id"]
+    return table.sort_values(by=order, ignore_index=True), []
 
 
-def _convert_column(column: Frame, name: str) -> Frame:
-    """A column of one kind of value, so that it can be compared, sorted and written."""
-    if name in _TEXT:
+def _convert_column(column: pd.Series, name: str) -> pd.Series:
+    """A column with values of one kind, so that it can be compared, sorted and written."""
+    if name in _TEXT_COLUMNS:
         return column.where(column.notna(), "").astype(str)
     if COLUMN_KINDS.get(name) == "flag":
         return column.map({True: True, False: False}).astype("boolean")
-    return pd.to_numeric(column, errors="coerce")
+    numbers = pd.to_numeric(column, errors="coerce")
+    assert isinstance(numbers, pd.Series)
+    return numbers
 
 
 def check_column(name: str, columns: Iterable[str], where: str) -> str:
-    """A column's name, if there is such a column.
+    """Return the name of a column, if there is such a column.
+
+    Args:
+        name: the name that the user gave.
+        columns: the names that exist.
+        where: the beginning of the error message.
 
     Raises:
-        ConfigError: there is none; the nearest ones are named.
+        ConfigError: there is no such column; the message names the nearest ones.
     """
-    columns = list(columns)
-    if name in columns:
+    known = list(columns)
+    if name in known:
         return name
-    near = find_near(name, columns, most=3)
-    rest = f"nearest: {', '.join(near)}" if near else f"columns: {', '.join(columns)}"
-    raise ConfigError(f"{where}: no column {name!r}; {rest}")
+    near = find_near(name, known, most=3)
+    hint = f"nearest: {', '.join(near)}" if near else f"columns: {', '.join(known)}"
+    raise ConfigError(f"{where}: no column {name!r}; {hint}")
 
 
-def filter_runs(runs: Frame, conditions: Sequence[str]) -> Frame:
-    """The rows for which every `COLUMN OP VALUE` holds.
+def filter_runs(runs: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """The rows for which every condition holds.
 
-    OP is ==, !=, >=, <=, >, < or, of text, ~ (contains). An id equals its beginning;
-    VALUE none is what is missing.
+    Args:
+        runs: a table of `list_runs`.
+        conditions: each has the form `COLUMN OP VALUE`. OP is ==, !=, >=, <=, >, < or,
+            for text, ~ (contains). An id equals its beginning. The value `none` stands
+            for a missing value.
 
     Raises:
-        ConfigError: not of this form, an unknown column, or a value that its column
-        cannot have.
+        ConfigError: a condition has another form, names an unknown column, or has a
+            value that its column cannot have.
     """
     for condition in conditions:
+        where = f"--where {condition!r}"
         found = _CONDITION.fullmatch(condition)
         if found is None or not found[3]:
-            example = "--where 'width>=64' or --where status==finished"
             raise ConfigError(
-                f"--where {condition!r}: it is read as COLUMN OP VALUE, OP one of "
-                f"{' '.join(_OPERATORS)} ~; as {example}"
+                f"{where}: must be COLUMN OP VALUE, where OP is one of "
+                f"{' '.join(_OPERATORS)} ~; for example --where 'width>=64' or "
+                "--where status==finished"
             )
-        name = check_column(found[1], runs.columns, f"--where {condition!r}")
-        runs = runs.loc[
-            _test_condition(runs[name], name, found[2], found[3], condition)
-        ]
+        column, op, value = found.groups()
+        name = check_column(column, runs.columns, where)
+        holds = _test_condition(runs.loc[:, name], name, op, value, where)
+        runs = runs.loc[holds]
     return runs.reset_index(drop=True)
 
 
 def _test_condition(
-    column: Frame, name: str, op: str, value: str, condition: str
-) -> Frame:
+    column: pd.Series, name: str, op: str, value: str, where: str
+) -> pd.Series:
+    """Whether a condition holds, for each row of a column."""
     if value.lower() in ("none", "nan") and op in ("==", "!="):
         missing = _convert_column(column, name).isna() | (column.astype(str) == "")
         return missing if op == "==" else ~missing
-    if name not in _TEXT and op != "~":
+    if name not in _TEXT_COLUMNS and op != "~":
         column = _convert_column(column, name)
-        try:
-            wanted = (
-                {"true": True, "false": False}[value.lower()]
-                if COLUMN_KINDS.get(name) == "flag"
-                else float(value)
-            )
-        except (ValueError, KeyError):
-            kind = "true or false" if COLUMN_KINDS.get(name) == "flag" else "a number"
-            raise ConfigError(
-                f"--where {condition!r}: {name} is {kind}, or none"
-            ) from None
+        wanted = _parse_value(value, name, where)
         return (_OPERATORS[op](column, wanted) & column.notna()).astype(bool)
     text = column.astype(str)
     if op == "~":
         return text.str.contains(value, regex=False)
     if op not in ("==", "!="):
         raise ConfigError(
-            f"--where {condition!r}: {name} is text; it can be compared by ==, != and ~"
+            f"{where}: {name} is text; it can be compared by ==, != and ~"
         )
-    same = (
-        text.str.startswith(value) if COLUMN_KINDS.get(name) == "id" else text == value
-    )
-    return same if op == "==" else ~same
+    is_id = COLUMN_KINDS.get(name) == "id"
+    equal = text.str.startswith(value) if is_id else text == value
+    return equal if op == "==" else ~equal
 
 
-def sort_runs(runs: Frame, by: str, descending: bool = False) -> Frame:
-    """The rows in the order of a column, those that lack it last.
+def _parse_value(value: str, name: str, where: str) -> float | bool:
+    """The number or flag that a condition compares the column `name` with.
 
     Raises:
-        ConfigError: no such column.
+        ConfigError: the text is of another kind than the column.
     """
-    keys = _convert_column(runs[check_column(by, runs.columns, f"--sort {by}")], by)
-    order = keys.sort_values(
-        ascending=not descending, kind="stable", na_position="last"
-    ).index
-    return runs.loc[order].reset_index(drop=True)
+    if COLUMN_KINDS.get(name) == "flag":
+        flags = {"true": True, "false": False}
+        if value.lower() not in flags:
+            raise ConfigError(f"{where}: {name} is true or false, or none")
+        return flags[value.lower()]
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{where}: {name} is a number, or none") from None
 
 
-def export_runs(runs: Frame, path: Path) -> None:
-    """Write a run table as .csv, .parquet or .jsonl, whole or not at all;
-    `analysis.load_runs` reads each.
+def sort_runs(runs: pd.DataFrame, by: str, descending: bool = False) -> pd.DataFrame:
+    """The rows in the order of a column; rows that lack it come last.
 
     Raises:
-        ConfigError: another suffix.
+        ConfigError: there is no such column.
+    """
+    name = check_column(by, runs.columns, f"--sort {by}")
+    keys = _convert_column(runs.loc[:, name], name).sort_values(
+        ascending=not descending, kind="stable", na_position="last"
+    )
+    return runs.loc[keys.index].reset_index(drop=True)
+
+
+def export_runs(runs: pd.DataFrame, path: Path) -> None:
+    """Write a table as .csv, .parquet or .jsonl, whole or not at all.
+
+    `analysis.load_runs` reads each of the three.
+
+    Raises:
+        ConfigError: the path has another suffix.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in EXPORT_SUFFIXES:
         raise ConfigError(
-            f"--export {path}: its suffix says what is written, one of {', '.join(SUFFIXES)}"
+            f"--export {path}: the suffix decides the format; "
+            f"use one of {', '.join(EXPORT_SUFFIXES)}"
         )
     if suffix == ".csv":
         write_atomically(path, runs.to_csv(index=False))
     elif suffix == ".jsonl":
-        rows = [
-            {k: None if v is pd.NA else v for k, v in row.items()}
-            for row in runs.to_dict("records")
-        ]
-        write_atomically(
-            path,
-            "".join(json.dumps(run_dirs.replace_nonfinite(row)) + "\n" for row in rows),
-        )
+        write_atomically(path, _format_json_lines(runs))
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        runs.to_parquet(aside, index=False)
-        os.replace(aside, path)
+        with replace_file(path) as aside:
+            runs.to_parquet(aside, index=False)
 
 
-# --- configurations ---------------------------------------------------------------------------------------------
+def _format_json_lines(runs: pd.DataFrame) -> str:
+    lines = []
+    for row in runs.to_dict("records"):
+        values = {
+            str(name): None if value is pd.NA else value for name, value in row.items()
+        }
+        lines.append(json.dumps(run_dirs.replace_nonfinite(values)) + "\n")
+    return "".join(lines)
 
 
-def flatten_config(config: object) -> dict[str, Any]:
-    """Every field of a configuration by its path, as optim.lr."""
-    found: dict[str, Any] = {}
-    for item in dataclasses.fields(config):  # type: ignore[arg-type]
+# --- configurations ---------------------------------------------------------------
+
+
+def flatten_config(config: object) -> dict[str, object]:
+    """Every field of a configuration by its path, such as optim.lr."""
+    assert dataclasses.is_dataclass(config)
+    found: dict[str, object] = {}
+    for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            found |= {
-                f"{item.name}.{name}": part
-                for name, part in flatten_config(value).items()
-            }
+            for name, nested in flatten_config(value).items():
+                found[f"{item.name}.{name}"] = nested
         else:
             found[item.name] = value
     return found
 
 
-def diff_configs(one: RunConfig, other: RunConfig) -> dict[str, tuple[Any, Any]]:
+def diff_configs(one: RunConfig, other: RunConfig) -> dict[str, tuple[object, object]]:
     """The fields in which two runs differ, with both values."""
-    a, b = flatten_config(one), flatten_config(other)
-    return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+    differences = {}
+    others = flatten_config(other)
+    for name, value in flatten_config(one).items():
+        if value != others[name]:
+            differences[name] = (value, others[name])
+    return differences

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from scaling.config import RunConfig
 from scaling.store.columns import COLUMN_NAMES, COLUMNS
-from scaling.store.files import write_atomically
+from scaling.store.files import JsonObject, replace_file, write_atomically
 from scaling.store.results import read_rows
 
-_PIECE = 4096  # rows that are held as Python's own objects
+# Rows that are held as Python objects before they become a piece of the table.
+_PIECE_ROWS = 4096
 
 
 def read_results(
     out: Path, runs: Iterable[RunConfig] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[JsonObject]:
     """The rows of the finished runs below `out`, of all or of the given runs.
 
     Raises:
-        StoreError: a result that is no JSON object, lacks columns or has the wrong
-        ones; names the file and the remedy.
+        StoreError: a result is not a JSON object, lacks columns, or has a value of the
+            wrong kind; the message names the file and the fix.
     """
     return read_rows(out, None if runs is None else [run.run_id for run in runs])
 
@@ -36,7 +33,7 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     shape and tokens.
 
     `flops_spent` is what a run added to the compute of its trunk: where runs share a
-    trunk, the sum over rows is the compute really spent.
+    trunk, the sum over their rows is the compute that was spent.
 
     Raises:
         StoreError: see `read_results`.
@@ -44,34 +41,44 @@ def run_table(out: str | Path, runs: Iterable[RunConfig] | None = None) -> pd.Da
     return make_table(read_results(Path(out), runs))
 
 
-def make_table(results: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def make_table(results: Iterable[JsonObject]) -> pd.DataFrame:
     """The run table of some results."""
-    rows = ({**row, "flops_spent": float(row["flops"])} for row in results)
-    pieces = [
-        pd.DataFrame(first, columns=list(COLUMN_NAMES))
-        for first in iter(lambda: list(islice(rows, _PIECE)), [])
-    ]
-    table: Any = (
-        pd.concat(pieces, ignore_index=True)
-        if pieces
-        else pd.DataFrame(columns=list(COLUMN_NAMES))
-    )
+    columns = list(COLUMN_NAMES)
+    pieces = []
+    for rows in _split_rows(results, _PIECE_ROWS):
+        pieces.append(pd.DataFrame(rows, columns=columns))
+    table = pd.DataFrame(columns=columns)
+    if pieces:
+        table = pd.concat(pieces, ignore_index=True)
+    assert isinstance(table, pd.DataFrame)
     for column in COLUMNS:
         if column.may_be_missing:
             table[column.name] = table[column.name].astype(float)
-    table = table.sort_values(
-        by=["n_matmul", "trunk_id", "tokens", "run_id"], ignore_index=True
-    )
-    shared = table["trunk_id"].duplicated(keep=False)
+    order = ["n_matmul", "trunk_id", "tokens", "run_id"]
+    table = table.sort_values(by=order, ignore_index=True)
+    shared = table.loc[:, "trunk_id"].duplicated(keep=False)
     table.loc[shared, "flops_spent"] = _compute_marginal_flops(table.loc[shared])
     return table
 
 
-def _compute_marginal_flops(table: Any) -> Any:
-    """Cooldown plus the piece of trunk since the branch step before, in steps as
-    `RunConfig.branch_step`.
+def _split_rows(results: Iterable[JsonObject], size: int) -> Iterator[list[JsonObject]]:
+    """Lists of at most `size` rows, which have `flops_spent` as if nothing were shared."""
+    rows: list[JsonObject] = []
+    for row in results:
+        rows.append({**row, "flops_spent": float(row["flops"])})
+        if len(rows) == size:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _compute_marginal_flops(table: pd.DataFrame) -> pd.Series:
+    """FLOPs of each run's cooldown, and of the trunk since the branch step before.
+
+    Steps are counted as `RunConfig.branch_step` counts them.
     """
-    steps: pd.Series = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
+    steps = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
     cooldown = (table.loc[:, "cooldown_fraction"] * steps).round()
     branch = steps - cooldown.where(table.loc[:, "schedule"].str.startswith("wsd"), 0.0)
     before = (
@@ -84,10 +91,9 @@ def _compute_marginal_flops(table: Any) -> Any:
 
 def export_table(table: pd.DataFrame, out: str | Path) -> tuple[Path, Path]:
     """Write the run table as `runs.parquet` and `runs.csv`, each whole or not at all."""
-    out = Path(out)
-    paths = out / "runs.parquet", out / "runs.csv"
-    aside = out / f".runs.{uuid.uuid4().hex}"
-    table.to_parquet(aside, index=False)
-    os.replace(aside, paths[0])
-    write_atomically(paths[1], table.to_csv(index=False))
-    return paths
+    parquet = Path(out) / "runs.parquet"
+    csv = Path(out) / "runs.csv"
+    with replace_file(parquet) as aside:
+        table.to_parquet(aside, index=False)
+    write_atomically(csv, table.to_csv(index=False))
+    return parquet, csv

@@ -225,7 +225,7 @@ def test_damage_costs_its_run_alone(out, runs, told):
 def test_a_damaged_memory_is_named_not_begun_anew(out, told, content, tmp_path):
     path = tmp_path / "state.json"
     path.write_text(content)
-    with pytest.raises(query.Unreadable, match=r"state\.json"):
+    with pytest.raises(query.UnreadableFile, match=r"state\.json"):
         TrackerSync(out, "wandb", state=path)
 
 

@@ -296,8 +296,8 @@ def test_a_prefix_of_none_or_several_is_named(out, capsys):
     (out / ("f" * 16)).mkdir()
     (out / ("f" * 15 + "e")).mkdir()
     for prefix, message in (
-        ("ffffff", "2 runs begin so"),
-        ("fffffffd", "no run begins so"),
+        ("ffffff", "the ids of 2 runs begin with it"),
+        ("fffffffd", "no run's id begins with it"),
     ):
         assert main(["runs", str(out), "--show", prefix]) == 2
         assert message in capsys.readouterr().err
