@@ -237,13 +237,15 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
         counts, finished = under_fire(
             folder / "plan.json", out, args, dice, args.kills - total["kills"]
         )
-        claims = [
+        takeovers = [
             len(list((trunk.folder(out) / "claims").iterdir())) - 1
             for trunk in plan.trunks()
         ]
         found = compare(calm, run_table(out))
         twice = sum(count - 1 for count in Counter(finished).values())
-        total += counts + Counter(found | {"duplicated": twice, "resumes": sum(claims)})
+        total += counts + Counter(
+            found | {"duplicated": twice, "resumes": sum(takeovers)}
+        )
         total["wasted"] += int(wasted(plan, out))
         rounds += 1
         print(f"round {rounds}: {dict(counts)}, {found}", file=sys.stderr, flush=True)

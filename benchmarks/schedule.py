@@ -7,7 +7,7 @@ A plan of a thousand runs is made by `scaling.planning.plan`; its trunks, each t
 of one worker at a time, are taken by workers of one to four times the slowest one's
 speed. A worker fails at exponential times: its trunk loses what was trained since the
 last checkpoint and is taken up again by whoever asks, before the trunks that wait and
-once the claim has expired; the worker is back after a delay. Orders: `longest`, that of
+once the lease has expired; the worker is back after a delay. Orders: `longest`, that of
 `Plan.trunks`, which sweeps use; `planned`, as the runs are listed; `random`;
 `shortest`; and two that know the workers' speeds: `matched`, the longest first with the
 fastest of the free workers served first, and `ahead`, where each trunk, the longest

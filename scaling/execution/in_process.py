@@ -14,7 +14,7 @@ from scaling.data import load
 from scaling.events import Packed, Programs, Report, Unpacked
 from scaling.execution.base import Failure, Job, Outcome, drive, explain_error
 from scaling.execution.watchdog import watchdog
-from scaling.store.leases import Claim, ClaimLost, Claims
+from scaling.store.leases import Lease, LeaseLost, Leases
 from scaling.training import compile_cache, multihost, packing
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.lowering import lower_chunk
@@ -31,7 +31,7 @@ class InProcess:
         self.report = report
         self.queue: deque[tuple[int, Job]] = deque()
         self.submitted = 0
-        self.claims = Claims()
+        self.leases = Leases()
         self.compiler = ThreadPoolExecutor(1)
         self.resources = ExitStack()
         self.programs = self.resources.enter_context(
@@ -88,32 +88,32 @@ class InProcess:
             ExitStack() as stack,
             watchdog(self.report, self.loop.stall_seconds) as report,
         ):
-            claims = {trunk.id: self._claim(stack, trunk) for trunk in trunks}
+            leases = {trunk.id: self._take_lease(stack, trunk) for trunk in trunks}
             is_ours = multihost.broadcast_from_process_0(
-                {trunk.id: claims[trunk.id] is not None for trunk in trunks}
+                {trunk.id: leases[trunk.id] is not None for trunk in trunks}
             )
             ours = [trunk for trunk in trunks if is_ours[trunk.id]]
-            errors = _train_together(ours, claims, self.out, self.loop, report)
+            errors = _train_together(ours, leases, self.out, self.loop, report)
         ended: list[tuple[Trunk, Exception | None]] = []
         for trunk in trunks:
             if is_ours[trunk.id]:
                 ended.append((trunk, errors.get(trunk.id)))
             else:
-                ended.append((trunk, ClaimLost("another process trains it")))
+                ended.append((trunk, LeaseLost("another process trains it")))
         return ended
 
-    def _claim(self, stack: ExitStack, trunk: Trunk) -> Claim | None:
+    def _take_lease(self, stack: ExitStack, trunk: Trunk) -> Lease | None:
         """The lease on a trunk, until the stack is closed."""
         if not multihost.is_process_0():
             return None
-        claim = self.claims.held(trunk.folder(self.out), self.report)
-        return stack.enter_context(claim)
+        lease = self.leases.hold(trunk.folder(self.out), self.report)
+        return stack.enter_context(lease)
 
 
 def _make_outcome(ticket: int, error: Exception | None) -> Outcome:
     if error is None:
         return Outcome(ticket, "done")
-    if isinstance(error, ClaimLost):
+    if isinstance(error, LeaseLost):
         return Outcome(ticket, "busy")
     return Outcome(ticket, "failed", explain_error(error))
 
@@ -136,17 +136,17 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 
-def _check_before_report(claims: Iterable[Claim | None], report: Report) -> Report:
+def _check_before_report(leases: Iterable[Lease | None], report: Report) -> Report:
     """A report that first checks that this process still holds the leases."""
-    for claim in claims:
-        if claim is not None:
-            report = claim.checking(report)
+    for lease in leases:
+        if lease is not None:
+            report = lease.check_before(report)
     return report
 
 
 def _train_together(
     trunks: Sequence[Trunk],
-    claims: Mapping[str, Claim | None],
+    leases: Mapping[str, Lease | None],
     out: Path,
     loop: LoopConfig,
     report: Report,
@@ -157,7 +157,7 @@ def _train_together(
     memory perhaps, the trunks continue one by one from where they are.
 
     Args:
-        claims: the lease on each trunk, by the trunk's id.
+        leases: the lease on each trunk, by the trunk's id.
 
     Returns:
         What stopped the trunks that failed, by their id.
@@ -172,7 +172,7 @@ def _train_together(
     if len(trunks) > 1:
         report(Packed(len(trunks), how))
     if how != "solo":
-        checked = _check_before_report([claims[trunk.id] for trunk in trunks], report)
+        checked = _check_before_report([leases[trunk.id] for trunk in trunks], report)
         try:
             return packing.train_packed(trunks, out, loop, checked, how)
         except Exception as error:
@@ -180,7 +180,7 @@ def _train_together(
     errors: dict[str, Exception] = {}
     for trunk in trunks:
         try:
-            checked = _check_before_report([claims[trunk.id]], report)
+            checked = _check_before_report([leases[trunk.id]], report)
             train_trunk(trunk, out, loop, checked)
         except Exception as error:
             if multihost.is_multihost():

@@ -31,7 +31,7 @@ from scaling.execution.local import (
 from scaling.execution.worker import do_job, write_event
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
-from scaling.store.leases import EXPIRY, Claims
+from scaling.store.leases import EXPIRY, Leases
 from scaling.training import preemption
 from scaling.training.child import import_settings
 from scaling.training.loop import LoopConfig
@@ -85,13 +85,13 @@ class JobMailbox:
     ) -> None:
         self.out, self.loop, self.report = out.absolute(), loop, report
         self.folder = self.out / folder
-        self.claims = Claims()
+        self.leases = Leases()
 
     def is_free(self, job: Job) -> bool:
         """Whether no other process trains the trunk, as far as can be seen: a machine
         is not asked for to find out.
         """
-        return job.task != "train" or self.claims.is_free(job.trunk.folder(self.out))
+        return job.task != "train" or self.leases.is_free(job.trunk.folder(self.out))
 
     def write(self, ticket: int, job: Job) -> PostedJob:
         """The job as a file."""
@@ -204,15 +204,15 @@ def serve_job(path: Path) -> str:
     ):  # relative paths of data mean what they meant where the sweep was started
         os.chdir(job["cwd"])
     until = time.monotonic() + _PATIENCE
-    claims = Claims()
+    leases = Leases()
     with open(events_path(path), "a", buffering=1) as events, _wanted(path):
         events.write("\n")  # ends a line that was torn
-        end = do_job(job, claims, events)
+        end = do_job(job, leases, events)
         while isinstance(end, Busy) and time.monotonic() < until:
             if preemption.requested():
                 break
             time.sleep(1.0)
-            end = do_job(job, claims, events)
+            end = do_job(job, leases, events)
         write_event(events, end)
     return type(end).__name__.lower()
 

@@ -44,40 +44,40 @@ def main() -> None:
         # Before JAX counts the cores for its thread pools.
         os.sched_setaffinity(0, {int(sys.argv[1])})
     events = open_output_for_messages()
-    from scaling.store.leases import Claims
+    from scaling.store.leases import Leases
     from scaling.training import preemption
 
-    claims = Claims()
+    leases = Leases()
     with suppress(preemption.Preempted), preemption.sigterm_as_preemption():
         for line in sys.stdin:
-            write_event(events, do_job(json.loads(line), claims, events))
+            write_event(events, do_job(json.loads(line), leases, events))
 
 
-def do_job(job: dict[str, Any], claims: Any, events: TextIO) -> JobEnd:
+def do_job(job: dict[str, Any], leases: Any, events: TextIO) -> JobEnd:
     """Do a job and return its last event.
 
     Args:
         job: the JSON object described above.
-        claims: a `scaling.store.leases.Claims`.
+        leases: a `scaling.store.leases.Leases`.
         events: stream for the events before the last.
 
     Raises:
         Preempted: the process was told to end.
     """
     from scaling.execution.base import explain_error
-    from scaling.store.leases import ClaimLost
+    from scaling.store.leases import LeaseLost
 
     try:
         trunk = Trunk(tuple(from_dict(RunConfig, run) for run in job["runs"]))
-        return _do_task(job, trunk, claims, events)
-    except ClaimLost as lost:
+        return _do_task(job, trunk, leases, events)
+    except LeaseLost as lost:
         return Busy(str(lost))
     except Exception as error:
         # The worker goes on to the next job; the sweep ends with this message.
         return Failed(explain_error(error))
 
 
-def _do_task(job: dict[str, Any], trunk: Trunk, claims: Any, events: TextIO) -> JobEnd:
+def _do_task(job: dict[str, Any], trunk: Trunk, leases: Any, events: TextIO) -> JobEnd:
     from scaling.execution.watchdog import watchdog
     from scaling.planning.timing import measure_step
     from scaling.training import compile_cache
@@ -92,14 +92,14 @@ def _do_task(job: dict[str, Any], trunk: Trunk, claims: Any, events: TextIO) -> 
     if job["job"] == "time":
         with compile_cache.compilation_cache(out):
             return Done([list(measure_step(run, loop)) for run in trunk.runs])
-    with claims.held(trunk.folder(out), report) as claim:
-        if claim is None:
+    with leases.hold(trunk.folder(out), report) as lease:
+        if lease is None:
             return Busy()
         watch = nullcontext(report)
         if job.get("alone"):
             watch = watchdog(report, loop.stall_seconds)
         with compile_cache.compilation_cache(out) as programs, watch as watched_report:
-            train_trunk(trunk, out, loop, claim.checking(watched_report))
+            train_trunk(trunk, out, loop, lease.check_before(watched_report))
     report(Programs(**programs))
     return Done()
 

@@ -2,9 +2,9 @@
 and need not know.
 
 What is to come is in `OUT/plans/`, what has begun in the run folders, how far it is in
-the last line of each `metrics.jsonl`, and who is at work in the claims of the trunks
-(`scaling.store.leases`). A holder counts as alive while its claim grows between two
-looks; at the first look, while the file is younger than a claim's expiry. The rate is
+the last line of each `metrics.jsonl`, and who is at work in the leases of the trunks
+(`scaling.store.leases`). A holder counts as alive while its lease grows between two
+looks; at the first look, while the file is younger than a lease's expiry. The rate is
 what was trained between looks, so that compilation and checkpoints count as they do for
 the sweep. Nothing is written.
 """
@@ -94,7 +94,7 @@ class Watcher:
         self._unreadable: set[str] = set()
         self._heard: dict[
             Path, tuple[int, float]
-        ] = {}  # length of a claim, and when it was first that long
+        ] = {}  # length of a lease, and when it was first that long
         self._steps: dict[str, tuple[int, float]] = {}
         self._looks: deque[tuple[float, float]] = deque()
         self._fitted = (0, "")
@@ -208,7 +208,7 @@ class Watcher:
 
     def _holder(self, run: RunConfig, now: float) -> float | None:
         """Seconds since the holder of a trunk was heard of; None where nobody holds it."""
-        path = leases.last_claim(run_dirs.trunk_dir(self.out, run))
+        path = leases.find_last_lease(run_dirs.trunk_dir(self.out, run))
         try:
             if path is None or leases.is_ended(path.read_text(errors="replace")):
                 return None

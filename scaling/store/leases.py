@@ -1,22 +1,26 @@
-"""Who trains what in a folder that several processes share, on one machine or over a
-network file system.
+"""Leases on trunks, for processes that share a folder on one machine or over a network
+file system.
 
-The claims of a trunk are the files `OUT/trunk-<id>/claims/1`, `2`, ...: whoever wrote
-the last one holds the trunk. A holder appends a byte to its own file every few seconds,
-its heartbeat, and a last word when it is done. Who finds neither a new byte for
-`expiry` seconds of its own clock, nor the holder's process where it can look, writes
-the next.
+The leases on a trunk are the files `OUT/trunk-<id>/claims/1`, `2`, ...: the process
+that wrote the file with the highest number holds the trunk. The owner appends a byte to
+its file every few seconds, its heartbeat, and the word "released" when it is done. A
+process takes over the lease, by writing the file with the next number, if it sees no
+new byte for `expiry` seconds of its own clock, or if the owner's process is dead on this
+host.
 
-Why this is safe on NFS. A claim is made with link(2), which the server does at once or
-not at all and refuses if the name exists; where the answer was lost, the link count of
-the file linked tells (Linux, open(2), O_EXCL). Nobody ever writes another's file or
-removes one, so there is nothing to overwrite: the number of a claim only grows. A
-heartbeat is read through a fresh open(2), which has the server asked for the file as it
-is (close-to-open consistency), and times are differences of the reader's own clock, so
-that clocks may differ. A holder that was stopped for longer than `expiry` and wakes up
-finds the next number and ends at its next chunk; what it may have written until then is
-what its successor writes, since a run is a function of its configuration, and of two
-results the first stays.
+Why this is safe on NFS:
+
+- A lease is made with link(2), which the server does in one step and refuses if the
+  name exists. If the answer was lost, the link count of the linked file tells whether
+  the link was made (Linux, open(2), O_EXCL).
+- No process writes to another's file or removes one, so nothing can be overwritten, and
+  the numbers only grow.
+- A heartbeat is read through a fresh open(2), for which the client asks the server
+  (close-to-open consistency). Times are differences of the reader's own clock, so clocks
+  may differ.
+- A process that was stopped for longer than `expiry` and continues finds the next
+  number, and ends at its next chunk. Until then it writes what its successor writes,
+  since a run is a function of its configuration, and of two results the first is kept.
 """
 
 from __future__ import annotations
@@ -30,241 +34,251 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from scaling.events import Event, Mixed, Report
 from scaling.store import provenance
-from scaling.store.files import create_file
+from scaling.store.files import JsonObject, append_durably, create_file
 
-EXPIRY = 90.0  # seconds without a heartbeat; clients of NFS may hold back what they know of a file for 60
-_BEATS = 9  # in that time
+EXPIRY = 90.0
+"""Seconds without a heartbeat after which a lease may be taken over.
+
+NFS clients may use what they know of a file for 60 seconds before they ask again.
+"""
+
+_BEATS_PER_EXPIRY = 9
 _RELEASED = "released"
 
 
-class ClaimLost(RuntimeError):
-    """Another process has taken the trunk over: this one was silent for too long."""
+class LeaseLost(RuntimeError):
+    """Another process has taken the trunk over, because this one was silent too long."""
 
 
 @dataclass
-class Claim:
-    """A trunk that this process holds, until `release` or until it falls silent.
+class Lease:
+    """A trunk that this process holds until `release`, or until it falls silent.
 
     Attributes:
-        path: of its file. versions: of the libraries and of this one's commit, as in
-        the run table.
+        path: the file of the lease.
+        versions: of the libraries, and this package's commit, as in the run table.
     """
 
     path: Path
     versions: str
 
-    def checking(self, report: Report) -> Report:
-        """A report that first sees whether the trunk is still this process's."""
+    def check_before(self, report: Report) -> Report:
+        """A report that first checks that this process still holds the trunk.
 
-        def checked(event: Event) -> None:
+        The report raises LeaseLost if it does not.
+        """
+
+        def checked_report(event: Event) -> None:
             self.check()
             report(event)
 
-        return checked
+        return checked_report
 
-    def begun_under(self) -> str | None:
-        """The versions of the holder before; None where there is none, or it did not
-        say.
-        """
+    def read_previous_versions(self) -> str | None:
+        """The versions of the previous owner; None if there is none or they are unknown."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            return _owner(
-                self.path.with_name(str(int(self.path.name) - 1)).read_text()
-            )["versions"]
+            number = int(self.path.name) - 1
+            text = self.path.with_name(str(number)).read_text()
+            return _parse_owner(text)["versions"]
         return None
 
     @property
-    def lost(self) -> bool:
-        """Whether a later claim exists."""
-        return _next(self.path).exists()
+    def is_lost(self) -> bool:
+        """Whether a later lease exists."""
+        number = int(self.path.name) + 1
+        return self.path.with_name(str(number)).exists()
 
     def beat(self) -> None:
-        """Show that the holder lives."""
-        _append(self.path, ".")
+        """Append a heartbeat."""
+        append_durably(self.path, ".")
 
     def check(self) -> None:
-        """Raise ClaimLost if the trunk was taken over."""
-        if self.lost:
-            raise ClaimLost(
-                f"{self.path.parent}: another process has taken over; this one was silent for too long"
+        """Check that this process still holds the trunk.
+
+        Raises:
+            LeaseLost: another process has taken it over.
+        """
+        if self.is_lost:
+            raise LeaseLost(
+                f"{self.path.parent}: another process has taken over; "
+                "this one was silent for too long"
             )
 
     def release(self) -> None:
-        """Let the next one have the trunk at once."""
-        _append(self.path, f"\n{_RELEASED}")
+        """Make the trunk free at once."""
+        append_durably(self.path, f"\n{_RELEASED}")
 
 
-class Claims:
-    """Takes claims, and remembers since when it has heard nothing of those that others
-    hold.
-    """
+class Leases:
+    """Takes leases, and remembers when it last saw the leases of others grow."""
 
     def __init__(self, expiry: float = EXPIRY) -> None:
         self.expiry = expiry
-        self._heard: dict[
-            Path, tuple[int, float]
-        ] = {}  # length of a claim's file, and when it was first that long
+        # By file: its length, and when it was first seen with this length.
+        self._seen: dict[Path, tuple[int, float]] = {}
 
-    def take(self, folder: Path) -> Claim | None:
-        """The claim of a trunk's folder, or None while another process holds it."""
-        folder = folder / "claims"
-        folder.mkdir(parents=True, exist_ok=True)
-        last = _last(folder)
-        if last and not self._is_free(folder / str(last)):
+    def take(self, folder: Path) -> Lease | None:
+        """The lease on the trunk of a folder; None while another process holds it."""
+        leases = _lease_folder(folder)
+        leases.mkdir(parents=True, exist_ok=True)
+        last = _find_last_number(leases)
+        if last and not self._is_file_free(leases / str(last)):
             return None
-        path = folder / str(last + 1)
-        me = _me()
-        return (
-            Claim(path, me["versions"]) if create_file(path, json.dumps(me)) else None
-        )
+        path = leases / str(last + 1)
+        owner = _describe_this_process()
+        if not create_file(path, json.dumps(owner)):
+            return None
+        return Lease(path, owner["versions"])
 
     def is_free(self, folder: Path) -> bool:
-        """Whether `take` would now give the claim of a trunk's folder, to a process
-        that has watched as this one.
-        """
-        folder = folder / "claims"
-        return (
-            not folder.is_dir()
-            or not (last := _last(folder))
-            or self._is_free(folder / str(last))
-        )
+        """Whether `take` would return a lease now."""
+        leases = _lease_folder(folder)
+        if not leases.is_dir():
+            return True
+        last = _find_last_number(leases)
+        return not last or self._is_file_free(leases / str(last))
 
     @contextmanager
-    def held(self, folder: Path, report: Report) -> Iterator[Claim | None]:
-        """Take a claim and keep it alive from a thread of its own; None while another
-        process holds it.
+    def hold(self, folder: Path, report: Report) -> Iterator[Lease | None]:
+        """Take a lease, and keep it alive from a thread until the body ends.
+
+        Args:
+            folder: of the trunk.
+            report: receives a `Mixed` event if the previous owner had other versions.
+
+        Yields:
+            The lease; None while another process holds the trunk.
         """
-        claim = self.take(folder)
-        if claim is None:
+        lease = self.take(folder)
+        if lease is None:
             yield None
             return
         ended = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(claim, ended), daemon=True)
+        thread = threading.Thread(
+            target=self._beat_until, args=(lease, ended), daemon=True
+        )
         thread.start()
         try:
-            if (before := claim.begun_under()) not in (None, claim.versions):
-                report(Mixed(str(folder), before, claim.versions))
-            yield claim
+            before = lease.read_previous_versions()
+            if before not in (None, lease.versions):
+                report(Mixed(str(folder), before, lease.versions))
+            yield lease
         finally:
             ended.set()
             thread.join()
-            with suppress(OSError):  # a full disk, say: the claim then expires
-                claim.release()
+            # If this fails, because the disk is full for example, the lease expires.
+            with suppress(OSError):
+                lease.release()
 
-    def _beat(self, claim: Claim, ended: threading.Event) -> None:
-        while not ended.wait(self.expiry / _BEATS):
-            with suppress(OSError):  # the next beat may succeed
-                claim.beat()
+    def _beat_until(self, lease: Lease, ended: threading.Event) -> None:
+        while not ended.wait(self.expiry / _BEATS_PER_EXPIRY):
+            # The next beat may succeed.
+            with suppress(OSError):
+                lease.beat()
 
-    def _is_free(self, path: Path) -> bool:
-        """Whether the holder of the last claim is done, dead or silent for too long."""
+    def _is_file_free(self, path: Path) -> bool:
+        """Whether the owner of the last lease is done, dead or silent for too long."""
         try:
             text = path.read_text(errors="replace")
         except OSError:
             text = ""
         if is_ended(text):
             return True
-        length, since = self._heard.get(path, (-1, 0.0))
+        length, since = self._seen.get(path, (-1, 0.0))
         if len(text) != length:
-            self._heard[path] = (len(text), time.monotonic())
+            self._seen[path] = (len(text), time.monotonic())
             return False
         return time.monotonic() - since > self.expiry
 
 
-def last_claim(folder: Path) -> Path | None:
-    """The last claim of a trunk's folder, for who only looks; None where nobody ever
-    claimed it.
+def find_last_lease(folder: Path) -> Path | None:
+    """The file of the last lease on the trunk of a folder; None if there never was one.
+
+    It writes nothing.
     """
-    folder = folder / "claims"
+    leases = _lease_folder(folder)
     with suppress(OSError):
-        return folder / str(number) if (number := _last(folder)) else None
+        number = _find_last_number(leases)
+        if number:
+            return leases / str(number)
     return None
 
 
 def is_ended(text: str) -> bool:
-    """Whether who wrote a claim has let go of it, or is certain to be gone."""
-    return text.endswith(_RELEASED) or _is_dead(text)
+    """Whether the owner of a lease has released it or is certainly dead.
 
-
-def _last(folder: Path) -> int:
-    """The number of the last claim in a folder; 0 without one."""
-    return max(
-        (
-            int(name)
-            for name in os.listdir(folder)
-            if name.isascii() and name.isdecimal()
-        ),
-        default=0,
-    )
-
-
-def _me() -> dict[str, Any]:
-    """This process, as far as another one of the same machine can look it up, and what
-    it is.
+    Args:
+        text: the content of the lease's file.
     """
-    there = {
-        "host": socket.gethostname(),
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
+    return text.endswith(_RELEASED) or _is_owner_dead(text)
+
+
+def _lease_folder(folder: Path) -> Path:
+    """Where the leases on a trunk are; the name is that of the first version."""
+    return folder / "claims"
+
+
+def _find_last_number(leases: Path) -> int:
+    """The number of the last lease in a folder of leases; 0 without one."""
+    numbers = [
+        int(name) for name in os.listdir(leases) if name.isascii() and name.isdecimal()
+    ]
+    return max(numbers, default=0)
+
+
+def _describe_this_process() -> JsonObject:
+    """What identifies this process on its machine, and its versions."""
     columns = provenance.read_provenance()
     return {
-        **there,
+        "host": socket.gethostname(),
+        "machine": _read_machine_id(),
+        "pid": os.getpid(),
+        "started": _read_start_time(os.getpid()),
         "time": time.time(),
         "versions": f"{columns['versions']} {columns['commit']}".strip(),
     }
 
 
-def _owner(text: str) -> dict[str, Any]:
-    """Who wrote a claim: its first line without the heartbeats."""
+def _parse_owner(text: str) -> JsonObject:
+    """The owner of a lease: the first line of its file without the heartbeats."""
     return json.loads(text.split("\n")[0].rstrip("."))
 
 
-def _is_dead(text: str) -> bool:
-    """Whether the process that a claim names is certain to be gone: one of this machine
-    that is not there any more.
+def _is_owner_dead(text: str) -> bool:
+    """Whether the owner of a lease is certainly dead: a process of this machine that no
+    longer exists.
     """
     try:
-        owner = _owner(text)
-        there = owner["machine"] is not None and owner["machine"] == _machine()
-        return (
-            there
-            and owner["started"] is not None
-            and _started(int(owner["pid"])) != owner["started"]
-        )
+        owner = _parse_owner(text)
+        if owner["machine"] is None or owner["machine"] != _read_machine_id():
+            return False
+        if owner["started"] is None:
+            return False
+        return _read_start_time(int(owner["pid"])) != owner["started"]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 
-def _machine() -> str | None:
-    """This boot of this machine and, within it, the container whose process numbers
-    these are; None if unknown.
+def _read_machine_id() -> str | None:
+    """An id of this boot of this machine and, within it, of the container that numbers
+    the processes; None if it is unknown.
     """
     with suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return None
 
 
-def _started(pid: int) -> int | None:
-    """When a process was started, in ticks since the machine was: what a recycled
-    number cannot repeat.
+def _read_start_time(pid: int) -> int | None:
+    """When a process was started, in clock ticks since the machine was started.
+
+    A later process with the same number has another start time. None if there is no
+    such process, or if it has ended.
     """
     with suppress(OSError, ValueError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     return None
-
-
-def _next(path: Path) -> Path:
-    return path.with_name(str(int(path.name) + 1))
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

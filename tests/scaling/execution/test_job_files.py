@@ -21,7 +21,7 @@ from scaling.execution.job_files import JobMailbox
 from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
-from scaling.store.leases import Claims
+from scaling.store.leases import Leases
 from scaling.training import preemption
 from scaling.training.loop import LoopConfig
 
@@ -114,7 +114,7 @@ def test_a_job_whose_trunk_is_held_is_busy(
     job = Job(Trunk((make_run(),)))
     assert post.is_free(job)
     posted = post.write(1, job)
-    with Claims().held(job.trunk.folder(tmp_path), lambda event: None):
+    with Leases().hold(job.trunk.folder(tmp_path), lambda event: None):
         assert not post.is_free(job)
         assert job_files.serve_job(posted.path) == "busy"
     assert post.is_free(job)

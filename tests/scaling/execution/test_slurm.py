@@ -32,7 +32,7 @@ from scaling.execution.slurm import Slurm, estimate_minutes
 from scaling.execution.sweep import sweep
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
-from scaling.store.leases import Claims
+from scaling.store.leases import Leases
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
@@ -286,7 +286,7 @@ def test_a_trunk_that_is_held_is_not_submitted(
 ) -> None:
     run = make_run()
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
-    with Claims().held(run_dirs.trunk_dir(tmp_path, run), lambda event: None):
+    with Leases().hold(run_dirs.trunk_dir(tmp_path, run), lambda event: None):
         ticket = executor.submit(Job(Trunk((run,))))
         assert [(o.ticket, o.kind) for o in executor.poll(0.0)] == [(ticket, "busy")]
     assert not executor.posted

@@ -22,7 +22,7 @@ from scaling.execution.in_process import train_in_process
 from scaling.execution.job_files import JobMailbox
 from scaling.execution.watchdog import watchdog
 from scaling.execution.worker import do_job
-from scaling.store.leases import Claims
+from scaling.store.leases import Leases
 from scaling.training.loop import LoopConfig
 
 MakeRun = Callable[..., RunConfig]
@@ -91,7 +91,7 @@ def test_who_trains_alone_is_watched(
         }
         with open(tmp_path / "events", "w") as events:
             assert (
-                do_job(job | {"alone": alone}, Claims(), events) == event_types.Done()
+                do_job(job | {"alone": alone}, Leases(), events) == event_types.Done()
             )
         assert bool(seen) == alone
     posted = JobMailbox(tmp_path, "jobs", loop, lambda event: None).write(

@@ -79,10 +79,10 @@ def test_a_plan_stays_in_its_folder(out, plan):
 def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
     watcher = watch.Watcher(out)
     assert seen(watcher) == (0, 0, 4, 0)
-    with leases.Claims().held(
+    with leases.Leases().hold(
         run_dirs.trunk_dir(out, plan.runs[0]), lambda event: None
-    ) as claim:
-        assert claim is not None and seen(watcher) == (0, 1, 3, 0)
+    ) as lease:
+        assert lease is not None and seen(watcher) == (0, 1, 3, 0)
         record(out, plan.runs[0])
         assert seen(watcher) == (1, 1, 2, 0)
         record(out, plan.runs[1], status="diverged", loss=None)
@@ -144,18 +144,18 @@ def test_the_time_left_is_at_the_rate_between_looks(out, plan):
 def test_a_holder_that_falls_silent_does_not_run(out, plan):
     folder = run_dirs.trunk_dir(out, plan.runs[0]) / "claims"
     folder.mkdir(parents=True)
-    claim = folder / "1"
-    claim.write_text(
+    lease = folder / "1"
+    lease.write_text(
         json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "started": 1})
     )
     watcher = watch.Watcher(out)
     assert [seen(watcher, now)[1] for now in (0.0, 80.0, 100.0)] == [1, 1, 0]
     assert watcher.look(100.0).silent[0][0] == plan.runs[0].trunk_id
-    with open(claim, "a") as file:
+    with open(lease, "a") as file:
         file.write(".")
     assert seen(watcher, 120.0)[1] == 1
     os.utime(
-        claim, (0, time.time() - 3600)
+        lease, (0, time.time() - 3600)
     )  # at the first look its age is all there is
     assert seen(watch.Watcher(out))[1] == 0
 

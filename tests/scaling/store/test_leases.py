@@ -1,4 +1,4 @@
-"""Laws of the claims: of several that want a trunk one has it, the dead and the silent
+"""Laws of the leases: of several that want a trunk one has it, the dead and the silent
 lose it, whatever the clocks.
 """
 
@@ -15,13 +15,13 @@ import pytest
 
 from scaling import events as event_types
 from scaling.store import leases
-from scaling.store.leases import Claim, ClaimLost, Claims
+from scaling.store.leases import Lease, LeaseLost, Leases
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scaling.store.leases import Claims
-Claims().take(Path(sys.argv[1]))
+from scaling.store.leases import Leases
+Leases().take(Path(sys.argv[1]))
 print("taken", flush=True)
 time.sleep(60)
 """
@@ -32,24 +32,24 @@ def ignore(event: event_types.Event) -> None:
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Claim:
-    """A claim that a process of another machine holds."""
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lease:
+    """A lease that a process of another machine holds."""
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "_machine", lambda: "another boot")
-        claim = Claims().take(tmp_path)
-    assert claim is not None
-    return claim
+        patch.setattr(leases, "_read_machine_id", lambda: "another boot")
+        lease = Leases().take(tmp_path)
+    assert lease is not None
+    return lease
 
 
 def test_of_several_at_once_one_takes_it(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         for number in range(1, 6):
             taken = [
-                claim
-                for claim in pool.map(lambda _: Claims().take(tmp_path), range(16))
-                if claim is not None
+                lease
+                for lease in pool.map(lambda _: Leases().take(tmp_path), range(16))
+                if lease is not None
             ]
-            assert [claim.path.name for claim in taken] == [str(number)]
+            assert [lease.path.name for lease in taken] == [str(number)]
             taken[0].release()
     assert sorted(os.listdir(tmp_path / "claims")) == [
         "1",
@@ -63,11 +63,11 @@ def test_of_several_at_once_one_takes_it(tmp_path: Path) -> None:
 def test_what_is_released_is_free_at_once_and_what_is_held_is_not(
     tmp_path: Path,
 ) -> None:
-    with Claims().held(tmp_path, ignore) as claim:
-        assert claim is not None
-        claim.check()
-        assert Claims().take(tmp_path) is None
-    assert Claims().take(tmp_path) is not None
+    with Leases().hold(tmp_path, ignore) as lease:
+        assert lease is not None
+        lease.check()
+        assert Leases().take(tmp_path) is None
+    assert Leases().take(tmp_path) is not None
 
 
 def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
@@ -76,7 +76,7 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
     """Of a trunk that another version began, which is told; where the one that is told
     cannot go on, the next may.
     """
-    with Claims().held(tmp_path, ignore):
+    with Leases().hold(tmp_path, ignore):
         pass
     told: list[event_types.Event] = []
 
@@ -89,19 +89,19 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
         "read_provenance",
         lambda: {"versions": "other", "commit": ""},
     )
-    with pytest.raises(BrokenPipeError), Claims().held(tmp_path, refuse):
+    with pytest.raises(BrokenPipeError), Leases().hold(tmp_path, refuse):
         pytest.fail("entered")
     assert [(type(event), event.now) for event in told] == [
         (event_types.Mixed, "other")
     ]
-    with Claims().held(tmp_path, ignore) as claim:
-        assert claim is not None
+    with Leases().hold(tmp_path, ignore) as lease:
+        assert lease is not None
 
 
 def test_a_heartbeat_keeps_the_trunk_and_silence_loses_it(
-    tmp_path: Path, elsewhere: Claim
+    tmp_path: Path, elsewhere: Lease
 ) -> None:
-    other = Claims(expiry=0.2)
+    other = Leases(expiry=0.2)
     for _ in range(4):
         assert other.take(tmp_path) is None
         time.sleep(0.15)
@@ -110,17 +110,17 @@ def test_a_heartbeat_keeps_the_trunk_and_silence_loses_it(
     time.sleep(0.3)
     taken = other.take(tmp_path)
     assert taken is not None and taken.path.name == "2"
-    with pytest.raises(ClaimLost, match="another process has taken over"):
+    with pytest.raises(LeaseLost, match="another process has taken over"):
         elsewhere.check()
-    with pytest.raises(ClaimLost):
-        elsewhere.checking(ignore)(event_types.Progress("trunk", 1.0))
+    with pytest.raises(LeaseLost):
+        elsewhere.check_before(ignore)(event_types.Progress("trunk", 1.0))
     taken.check()
 
 
 def test_held_beats_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_is_dead", lambda text: False)
-    other = Claims(expiry=0.3)
-    with Claims(expiry=0.3).held(tmp_path, ignore):
+    monkeypatch.setattr(leases, "_is_owner_dead", lambda text: False)
+    other = Leases(expiry=0.3)
+    with Leases(expiry=0.3).hold(tmp_path, ignore):
         for _ in range(10):
             assert other.take(tmp_path) is None
             time.sleep(0.1)
@@ -128,11 +128,11 @@ def test_held_beats_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("year", [1970, 2100])
 def test_times_of_files_do_not_matter(
-    tmp_path: Path, elsewhere: Claim, year: int
+    tmp_path: Path, elsewhere: Lease, year: int
 ) -> None:
     stamp = (year - 1970) * 31_556_952
     os.utime(elsewhere.path, (stamp, stamp))
-    other = Claims(expiry=0.2)
+    other = Leases(expiry=0.2)
     assert other.take(tmp_path) is None
     time.sleep(0.3)
     assert other.take(tmp_path) is not None
@@ -144,10 +144,10 @@ def test_a_process_of_this_machine_that_is_gone_loses_the_trunk_at_once(
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
-        assert Claims().take(tmp_path) is None
+        assert Leases().take(tmp_path) is None
         holder.kill()
         holder.wait()
-        assert Claims().take(tmp_path) is not None
+        assert Leases().take(tmp_path) is not None
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_process_of_this_machine_that_is_gone_loses_the_trunk_at_once(
 def test_an_unreadable_claim_is_waited_for(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "1").write_bytes(text)
-    other = Claims(expiry=0.0)
+    other = Leases(expiry=0.0)
     assert other.take(tmp_path) is None
     time.sleep(0.01)
     assert other.take(tmp_path) is not None
@@ -176,9 +176,9 @@ def test_another_version_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[event_types.Event] = []
-    with Claims().held(tmp_path, events.append):
+    with Leases().hold(tmp_path, events.append):
         pass
-    with Claims().held(tmp_path, events.append):
+    with Leases().hold(tmp_path, events.append):
         pass
     assert events == []
     monkeypatch.setattr(
@@ -186,6 +186,6 @@ def test_another_version_is_noticed(
         "read_provenance",
         lambda: {"versions": "scaling 9", "commit": ""},
     )
-    with Claims().held(tmp_path, events.append):
+    with Leases().hold(tmp_path, events.append):
         pass
     assert [event.now for event in events] == ["scaling 9"]
