@@ -136,7 +136,7 @@ def name_layers(depth: int) -> dict[str, str]:
 
 def measure_axis(args: CoordinateCheck, axis: str) -> pd.DataFrame:
     """One row per parametrization, size, layer and step along `axis`: width or depth."""
-    dataset = data.load(DataConfig(args.source))
+    dataset = data.load_dataset(DataConfig(args.source))
     T, B = args.model.context, args.optim.batch_size
     windows = jnp.asarray(data.Windows(dataset.train, T, B).batches(0, args.steps))
     probe = jnp.asarray(

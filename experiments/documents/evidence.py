@@ -90,7 +90,7 @@ class Evidence:
     def heldout(self, run: RunConfig, tokens: int) -> np.ndarray:
         """Windows of a run's held-out slice, [M, T + 1]."""
         return data.heldout_windows(
-            data.load(run.data).heldout, run.model.context, tokens
+            data.load_dataset(run.data).heldout, run.model.context, tokens
         )
 
     def measured(self, name: str, measure: Callable[[], Any]) -> Any:

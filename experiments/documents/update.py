@@ -56,7 +56,7 @@ def train_at_rates(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[f
     evaluate = strategy.compile_evaluation(
         functools.partial(window_losses, spec=recipe, rows=32)
     )
-    text = data.load(run.data)
+    text = data.load_dataset(run.data)
     windows = data.Windows(
         text.train, run.model.context, run.optim.batch_size, run.data.seed
     )

@@ -7,7 +7,6 @@ booleans, `Literal`, `X | None`, tuples, and further such dataclasses.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -18,7 +17,12 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from scaling.suggestions import did_you_mean
+
 T = TypeVar("T")
+
+JsonObject = dict[str, Any]
+"""Nested plain data, as JSON and TOML have it."""
 
 get_type_hints = functools.cache(typing.get_type_hints)
 
@@ -59,7 +63,7 @@ def require_at_least_one(config: object, where: str, *names: str) -> None:
         require(ok, f"{where}.{name}", value, "must be at least 1")
 
 
-def to_dict(config: object) -> dict[str, Any]:
+def to_dict(config: object) -> JsonObject:
     """A configuration as nested plain data."""
     return dataclasses.asdict(config)  # type: ignore[arg-type]
 
@@ -69,7 +73,7 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+def from_dict(cls: type[T], values: object, where: str = "") -> T:
     """Build a configuration from nested plain data, such as parsed JSON or TOML.
 
     Args:
@@ -81,28 +85,21 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         ConfigError: a key is unknown (the message names the nearest known one), a value
             has the wrong type, or a value is invalid.
     """
-    require(isinstance(values, dict), where or cls.__name__, values, "must be a table")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or cls.__name__} = {values!r}: must be a table")
     hints = get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    built: dict[str, Any] = {}
+    built: JsonObject = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
-            raise ConfigError(
-                f"{path}: unknown key of {cls.__name__}; {_suggest_key(key, known)}"
-            )
+            hint = did_you_mean(key, sorted(known), label="known keys")
+            raise ConfigError(f"{path}: unknown key of {cls.__name__}; {hint}")
         built[key] = convert_value(hints[key], value, path)
     return cls(**built)
 
 
-def _suggest_key(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"known keys: {', '.join(sorted(known))}"
-
-
-def convert_fields(config: Any, where: str) -> None:
+def convert_fields(config: object, where: str) -> None:
     """Check every field of a configuration against its annotation and convert it.
 
     Equal configurations then have equal JSON: 4 and 4.0 become one value.

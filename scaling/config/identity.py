@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from scaling.config.conversion import canonical_json
+from scaling.config.conversion import JsonObject, canonical_json
 
 FIRST_FIELDS: dict[str, frozenset[str]] = {
     "UnitMultipliers": frozenset(
@@ -98,14 +98,14 @@ FIRST_FIELDS: dict[str, frozenset[str]] = {
 """By dataclass, the fields that every id holds. Frozen: never add to it."""
 
 
-def hash_identity(identity: dict[str, Any]) -> str:
+def hash_identity(identity: JsonObject) -> str:
     """The id of an identity: 16 hexadecimal digits of the sha256 of its JSON."""
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
 
 
-def describe_identity(config: Any) -> dict[str, Any]:
+def describe_identity(config: Any) -> JsonObject:
     """What of a configuration enters its id, as nested plain data."""
-    identity: dict[str, Any] = {}
+    identity: JsonObject = {}
     for field in dataclasses.fields(config):
         if field.metadata.get("label"):
             continue
@@ -127,7 +127,7 @@ def is_first_field(cls: type, name: str) -> bool:
     return any(name in FIRST_FIELDS.get(base.__name__, ()) for base in cls.__mro__)
 
 
-def get_introduced_default(field: dataclasses.Field[Any]) -> Any:
+def get_introduced_default(field: dataclasses.Field[object]) -> object:
     """The value of a later field that means "as before the field existed".
 
     Raises:

@@ -5,10 +5,10 @@ order.
 from __future__ import annotations
 
 from scaling.data.cache import cache_root
+from scaling.data.errors import DataError
 from scaling.data.identity import Stream, UncheckedTokenizerWarning, name_stream
 from scaling.data.loader import Windows, heldout_windows
-from scaling.data.prepare import Dataset, load, load_tokenizer
-from scaling.data.sources import DataError
+from scaling.data.prepare import Dataset, load_dataset, load_tokenizer
 from scaling.data.synthetic.protocol import Synthetic, open_synthetic
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Windows",
     "cache_root",
     "heldout_windows",
-    "load",
+    "load_dataset",
     "load_tokenizer",
     "name_stream",
     "open_synthetic",

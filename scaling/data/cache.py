@@ -12,7 +12,8 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from scaling.config.conversion import JsonObject
 
 FORMAT = 1  # raise it when the same input would give other files: old entries are then left alone
 ABANDONED_SECONDS = (
@@ -32,7 +33,7 @@ def entry_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:24]
 
 
-def publish(root: Path, key: str, fill: Callable[[Path], dict[str, Any]]) -> Path:
+def publish_entry(root: Path, key: str, fill: Callable[[Path], JsonObject]) -> Path:
     """The sound entry of this key: the one that is there, or a new one written aside
     and renamed into place.
 
@@ -45,7 +46,7 @@ def publish(root: Path, key: str, fill: Callable[[Path], dict[str, Any]]) -> Pat
         return final
     root.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(root)
-    aside = _temporary(root, key)
+    aside = _name_aside(root, key)
     aside.mkdir()
     try:
         meta = fill(aside)
@@ -54,9 +55,9 @@ def publish(root: Path, key: str, fill: Callable[[Path], dict[str, Any]]) -> Pat
             json.dumps(meta | {"files": sizes}, indent=1, allow_nan=False)
         )
         for path in (*aside.iterdir(), aside):
-            _fsync(path)
-        _move(aside, final)
-        _fsync(root)
+            _sync_to_disk(path)
+        _move_into_place(aside, final)
+        _sync_to_disk(root)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
@@ -73,7 +74,7 @@ def is_sound(entry: Path) -> bool:
         return False
 
 
-def _move(aside: Path, final: Path) -> None:
+def _move_into_place(aside: Path, final: Path) -> None:
     """Rename into place, unless a sound entry is there; a damaged one makes way."""
     while not is_sound(final):
         try:
@@ -82,11 +83,11 @@ def _move(aside: Path, final: Path) -> None:
             if not final.exists():  # nothing in the way: the folder cannot be written
                 raise
             if not is_sound(final):
-                final.rename(damaged := _temporary(final.parent, final.name))
+                final.rename(damaged := _name_aside(final.parent, final.name))
                 shutil.rmtree(damaged, ignore_errors=True)
 
 
-def _temporary(root: Path, key: str) -> Path:
+def _name_aside(root: Path, key: str) -> Path:
     return root / f".{key}.{uuid.uuid4().hex}"
 
 
@@ -99,7 +100,7 @@ def _remove_abandoned(root: Path) -> None:
             continue
 
 
-def _fsync(path: Path) -> None:
+def _sync_to_disk(path: Path) -> None:
     if os.name == "nt" and path.is_dir():
         return  # folders cannot be opened there
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -109,7 +110,7 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """A JSON object; empty when the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
@@ -118,9 +119,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: JsonObject) -> None:
     """Write a small file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _temporary(path.parent, path.name)
+    aside = _name_aside(path.parent, path.name)
     aside.write_text(json.dumps(content))
     os.replace(aside, path)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from scaling.config import DataConfig
-from scaling.data.sources import DataError
+from scaling.data.errors import DataError
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import is_bpe
 

@@ -15,15 +15,14 @@ import numpy as np
 from jaxtyping import Int32
 from numpy.lib.stride_tricks import sliding_window_view
 
-from scaling.data.sources import DataError
+from scaling.data.errors import DataError
 
 
 class Windows:
     """Training windows of `context + 1` tokens, starting every `stride` tokens.
 
     With the default stride every token of the stream (but the first, and an unfinished
-    last window) is a
-    target exactly once per epoch. Epochs follow each other without a gap: a batch may
+    last window) is a target exactly once per epoch. Epochs follow each other without a gap: a batch may
     hold the last windows of one epoch and the first of the next, so that no window is
     ever left out. Each epoch has its own order.
 
@@ -48,15 +47,12 @@ class Windows:
         ):
             if value < 1:
                 raise DataError(f"{name} = {value}: must be at least 1")
-        self.context, self.batch_size, self.seed, self.stride = (
-            context,
-            batch_size,
-            seed,
-            stride,
-        )
-        self.count = max(
-            0, (len(tokens) - context - 1) // stride + 1
-        )  # windows per epoch
+        self.context = context
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stride = stride
+        # Windows per epoch.
+        self.count = max(0, (len(tokens) - context - 1) // stride + 1)
         if self.count < batch_size:
             raise DataError(
                 f"the stream of {len(tokens):,} tokens holds {self.count:,} windows of context = {context}, "
@@ -89,7 +85,7 @@ class Windows:
         """The permutation of window numbers that epoch `epoch` follows, shape
         (self.count,).
         """
-        return _permutation(self.seed, epoch, self.count)
+        return _draw_order(self.seed, epoch, self.count)
 
     def batches(
         self, start: int, count: int, rows: slice = slice(None)
@@ -97,7 +93,10 @@ class Windows:
         """Steps `start .. start + count - 1` as one array of shape (count, batch_size,
         context + 1).
 
-        rows: only these rows of each batch, where several processes share it
+        Args:
+            start: the first step.
+            count: how many steps.
+            rows: only these rows of each batch, where several processes share it.
         """
         if start < 0 or count < 1:
             raise DataError(
@@ -112,14 +111,13 @@ class Windows:
         for number in range(epoch[0], epoch[-1] + 1):
             here = epoch == number
             window[here] = self.order(int(number))[rank[here]]
-        tokens = self._views[
-            window
-        ]  # gathers in the file's own, narrower dtype; widening afterwards is cheap
+        # Gather in the file's own, narrower dtype; widening afterwards is cheap.
+        tokens = self._views[window]
         return tokens.astype(np.int32).reshape(count, -1, self.context + 1)
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+def _draw_order(seed: int, epoch: int, count: int) -> np.ndarray:
     order = np.random.default_rng([seed, epoch]).permutation(count)
     order.flags.writeable = False
     return order

@@ -1,10 +1,9 @@
-"""From a source to token files: tokenised once into a cache entry, then memory-mapped.
+"""From a source to token files: tokenized once into a cache entry, then memory-mapped.
 
 An entry `<cache>/<key>/` holds train.bin, heldout.bin (uint16 or uint32 ids) and
-meta.json. Its key is a hash
-of what decides its content: the fingerprint of the text, the tokenizer, the held-out
-fraction. `<cache>/index/` remembers which fingerprint a cheap signature of a source
-had, so that a second call reads no text at all.
+meta.json. Its key is a hash of what decides its content: the fingerprint of the text,
+the tokenizer, the held-out fraction. `<cache>/index/` remembers which fingerprint
+belongs to the cheap signature of a source, so that a second call reads no text at all.
 
 A document is held out if and only if its own hash falls below the fraction: adding,
 removing or reordering other documents never moves it. Documents are laid out in the
@@ -16,57 +15,60 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from scaling.config import DataConfig
+from scaling.config.conversion import JsonObject
 from scaling.data import tokenizers
 from scaling.data.cache import (
     cache_root,
     entry_key,
     is_sound,
-    publish,
+    publish_entry,
     read_json,
     write_json,
 )
+from scaling.data.errors import DataError
 from scaling.data.identity import (
     Part,
     check_fingerprint,
     combine_parts,
     list_parts,
 )
-from scaling.data.sources import DataError, Source, open_source
+from scaling.data.sources import Source, open_source
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
 
 SMALLEST_HELDOUT = 1024  # tokens; a loss over fewer says nothing
-ENOUGH_HELDOUT = 8192  # bytes, for the remedy that an error proposes
+ENOUGH_HELDOUT = 8192  # bytes that an error message proposes to hold out
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Token streams of one source, memory-mapped and read-only.
 
-    train: ids to train on, shape (tokens,); only the first `unique_tokens` if the
-    config says so
-    heldout: ids to evaluate on, shape (tokens,), disjoint from `train` by document
-    vocab: number of ids the model needs
-    parts: what decides the token stream: the text and, unless it is built in, the
-    tokenizer
-    bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each
-    separator, so that bits per
-        byte = loss / ln 2 / bytes_per_token; NaN for synthetic sources
-    loss_range: (lo, hi): only targets with lo <= id < hi count in the loss; None: all
-    count
-    entropy: exact floor of the loss in nats per counted token, None if unknown
-    document_length: windows must hold whole documents of so many tokens; None: any
-    window will do
-    meta: all of meta.json
+    Attributes:
+        train: [tokens] ids to train on; only the first `unique_tokens` if the
+            configuration says so.
+        heldout: [tokens] ids to evaluate on, disjoint from `train` by document.
+        vocab: number of ids that the model needs.
+        parts: what decides the token stream: the text and, unless it is built in, the
+            tokenizer.
+        bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each
+            separator, so that bits per byte = loss / ln 2 / bytes_per_token; NaN for
+            synthetic sources.
+        loss_range: (low, high): only targets with low <= id < high count in the loss;
+            None: all count.
+        entropy: exact irreducible loss in nats per counted token; None if unknown.
+        document_length: windows must hold whole documents of so many tokens; None: any
+            window will do.
+        meta: all of meta.json.
     """
 
     train: np.ndarray
@@ -77,7 +79,7 @@ class Dataset:
     loss_range: tuple[int, int] | None
     entropy: float | None
     document_length: int | None
-    meta: dict[str, Any]
+    meta: JsonObject
 
     @property
     def fingerprint(self) -> str:
@@ -108,37 +110,39 @@ class Dataset:
             )
 
 
-def load(config: DataConfig, cache: Path | None = None) -> Dataset:
+def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     """Prepare what is missing and open the token files.
 
-    cache: folder of the entries; default: the environment's SCALING_CACHE, else
-    `~/.cache/scaling` Raises `DataError` on an unknown source, tokenizer or option, and
-    when there is too little text.
+    Args:
+        config: the source, the tokenizer and the held-out fraction.
+        cache: folder of the entries. Default: the environment's SCALING_CACHE, else
+            `~/.cache/scaling`.
+
+    Raises:
+        DataError: the source, the tokenizer or an option is unknown, or there is too
+            little text.
     """
     root = cache_root() if cache is None else Path(cache)
-    entry = (
-        _synthetic_entry(config, root)
-        if is_synthetic(config.source)
-        else _text_entry(config, root)
-    )
+    if is_synthetic(config.source):
+        entry = _find_synthetic_entry(config, root)
+    else:
+        entry = _find_text_entry(config, root)
     meta = json.loads((entry / "meta.json").read_text()) | {"source": config.source}
     train = np.memmap(entry / "train.bin", meta["dtype"], "r")
     if config.unique_tokens is not None and config.unique_tokens > len(train):
-        remedy = (
-            f"the training stream has {len(train):,} tokens; lower it, or use more text"
+        raise DataError(
+            f"data.unique_tokens = {config.unique_tokens}: the training stream has "
+            f"{len(train):,} tokens; lower it, or use more text"
         )
-        raise DataError(f"data.unique_tokens = {config.unique_tokens}: {remedy}")
+    bytes_per_token = meta["bytes_per_token"]
+    loss_range = meta["loss_range"]
     return Dataset(
         train=train[: config.unique_tokens],
         heldout=np.memmap(entry / "heldout.bin", meta["dtype"], "r"),
         vocab=meta["vocab"],
         parts=list_parts(config, meta["fingerprint"], meta["tokenizer_hash"]),
-        bytes_per_token=float("nan")
-        if meta["bytes_per_token"] is None
-        else meta["bytes_per_token"],
-        loss_range=None
-        if meta["loss_range"] is None
-        else (meta["loss_range"][0], meta["loss_range"][1]),
+        bytes_per_token=math.nan if bytes_per_token is None else bytes_per_token,
+        loss_range=None if loss_range is None else (loss_range[0], loss_range[1]),
         entropy=meta["entropy"],
         document_length=meta["document_length"],
         meta=meta,
@@ -154,13 +158,13 @@ def load_tokenizer(
             f"data.source = {config.source!r}: a synthetic source emits ids and has no tokenizer"
         )
     root = cache_root() if cache is None else Path(cache)
-    return tokenizers.open_tokenizer(config.tokenizer, _text_entry(config, root))
+    return tokenizers.open_tokenizer(config.tokenizer, _find_text_entry(config, root))
 
 
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def _text_entry(config: DataConfig, root: Path) -> Path:
+def _find_text_entry(config: DataConfig, root: Path) -> Path:
     """The entry of a text source, from the index if nothing changed, else by reading
     the documents.
     """
@@ -182,7 +186,7 @@ def _text_entry(config: DataConfig, root: Path) -> Path:
         spool = Spool(file)
         spool.fill(source.documents(), config.source)
         key = entry_key(spool.fingerprint, tokenizer, config.heldout_fraction)
-        entry = publish(
+        entry = publish_entry(
             root, key, lambda folder: _write_text(config, source, spool, folder)
         )
     if source.signature() == signature:  # else the files changed while they were read
@@ -192,18 +196,18 @@ def _text_entry(config: DataConfig, root: Path) -> Path:
 
 def _write_text(
     config: DataConfig, source: Source, spool: Spool, folder: Path
-) -> dict[str, Any]:
+) -> JsonObject:
     """Fill a cache entry from the documents; returns its metadata."""
     train, heldout = spool.split(config.heldout_fraction)
     if not heldout or not train:
         documents, empty = len(spool.places), "training" if heldout else "held-out"
         raise DataError(
             f"data.heldout_fraction = {config.heldout_fraction}: none of the {documents} documents of "
-            f"{config.source!r} falls into the {empty} slice; {_remedy(spool)}"
+            f"{config.source!r} falls into the {empty} slice; {_suggest_more_text(spool)}"
         )
     if tokenizers.is_bpe(config.tokenizer):
         tokenizer = tokenizers.train_bpe(
-            config.tokenizer, _sample(spool, train), folder / "tokenizer.json"
+            config.tokenizer, _sample_documents(spool, train), folder / "tokenizer.json"
         )
     else:
         tokenizer = tokenizers.open_tokenizer(config.tokenizer)
@@ -217,7 +221,7 @@ def _write_text(
     if heldout_tokens < SMALLEST_HELDOUT:
         raise DataError(
             f"data.heldout_fraction = {config.heldout_fraction}: holds out only {heldout_tokens} tokens of "
-            f"{config.source!r}, at least {SMALLEST_HELDOUT} are needed; {_remedy(spool)}"
+            f"{config.source!r}, at least {SMALLEST_HELDOUT} are needed; {_suggest_more_text(spool)}"
         )
     ends = len(heldout) if tokenizer.separator is not None else 0
     return {
@@ -243,7 +247,7 @@ def _write_text(
     }
 
 
-def _remedy(spool: Spool) -> str:
+def _suggest_more_text(spool: Spool) -> str:
     """What to do about a slice that is too small."""
     enough = spool.fraction_for(ENOUGH_HELDOUT)
     other = (
@@ -254,7 +258,7 @@ def _remedy(spool: Spool) -> str:
     return f"use more text, or {other} (a single .txt file is cut into many, a .jsonl file holds one a line)"
 
 
-def _sample(spool: Spool, digests: Sequence[bytes]) -> Iterator[str]:
+def _sample_documents(spool: Spool, digests: Sequence[bytes]) -> Iterator[str]:
     """Documents to train a tokenizer on."""
     size = 0
     for batch in spool.batches(digests):
@@ -269,9 +273,9 @@ def _write_ids(
     path: Path,
     batches: Iterable[list[str]],
     tokenizer: tokenizers.Tokenizer,
-    dtype: np.dtype[Any],
+    dtype: np.dtype[np.unsignedinteger],
 ) -> int:
-    """Tokenise into a file; returns the number of ids."""
+    """Tokenize into a file; returns the number of ids."""
     count = 0
     with path.open("wb") as file:
         for batch in batches:
@@ -284,17 +288,17 @@ def _write_ids(
 # --- synthetic sources --------------------------------------------------------------------------------------
 
 
-def _synthetic_entry(config: DataConfig, root: Path) -> Path:
+def _find_synthetic_entry(config: DataConfig, root: Path) -> Path:
     """The entry of a synthetic source."""
     source = open_synthetic(config.source)
     # NumPy's generators may change with its version
     key = entry_key(repr(source), config.heldout_fraction, np.__version__)
-    return publish(root, key, lambda folder: _write_synthetic(config, source, folder))
+    return publish_entry(
+        root, key, lambda folder: _write_synthetic(config, source, folder)
+    )
 
 
-def _write_synthetic(
-    config: DataConfig, source: Synthetic, folder: Path
-) -> dict[str, Any]:
+def _write_synthetic(config: DataConfig, source: Synthetic, folder: Path) -> JsonObject:
     """Fill a cache entry from a generator; returns its metadata."""
     dtype = tokenizers.id_dtype(source.vocab)
     streams = source.generate(config.heldout_fraction)

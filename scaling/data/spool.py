@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from scaling.data.sources import DataError
+from scaling.data.errors import DataError
 
 BATCH_BYTES = 4_000_000  # of text handed out at a time
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling.data.sources import END_OF_TEXT, DataError
+from scaling.data.errors import DataError
+from scaling.data.text_files import END_OF_TEXT
 
 SMALLEST_BPE = 257  # the 256 bytes and the separator
 BPE_TRAINING_BYTES = 12_000_000  # of documents in hash order: a fair sample
@@ -25,9 +27,10 @@ SEPARATORS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]
 class Tokenizer(Protocol):
     """Text to ids and back.
 
-    vocab: number of ids; separator: id written after each document, None if the
-    tokenizer has no such id
-    hash: sha256 of all that decides the ids
+    Attributes:
+        vocab: number of ids.
+        separator: id written after each document; None if the tokenizer has no such id.
+        hash: sha256 of all that decides the ids.
     """
 
     vocab: int
@@ -39,7 +42,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: np.ndarray) -> str: ...
 
 
-def id_dtype(vocab: int) -> np.dtype[Any]:
+def id_dtype(vocab: int) -> np.dtype[np.unsignedinteger]:
     """The narrowest of uint16 and uint32 that holds every id."""
     return np.dtype(np.uint16 if vocab <= 2**16 else np.uint32)
 
@@ -81,7 +84,7 @@ class FileTokenizer:
             raise DataError(
                 f"data.tokenizer = {str(path)!r}: no such file; check the path"
             ) from None
-        library = _library(str(path))
+        library = _import_tokenizers(str(path))
         try:
             self._tokenizer = library.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exception
@@ -128,10 +131,8 @@ def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
             )
         return FileTokenizer(folder / "tokenizer.json")
     if not Path(name).expanduser().exists() and not name.endswith(".json"):
-        remedy = (
-            "use 'bytes', 'bpe:VOCAB' (e.g. bpe:4096) or the path of a tokenizer.json"
-        )
-        raise DataError(f"data.tokenizer = {name!r}: unknown tokenizer; {remedy}")
+        fix = "use 'bytes', 'bpe:VOCAB' (e.g. bpe:4096) or the path of a tokenizer.json"
+        raise DataError(f"data.tokenizer = {name!r}: unknown tokenizer; {fix}")
     return FileTokenizer(name)
 
 
@@ -143,10 +144,8 @@ def is_bpe(name: str) -> bool:
         return False
     size = name.removeprefix("bpe:")
     if not size.isdecimal() or int(size) < SMALLEST_BPE:
-        remedy = (
-            f"give the size of the vocabulary, at least {SMALLEST_BPE}, e.g. bpe:4096"
-        )
-        raise DataError(f"data.tokenizer = {name!r}: {remedy}")
+        fix = f"give the size of the vocabulary, at least {SMALLEST_BPE}, e.g. bpe:4096"
+        raise DataError(f"data.tokenizer = {name!r}: {fix}")
     return True
 
 
@@ -157,7 +156,7 @@ def train_bpe(name: str, documents: Iterable[str], path: Path) -> FileTokenizer:
     The vocabulary is smaller than asked for when the documents hold too few distinct
     pairs.
     """
-    library = _library(name)
+    library = _import_tokenizers(name)
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -172,12 +171,12 @@ def train_bpe(name: str, documents: Iterable[str], path: Path) -> FileTokenizer:
     return FileTokenizer(path)
 
 
-def _library(name: str) -> Any:
+def _import_tokenizers(name: str) -> ModuleType:
     try:
         import tokenizers
     except ImportError:
-        remedy = (
+        fix = (
             'the package `tokenizers` is not installed; run: pip install "scaling[bpe]"'
         )
-        raise DataError(f"data.tokenizer = {name!r}: {remedy}") from None
+        raise DataError(f"data.tokenizer = {name!r}: {fix}") from None
     return tokenizers

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from scaling.config import RunConfig, Trunk
-from scaling.data import load
+from scaling.data import load_dataset
 from scaling.events import Packed, Programs, Report, Unpacked
 from scaling.execution.base import Failure, Job, Outcome, drive, explain_error
 from scaling.execution.watchdog import watchdog
@@ -132,7 +132,7 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    compiled = get_executable(run, strategy, load(run.data).loss_range)
+    compiled = get_executable(run, strategy, load_dataset(run.data).loss_range)
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 

@@ -201,7 +201,7 @@ def check_data(plan: Plan, out: Path) -> None:
     for config in dict.fromkeys(run.data for run in plan):
         stream = data.name_stream(config)
         if stream not in datasets:
-            datasets[stream] = data.load(config)
+            datasets[stream] = data.load_dataset(config)
     if not multihost.is_process_0():
         return
     configs = {run.run_id: run.data for run in plan}
@@ -266,7 +266,7 @@ def prepare(plan: Plan) -> dict[str, Any]:
     """
     lengths, vocab = [], 0
     for config in dict.fromkeys(run.data for run in plan):
-        dataset = data.load(config)
+        dataset = data.load_dataset(config)
         for run in plan:
             if run.data == config:
                 check_fits(run, dataset)

@@ -151,7 +151,7 @@ class Trainer:
         self.report = report
         self.runs = runs
         self.trunk_id = run.trunk_id
-        self.dataset = data.load(run.data)
+        self.dataset = data.load_dataset(run.data)
         multihost.assert_same_on_all(
             f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
         )

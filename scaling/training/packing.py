@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scaling.config import RunConfig, Trunk, canonical_json, to_dict
-from scaling.data import load
+from scaling.data import load_dataset
 from scaling.events import Report
 from scaling.store import provenance
 from scaling.store.files import write_atomically
@@ -288,7 +288,7 @@ def measure(run: RunConfig, members: int, loop: LoopConfig) -> dict[How, float]:
     )
     rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
     chunk = Chunk(None, batches, rates, np.int32(S), np.uint32(0))
-    loss_range = load(run.data).loss_range
+    loss_range = load_dataset(run.data).loss_range
     alone = get_executable(
         run,
         choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate),

@@ -187,7 +187,7 @@ def _measure_last_epoch(evidence: Evidence) -> list[dict[str, Any]]:
                 f"the checkpoint of run {run.run_id} is gone; remove its folder and its trunk's"
             )
         model = dataclasses.replace(run.model, dropout=0.0)
-        seen = data.heldout_windows(data.load(run.data).train, model.context)
+        seen = data.heldout_windows(data.load_dataset(run.data).train, model.context)
         loss = [
             score_windows(model, params, w[: len(w) // ROWS * ROWS])[0]
             for w in (seen, evidence.heldout(run, 32_768))

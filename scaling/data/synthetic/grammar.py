@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import brentq
 
-from scaling.data.sources import check_option
+from scaling.data.options import check_option
 from scaling.data.synthetic.stationary import Stationary
 
 _check = partial(check_option, "grammar")
@@ -183,8 +183,8 @@ class Grammar(Stationary):
         """Entropy rate H_S / (length + 1), H = (I - M)^-1 h0, h0 that of each
         nonterminal's rules; nats per token.
 
-        This is the floor of a long context. A window starts inside a sentence of which
-        the stack is unknown: its exact floor, the mean of `oracle_logprob`, is larger
+        This is the least loss of a long context. A window starts inside a sentence of which
+        the stack is unknown: its exact least loss, the mean of `oracle_logprob`, is larger
         by the information that the window gives on that stack, over the number of its
         targets.
         """

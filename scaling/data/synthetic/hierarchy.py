@@ -13,7 +13,8 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling.data.sources import DataError, check_option
+from scaling.data.errors import DataError
+from scaling.data.options import check_option
 from scaling.data.synthetic.stationary import SMALLEST_HELDOUT
 
 _check = partial(check_option, "hierarchy")
@@ -91,7 +92,7 @@ class Hierarchy:
         """(ln v + (s^L - 1) / (s - 1) ln m) / s^L, nats per leaf: a root and a rule at
         each inner node, all uniform.
 
-        It is the exact floor of the loss on windows: these begin with BOS and hold
+        It is the least possible loss on windows: these begin with BOS and hold
         whole documents, so that every leaf, the first of its document too, is a target
         after all that came before it in its document, and no other document tells
         anything about it.
@@ -158,9 +159,9 @@ class Hierarchy:
         padded[:, : shape[-1]] = rows
         documents = padded.reshape(-1, length)
         if np.any(documents[:, 0] != self.symbols):
-            remedy = f"take windows at multiples of the document length {length}"
+            fix = f"take windows at multiples of the document length {length}"
             raise DataError(
-                f"oracle_logprob: the tokens do not begin with BOS = {self.symbols}; {remedy}"
+                f"oracle_logprob: the tokens do not begin with BOS = {self.symbols}; {fix}"
             )
         chance = np.ones(documents.shape)  # BOS is certain
         size = max(1, BLOCK // (self.leaves * self.symbols * self.rules))
@@ -211,7 +212,7 @@ class Hierarchy:
         )
         for place in range(self.arity):
             likelihood *= below[:, place :: self.arity][..., written[..., place]]
-        return _normal(likelihood.sum(axis=-1))
+        return _normalize_weights(likelihood.sum(axis=-1))
 
     def _outward(
         self,
@@ -226,9 +227,11 @@ class Hierarchy:
         for place in range(known.shape[1]):
             joint *= known[:, place][:, written[..., place]]
         symbol = written[..., known.shape[1]].ravel()
-        return _normal(joint.reshape(len(law), -1) @ np.eye(self.symbols)[symbol])
+        return _normalize_weights(
+            joint.reshape(len(law), -1) @ np.eye(self.symbols)[symbol]
+        )
 
 
-def _normal(weights: np.ndarray) -> np.ndarray:
+def _normalize_weights(weights: np.ndarray) -> np.ndarray:
     """Scaled to sum to 1; all 0 where the document is impossible."""
     return weights / np.maximum(weights.sum(axis=-1, keepdims=True), TINY)

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from scaling.data.sources import check_option
+from scaling.data.options import check_option
 from scaling.data.synthetic.stationary import Stationary, stationary_law
 
 _check = partial(check_option, "markov")

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 import numpy as np
 from jaxtyping import Float, Int
 
-from scaling.data.sources import check_option
+from scaling.data.options import check_option
 from scaling.data.synthetic.stationary import Stationary, stationary_law
 
 _check = partial(check_option, "pdfa")
@@ -52,7 +52,9 @@ class Machine:
     @cached_property
     def entropy(self) -> float:
         """Entropy rate sum_s pi_s H(emission | s), nats per token."""
-        return float(-np.sum(self.stationary[:, None] * _xlogx(self.emissions)))
+        return float(
+            -np.sum(self.stationary[:, None] * _multiply_by_log(self.emissions))
+        )
 
     def oracle_logprob(self, tokens: np.ndarray) -> np.ndarray:
         """Exact log probability of each token but the first given all before it, the
@@ -101,7 +103,9 @@ class Machine:
             rounded = np.round(joint / joint.sum(axis=1, keepdims=True), 12)
             beliefs, merged = np.unique(rounded, axis=0, return_inverse=True)
             weights = np.bincount(merged.ravel(), weights)
-            losses.append(-weights @ _xlogx(beliefs @ self.emissions).sum(axis=1))
+            losses.append(
+                -weights @ _multiply_by_log(beliefs @ self.emissions).sum(axis=1)
+            )
         return np.array(losses)
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -177,10 +181,10 @@ class Pdfa(Stationary):
 
     @property
     def entropy(self) -> float:
-        """Entropy rate sum_s pi_s H(emission | s), nats per token: the floor of a long
+        """Entropy rate sum_s pi_s H(emission | s), nats per token: the least loss of a long
         context.
 
-        A window of T targets starts with its state unknown: its exact floor, the mean
+        A window of T targets starts with its state unknown: its exact least loss, the mean
         of `oracle_logprob`, is larger by the information that it gives on that state
         over T, at most H(pi) / T.
         """
@@ -196,5 +200,5 @@ class Pdfa(Stationary):
         return self.machine.sample(count, rng)
 
 
-def _xlogx(p: np.ndarray) -> np.ndarray:
+def _multiply_by_log(p: np.ndarray) -> np.ndarray:
     return p * np.log(np.maximum(p, TINY))

@@ -1,7 +1,7 @@
 """Synthetic sources: streams of ids whose best possible loss is known exactly.
 
-They are the ground truth of the whole pipeline: a trained, measured, fitted floor or
-exponent is held against a formula. Comparing model and `oracle_logprob` on the same
+They are the ground truth of the whole pipeline: a fitted irreducible loss or exponent
+is held against a formula. Comparing model and `oracle_logprob` on the same
 held-out tokens removes the sampling noise too.
 
 A source is a frozen dataclass whose fields are its options,
@@ -18,7 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from scaling.data.sources import DataError, parse_options
+from scaling.data.errors import DataError
+from scaling.data.options import parse_options
 from scaling.data.synthetic.grammar import Grammar
 from scaling.data.synthetic.hierarchy import Hierarchy
 from scaling.data.synthetic.markov import Markov
@@ -87,12 +88,13 @@ def open_synthetic(source: str) -> Synthetic:
     hints = typing.get_type_hints(kind)
     options = parse_options(text, source, [f.name for f in dataclasses.fields(kind)])
     values = {
-        key: _number(hints[key], value, key, source) for key, value in options.items()
+        key: _convert_number(hints[key], value, key, source)
+        for key, value in options.items()
     }
     return kind(**values)
 
 
-def _number(kind: type, value: str, key: str, source: str) -> int | float:
+def _convert_number(kind: type, value: str, key: str, source: str) -> int | float:
     try:
         number = float(value)
         if kind is int and number != int(number):

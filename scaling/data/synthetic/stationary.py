@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from scaling.data.sources import check_option
+from scaling.data.options import check_option
 
 SMALLEST_HELDOUT = 65_536  # tokens
 

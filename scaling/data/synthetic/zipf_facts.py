@@ -17,7 +17,8 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Int
 
-from scaling.data.sources import DataError, check_option
+from scaling.data.errors import DataError
+from scaling.data.options import check_option
 
 _check = partial(check_option, "zipf_facts")
 BASE = 16  # digits 0..15; then BOS; then the labels
@@ -56,8 +57,8 @@ class ZipfFacts:
         _check(
             2 <= self.labels <= 2**15, "labels", self.labels, "must lie in 2 .. 2^15"
         )
-        remedy = f"must lie in [0, {1 - 1 / self.labels:g}), below which the label is the likeliest answer"
-        _check(0 <= self.eps < 1 - 1 / self.labels, "eps", self.eps, remedy)
+        fix = f"must lie in [0, {1 - 1 / self.labels:g}), below which the label is the likeliest answer"
+        _check(0 <= self.eps < 1 - 1 / self.labels, "eps", self.eps, fix)
         _check(self.examples >= 1, "examples", self.examples, "must be at least 1")
         _check(self.seed >= 0, "seed", self.seed, "must not be negative")
 
@@ -145,9 +146,9 @@ class ZipfFacts:
         padded[:, : shape[-1]] = rows
         documents = padded.reshape(-1, length)
         if np.any(documents[:, 0] != BASE):
-            remedy = f"take windows at multiples of the document length {length}"
+            fix = f"take windows at multiples of the document length {length}"
             raise DataError(
-                f"oracle_logprob: the tokens do not begin with BOS = {BASE}; {remedy}"
+                f"oracle_logprob: the tokens do not begin with BOS = {BASE}; {fix}"
             )
         result = np.zeros(documents.shape)  # BOS is certain: log 1
         prefix = np.zeros(len(documents), np.int64)
@@ -190,7 +191,7 @@ class ZipfFacts:
 
     @property
     def entropy(self) -> float:
-        """Floor of the loss: -(1 - eps) ln(1 - eps) - eps ln(eps / (C - 1)), nats per
+        """Irreducible loss: -(1 - eps) ln(1 - eps) - eps ln(eps / (C - 1)), nats per
         answer.
         """
         if self.eps == 0:
@@ -241,7 +242,7 @@ class ZipfFacts:
         costs = [math.log(self.labels) - self.entropy]
         while costs[-1] > KNOWN and self.eps > 0:
             m = len(costs)
-            ways = _arrangements(m, min(m, self.labels - 1))
+            ways = _list_arrangements(m, min(m, self.labels - 1))
             ok = m <= MOST_SIGHTINGS and len(ways) <= MOST_ARRANGEMENTS
             _check(
                 ok,
@@ -253,7 +254,7 @@ class ZipfFacts:
         return np.array(costs)
 
     def _cost(self, counts: Int[np.ndarray, "arrangements shown"]) -> float:
-        """Expected loss above the floor when the answers seen fell on the labels in one
+        """Expected loss above `entropy` when the answers seen fell on the labels in one
         of these ways.
 
         Column 0 counts the true label. The other labels are alike, and a row stands for
@@ -288,20 +289,20 @@ class ZipfFacts:
         return float(chance @ loss) - self.entropy
 
 
-def _arrangements(m: int, shown: int) -> Int[np.ndarray, "arrangements shown"]:
+def _list_arrangements(m: int, shown: int) -> Int[np.ndarray, "arrangements shown"]:
     """Ways in which m answers fall on the true label (column 0) and, in falling order,
     on `shown` others.
 
     One more than 20,000 of them at most.
     """
     partitions = (
-        (m - wrong, p) for wrong in range(m + 1) for p in _partitions(wrong, shown)
+        (m - wrong, p) for wrong in range(m + 1) for p in _list_partitions(wrong, shown)
     )
     some = islice(partitions, MOST_ARRANGEMENTS + 1)
     return np.array([(right, *p, *[0] * (shown - len(p))) for right, p in some])
 
 
-def _partitions(
+def _list_partitions(
     total: int, parts: int, largest: int | None = None
 ) -> Iterator[tuple[int, ...]]:
     """Ways to write `total` as a sum of at most `parts` positive numbers, in falling
@@ -312,5 +313,6 @@ def _partitions(
     elif parts > 0:
         for first in range(min(total, largest or total), (total - 1) // parts, -1):
             yield from (
-                (first, *rest) for rest in _partitions(total - first, parts - 1, first)
+                (first, *rest)
+                for rest in _list_partitions(total - first, parts - 1, first)
             )

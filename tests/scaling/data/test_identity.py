@@ -78,9 +78,11 @@ def test_bytes_and_synthetic_sources_keep_the_fingerprint_of_their_text(
     tmp_path: Path,
 ) -> None:
     source = str(write_source(tmp_path / "text"))
-    plain = data.load(DataConfig(source, heldout_fraction=0.1))
-    markov = data.load(DataConfig("markov:states=16,tokens=20000", tokenizer="bpe:300"))
-    trained = data.load(DataConfig(source, "bpe:300", heldout_fraction=0.1))
+    plain = data.load_dataset(DataConfig(source, heldout_fraction=0.1))
+    markov = data.load_dataset(
+        DataConfig("markov:states=16,tokens=20000", tokenizer="bpe:300")
+    )
+    trained = data.load_dataset(DataConfig(source, "bpe:300", heldout_fraction=0.1))
     assert plain.fingerprint == plain.text_fingerprint == trained.text_fingerprint
     assert markov.fingerprint == markov.text_fingerprint
     assert trained.fingerprint != trained.text_fingerprint
@@ -158,7 +160,7 @@ def test_a_fingerprint_of_the_text_alone_is_accepted_with_a_warning(
     path = write_tokenizer(tmp_path / "tokenizer.json", 260)
     first, second = make_runs(source, str(path))
     train([first], out)
-    dataset = data.load(first.data)
+    dataset = data.load_dataset(first.data)
     change_stored_fingerprint(out, first, dataset.text_fingerprint)
     with pytest.warns(data.UncheckedTokenizerWarning, match=r"data\.tokenizer = "):
         train([first, second], out)

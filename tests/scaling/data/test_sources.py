@@ -15,14 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.sources import (
-    CODE_PACKAGES,
-    LONGEST_PIECE,
-    DataError,
-    cut_text,
-    open_source,
-    parse_options,
-)
+from scaling.data.errors import DataError
+from scaling.data.options import parse_options
+from scaling.data.sources import CODE_PACKAGES, open_source
+from scaling.data.text_files import LONGEST_PIECE, cut_text
 
 
 def read(source: Path | str) -> list[str]:

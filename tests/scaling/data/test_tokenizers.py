@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data.sources import DataError
+from scaling.data.errors import DataError
 from scaling.data.tokenizers import (
     ByteTokenizer,
     FileTokenizer,

@@ -233,7 +233,7 @@ def test_a_trained_markov_source_ends_at_its_entropy(tmp_path: Path) -> None:
     )
     row = sweep([run], tmp_path, workers=0, show="quiet").iloc[0]
     windows = data.heldout_windows(
-        data.load(run.data).heldout, run.model.context, run.eval_tokens
+        data.load_dataset(run.data).heldout, run.model.context, run.eval_tokens
     )
     markov = data.open_synthetic(source)
     exact = -markov.oracle_logprob(windows).mean()

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binom
 
 from scaling.data import DataError, Synthetic, open_synthetic
-from scaling.data.sources import NAMED_SOURCES
+from scaling.data.sources import open_source
 from scaling.data.synthetic.markov import Markov
 from scaling.data.synthetic.protocol import SYNTHETIC
 from scaling.data.synthetic.zipf_facts import BASE, ZipfFacts
@@ -79,11 +79,12 @@ def test_streams_are_a_pure_function_of_the_options(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", SMALL)
-def test_every_source_is_a_synthetic_source_and_is_named(source: str) -> None:
+def test_every_synthetic_source_is_suggested_for_a_misspelled_name(source: str) -> None:
     assert isinstance(open_synthetic(source), Synthetic)
-    assert source.partition(":")[0] in NAMED_SOURCES and set(SYNTHETIC) < set(
-        NAMED_SOURCES
-    )
+    name = source.partition(":")[0]
+    assert name in SYNTHETIC
+    with pytest.raises(DataError, match=f"did you mean '{name}'"):
+        open_source(f"{name}x")
 
 
 @pytest.mark.parametrize(
