@@ -215,7 +215,7 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     import jax
 
     from scaling.training.checkpoint import Checkpoints
-    from scaling.training.loop import saved
+    from scaling.training.loop import checkpoint_tree
     from scaling.training.sharding import choose_strategy
     from scaling.training.step import get_executable
 
@@ -225,7 +225,7 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     ).abstract_state
     state = jax.tree.map(lambda x: dice.standard_normal(x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(folder)
-    seconds, _ = timed(lambda: checkpoints.save(1, saved(state)))
+    seconds, _ = timed(lambda: checkpoints.save(1, checkpoint_tree(state)))
     checkpoints.close()
     return float(
         sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

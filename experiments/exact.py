@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scaling import DataConfig, ModelConfig, OptimConfig, Plan, grid_plan
-from scaling.data import heldout_windows, load, open_synthetic
+from scaling.data import heldout_windows, load_dataset, open_synthetic
 from scaling.data.synthetic.zipf_facts import ZipfFacts
 
 
@@ -60,7 +60,7 @@ def _compute_known_losses(
     config: DataConfig, context: int, eval_tokens: int
 ) -> tuple[float, float]:
     source = open_synthetic(config.source)
-    windows = heldout_windows(load(config).heldout, context, eval_tokens)
+    windows = heldout_windows(load_dataset(config).heldout, context, eval_tokens)
     low, high = source.loss_range or (0, source.vocab)
     counted = (windows[:, 1:] >= low) & (windows[:, 1:] < high)
     return source.entropy, float(-source.oracle_logprob(windows)[counted].mean())
