@@ -17,10 +17,10 @@ from .decisions.suggest import default_candidates as default_candidates
 from .decisions.suggest import suggest as suggest
 from .fitting.bootstrap import Bootstrap as Bootstrap
 from .fitting.certify import Certificate as Certificate
+from .fitting.fit import Fit as Fit
 from .fitting.fit import fit as fit
 from .fitting.profile import Profile as Profile
 from .fitting.protocol import Protocol as Protocol
-from .fitting.result import Fit as Fit
 from .hoffmann.comparison import Approaches as Approaches
 from .hoffmann.comparison import compare_approaches as compare_approaches
 from .hoffmann.envelope import Envelope as Envelope

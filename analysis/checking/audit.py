@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.optimize
 
 from analysis.checking.selection import as_laws, attempt, budget_labels, log_errors
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.hoffmann.envelope import size_labels
 from analysis.hoffmann.isoflop import size_text
 from analysis.laws.library import Law

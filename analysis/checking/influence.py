@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.checking.selection import attempt
+from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
-from analysis.fitting.result import Fit
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 

@@ -18,8 +18,8 @@ import pandas as pd
 import scipy.optimize
 import scipy.special
 
+from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
-from analysis.fitting.result import Fit
 from analysis.hoffmann.envelope import curve_labels, size_labels
 from analysis.hoffmann.isoflop import grouped
 from analysis.laws.library import Law, get_law

@@ -23,7 +23,7 @@ from analysis.decisions.frontier import (
     read_other_variables,
 )
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 
 
 @dataclass(frozen=True)

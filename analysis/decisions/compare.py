@@ -19,8 +19,8 @@ from analysis.decisions.frontier import (
     make_frontier,
 )
 from analysis.fitting.bootstrap import Bootstrap
+from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
-from analysis.fitting.result import Fit
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 

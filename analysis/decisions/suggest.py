@@ -23,7 +23,7 @@ import pandas as pd
 
 from analysis.decisions.frontier import FlopsPerToken, compute_interval, make_frontier
 from analysis.fitting.bootstrap import Bootstrap, quantiles
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 
 COLUMNS = {"N": ("N", "n_matmul"), "D": ("D", "tokens"), "C": ("C", "flops")}
 WINSOR = 0.99  # draws outside this central part are pulled in to its ends

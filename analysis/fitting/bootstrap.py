@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.fitting.result import Fit
+from analysis.fitting.result import FitResult
 from analysis.laws.base import Law
 from analysis.laws.library import get_law
 from analysis.table.readers import json_object
@@ -171,7 +171,7 @@ def quantiles(draws: np.ndarray, level: float) -> tuple[Any, Any]:
 
 
 def bootstrap(
-    fit: Fit,
+    fit: FitResult,
     n: int = 1000,
     seed: int = 0,
     unit: str | None = None,
@@ -262,7 +262,7 @@ def bootstrap(
 
 
 def redraw_losses(
-    fit: Fit, rng: np.random.Generator, size: int, method: str, scatter: float
+    fit: FitResult, rng: np.random.Generator, size: int, method: str, scatter: float
 ) -> np.ndarray:
     """[size, n] losses of the law with new noise."""
     n = len(fit.residuals)
@@ -282,7 +282,7 @@ def redraw_losses(
     )
 
 
-def label_units(fit: Fit, unit: str) -> np.ndarray:
+def label_units(fit: FitResult, unit: str) -> np.ndarray:
     """[n] integer label of the independent unit that each row belongs to."""
     if unit not in ("trunk", "row"):
         raise ValueError(f"unit {unit!r} is unknown; choose 'trunk' or 'row'")

@@ -11,7 +11,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import noise
+from analysis.fitting.bootstrap import Bootstrap
+from analysis.fitting.bootstrap import bootstrap as bootstrap_fit
 from analysis.fitting.certify import certify, design_problem, refuse_unidentified
+from analysis.fitting.profile import Profile
+from analysis.fitting.profile import profile as profile_fit
 from analysis.fitting.protocol import (
     Protocol,
     check_options,
@@ -19,10 +23,34 @@ from analysis.fitting.protocol import (
     objective_value,
     row_scales,
 )
-from analysis.fitting.result import Fit, build_solver
+from analysis.fitting.result import FitResult, build_solver
 from analysis.laws.base import Binding, Law, NotIdentifiedError, bind
 from analysis.laws.library import get_law
 from analysis.table.runs import Runs, load_runs
+
+
+class Fit(FitResult):
+    """A fitted law, with its bootstrap and its profiles. `FitResult` says what it holds
+    and predicts.
+    """
+
+    def bootstrap(
+        self,
+        n: int = 1000,
+        seed: int = 0,
+        unit: str | None = None,
+        method: str = "resample",
+    ) -> Bootstrap:
+        """Refit n resampled tables, each with a global search; see
+        `analysis.fitting.bootstrap.bootstrap`.
+        """
+        return bootstrap_fit(self, n, seed, unit, method)
+
+    def profile(self, name: str, level: float = 0.90) -> Profile:
+        """The objective along one parameter, all others refitted; see
+        `analysis.fitting.profile.profile`.
+        """
+        return profile_fit(self, name, level)
 
 
 def fit(

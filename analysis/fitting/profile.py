@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.fitting.certify import compute_threshold
-from analysis.fitting.result import Fit
+from analysis.fitting.result import FitResult
 from analysis.laws.base import Binding
 
 POINTS = 33  # across the range, and as many about the estimate
@@ -49,7 +49,7 @@ class Profile:
         return f"{self.name} = {self.estimate:.6g}, profile likelihood {self.level:.0%} [{low:.6g}, {high:.6g}]{end}"
 
 
-def profile(fit: Fit, name: str, level: float = 0.90) -> Profile:
+def profile(fit: FitResult, name: str, level: float = 0.90) -> Profile:
     """Objective and likelihood-ratio interval of one parameter (Venzon & Moolgavkar
     1988).
 
@@ -112,7 +112,7 @@ def find_index(binding: Binding, name: str) -> int:
     return binding.free.index(name)
 
 
-def compute_slope(fit: Fit, name: str) -> float:
+def compute_slope(fit: FitResult, name: str) -> float:
     """d parameter / d z."""
     logs = {entry.name for entry in fit.binding.nonlinear if entry.log}
     return abs(fit.params[name]) if name in logs else 1.0

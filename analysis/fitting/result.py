@@ -1,6 +1,7 @@
-"""Fit: a fitted law as plain data, and the solver that belongs to it.
+"""A fitted law as plain data, and the solver that belongs to it.
 
-`bootstrap` and `profile` import this module alone, not the function that makes a fit.
+`bootstrap` and `profile` build on `FitResult`. `analysis.fitting.fit` adds them to it
+as methods of the class `Fit`, which is what users hold.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,14 +21,15 @@ from analysis.laws.library import get_law
 from analysis.table.readers import json_object
 
 if TYPE_CHECKING:
-    from analysis.fitting.bootstrap import Bootstrap
     from analysis.fitting.newton import Data
-    from analysis.fitting.profile import Profile
     from analysis.fitting.solver import Solver
+
+# The class whose `from_json` was called. The run-time checks of the tests reject `Self`.
+SomeFit = TypeVar("SomeFit", bound="FitResult")
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class FitResult:
     """A fitted law as plain data.
 
     Attributes:
@@ -74,28 +76,6 @@ class Fit:
         return {
             name: float(function(self.params)) for name, function in self.law.derived
         }
-
-    def bootstrap(
-        self,
-        n: int = 1000,
-        seed: int = 0,
-        unit: str | None = None,
-        method: str = "resample",
-    ) -> Bootstrap:
-        """Refit n resampled tables, each with a global search; see
-        `analysis.fitting.bootstrap.bootstrap`.
-        """
-        from analysis.fitting.bootstrap import bootstrap
-
-        return bootstrap(self, n, seed, unit, method)
-
-    def profile(self, name: str, level: float = 0.90) -> Profile:
-        """The objective along one parameter, all others refitted; see
-        `analysis.fitting.profile.profile`.
-        """
-        from analysis.fitting.profile import profile
-
-        return profile(self, name, level)
 
     @property
     def binding(self) -> Binding:
@@ -145,7 +125,9 @@ class Fit:
         return text
 
     @classmethod
-    def from_json(cls, source: str | Path, law: Law | None = None) -> Fit:
+    def from_json(
+        cls: type[SomeFit], source: str | Path, law: Law | None = None
+    ) -> SomeFit:
         """Read what `to_json` wrote: a path, or the text itself. `law` is needed for
         one that is not registered.
 
@@ -166,7 +148,7 @@ class Fit:
             ) from None
 
     @classmethod
-    def _from_fields(cls, fields: dict[str, Any], law: Law) -> Fit:
+    def _from_fields(cls: type[SomeFit], fields: dict[str, Any], law: Law) -> SomeFit:
         """The fit of the fields that `to_json` wrote: JSON has neither tuples nor
         arrays, and older files lack some fields.
         """

@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis.decisions.allocate import allocate, counted_flops_per_token
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.hoffmann.envelope import Envelope, training_envelope
 from analysis.hoffmann.isoflop import IsoFlop, isoflop, size_text
 

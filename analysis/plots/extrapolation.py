@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.plots.style import (
     BLACK,
     GRAY,

@@ -30,7 +30,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis.decisions.allocate import allocate, counted_flops_per_token
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import MIN_SIZES, IsoFlop
 from analysis.plots.extrapolation import plot_extrapolation
 from analysis.plots.style import (

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 
 BLACK = "#1a1a1a"
 GRAY = "#777777"

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from analysis.decisions.allocate import counted_flops_per_token
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import IsoFlop
 from analysis.plots.fit import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
 from analysis.plots.style import (

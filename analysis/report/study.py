@@ -15,8 +15,8 @@ import pandas as pd
 
 from analysis.decisions.allocate import counted_flops_per_token, optimum_table
 from analysis.fitting.bootstrap import Bootstrap
+from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
-from analysis.fitting.result import Fit
 from analysis.hoffmann.comparison import Approaches, compare_approaches
 from analysis.hoffmann.isoflop import IsoFlop, isoflop
 from analysis.laws.library import Law

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.decisions.allocate import counted_flops_per_token, optimum_table
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.hoffmann.comparison import Approaches, compare_approaches, overlap_text
 from analysis.hoffmann.isoflop import IsoFlop
 from analysis.plots.fit import find_fitted_rows

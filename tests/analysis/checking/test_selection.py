@@ -31,8 +31,8 @@ from analysis.checking.audit import Audit
 from analysis.checking.audit import _predicted as left_out_rows
 from analysis.checking.selection import Selection, holdout_masks, log_errors
 from analysis.fitting.certify import Certificate
+from analysis.fitting.fit import Fit
 from analysis.fitting.protocol import Protocol
-from analysis.fitting.result import Fit
 from analysis.laws.library import LAWS
 from analysis.plots.style import HoverPoints
 from analysis.table.runs import Runs

@@ -12,8 +12,8 @@ import pytest
 
 from analysis import compare_approaches, isoflop, load_runs, training_envelope
 from analysis.fitting.certify import Certificate
+from analysis.fitting.fit import Fit
 from analysis.fitting.protocol import Protocol
-from analysis.fitting.result import Fit
 from analysis.hoffmann.envelope import FEW, LARGEST, SMALLEST
 from analysis.laws.library import LAWS
 from analysis.report.study import study_runs

@@ -19,8 +19,8 @@ from matplotlib.text import Text
 import analysis
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.certify import Certificate
+from analysis.fitting.fit import Fit
 from analysis.fitting.protocol import Protocol
-from analysis.fitting.result import Fit
 from analysis.laws.library import get_law
 from analysis.plots import fit as plots
 from analysis.plots.style import HoverPoints, RoundLocator, format_count, format_flops

@@ -17,8 +17,8 @@ import pytest
 import analysis
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.certify import Certificate
+from analysis.fitting.fit import Fit
 from analysis.fitting.protocol import Protocol
-from analysis.fitting.result import Fit
 from analysis.laws.library import LAWS
 from analysis.report.html import write_report
 from analysis.report.study import predict_runs

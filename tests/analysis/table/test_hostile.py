@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import analysis
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.result import Fit
+from analysis.fitting.fit import Fit
 from analysis.plots.fit import plot_frontier, save_figure
 from analysis.plots.style import describe_runs
 from analysis.report import tables
