@@ -20,6 +20,7 @@ from analysis.decisions.frontier import (
     Params,
     compute_interval,
     count_draws,
+    make_single_draw,
     read_other_variables,
 )
 from analysis.fitting.bootstrap import Bootstrap
@@ -122,6 +123,17 @@ class _Solution(NamedTuple):
     D: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Optimum:
+    """The answer for the fitted parameters; the fields are those of `Allocation`."""
+
+    C: float
+    N: float
+    D: float
+    loss: float
+    near_optimal_range: tuple[float, float]
+
+
 def allocate(
     fit: Fit,
     C: float | None = None,
@@ -148,7 +160,7 @@ def allocate(
         C: FLOPs, of training and inference together.
         boot: gives the intervals; every draw gets an allocation of its own.
         flops_per_token: N -> training FLOPs per token, on arrays and increasing in N;
-            6 N when left out.
+            6 N by default.
         level: of the intervals.
         inference_tokens: tokens that the trained model will process in its life.
         max_tokens: the number of training tokens that exist. FLOPs that cannot be spent
@@ -164,49 +176,35 @@ def allocate(
             or the law is not one of N and D or has no optimum.
     """
     inference_tokens = _accept_served_tokens(inference_tokens, served_tokens)
-    question = _Question(C, loss, N)
+    question = _Question(C=C, loss=loss, N=N)
     _check_arguments(question, inference_tokens, max_tokens)
     problem = _make_problem(fit, flops_per_token, inference_tokens, max_tokens, at)
-    params = {name: np.array([value], float) for name, value in fit.params.items()}
-    solution = _solve_draws(problem, params, question)
-    total = float(solution.C[0])
-    size = float(solution.N[0])
-    tokens = float(solution.D[0])
-    if not np.isfinite(total):
-        raise ValueError(_explain_unreachable_loss(problem, params, question))
-    if N is None:
-        _check_inside_bounds(problem, total, size, fit.params)
-    best_loss = float(problem.predict_loss(params, size, tokens)[0])
-
-    if N is None:
-        near_optimal_range = _find_near_optimal_range(
-            problem, params, total, size, 1.001 * best_loss
-        )
-    else:
-        near_optimal_range = (size, size)
+    best = _find_optimum(problem, fit, question)
     intervals = {}
     if boot is not None:
         intervals = _compute_intervals(problem, boot, question, level)
-    training, inference = (float(part) for part in problem.split_flops(size, tokens))
-    data_limited = max_tokens is not None and tokens >= max_tokens * (1 - 1e-6)
+    training_flops, inference_flops = problem.split_flops(best.N, best.D)
+    training_flops = float(training_flops)
+    inference_flops = float(inference_flops)
+    unspent = best.C - training_flops - inference_flops
+    data_limited = max_tokens is not None and max_tokens * (1 - 1e-6) <= best.D
     notes = []
     if data_limited:
         notes.append(f"the limit of {max_tokens:.4g} tokens binds")
-        unspent = total - training - inference
-        if unspent > 1e-6 * total:
+        if unspent > 1e-6 * best.C:
             notes.append(f"{unspent:.3g} FLOPs are left over, because N is given")
     return Allocation(
-        C=total,
-        N=size,
-        D=tokens,
-        loss=best_loss,
-        near_optimal_range=near_optimal_range,
+        C=best.C,
+        N=best.N,
+        D=best.D,
+        loss=best.loss,
+        near_optimal_range=best.near_optimal_range,
         relation=_describe_relation(problem),
-        extrapolation_factor=training / float(fit.compute.max()),
+        extrapolation_factor=training_flops / float(fit.compute.max()),
         level=level,
         intervals=intervals,
-        training_flops=training,
-        inference_flops=inference,
+        training_flops=training_flops,
+        inference_flops=inference_flops,
         data_limited=data_limited,
         notes=tuple(notes),
     )
@@ -358,6 +356,33 @@ def _make_problem(
         max_tokens=limit,
         at=read_other_variables(fit.law, ("N", "D"), at),
     )
+
+
+def _find_optimum(
+    problem: AllocationProblem, fit: Fit, question: _Question
+) -> _Optimum:
+    """Answer the question for the fitted parameters.
+
+    Raises:
+        ValueError: no number of FLOPs reaches the loss, C does not buy one token, or
+            the law has no optimum at C.
+    """
+    params = make_single_draw(fit.params)
+    solution = _solve_draws(problem, params, question)
+    C = float(solution.C[0])
+    N = float(solution.N[0])
+    D = float(solution.D[0])
+    if not np.isfinite(C):
+        raise ValueError(_explain_unreachable_loss(problem, params, question))
+    if question.N is None:
+        _check_inside_bounds(problem, C, N, fit.params)
+    loss = float(problem.predict_loss(params, N, D)[0])
+    near_optimal_range = (N, N)
+    if question.N is None:
+        near_optimal_range = _find_near_optimal_range(
+            problem, params, C, N, 1.001 * loss
+        )
+    return _Optimum(C=C, N=N, D=D, loss=loss, near_optimal_range=near_optimal_range)
 
 
 def _solve_draws(

@@ -175,10 +175,11 @@ class AllocationProblem:
         it.
         """
         closed_form = self._find_closed_form()
-        if N is None and self.max_tokens is None and closed_form is not None:
-            # The closed form takes the logs of A and B.
-            A, B = (np.asarray(params.get(name, 0.0)) for name in ("A", "B"))
-            if np.all(A > 0) and np.all(B > 0):
+        is_unconstrained = N is None and self.max_tokens is None
+        if closed_form is not None and is_unconstrained:
+            # The closed form takes logarithms of the coefficients that multiply powers.
+            factors = set(self.law.linear) - set(self.law.asymptotes)
+            if all(np.all(np.asarray(params[name]) > 0) for name in factors):
                 return closed_form.flops(params, loss)
         smallest = self.training_flops_per_token(1.0 if N is None else N)
         first = float(smallest) * (1 + self.inference_tokens / 3) * 1.0001
@@ -284,6 +285,11 @@ def read_other_variables(
 def count_draws(params: Params) -> int:
     """R, the number of draws that every parameter has."""
     return len(next(iter(params.values())))
+
+
+def make_single_draw(params: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Parameter values as one draw, [1] each."""
+    return {name: np.array([value], float) for name, value in params.items()}
 
 
 def minimize_by_golden_section(

@@ -20,7 +20,7 @@ from analysis import (
     load_runs,
     plot_comparison,
 )
-from analysis.decisions.compare import Side, _multiplier, _row
+from analysis.decisions.compare import Side, _compute_multiplier, _compute_row
 from analysis.decisions.frontier import make_frontier
 from analysis.laws.library import LAWS, get_law
 
@@ -161,24 +161,21 @@ def side_of(
     return Side(own, boot, make_frontier(found))
 
 
-def test_below_the_floor_the_multiplier_is_infinite(
+def test_below_the_irreducible_loss_the_multiplier_is_infinite(
     sweeps: Sweeps, true: dict[str, float]
 ) -> None:
     lower = true | {"E": 1.2}
     a = side_of("chinchilla", true, {}, sweeps.plain)
     some = side_of("chinchilla", true, {"E": [1.7, 1.7, 1.7, 1.7, 1.2]}, sweeps.plain)
-    row = _row(a, some, 1e23, 0.9)
+    row = _compute_row(a, some, 1e23, 0.9)
     assert row["multiplier"] == pytest.approx(1) and row["low"] == pytest.approx(1)
     assert np.isinf(row["high"]) and row["beyond_floor"] == 0.2
-    assert np.isinf(
-        _multiplier(
-            a, side_of("chinchilla", lower, {}, sweeps.plain), 1e23, point=True
-        )[2][0]
-    )
+    always = side_of("chinchilla", lower, {}, sweeps.plain)
+    assert np.isinf(_compute_multiplier(a, always, 1e23, of_fits=True).value[0])
     found = compare(sweeps.plain, simulated(lower, 4), budgets=[1e18, 1e23], draws=20)
     assert np.isinf(found.table["multiplier"][1]) and "b needs" in found.verdict
     assert any(
-        "below a's floor in 100 % of the draws at 1e+23 FLOPs" in note
+        "below a's irreducible loss in 100 % of the draws at 1e+23 FLOPs" in note
         for note in found.notes
     )
     assert isinstance(plot_comparison(found), Figure)
@@ -188,17 +185,19 @@ def test_laws_of_compute_and_given_flops(sweeps: Sweeps) -> None:
     params = {"E": 1.7, "A": 2000.0, "alpha": 0.16}
     a = side_of("power_law_C", params, {}, sweeps.plain)
     b = side_of("power_law_C", params | {"A": 2000.0 * 2**-0.16}, {}, sweeps.plain)
-    assert _multiplier(a, b, 1e20, point=True)[2][0] == pytest.approx(2, rel=1e-6)
+    assert _compute_multiplier(a, b, 1e20, of_fits=True).value[0] == pytest.approx(
+        2, rel=1e-6
+    )
     with pytest.raises(ValueError, match="or one of C"):
         make_frontier(get_law("power_law_N"))
-    dear = compare(
+    costly = compare(
         sweeps.plain,
         sweeps.plain,
         budgets=[1e20],
         draws=10,
         flops_per_token=(None, lambda n: 12 * n),
     )  # each token of b costs twice as much
-    assert dear.table["multiplier"][0] == pytest.approx(0.5, rel=1e-6)
+    assert costly.table["multiplier"][0] == pytest.approx(0.5, rel=1e-6)
     with pytest.raises(ValueError, match="budgets is"):
         compare(sweeps.plain, sweeps.again, budgets=[-1.0], draws=10)
 
