@@ -38,10 +38,10 @@ from .laws.library import power_law as power_law
 from .laws.library import register as register
 from .plots.audit import plot_audit as plot_audit
 from .plots.comparison import plot_comparison as plot_comparison
-from .plots.fit import plot_extrapolation as plot_extrapolation
+from .plots.extrapolation import plot_extrapolation as plot_extrapolation
 from .plots.fit import plot_fit as plot_fit
 from .plots.fit import plot_frontier as plot_frontier
-from .plots.fit import plot_isoflop as plot_isoflop
+from .plots.isoflop import plot_isoflop as plot_isoflop
 from .report.html import write_report as write_report
 from .table.columns import COLUMNS as COLUMNS
 from .table.importers import from_mlflow as from_mlflow

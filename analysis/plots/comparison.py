@@ -1,222 +1,226 @@
 """The figure of a comparison: the compute multiplier over scale, and the two frontiers
-it is read from.
+that it follows from.
 """
 
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.typing import LineStyleType
 
 from analysis.decisions.compare import Comparison, Side
-from analysis.plots.style import (
-    BLACK,
-    BLUE,
-    GRAY,
-    LOSS,
-    TIMES,
-    TINT,
-    VARIABLE,
-    VERMILLION,
-    RoundLocator,
-    describe_runs,
-    draw_points,
-    make_figure,
-    set_log_axis,
-    use_style,
-)
+from analysis.plots import style
 
-MOST = (
-    1000.0  # a larger multiplier, or a smaller one than its inverse, runs off the axis
-)
-LOOK: dict[str, dict[str, Any]] = {
-    "a": {"color": BLUE, "marker": "o", "linestyle": "-"},
-    "b": {"color": VERMILLION, "marker": "s", "linestyle": (0, (5, 2))},
+# A larger multiplier, or one smaller than its inverse, runs off the axis.
+MAX_MULTIPLIER = 1000.0
+
+
+class _Look(NamedTuple):
+    """How a recipe is drawn: its color, the marker of its runs, the line of its
+    frontier.
+    """
+
+    color: style.Color
+    marker: str
+    line: LineStyleType
+
+
+LOOKS = {
+    "a": _Look(style.BLUE, "o", "-"),
+    "b": _Look(style.VERMILLION, "s", (0, (5, 2))),
 }
 
 
-@use_style
+@style.use_style
 def plot_comparison(
     comparison: Comparison, names: tuple[str, str] = ("a", "b"), points: int = 17
 ) -> Figure:
-    """Above: the compute multiplier of b over a against C, with its interval; 1 is
-    dashed, the budgets of the table
-    are marked. Below: each recipe's runs, its compute-optimal frontier and its
-    interval. What lies beyond either sweep's largest C is tinted.
+    """Draw the compute multiplier over C, and the frontiers that it follows from.
+
+    Above: the compute multiplier of b over a against C, with its interval. A dashed line
+    marks 1, and the budgets of the table have markers. Below: each recipe's runs, its
+    compute-optimal frontier and its interval. The part beyond either sweep's largest C
+    is tinted.
 
     Args:
-        names: of the two recipes, for the key. points: C at which the curves are
-        computed.
+        comparison: of two recipes.
+        names: of the two recipes, for the key.
+        points: number of C at which the curves are computed.
     """
-    C = comparison.table["C"].to_numpy(float)
-    across = np.geomspace(C.min(), C.max(), points) if len(C) > 1 else C
-    curve: pd.DataFrame = comparison.at(across)
-    edge = min(comparison.a.largest, comparison.b.largest)
-    fig = make_figure(5.8)
+    budgets = comparison.table["C"].to_numpy(float)
+    C = budgets
+    if len(budgets) > 1:
+        C = np.geomspace(budgets.min(), budgets.max(), points)
+    curve = comparison.at(C)
+    largest = (comparison.a.largest, comparison.b.largest)
+    edge = min(largest)
+    right = max(1.15 * C.max(), 1.15 * max(largest))
+    fig = style.make_figure(5.8)
     top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
     handles = _draw_multiplier(top, comparison, curve)
-    title = f"Compute that {names[0]} needs to match {names[1]}, over the compute of {names[1]}"
+    title = (
+        f"Compute that {names[0]} needs to match {names[1]}, over the compute of "
+        f"{names[1]}"
+    )
     top.set_title("\n".join(textwrap.wrap(title, 72)))
     _draw_frontiers(bottom, comparison, curve, names)
     bottom.set_title("Runs and compute-optimal frontiers")
-    right = max(
-        1.15 * across.max(),
-        1.15 * max(side.largest for side in (comparison.a, comparison.b)),
-    )
-    for ax in (top, bottom):
-        if right > edge * 1.2:
-            label = "beyond the smaller\nsweep's largest C"
-            beyond = ax.axvspan(
-                edge * 1.03,
-                right,
-                color=TINT,
-                zorder=0,
-                linewidth=0,
-                gid="beyond",
-                label=label,
-            )
-            handles += [beyond] if ax is top else []
-    bottom.set(xlabel=VARIABLE["C"], xlim=(bottom.get_xlim()[0], right))
-    top.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02)
-    )  # beside the axes: hides nothing
+    if right > edge * 1.2:
+        handles.append(_tint_beyond(top, edge, right))
+        _tint_beyond(bottom, edge, right)
+    bottom.set(xlabel=style.VARIABLE["C"], xlim=(bottom.get_xlim()[0], right))
+    # Beside the axes the key hides nothing.
+    top.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return fig
+
+
+def _tint_beyond(ax: Axes, edge: float, right: float) -> Artist:
+    """Tint the part of the axes beyond the smaller sweep."""
+    return ax.axvspan(
+        edge * 1.03,
+        right,
+        color=style.TINT,
+        zorder=0,
+        linewidth=0,
+        gid="beyond",
+        label="beyond the smaller\nsweep's largest C",
+    )
 
 
 def _draw_multiplier(
     ax: Axes, comparison: Comparison, curve: pd.DataFrame
-) -> list[Any]:
-    """The upper panel; returns the handles of its key. What is beyond a factor of 1000
-    runs off it.
+) -> list[Artist]:
+    """Draw the upper panel; returns the entries of its key.
+
+    What is beyond a factor of 1000 runs off the panel.
     """
-    m, low, high = (
-        curve[name].to_numpy(float) for name in ("multiplier", "low", "high")
-    )
-    values = np.concatenate([m, low, high, [1.0]])
+    multiplier = curve["multiplier"].to_numpy(float)
+    low = curve["low"].to_numpy(float)
+    high = curve["high"].to_numpy(float)
+    values = np.concatenate([multiplier, low, high, [1.0]])
     values = values[np.isfinite(values) & (values > 0)]
-    lowest, highest = max(float(values.min()), 1 / MOST), min(float(values.max()), MOST)
-    ends = lowest / 1.15, highest * 1.15
+    bottom = max(float(values.min()), 1 / MAX_MULTIPLIER) / 1.15
+    top = min(float(values.max()), MAX_MULTIPLIER) * 1.15
     ax.set_yscale("log")
     band = ax.fill_between(
         curve["C"],
         low,
-        np.minimum(high, 10 * ends[1]),
-        color=GRAY,
+        np.minimum(high, 10 * top),
+        color=style.GRAY,
         alpha=0.25,
         linewidth=0,
         gid="band",
     )
     band.set_label(f"{100 * comparison.level:g} % interval")
-    shown: pd.DataFrame = comparison.table.loc[
-        np.isfinite(comparison.table["multiplier"])
-    ]
-    (line,) = ax.plot(
-        curve["C"], np.where(np.isfinite(m), m, np.nan), color=BLACK, gid="m"
-    )
-    titles = [
-        f"C {row['C']:.3g}\nmultiplier {row['multiplier']:.3g}"
-        for row in shown.to_dict("records")
-    ]
-    draw_points(
+    finite = np.where(np.isfinite(multiplier), multiplier, np.nan)
+    ax.plot(curve["C"], finite, color=style.BLACK, gid="m")
+    is_finite = np.isfinite(comparison.table["multiplier"])
+    shown = comparison.table.loc[is_finite]
+    titles = []
+    for row in shown.to_dict("records"):
+        titles.append(f"C {row['C']:.3g}\nmultiplier {row['multiplier']:.3g}")
+    style.draw_points(
         ax,
         shown["C"],
         shown["multiplier"],
         titles,
-        color=BLACK,
+        color=style.BLACK,
         marker="D",
         markersize=4,
         gid="budgets",
     )
     key = Line2D(
-        [], [], color=line.get_color(), marker="D", markersize=4, label="multiplier"
+        [], [], color=style.BLACK, marker="D", markersize=4, label="multiplier"
     )
     equal = ax.axhline(
         1,
-        color=GRAY,
+        color=style.GRAY,
         linestyle="--",
         linewidth=1,
         zorder=1,
         label="no difference",
         gid="equal",
     )
-    ax.set(ylabel=f"Compute multiplier ({TIMES})", ylim=ends)
-    ax.yaxis.set_major_locator(RoundLocator(7))
+    ax.set(ylabel=f"Compute multiplier ({style.TIMES})", ylim=(bottom, top))
+    ax.yaxis.set_major_locator(style.RoundLocator(7))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    return [key, band, equal]
+    handles: list[Artist] = [key, band, equal]
+    return handles
 
 
 def _draw_frontiers(
     ax: Axes, comparison: Comparison, curve: pd.DataFrame, names: tuple[str, str]
 ) -> None:
-    handles: list[Any] = []
+    """Draw the lower panel with its key."""
+    handles: list[Artist] = []
     for which, name, side in (
         ("a", names[0], comparison.a),
         ("b", names[1], comparison.b),
     ):
-        look = LOOK[which]
+        look = LOOKS[which]
         _draw_runs(ax, side, look)
-        low, high = curve[f"loss_{which}_low"], curve[f"loss_{which}_high"]
         ax.fill_between(
             curve["C"],
-            low,
-            high,
-            color=look["color"],
+            curve[f"loss_{which}_low"],
+            curve[f"loss_{which}_high"],
+            color=look.color,
             alpha=0.2,
             linewidth=0,
             gid=f"band-{which}",
         )
-        style = {
-            "color": look["color"],
-            "linestyle": look["linestyle"],
-            "linewidth": 1.8,
-        }
-        ax.plot(
+        (line,) = ax.plot(
             curve["C"],
             curve[f"loss_{which}"],
+            color=look.color,
+            linestyle=look.line,
+            linewidth=1.8,
             zorder=4,
             gid=f"frontier-{which}",
-            **style,
+            label=f"optimum of {name}",
         )
-        handles.append(Line2D([], [], label=f"optimum of {name}", **style))
-        dot = {
-            "marker": look["marker"],
-            "linestyle": "none",
-            "mfc": "white",
-            "markersize": 4,
-        }
-        handles.append(
-            Line2D([], [], color=look["color"], label=f"run of {name}", **dot)
+        dot = Line2D(
+            [],
+            [],
+            color=look.color,
+            marker=look.marker,
+            markersize=4,
+            mfc="white",
+            linestyle="none",
+            label=f"run of {name}",
         )
-    set_log_axis(ax, "x", "flops")
-    set_log_axis(ax, "y", "loss")
-    ax.set(ylabel=LOSS)
+        handles += [line, dot]
+    style.set_log_axis(ax, "x", "flops")
+    style.set_log_axis(ax, "y", "loss")
+    ax.set(ylabel=style.LOSS)
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
 
 
-def _draw_runs(ax: Axes, side: Side, look: dict[str, Any]) -> None:
-    rows = {k: v for k, v in side.fit.data.items() if k in ("N", "D", "C", "loss")}
-    rows.setdefault("C", side.fit.compute)
-    table: pd.DataFrame = pd.DataFrame(rows)
-    style = {
-        "color": look["color"],
-        "marker": look["marker"],
-        "mfc": "white",
-        "markersize": 3.5,
-        "alpha": 0.7,
-    }
-    draw_points(
+def _draw_runs(ax: Axes, side: Side, look: _Look) -> None:
+    """Draw the fitted runs of a recipe."""
+    columns = {"C": side.fit.compute}
+    for name in ("N", "D", "loss"):
+        if name in side.fit.data:
+            columns[name] = side.fit.data[name]
+    table = pd.DataFrame(columns)
+    style.draw_points(
         ax,
         table["C"],
         table["loss"],
-        describe_runs(table),
+        style.describe_runs(table),
+        color=look.color,
+        marker=look.marker,
+        markersize=3.5,
+        mfc="white",
+        alpha=0.7,
         zorder=2,
         gid="runs",
-        **style,
     )

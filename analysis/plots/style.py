@@ -9,21 +9,26 @@ series also has its own marker. Single colors are those of Okabe & Ito (2008).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import ticker
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.typing import LineStyleType
+from numpy.typing import ArrayLike
 
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
+from analysis.table.runs import Runs, load_runs
 
 BLACK = "#1a1a1a"
 GRAY = "#777777"
@@ -44,9 +49,30 @@ VARIABLE = {
     "D": "Training data D (tokens)",
 }
 WIDTH = 6.8  # inches: a text column, so that 9 pt stays 9 pt in print
+MAX_LEGEND = 10  # more sizes or budgets get a color bar instead of a key
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Number = float | int | np.number
+Record = Mapping[Hashable, Any]  # a row, as `DataFrame.to_dict("records")` gives it
+Color = str | tuple[float, float, float, float]
+
+
+class LineStyle(TypedDict, total=False):
+    """How markers or a line are drawn, by matplotlib's names of the properties."""
+
+    alpha: float
+    color: Color
+    gid: str
+    label: str
+    linestyle: LineStyleType
+    linewidth: float
+    marker: str
+    markersize: float
+    mec: Color
+    mew: float
+    mfc: Color
+    zorder: float
+
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -83,10 +109,15 @@ use_style = mpl.rc_context(STYLE)
 class HoverPoints(Line2D):
     """Markers with one text each, which the report shows when a reader points at one."""
 
-    def __init__(self, x: Any, y: Any, titles: Sequence[str], **style: Any) -> None:
-        super().__init__(
-            np.asarray(x, float), np.asarray(y, float), linestyle="none", **style
-        )
+    def __init__(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        titles: Sequence[str],
+        **look: Unpack[LineStyle],
+    ) -> None:
+        look["linestyle"] = "none"
+        super().__init__(np.asarray(x, float), np.asarray(y, float), **look)
         self.titles = [str(title) for title in titles]
 
 
@@ -106,11 +137,8 @@ class RoundLocator(ticker.Locator):
         low, high = sorted((vmin, vmax))
         decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
         if high / low < 4:
-            ticks = np.asarray(
-                ticker.MaxNLocator(self.most, steps=[1, 2, 2.5, 5, 10]).tick_values(
-                    low, high
-                )
-            )
+            linear = ticker.MaxNLocator(self.most, steps=[1, 2, 2.5, 5, 10])
+            ticks = np.asarray(linear.tick_values(low, high))
             return ticks[(ticks >= low) & (ticks <= high)]
         for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
             ticks = np.sort(np.outer(10.0**decades, digits).ravel())
@@ -153,10 +181,10 @@ def format_law(fit: Fit) -> str:
 
 
 def check_drawable(fit: Fit) -> None:
-    """
+    """Check that the figures have axes for the law.
+
     Raises:
-        ValueError: the law does not give the loss in N, D and C, which the figures have
-            axes for.
+        ValueError: the law does not give the loss in N, D and C.
     """
     law = fit.law
     if law.target != "loss" or not set(law.variables) <= {"N", "D", "C"}:
@@ -206,19 +234,79 @@ def set_log_axis(ax: Axes, which: str, kind: str) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
+def load_plotted_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
+    """The runs as `Runs`.
+
+    Raises:
+        ValueError: the table lacks a needed column.
+    """
+    if not isinstance(runs, Runs):
+        runs = load_runs(runs)
+    missing = [name for name in needed if name not in runs.table.columns]
+    if missing:
+        raise ValueError(
+            f"the figure needs {', '.join(missing)}, which {runs.source} lacks; name "
+            "its column in load_runs"
+        )
+    return runs
+
+
+def label_x_axis(ax: Axes, runs: Runs, x: str) -> None:
+    """Make the x axis one of N, D or C, with its unit.
+
+    The label names the source column if that says which N it is, or if it is a formula.
+    """
+    set_log_axis(ax, "x", "flops" if x == "C" else "count")
+    column = runs.columns.get(x, x)
+    label = VARIABLE[x]
+    if column != x and (x == "N" or "*" in column):
+        label = f"{label.removesuffix(')')}, {column})"
+    ax.set_xlabel(label, parse_math=False)
+
+
+def add_color_bar(
+    fig: Figure,
+    axes: list[Axes],
+    values: Sequence[float],
+    label: str,
+    kind: str,
+    handles: list[Artist],
+) -> None:
+    """Add a color bar in place of a key for each size or budget.
+
+    Args:
+        fig: the figure.
+        axes: those beside which the bar stands; the first gets the key of `handles`.
+        values: the sizes or budgets.
+        label: of the bar.
+        kind: what the values count: "flops", "count" or "loss".
+        handles: what else the key explains.
+    """
+    scale = ScalarMappable(LogNorm(min(values), max(values)), SEQUENCE)
+    bar = fig.colorbar(scale, ax=axes, pad=0.02, aspect=30, label=label)
+    set_log_axis(bar.ax, "y", kind)
+    # Losses fall with scale, so the upper right corner is empty.
+    axes[0].legend(handles=handles, loc="upper right")
+
+
 def sample_colors(count: int) -> list[tuple[float, float, float, float]]:
     """Colors of an ordered series, dark to light."""
     return [SEQUENCE(t) for t in np.linspace(0.0, 1.0, max(count, 2))][:count]
 
 
 def draw_points(
-    ax: Axes, x: Any, y: Any, titles: Sequence[str], **style: Any
+    ax: Axes,
+    x: ArrayLike,
+    y: ArrayLike,
+    titles: Sequence[str],
+    **look: Unpack[LineStyle],
 ) -> HoverPoints:
     """Draw markers with a hover text each; a point that is not finite is left out."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    shown = np.isfinite(x) & np.isfinite(y)
-    kept = [title for title, seen in zip(titles, shown, strict=True) if seen]
-    points = HoverPoints(x[shown], y[shown], kept, **style)
+    x = np.asarray(x, float)
+    y = np.asarray(y, float)
+    is_shown = np.isfinite(x) & np.isfinite(y)
+    kept = [title for title, shown in zip(titles, is_shown, strict=True) if shown]
+    points = HoverPoints(x[is_shown], y[is_shown], kept, **look)
     ax.add_line(points)
     ax.autoscale_view()
     return points
@@ -247,12 +335,23 @@ def draw_law(
     ax: Axes,
     fit: Fit,
     boot: Bootstrap | None,
-    at: Mapping[str, Any],
+    at: Mapping[str, ArrayLike],
     across: np.ndarray,
-    color: Any,
+    color: Color,
 ) -> None:
-    """Draw the law at the points `at` over `across`, [n], with its 90 % interval."""
-    point = {v: np.broadcast_to(at[v], across.shape) for v in fit.law.variables}
+    """Draw the law, and with a bootstrap its 90 % interval.
+
+    Args:
+        ax: the axes to draw on.
+        fit: the law.
+        boot: gives the interval.
+        at: variable of the law -> its value, a number or [n].
+        across: [n] the x of these points.
+        color: of the curve and, lighter, of the interval.
+    """
+    point = {
+        name: np.broadcast_to(at[name], across.shape) for name in fit.law.variables
+    }
     ax.plot(
         across, fit.predict(**point), color=color, linewidth=1.3, zorder=2, gid="law"
     )
@@ -292,12 +391,12 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
         ValueError: the path has another suffix.
     """
     path = Path(path)
-    dates = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    if path.suffix.lower() not in dates:
+    no_date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    if path.suffix.lower() not in no_date:
         raise ValueError(
             f"cannot save a figure as {path.name!r}; use .png, .svg or .pdf"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
-        fig.savefig(path, dpi=160, metadata=dates[path.suffix.lower()])
+        fig.savefig(path, dpi=160, metadata=no_date[path.suffix.lower()])
     return path

@@ -5,12 +5,12 @@ The file is self-contained: it loads nothing else, and runs no script but its ow
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import jinja2
@@ -20,11 +20,14 @@ import pandas as pd
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from analysis.checking.holdout import HeldOutRun
 from analysis.decisions.allocate import counted_flops_per_token
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import IsoFlop
-from analysis.plots.fit import plot_extrapolation, plot_fit, plot_frontier, plot_isoflop
+from analysis.plots.extrapolation import plot_extrapolation
+from analysis.plots.fit import plot_fit, plot_frontier
+from analysis.plots.isoflop import plot_isoflop
 from analysis.plots.style import (
     LEVEL,
     STYLE,
@@ -34,7 +37,7 @@ from analysis.plots.style import (
     format_law,
 )
 from analysis.report import tables
-from analysis.report.tables import Table, format_exponent, format_interval
+from analysis.report.tables import format_exponent, format_interval
 from analysis.table.readers import visible
 from analysis.table.runs import Runs, load_runs
 
@@ -61,31 +64,44 @@ def write_report(
     fit: Fit,
     boot: Bootstrap | None = None,
     isoflop: IsoFlop | None = None,
-    holdout: Sequence[Mapping[str, Any]] | None = None,
+    holdout: Sequence[HeldOutRun] | None = None,
     plan: pd.DataFrame | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     title: str = "Scaling law",
 ) -> Path:
     """Write the report as one self-contained HTML file and return its path.
 
+    The page says which of the optional parts are missing.
+
     Args:
         path: of the file; its folder is created.
         runs: all runs, those held out included.
-        boot, isoflop, plan, provenance: optional parts; the page says which are
-            missing.
-        holdout: rows with run_id, N, D, C, predicted, lower_90, upper_90, measured.
+        fit: of the runs that were not held out.
+        boot: its bootstrap, which gives the intervals.
+        isoflop: approach 2 on the fitted runs.
+        holdout: one row per held-out run.
+        plan: the runs to train next.
+        provenance: names and values that say where the numbers come from.
+        title: of the page.
     """
     path = Path(path)
-    runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    held = [dict(row) for row in holdout or ()]
-    optimum, no_optimum = _try_table(lambda: tables.tabulate_optimum(runs, fit, boot))
-    approaches, _ = _try_table(
-        lambda: (
-            tables.tabulate_approaches(isoflop, fit, boot)
-            if isoflop is not None
-            else None
-        )
-    )
+    if not isinstance(runs, Runs):
+        runs = load_runs(runs)
+    held = list(holdout or ())
+    optimum = None
+    no_optimum = ""
+    try:
+        optimum = tables.tabulate_optimum(runs, fit, boot)
+    except ValueError as error:
+        no_optimum = str(error)
+    approaches = None
+    minima = None
+    if isoflop is not None:
+        minima = tables.tabulate_minima(isoflop)
+        # A law without the exponents a and b has no such table.
+        with contextlib.suppress(ValueError):
+            approaches = tables.tabulate_approaches(isoflop, fit, boot)
+    origin = {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
     page = _load_template().render(
         title=title,
         headline=_write_headline(fit, boot, held),
@@ -101,14 +117,12 @@ def write_report(
         certificate=tables.table_from_pairs(_list_certificate(fit)),
         certified=fit.certificate.ok,
         approaches=approaches,
-        minima=tables.tabulate_minima(isoflop) if isoflop is not None else None,
+        minima=minima,
         runs=tables.tabulate_runs(runs, fit),
         n_runs=len(runs),
         rejected=tables.tabulate_rejected(runs),
         plan=tables.table_from_frame(plan) if plan is not None and len(plan) else None,
-        provenance=tables.table_from_pairs(
-            {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
-        ),
+        provenance=tables.table_from_pairs(origin),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(visible(page), encoding="utf-8")
@@ -123,6 +137,7 @@ def inline_svg(fig: Figure, prefix: str, label: str) -> Markup:
     Coordinates keep two decimals of a point (1/72 inch).
 
     Args:
+        fig: the figure.
         prefix: of the ids, different for each figure of a page.
         label: what a screen reader says.
     """
@@ -210,14 +225,6 @@ def _load_template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _try_table(make: Callable[[], Table | None]) -> tuple[Table | None, str]:
-    """The table, or None and the reason why the data do not allow it."""
-    try:
-        return make(), ""
-    except ValueError as error:
-        return None, str(error)
-
-
 def _format_law_html(fit: Fit) -> Markup:
     """The law with its fitted numbers, exponents raised."""
     formula = str(escape(format_law(fit)))
@@ -225,7 +232,7 @@ def _format_law_html(fit: Fit) -> Markup:
 
 
 def _write_headline(
-    fit: Fit, boot: Bootstrap | None, held: Sequence[Mapping[str, Any]]
+    fit: Fit, boot: Bootstrap | None, held: Sequence[HeldOutRun]
 ) -> list[Markup]:
     """What was found, in sentences."""
     return [
@@ -282,7 +289,7 @@ def _write_exponent_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
     ).format(format_exponent(value), interval, format_exponent(1 - value))
 
 
-def _write_holdout_sentence(fit: Fit, held: Sequence[Mapping[str, Any]]) -> Markup:
+def _write_holdout_sentence(fit: Fit, held: Sequence[HeldOutRun]) -> Markup:
     if not held:
         return Markup(
             "No run was held out, so how well the law predicts beyond the fitted runs "
@@ -361,7 +368,7 @@ def _draw_pictures(
     fit: Fit,
     boot: Bootstrap | None,
     isoflop: IsoFlop | None,
-    held: Sequence[Mapping[str, Any]],
+    held: Sequence[HeldOutRun],
 ) -> list[Picture]:
     """The four figures of the page, each with its caption or why it is missing."""
     is_surface = set(fit.law.variables) == {"N", "D"}
@@ -379,44 +386,43 @@ def _draw_pictures(
         law = "Each curve is the fitted law at one model size"
     if boot is not None:
         law += "; the band is its 90 % interval"
-    pictures = [
-        _draw_picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
-    ]
-    profiles = "IsoFLOP profiles"
-    if isoflop is None:
-        pictures.append(_skip_picture(profiles, "no table of budgets was given"))
-    else:
-        caption = (
-            "Runs of equal training compute, by model size. Each curve is a parabola in "
-            "ln N fitted to the losses of one budget; its minimum, the diamond, is the "
-            "best size for that budget (approach 2 of Hoffmann et al. 2022). The dotted "
-            "line joins the minima that the power law is fitted to."
-        )
-        pictures.append(
-            _draw_picture(profiles, caption, lambda: plot_isoflop(runs, isoflop))
-        )
-    pictures.append(
-        _draw_picture(
-            "The fitted law",
-            f"Above: markers are measured losses. {law}. Below: how far each measured "
-            "loss lies above or below the law, in percent.",
-            lambda: plot_fit(runs, fit, boot),
-        )
+    fitted = (
+        f"Above: markers are measured losses. {law}. Below: how far each measured loss "
+        "lies above or below the law, in percent."
     )
+    return [
+        _draw_picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
+        _draw_profiles(runs, isoflop),
+        _draw_picture("The fitted law", fitted, lambda: plot_fit(runs, fit, boot)),
+        _draw_extrapolation(fit, boot, held),
+    ]
+
+
+def _draw_profiles(runs: Runs, isoflop: IsoFlop | None) -> Picture:
+    name = "IsoFLOP profiles"
+    if isoflop is None:
+        return _skip_picture(name, "no table of budgets was given")
+    caption = (
+        "Runs of equal training compute, by model size. Each curve is a parabola in "
+        "ln N fitted to the losses of one budget; its minimum, the diamond, is the "
+        "best size for that budget (approach 2 of Hoffmann et al. 2022). The dotted "
+        "line joins the minima that the power law is fitted to."
+    )
+    return _draw_picture(name, caption, lambda: plot_isoflop(runs, isoflop))
+
+
+def _draw_extrapolation(
+    fit: Fit, boot: Bootstrap | None, held: Sequence[HeldOutRun]
+) -> Picture:
+    name = "Extrapolation"
     if not held:
-        pictures.append(_skip_picture("Extrapolation", "no run was held out"))
-    else:
-        caption = (
-            "Above: the law at the sizes of the held-out runs, with predicted and "
-            "measured losses; these runs took no part in the fit. Below: the relative "
-            "error of each prediction and its 90 % interval."
-        )
-        pictures.append(
-            _draw_picture(
-                "Extrapolation", caption, lambda: plot_extrapolation(fit, boot, held)
-            )
-        )
-    return pictures
+        return _skip_picture(name, "no run was held out")
+    caption = (
+        "Above: the law at the sizes of the held-out runs, with predicted and measured "
+        "losses; these runs took no part in the fit. Below: the relative error of each "
+        "prediction and its 90 % interval."
+    )
+    return _draw_picture(name, caption, lambda: plot_extrapolation(fit, boot, held))
 
 
 def _draw_picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
@@ -443,7 +449,7 @@ def _describe_compute(fit: Fit) -> str:
     return f"C is counted as in the fitted runs ({factor} times 6 N D)."
 
 
-def _list_protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, Any]:
+def _list_protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, object]:
     """How the law was fitted; what does not apply is left out."""
     protocol = fit.protocol
     columns = []
@@ -469,7 +475,7 @@ def _list_protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if value is not None}
 
 
-def _list_certificate(fit: Fit) -> dict[str, Any]:
+def _list_certificate(fit: Fit) -> dict[str, object]:
     """The checks of the optimum, by name."""
     certificate = fit.certificate
     return {

@@ -8,11 +8,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.checking.holdout import (
+    LEVEL,
+    HeldOutRun,
+    Holdout,
+    compute_relative_errors,
+    predict_runs,
+    select_held_out,
+)
 from analysis.decisions.allocate import counted_flops_per_token, optimum_table
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
@@ -25,8 +33,7 @@ from analysis.table.runs import Runs, load_runs
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Holdout = Literal["none", "largest_budget", "largest_N", "largest_D", "largest_C"]
-LEVEL = 0.90
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +41,9 @@ class Study:
     """The results of one run table.
 
     Attributes:
-        runs: every accepted run. fit, boot: of the runs that were not held out.
+        runs: every accepted run.
+        fit: of the runs that were not held out.
+        boot: bootstrap of that fit.
         isoflop: approach 2 on the same runs; None if the table has no usable budgets.
         holdout: one entry per held-out run, see `predict_runs`.
         notes: the reason for each missing part.
@@ -46,27 +55,26 @@ class Study:
     fit: Fit
     boot: Bootstrap
     isoflop: IsoFlop | None
-    holdout: tuple[dict[str, Any], ...]
+    holdout: tuple[HeldOutRun, ...]
     notes: tuple[str, ...]
     approaches: Approaches | None = None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Plain data for scripts: law, params, intervals, a, hold-out errors."""
         params = {name: float(value) for name, value in self.fit.params.items()}
-        result: dict[str, Any] = {
+        intervals = {name: list(self.boot.interval(name, LEVEL)) for name in params}
+        result: JsonObject = {
             "n_runs": len(self.runs),
             "n_fitted": len(self.fit.residuals),
             "law": self.fit.law.name,
             "columns": self.runs.columns,
             "params": params,
-            "params_interval_90": {
-                name: list(self.boot.interval(name, LEVEL)) for name in params
-            },
+            "params_interval_90": intervals,
             "objective": self.fit.objective,
             "certified": self.fit.certificate.ok,
         }
-        for name in self.fit.derived():
-            result[name] = self.fit.derived()[name]
+        for name, value in self.fit.derived().items():
+            result[name] = value
             result[f"{name}_interval_90"] = list(self.boot.interval(name, LEVEL))
         errors = compute_relative_errors(self.holdout)
         result["holdout"] = list(self.holdout)
@@ -94,7 +102,11 @@ def study_runs(
     """Fit a law, hold runs out, bootstrap, and predict what was held out.
 
     Args:
-        draws, seed: of the bootstrap.
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
+        law: a law or its name.
+        holdout: which runs to keep out of the fit.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
         fit_options: objective, delta, noise, fixed, ... as for `fit`.
 
     Raises:
@@ -109,109 +121,41 @@ def study_runs(
         fitted = runs.exclude(held, f"held out ({holdout})")
     fit = fit_law(fitted, law, **fit_options)
     boot = fit.bootstrap(draws, seed=seed)
-    curves, notes = _try_isoflop(fitted)
-    predictions = predict_runs(fit, boot, runs.table.loc[held]) if held.any() else ()
-    compared = (
-        compare_approaches(curves, fit, boot, LEVEL)
-        if {"a", "b"} <= set(fit.derived())
-        else None
-    )
+    profiles, notes = _try_isoflop(fitted)
+    approaches = None
+    if {"a", "b"} <= set(fit.derived()):
+        approaches = compare_approaches(profiles, fit, boot, LEVEL)
     return Study(
         runs=runs,
         fit=fit,
         boot=boot,
-        isoflop=curves,
-        holdout=predictions,
+        isoflop=profiles,
+        holdout=predict_runs(fit, boot, runs.table.loc[held]),
         notes=notes,
-        approaches=compared,
+        approaches=approaches,
     )
-
-
-def select_held_out(runs: Runs, rule: Holdout) -> np.ndarray:
-    """[n] mask of the accepted runs that a rule keeps out of the fit.
-
-    Raises:
-        ValueError: the rule needs budgets and the table has none, or it would hold out
-        every run.
-    """
-    if rule == "none":
-        return np.zeros(len(runs), dtype=bool)
-    column = rule.removeprefix("largest_")
-    # pandas types a column as more than a Series, which a checker cannot narrow.
-    table: Any = runs.table
-    if column not in table or table[column].isna().all():
-        other = ""
-        for name in ("N", "D", "C"):
-            if name in table:
-                other = f", or hold out 'largest_{name}'"
-        raise ValueError(
-            f"holdout = {rule!r}: the table has no {column}; name its column{other}"
-        )
-    values = table[column].to_numpy(float)
-    held = values == np.nanmax(values)
-    if held.all():
-        raise ValueError(
-            f"holdout = {rule!r}: all {len(runs)} runs have the same {column}; nothing "
-            "would be fitted. Hold out by another column"
-        )
-    return held
-
-
-def predict_runs(
-    fit: Fit, boot: Bootstrap, table: pd.DataFrame
-) -> tuple[dict[str, Any], ...]:
-    """Predict runs and compare with what was measured, the loss or the law's other target.
-
-    The interval is the 90 % interval of one new run. N, D or C is NaN if the table has no
-    such column.
-    """
-    rows = []
-    for number, row in enumerate(table.to_dict("records")):
-        point = {name: float(row[name]) for name in fit.law.variables}
-        lower, upper = boot.predict_interval(**point, level=LEVEL, new_run=True)
-        rows.append(
-            {
-                "run_id": str(row.get("run_id", row.get("source_row", number))),
-                **{name: float(row.get(name, np.nan)) for name in ("N", "D", "C")},
-                "predicted": float(fit.predict(**point)),
-                "lower_90": lower,
-                "upper_90": upper,
-                "measured": float(row[fit.law.target]),
-            }
-        )
-    return tuple(rows)
 
 
 def tabulate_optimum(study: Study) -> pd.DataFrame:
     """Compute-optimal N and D with intervals at each budget of the table and at ten
     times the largest.
     """
-    # pandas types a column as more than a Series, which a checker cannot narrow.
-    table: Any = study.runs.table
-    column = table[
-        "budget" if "budget" in table and table["budget"].notna().any() else "C"
-    ].dropna()
-    budgets = (
-        sorted(column.unique())
-        if column.nunique() <= 12
-        else list(np.geomspace(column.min(), column.max(), 5))
-    )
+    table = study.runs.table
+    has_budgets = "budget" in table and table["budget"].notna().to_numpy().any()
+    column = table["budget" if has_budgets else "C"].dropna()
+    budgets = np.unique(column.to_numpy(float))
+    if len(budgets) > 12:
+        budgets = np.geomspace(budgets[0], budgets[-1], 5)
     return optimum_table(
         study.fit,
-        [*budgets, 10 * budgets[-1]],
+        [*budgets.tolist(), 10 * float(budgets[-1])],
         study.boot,
         counted_flops_per_token(study.fit),
     )
 
 
-def compute_relative_errors(holdout: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """|predicted - measured| / measured of each held-out run."""
-    return np.array(
-        [abs(row["predicted"] - row["measured"]) / row["measured"] for row in holdout]
-    )
-
-
 def _try_isoflop(runs: Runs) -> tuple[IsoFlop | None, tuple[str, ...]]:
+    """Approach 2, or None and a note that says why there is none."""
     try:
         return isoflop(runs), ()
     except ValueError as error:
@@ -223,14 +167,24 @@ def write_study(
     out: str | Path,
     *,
     plan: pd.DataFrame | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
+    extra: Mapping[str, object] | None = None,
     title: str = "Scaling law",
 ) -> dict[str, Path]:
-    """Write `report.html`, `summary.json`, `fit.json`, `bootstrap.json` and `figures/`
-    below `out`.
+    """Write the files of a study: `report.html`, `summary.json`, `fit.json`,
+    `bootstrap.json` and `figures/`.
 
-    extra: entries added to the summary.
+    Args:
+        study: the results.
+        out: the folder, which is created.
+        plan: the runs to train next, for the report.
+        provenance: names and values for the report that say where the numbers come
+            from.
+        extra: entries added to the summary.
+        title: of the report.
+
+    Returns:
+        The paths by name.
     """
     from analysis.report.html import write_report
 
@@ -243,9 +197,8 @@ def write_study(
     }
     study.fit.to_json(paths["fit"])
     study.boot.to_json(paths["bootstrap"])
-    paths["summary"].write_text(
-        json.dumps({**(extra or {}), **study.summary()}, indent=1) + "\n"
-    )
+    summary = {**(extra or {}), **study.summary()}
+    paths["summary"].write_text(json.dumps(summary, indent=1) + "\n")
     paths |= write_figures(study, out / "figures")
     paths["report"] = write_report(
         out / "report.html",
@@ -253,9 +206,9 @@ def write_study(
         fit=study.fit,
         boot=study.boot,
         isoflop=study.isoflop,
-        holdout=list(study.holdout) or None,
+        holdout=study.holdout,
         plan=plan,
-        provenance=dict(provenance or {}),
+        provenance=provenance,
         title=title,
     )
     return paths
@@ -269,20 +222,24 @@ def write_figures(
 
 
 def draw_figures(study: Study) -> tuple[dict[str, Figure], dict[str, str]]:
-    """(figures by name, why others are missing)."""
-    from analysis.plots import fit
+    """(figures by name, name of each missing figure -> the reason)."""
+    from analysis.plots.extrapolation import plot_extrapolation
+    from analysis.plots.fit import plot_fit, plot_frontier
+    from analysis.plots.isoflop import plot_isoflop
 
     makers: dict[str, Callable[[], Figure]] = {
-        "frontier": lambda: fit.plot_frontier(study.runs, study.fit),
-        "fit": lambda: fit.plot_fit(study.runs, study.fit, study.boot),
+        "frontier": lambda: plot_frontier(study.runs, study.fit),
+        "fit": lambda: plot_fit(study.runs, study.fit, study.boot),
     }
-    if (curves := study.isoflop) is not None:
-        makers["isoflop"] = lambda: fit.plot_isoflop(study.runs, curves)
+    profiles = study.isoflop
+    if profiles is not None:
+        makers["isoflop"] = lambda: plot_isoflop(study.runs, profiles)
     if study.holdout:
-        makers["extrapolation"] = lambda: fit.plot_extrapolation(
-            study.fit, study.boot, list(study.holdout)
+        makers["extrapolation"] = lambda: plot_extrapolation(
+            study.fit, study.boot, study.holdout
         )
-    figures, missing = {}, {}
+    figures = {}
+    missing = {}
     for name, make in makers.items():
         try:
             figures[name] = make()
@@ -297,10 +254,10 @@ def save_figures(
     """Write figures into a folder; returns their paths by name."""
     from analysis.plots.style import save_figure
 
-    return {
-        name: save_figure(figure, Path(out) / f"{name}.{suffix}")
-        for name, figure in figures.items()
-    }
+    paths = {}
+    for name, figure in figures.items():
+        paths[name] = save_figure(figure, Path(out) / f"{name}.{suffix}")
+    return paths
 
 
 def describe_study(study: Study) -> str:
@@ -323,21 +280,23 @@ def describe_study(study: Study) -> str:
         lines += ["", str(study.approaches)]
     if study.holdout:
         lines += ["", *_describe_holdout(study.holdout)]
-    return "\n".join(
-        [*lines, *(f"note: {note}" for note in (*study.boot.notes, *study.notes))]
-    )
+    lines += [f"note: {note}" for note in (*study.boot.notes, *study.notes)]
+    return "\n".join(lines)
 
 
-def _describe_holdout(holdout: Sequence[Mapping[str, Any]]) -> list[str]:
+def _describe_holdout(holdout: Sequence[HeldOutRun]) -> list[str]:
+    """A row per held-out run, and the summary of their errors."""
     lines = [
-        "held out        N           D           C    predicted   90 % of a new run    measured    error"
+        "held out        N           D           C    predicted   90 % of a new run    "
+        "measured    error"
     ]
-    for row in holdout:
-        interval = f"[{row['lower_90']:.4f}, {row['upper_90']:.4f}]"
-        error = row["predicted"] / row["measured"] - 1
-        shape = f"{row['run_id'][:8]:<8} {row['N']:>10.4g}  {row['D']:>10.4g}  {row['C']:>10.4g}"
+    for run in holdout:
+        interval = f"[{run['lower_90']:.4f}, {run['upper_90']:.4f}]"
+        error = run["predicted"] / run["measured"] - 1
         lines.append(
-            f"{shape}  {row['predicted']:>10.4f}  {interval:>18}  {row['measured']:>10.4f}  {error:>+7.2%}"
+            f"{run['run_id'][:8]:<8} {run['N']:>10.4g}  {run['D']:>10.4g}  "
+            f"{run['C']:>10.4g}  {run['predicted']:>10.4f}  {interval:>18}  "
+            f"{run['measured']:>10.4f}  {error:>+7.2%}"
         )
     errors = compute_relative_errors(holdout)
     lines.append(

@@ -9,11 +9,11 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.checking.holdout import HeldOutRun
 from analysis.decisions.allocate import counted_flops_per_token, optimum_table
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
@@ -24,6 +24,7 @@ from analysis.plots.style import (
     LEVEL,
     TIMES,
     Number,
+    Record,
     format_count,
     format_flops,
     format_signed,
@@ -34,9 +35,8 @@ from analysis.table.runs import Runs
 Write = Callable[[Number], str]
 
 MAX_RUNS = 500  # rows shown of the table of runs; the page stays small enough to mail
-MAX_BUDGETS = (
-    12  # more than this are replaced by a few round ones in the compute-optimal table
-)
+# More budgets than this are replaced by a few round ones in the compute-optimal table.
+MAX_BUDGETS = 12
 RECIPE = (
     "seed",
     "budget",
@@ -55,7 +55,7 @@ class Cell:
 
     text: str
     key: float | str
-    number: bool
+    is_number: bool
 
 
 @dataclass(frozen=True)
@@ -69,52 +69,61 @@ class Table:
     def of(
         cls, columns: Mapping[str, str] | Sequence[str], rows: Iterable[Iterable[Cell]]
     ) -> Table:
-        named = (
-            tuple(columns.items())
-            if isinstance(columns, Mapping)
-            else tuple((c, "") for c in columns)
-        )
-        return cls(named, tuple(tuple(row) for row in rows))
+        """A table from columns, with or without explanations, and rows."""
+        has_explanations = isinstance(columns, Mapping)
+        named = columns.items() if has_explanations else [(c, "") for c in columns]
+        return cls(columns=tuple(named), rows=tuple(tuple(row) for row in rows))
 
 
-def make_cell(value: Any, write: Write | None = None) -> Cell:
-    """A cell of any value; numbers through `write`, missing ones empty."""
-    if isinstance(value, bool | np.bool_) or not isinstance(
-        value, int | float | np.integer | np.floating
-    ):
-        text = "" if value is None or value is pd.NaT or value is pd.NA else str(value)
-        return Cell(text, text.lower(), False)
+def make_cell(value: object, write: Write | None = None) -> Cell:
+    """A cell of any value.
+
+    Args:
+        value: what the cell holds; a missing value becomes an empty cell.
+        write: how a number is written; as `format_number` does by default.
+    """
+    is_bool = isinstance(value, bool | np.bool_)
+    if is_bool or not isinstance(value, int | float | np.integer | np.floating):
+        is_missing = value is None or value is pd.NaT or value is pd.NA
+        text = "" if is_missing else str(value)
+        return Cell(text=text, key=text.lower(), is_number=False)
     if isinstance(value, int) and abs(value) > sys.float_info.max:
-        return Cell("more than 1e308" if value > 0 else "less than -1e308", "", True)
+        text = "more than 1e308" if value > 0 else "less than -1e308"
+        return Cell(text=text, key="", is_number=True)
     if not math.isfinite(value):
-        return Cell("" if math.isnan(value) else str(value), "", True)
-    return Cell((write or format_number)(value), float(value), True)
+        text = "" if math.isnan(value) else str(value)
+        return Cell(text=text, key="", is_number=True)
+    text = write(value) if write else format_number(value)
+    return Cell(text=text, key=float(value), is_number=True)
 
 
 def format_number(value: Number) -> str:
     """Whole numbers below ten million exactly, others to four digits."""
+    is_whole = value == int(value)
     if abs(value) >= 1e7:
-        return (
-            format_signed(value, ",.0f")
-            if value == int(value) and abs(value) < 1e10
-            else format_flops(value)
-        )
-    return f"{int(value):,}" if value == int(value) else f"{value:.4g}"
+        if is_whole and abs(value) < 1e10:
+            return format_signed(value, ",.0f")
+        return format_flops(value)
+    if is_whole:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
 
 
 def format_whole(value: Number) -> str:
-    return f"{value:,.0f}" if value < 1e10 else f"{format_flops(value)}"
+    """A count below ten billion exactly, a larger one as a power of ten."""
+    if value < 1e10:
+        return f"{value:,.0f}"
+    return format_flops(value)
 
 
 def format_digits(value: Number) -> str:
     """Four digits, whatever they are."""
-    if 1e4 <= abs(value) < 1e7:
+    size = abs(value)
+    if 1e4 <= size < 1e7:
         return f"{float(f'{value:.4g}'):,.0f}"
-    return (
-        f"{value:#.4g}".removesuffix(".")
-        if 1e-4 <= abs(value) < 1e4
-        else format_number(value)
-    )
+    if 1e-4 <= size < 1e4:
+        return f"{value:#.4g}".removesuffix(".")
+    return format_number(value)
 
 
 def format_loss(value: Number) -> str:
@@ -129,44 +138,41 @@ def format_percent(share: Number) -> str:
     return f"{format_signed(100 * share, '+.2f')} %"
 
 
+def format_shift(difference: Number) -> str:
+    """A signed difference of two exponents."""
+    return format_signed(difference, "+.3f")
+
+
+def format_signed_percent(percent: Number) -> str:
+    return f"{format_signed(percent, '+.1f')} %"
+
+
 def format_interval(ends: Sequence[Number], write: Write) -> str:
     """An interval in words; empty when it is unknown."""
-    return (
-        f"{write(ends[0])} to {write(ends[1])}"
-        if np.isfinite(np.asarray(ends, float)).all()
-        else ""
-    )
+    if not np.isfinite(np.asarray(ends, float)).all():
+        return ""
+    return f"{write(ends[0])} to {write(ends[1])}"
 
 
 def table_from_frame(frame: pd.DataFrame) -> Table:
     """Any DataFrame as it is."""
-    columns = {str(name): COLUMNS.get(str(name), "") for name in frame.columns}
-    return Table.of(
-        columns,
-        (
-            [make_cell(v) for v in row]
-            for row in frame.itertuples(index=False, name=None)
-        ),
-    )
+    names = [str(name) for name in frame.columns]
+    columns = {name: COLUMNS.get(name, "") for name in names}
+    rows = []
+    for values in frame.itertuples(index=False, name=None):
+        rows.append([make_cell(value) for value in values])
+    return Table.of(columns, rows)
 
 
-def table_from_pairs(pairs: Mapping[str, Any]) -> Table:
+def table_from_pairs(pairs: Mapping[str, object]) -> Table:
     """Names and values; nested values as JSON."""
-
-    def plain(value: Any) -> str:
-        return (
-            json.dumps(value, default=str)
-            if isinstance(value, dict | list | tuple)
-            else make_cell(value).text
-        )
-
-    return Table.of(
-        ("", ""),
-        (
-            [make_cell(str(name)), make_cell(plain(value))]
-            for name, value in pairs.items()
-        ),
-    )
+    rows = []
+    for name, value in pairs.items():
+        text = make_cell(value).text
+        if isinstance(value, dict | list | tuple):
+            text = json.dumps(value, default=str)
+        rows.append([make_cell(str(name)), make_cell(text)])
+    return Table.of(("", ""), rows)
 
 
 def tabulate_parameters(fit: Fit, boot: Bootstrap | None) -> Table:
@@ -218,42 +224,44 @@ def tabulate_optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
         C = runs.table["C"]
         shown = [float(f"{c:.2g}") for c in np.geomspace(C.min(), C.max(), 5)]
     shown += [10 * shown[-1], 100 * shown[-1]]
-    frame: pd.DataFrame = optimum_table(
-        fit, shown, boot, counted_flops_per_token(fit), LEVEL
-    )
+    frame = optimum_table(fit, shown, boot, counted_flops_per_token(fit), LEVEL)
     columns = {
-        "C (FLOPs)": "training compute, and the extrapolation factor: this over the largest fitted C",
+        "C (FLOPs)": "training compute, and the extrapolation factor: this over the "
+        "largest fitted C",
         "N (parameters)": "compute-optimal size",
         "D (tokens)": "compute-optimal tokens",
         "D / N": "tokens per parameter",
         "Loss": "nats per token",
         "Near-optimal N": "sizes whose loss at this C is within 0.1 % of the lowest",
     }
-    return Table.of(
-        columns, (_make_optimum_row(row) for row in frame.to_dict("records"))
-    )
+    rows = [_make_optimum_row(row) for row in frame.to_dict("records")]
+    return Table.of(columns, rows)
 
 
-def _make_optimum_row(row: Mapping[Any, Any]) -> list[Cell]:
-    def ranged(name: str, write: Write) -> Cell:
-        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-        ends = "" if low is None or high is None else f" [{write(low)}, {write(high)}]"
-        return Cell(write(row[name]) + ends, float(row[name]), True)
+def _make_optimum_row(row: Record) -> list[Cell]:
+    def make_interval_cell(name: str, write: Write) -> Cell:
+        text = write(row[name])
+        low = row.get(f"{name}_low")
+        high = row.get(f"{name}_high")
+        if low is not None and high is not None:
+            text += f" [{write(low)}, {write(high)}]"
+        return Cell(text=text, key=float(row[name]), is_number=True)
 
-    reach = float(format(row["reach"], ".2g"))
+    factor = float(format(row["reach"], ".2g"))
+    budget = f"{format_flops(row['C'])} ({factor:g}{TIMES})"
+    low = format_count(row["valley_low"])
+    high = format_count(row["valley_high"])
     return [
-        Cell(f"{format_flops(row['C'])} ({reach:g}{TIMES})", float(row["C"]), True),
-        ranged("N", format_count),
-        ranged("D", format_count),
-        make_cell(row["tokens_per_parameter"], lambda v: f"{v:.3g}"),
-        ranged("loss", format_exponent),
-        make_cell(
-            f"{format_count(row['valley_low'])} to {format_count(row['valley_high'])}"
-        ),
+        Cell(text=budget, key=float(row["C"]), is_number=True),
+        make_interval_cell("N", format_count),
+        make_interval_cell("D", format_count),
+        make_cell(row["tokens_per_parameter"], lambda value: f"{value:.3g}"),
+        make_interval_cell("loss", format_exponent),
+        make_cell(f"{low} to {high}"),
     ]
 
 
-def tabulate_holdout(held: Sequence[Mapping[str, Any]]) -> Table:
+def tabulate_holdout(held: Sequence[HeldOutRun]) -> Table:
     """Predicted beside measured loss of every held-out run."""
     columns = (
         "Run",
@@ -266,22 +274,22 @@ def tabulate_holdout(held: Sequence[Mapping[str, Any]]) -> Table:
         "Error",
         "Inside",
     )
-    rows = [
-        [
-            make_cell(row["run_id"]),
-            make_cell(row["N"], format_whole),
-            make_cell(row["D"], format_whole),
-            make_cell(row["C"], format_flops),
-            make_cell(row["predicted"], format_loss),
-            make_cell(format_interval((row["lower_90"], row["upper_90"]), format_loss)),
-            make_cell(row["measured"], format_loss),
-            make_cell(row["predicted"] / row["measured"] - 1, format_percent),
-            make_cell(
-                "yes" if row["lower_90"] <= row["measured"] <= row["upper_90"] else "no"
-            ),
+    rows = []
+    for run in held:
+        interval = (run["lower_90"], run["upper_90"])
+        is_inside = run["lower_90"] <= run["measured"] <= run["upper_90"]
+        row = [
+            make_cell(run["run_id"]),
+            make_cell(run["N"], format_whole),
+            make_cell(run["D"], format_whole),
+            make_cell(run["C"], format_flops),
+            make_cell(run["predicted"], format_loss),
+            make_cell(format_interval(interval, format_loss)),
+            make_cell(run["measured"], format_loss),
+            make_cell(run["predicted"] / run["measured"] - 1, format_percent),
+            make_cell("yes" if is_inside else "no"),
         ]
-        for row in held
-    ]
+        rows.append(row)
     return Table.of(columns, rows)
 
 
@@ -313,7 +321,8 @@ def tabulate_approaches(
         "90 % interval of a": "",
         "b": "D* grows as C^b",
         "90 % interval of b": "",
-        f"N* at {format_flops(found.C)} FLOPs": "compute-optimal size at the largest fitted C",
+        f"N* at {format_flops(found.C)} FLOPs": "compute-optimal size at the largest "
+        "fitted C",
         "90 % interval of N*": "",
     }
     rows = []
@@ -324,12 +333,9 @@ def tabulate_approaches(
             ("b", format_exponent),
             ("N", format_count),
         ):
-            cells += [
-                make_cell(row[name], write),
-                make_cell(
-                    format_interval((row[f"{name}_low"], row[f"{name}_high"]), write)
-                ),
-            ]
+            interval = (row[f"{name}_low"], row[f"{name}_high"])
+            cells.append(make_cell(row[name], write))
+            cells.append(make_cell(format_interval(interval, write)))
         rows.append(cells)
     table = ApproachTables.of(columns, rows)
     assert isinstance(table, ApproachTables)
@@ -349,16 +355,16 @@ def _tabulate_bias(found: Approaches) -> Table | None:
         "Bias of a": "",
         "Bias of N*": "at the largest fitted C",
     }
-    rows = [
-        [
+    rows = []
+    for row in found.bias.to_dict("records"):
+        cells = [
             make_cell(row["approach"]),
             make_cell(row["a_surface"], format_exponent),
             make_cell(row["a_law"], format_exponent),
-            make_cell(row["a_bias"], lambda v: format_signed(v, "+.3f")),
-            make_cell(row["N_bias_percent"], lambda v: f"{format_signed(v, '+.1f')} %"),
+            make_cell(row["a_bias"], format_shift),
+            make_cell(row["N_bias_percent"], format_signed_percent),
         ]
-        for row in found.bias.to_dict("records")
-    ]
+        rows.append(cells)
     return Table.of(columns, rows) if rows else None
 
 
@@ -370,24 +376,21 @@ def _tabulate_disagreement(found: Approaches) -> Table | None:
         "N* differs by": "first over second, minus 1",
         "Intervals of N*": "",
     }
-    rows = [
-        [
+
+    def make_overlap_cell(overlap: bool | None) -> Cell:
+        text = overlap_text(overlap).removeprefix("intervals ")
+        return make_cell(text.replace("interval ", ""))
+
+    rows = []
+    for row in found.disagreement.to_dict("records"):
+        cells = [
             make_cell(row["pair"]),
-            make_cell(row["a_difference"], lambda v: format_signed(v, "+.3f")),
-            make_cell(
-                overlap_text(row["a_overlap"])
-                .removeprefix("intervals ")
-                .replace("interval ", "")
-            ),
-            make_cell(row["N_percent"], lambda v: f"{format_signed(v, '+.1f')} %"),
-            make_cell(
-                overlap_text(row["N_overlap"])
-                .removeprefix("intervals ")
-                .replace("interval ", "")
-            ),
+            make_cell(row["a_difference"], format_shift),
+            make_overlap_cell(row["a_overlap"]),
+            make_cell(row["N_percent"], format_signed_percent),
+            make_overlap_cell(row["N_overlap"]),
         ]
-        for row in found.disagreement.to_dict("records")
-    ]
+        rows.append(cells)
     return Table.of(columns, rows) if rows else None
 
 
@@ -402,8 +405,9 @@ def tabulate_minima(isoflop: IsoFlop) -> Table:
         "Used": "",
         "Reason": "",
     }
-    rows = [
-        [
+    rows = []
+    for row in isoflop.minima.to_dict("records"):
+        cells = [
             make_cell(row["budget"], format_flops),
             make_cell(row["n_sizes"]),
             make_cell(row["N"], format_count),
@@ -412,71 +416,61 @@ def tabulate_minima(isoflop: IsoFlop) -> Table:
             make_cell("yes" if row["used"] else "no"),
             make_cell(row["reason"]),
         ]
-        for row in isoflop.minima.to_dict("records")
-    ]
+        rows.append(cells)
     return Table.of(columns, rows)
 
 
 def tabulate_runs(runs: Runs, fit: Fit) -> Table:
     """One row per accepted run: identity, N, D, C, loss, how far it lies from the law,
-    recipe.
+    and its hyper-parameters.
     """
-    # pandas types a column as more than a Series, which a checker cannot narrow.
-    table: Any = runs.table
+    table = runs.table
     writers: dict[str, Write] = {
         "N": format_whole,
         "D": format_whole,
         "C": format_flops,
         "budget": format_flops,
     }
-    names = {
-        name: runs.columns.get(name, "")
-        for name in ("N", "D", "C")
-        if name in table.columns
-    }
+    scales = [name for name in ("N", "D", "C") if name in table.columns]
+    recipe = []
+    for name in RECIPE:
+        if name in table.columns and table[name].notna().to_numpy().any():
+            recipe.append(name)
     columns = {"run": COLUMNS["run_id"]}
-    columns |= {
-        name: f"column {source}" if source != name else ""
-        for name, source in names.items()
-    }
-    columns |= {
-        "loss": COLUMNS["loss"],
-        "residual": "measured over predicted loss, minus 1",
-        "fitted": "",
-    }
-    recipe = [
-        name for name in RECIPE if name in table.columns and table[name].notna().any()
-    ]
-    columns |= {name: COLUMNS.get(name, "") for name in recipe}
-    fitted = find_fitted_rows(table, fit)
-    law = fit.predict(**{v: table[v].to_numpy(float) for v in fit.law.variables})
+    for name in scales:
+        source = runs.columns.get(name, "")
+        columns[name] = f"column {source}" if source != name else ""
+    columns["loss"] = COLUMNS["loss"]
+    columns["residual"] = "measured over predicted loss, minus 1"
+    columns["fitted"] = ""
+    for name in recipe:
+        columns[name] = COLUMNS.get(name, "")
+    is_fitted = find_fitted_rows(table, fit)
+    points = {name: table[name].to_numpy(float) for name in fit.law.variables}
+    predicted = fit.predict(**points)
     rows = []
     for i, row in enumerate(table.head(MAX_RUNS).to_dict("records")):
         cells = [make_cell(row.get("run_id", f"row {row['source_row']}"))]
-        cells += [make_cell(row[name], writers[name]) for name in names]
+        cells += [make_cell(row[name], writers[name]) for name in scales]
         cells += [
             make_cell(row["loss"], format_loss),
-            make_cell(row["loss"] / law[i] - 1, format_percent),
+            make_cell(row["loss"] / predicted[i] - 1, format_percent),
+            make_cell("yes" if is_fitted[i] else "no"),
         ]
-        cells += [make_cell("yes" if fitted[i] else "no")]
-        rows.append(
-            cells + [make_cell(row[name], writers.get(name)) for name in recipe]
-        )
+        cells += [make_cell(row[name], writers.get(name)) for name in recipe]
+        rows.append(cells)
     return Table.of(columns, rows)
 
 
 def tabulate_rejected(runs: Runs) -> Table:
-    """The rejected rows with their reasons."""
-    records = runs.rejected.to_dict("records")
-    named = (
-        ("Row", "Run", "Reason")
-        if "run_id" in runs.rejected.columns
-        else ("Row", "Reason")
-    )
-    rows = (
-        [make_cell(row["row"]), make_cell(row.get("run_id")), make_cell(row["reason"])]
-        for row in records
-    )
-    return Table.of(
-        named, (row if len(named) == 3 else [row[0], row[2]] for row in rows)
-    )
+    """The rejected rows with their reasons, and their runs if the table names runs."""
+    has_ids = "run_id" in runs.rejected.columns
+    rows = []
+    for row in runs.rejected.to_dict("records"):
+        cells = [make_cell(row["row"])]
+        if has_ids:
+            cells.append(make_cell(row["run_id"]))
+        cells.append(make_cell(row["reason"]))
+        rows.append(cells)
+    columns = ("Row", "Run", "Reason") if has_ids else ("Row", "Reason")
+    return Table.of(columns, rows)

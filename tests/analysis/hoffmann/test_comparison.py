@@ -11,36 +11,11 @@ import pandas as pd
 import pytest
 
 from analysis import compare_approaches, isoflop, load_runs, training_envelope
-from analysis.fitting.certify import Certificate
 from analysis.fitting.fit import Fit
-from analysis.fitting.protocol import Protocol
 from analysis.hoffmann.envelope import FEW, LARGEST, SMALLEST
 from analysis.laws.library import LAWS
 from analysis.report.study import study_runs
 from analysis.report.tables import tabulate_approaches
-
-
-def at(table: pd.DataFrame, params: dict[str, float], law: str = "chinchilla") -> Fit:
-    """A fit with these parameters as plain data: nothing is searched."""
-    found = LAWS[law]
-    data = {name: table[name].to_numpy(float) for name in ("N", "D", "C", "loss")}
-    residuals = np.log(
-        found.predict(params, **{v: data[v] for v in found.variables}) / data["loss"]
-    )
-    rows, free = len(table), len(params)
-    protocol = Protocol("huber", 1e-3, {}, "table", rows, (), "row", {}, {})
-    certificate = Certificate(True, 1e-12, 40, 30, 50.0, (), (), (), rows - free)
-    return Fit(
-        found,
-        protocol,
-        params,
-        tuple(params),
-        np.eye(free),
-        1e-3,
-        certificate,
-        residuals,
-        data,
-    )
 
 
 def best_size(C: np.ndarray | float, p: dict[str, float]) -> np.ndarray:
@@ -146,7 +121,10 @@ def test_approach_1_says_what_it_lacks(true: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.004])
 def test_the_bias_is_the_one_of_the_noise_free_sweep(
-    sweep: Callable[..., pd.DataFrame], true: dict[str, float], noise: float
+    sweep: Callable[..., pd.DataFrame],
+    true: dict[str, float],
+    fit_at: Callable[..., Fit],
+    noise: float,
 ) -> None:
     """The noise of the runs changes what is found, not the bias: that is a matter of
     the surface and the grid.
@@ -154,7 +132,7 @@ def test_the_bias_is_the_one_of_the_noise_free_sweep(
     a = true["beta"] / (true["alpha"] + true["beta"])
     clean = sweep()
     bias = compare_approaches(
-        isoflop(sweep(noise=noise), n_bootstrap=5), at(sweep(noise=noise), true)
+        isoflop(sweep(noise=noise), n_bootstrap=5), fit_at(sweep(noise=noise), true)
     ).bias
     for row, exact in zip(
         bias.to_dict("records"),
@@ -168,7 +146,9 @@ def test_the_bias_is_the_one_of_the_noise_free_sweep(
         assert row["N_bias_percent"] == pytest.approx(100 * (ratio - 1), abs=1e-4)
 
 
-def test_grids_off_centre_are_more_biased(true: dict[str, float]) -> None:
+def test_grids_off_centre_are_more_biased(
+    true: dict[str, float], fit_at: Callable[..., Fit]
+) -> None:
     """Centred grids bias N* by a few per cent, one-sided ones by a fifth or more; those
     that drift bias a too.
     """
@@ -176,7 +156,7 @@ def test_grids_off_centre_are_more_biased(true: dict[str, float]) -> None:
     def bias(**grid: float) -> pd.Series:
         table = iso_grid(true, **grid)
         return compare_approaches(
-            isoflop(table, n_bootstrap=5), at(table, true)
+            isoflop(table, n_bootstrap=5), fit_at(table, true)
         ).bias.iloc[-1]
 
     centred, small, large = (
@@ -193,7 +173,7 @@ def test_grids_off_centre_are_more_biased(true: dict[str, float]) -> None:
 
 
 def test_budgets_with_the_minimum_at_the_edge_bias_nothing(
-    true: dict[str, float],
+    true: dict[str, float], fit_at: Callable[..., Fit]
 ) -> None:
     table = iso_grid(true, 4)
     off = iso_grid(true, 4, centre=40)
@@ -202,7 +182,7 @@ def test_budgets_with_the_minimum_at_the_edge_bias_nothing(
     )
     iso = isoflop(mixed, n_bootstrap=5)
     assert list(iso.minima["used"]) == [True, True, True, False]
-    assert compare_approaches(iso, at(mixed, true)).bias.iloc[-1][
+    assert compare_approaches(iso, fit_at(mixed, true)).bias.iloc[-1][
         "a_bias"
     ] == pytest.approx(0, abs=1e-6)
 
@@ -239,10 +219,10 @@ def test_the_report_shows_all_three(result) -> None:
 
 
 def test_a_missing_approach_is_noted_and_unknown_intervals_say_so(
-    true: dict[str, float],
+    true: dict[str, float], fit_at: Callable[..., Fit]
 ) -> None:
     table = iso_grid(true, 2.3)  # every size at one budget: no curves
-    three = compare_approaches(None, at(table, true))
+    three = compare_approaches(None, fit_at(table, true))
     assert [name[0] for name in three.table["approach"]] == ["2", "3"]
     assert any("approach 1 needs 3 sizes" in note for note in three.notes)
     assert three.disagreement["a_overlap"].iloc[0] is None
@@ -251,12 +231,12 @@ def test_a_missing_approach_is_noted_and_unknown_intervals_say_so(
 
 
 def test_laws_without_the_exponents_are_refused(
-    sweep: Callable[..., pd.DataFrame],
+    sweep: Callable[..., pd.DataFrame], fit_at: Callable[..., Fit]
 ) -> None:
     table = sweep()
     with pytest.raises(ValueError, match="no exponents a and b"):
         compare_approaches(
-            None, at(table, {"E": 1.7, "A": 40.0, "alpha": 0.1}, "power_law_C")
+            None, fit_at(table, {"E": 1.7, "A": 40.0, "alpha": 0.1}, "power_law_C")
         )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,14 +16,18 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 import analysis
+from analysis.checking.holdout import HeldOutRun, predict_runs
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.certify import Certificate
 from analysis.fitting.fit import Fit
-from analysis.fitting.protocol import Protocol
-from analysis.laws.library import get_law
-from analysis.plots import fit as plots
-from analysis.plots.style import HoverPoints, RoundLocator, format_count, format_flops
-from analysis.report.study import predict_runs
+from analysis.hoffmann.isoflop import IsoFlop
+from analysis.plots.style import (
+    MAX_LEGEND,
+    HoverPoints,
+    RoundLocator,
+    format_count,
+    format_flops,
+    save_figure,
+)
 from analysis.table.runs import Runs
 
 SIZES, BUDGETS = 6, 4
@@ -40,48 +43,16 @@ class Fitted:
     fitted: Runs
     fit: Fit
     boot: Bootstrap
-    holdout: list[dict[str, Any]]
-
-
-def at_truth(
-    runs: Runs, true: dict[str, float], law: str = "chinchilla"
-) -> tuple[Fit, Bootstrap]:
-    """A fit and its bootstrap as plain data: figures do not ask how the parameters were
-    found.
-    """
-    found = get_law(law)
-    params = {name: true.get(name, 0.3) for name in found.params}
-    columns = ("N", "D", "C", "loss")
-    data = {name: runs.table[name].to_numpy(float) for name in columns}
-    residuals = np.log(
-        found.predict(params, **{v: data[v] for v in found.variables}) / data["loss"]
-    )
-    rows, free = len(runs), len(params)
-    protocol = Protocol(
-        "huber", 1e-3, runs.columns, runs.source, rows, (), "trunk", {}, {}
-    )
-    certificate = Certificate(True, 1e-12, 40, 30, 50.0, (), (), (), rows - free)
-    fit = Fit(
-        found,
-        protocol,
-        params,
-        tuple(params),
-        np.eye(free),
-        1e-3,
-        certificate,
-        residuals,
-        data,
-    )
-    rng = np.random.default_rng(0)
-    draws = {
-        name: value * np.exp(0.005 * rng.standard_normal(60))
-        for name, value in params.items()
-    }
-    return fit, Bootstrap(found, draws, "trunk", SIZES, 0, 0, 0.004, rows - free)
+    holdout: list[HeldOutRun]
 
 
 @pytest.fixture(scope="module")
-def known(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> Fitted:
+def known(
+    sweep: Callable[..., pd.DataFrame],
+    true: dict[str, float],
+    fit_at: Callable[..., Fit],
+    bootstrap_at: Callable[[Fit], Bootstrap],
+) -> Fitted:
     table = sweep(noise=0.004, budgets=BUDGETS, sizes=SIZES)
     table["run_id"] = [f"run-{i:02d}" for i in range(len(table))]
     table["trunk_id"] = "trunk-" + table["N"].rank(method="dense").astype(int).astype(
@@ -90,14 +61,15 @@ def known(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> Fitted:
     runs = analysis.load_runs(table)
     held = (runs.table["budget"] == runs.table["budget"].max()).to_numpy()
     fitted = runs.exclude(held, "held out")
-    fit, boot = at_truth(fitted, true)
+    fit = fit_at(fitted, true)
+    boot = bootstrap_at(fit)
     return Fitted(
         runs, fitted, fit, boot, list(predict_runs(fit, boot, runs.table[held]))
     )
 
 
 @pytest.fixture(scope="module")
-def isoflop(known: Fitted) -> Any:
+def isoflop(known: Fitted) -> IsoFlop:
     return analysis.isoflop(known.fitted, n_bootstrap=50)
 
 
@@ -122,12 +94,14 @@ def points(fig: Figure, start: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def figures(known: Fitted, isoflop: Any) -> dict[str, Figure]:
+def figures(known: Fitted, isoflop: IsoFlop) -> dict[str, Figure]:
     return {
-        "frontier": plots.plot_frontier(known.runs, known.fit),
-        "isoflop": plots.plot_isoflop(known.runs, isoflop),
-        "fit": plots.plot_fit(known.runs, known.fit, known.boot),
-        "extrapolation": plots.plot_extrapolation(known.fit, known.boot, known.holdout),
+        "frontier": analysis.plot_frontier(known.runs, known.fit),
+        "isoflop": analysis.plot_isoflop(known.runs, isoflop),
+        "fit": analysis.plot_fit(known.runs, known.fit, known.boot),
+        "extrapolation": analysis.plot_extrapolation(
+            known.fit, known.boot, known.holdout
+        ),
     }
 
 
@@ -205,7 +179,9 @@ def test_runs_outside_the_fit_are_hollow(
     hollow = [p for p in fig.findobj(HoverPoints) if p.get_markerfacecolor() == "white"]  # type: ignore[attr-defined]
     assert sum(len(p.titles) for p in hollow) == SIZES  # type: ignore[attr-defined]
     assert "not in the fit" in texts(fig)
-    assert "not in the fit" not in texts(plots.plot_frontier(known.fitted, known.fit))
+    assert "not in the fit" not in texts(
+        analysis.plot_frontier(known.fitted, known.fit)
+    )
 
 
 def test_every_point_carries_its_run(known: Fitted, figures: dict[str, Figure]) -> None:
@@ -219,20 +195,20 @@ def test_every_point_carries_its_run(known: Fitted, figures: dict[str, Figure]) 
 
 
 def test_frontier_without_fit_or_compute(known: Fitted) -> None:
-    assert not by_gid(plots.plot_frontier(known.runs), "frontier")
+    assert not by_gid(analysis.plot_frontier(known.runs), "frontier")
     with pytest.raises(ValueError, match="needs C"):
-        plots.plot_frontier(known.runs.table[["N", "loss"]])
+        analysis.plot_frontier(known.runs.table[["N", "loss"]])
 
 
 def test_many_sizes_get_a_colour_bar(sweep: Callable[..., pd.DataFrame]) -> None:
-    fig = plots.plot_frontier(sweep(sizes=plots.MAX_LEGEND + 2))
+    fig = analysis.plot_frontier(sweep(sizes=MAX_LEGEND + 2))
     assert "parameters" in fig.axes[1].get_ylabel()
 
 
 def test_isoflop_has_a_parabola_and_a_minimum_per_budget(
-    known: Fitted, isoflop: Any
+    known: Fitted, isoflop: IsoFlop
 ) -> None:
-    fig = plots.plot_isoflop(known.runs, isoflop)
+    fig = analysis.plot_isoflop(known.runs, isoflop)
     assert len(by_gid(fig, "parabola-")) == BUDGETS - 1
     N, loss = points(fig, "minimum-used")
     used = isoflop.minima[isoflop.minima["used"]]
@@ -251,7 +227,7 @@ def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
     iso = analysis.isoflop(runs, n_bootstrap=20)
     out = iso.minima[~iso.minima["used"]]
     assert set(out["budget"]) == {smallest, largest}
-    fig = plots.plot_isoflop(runs, iso)
+    fig = analysis.plot_isoflop(runs, iso)
     hollow = by_gid(fig, "minimum-excluded")
     assert len(hollow) == 1 and hollow[0].get_markerfacecolor() == "white"
     assert f"{format_flops(largest)}: left out" in texts(fig)
@@ -264,12 +240,12 @@ def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
 def test_fit_shows_a_curve_per_size_and_the_residuals_in_per_cent(
     known: Fitted,
 ) -> None:
-    fig = plots.plot_fit(known.fitted, known.fit, known.boot)
+    fig = analysis.plot_fit(known.fitted, known.fit, known.boot)
     assert len(by_gid(fig, "law")) == SIZES
     assert len([c for c in fig.axes[0].collections if c.get_gid() == "band"]) == SIZES
     assert not [
         c
-        for c in plots.plot_fit(known.fitted, known.fit).axes[0].collections
+        for c in analysis.plot_fit(known.fitted, known.fit).axes[0].collections
         if c.get_gid() == "band"
     ]
     D, residual = points(fig, "residual-")
@@ -283,35 +259,37 @@ def test_fit_shows_a_curve_per_size_and_the_residuals_in_per_cent(
     assert "%" in fig.axes[1].get_ylabel()
 
 
-def test_a_law_of_one_variable_has_one_curve(known: Fitted) -> None:
-    fit, _ = at_truth(known.fitted, {"E": 1.7, "A": 2e5, "alpha": 0.3}, "power_law_C")
-    fig = plots.plot_fit(known.fitted, fit)
+def test_a_law_of_one_variable_has_one_curve(
+    known: Fitted, fit_at: Callable[..., Fit]
+) -> None:
+    fit = fit_at(known.fitted, {"E": 1.7, "A": 2e5, "alpha": 0.3}, "power_law_C")
+    fig = analysis.plot_fit(known.fitted, fit)
     assert len(by_gid(fig, "law")) == 1 and "FLOPs" in fig.axes[1].get_xlabel()
     held = known.runs.table.iloc[-2:]
-    row = {"predicted": 2.0, "lower_90": 1.9, "upper_90": 2.1}
-    holdout = [
-        {
-            **row,
-            "run_id": r["run_id"],
-            "N": r["N"],
-            "D": r["D"],
-            "C": r["C"],
-            "measured": r["loss"],
-        }
-        for r in held.to_dict("records")
-    ]
-    assert len(by_gid(plots.plot_extrapolation(fit, None, holdout), "law")) == 1
+    holdout: list[HeldOutRun] = []
+    for row in held.to_dict("records"):
+        holdout.append(
+            {
+                "run_id": row["run_id"],
+                "N": row["N"],
+                "D": row["D"],
+                "C": row["C"],
+                "predicted": 2.0,
+                "lower_90": 1.9,
+                "upper_90": 2.1,
+                "measured": row["loss"],
+            }
+        )
+    assert len(by_gid(analysis.plot_extrapolation(fit, None, holdout), "law")) == 1
 
 
 def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
     known: Fitted,
 ) -> None:
-    holdout = [dict(row) for row in known.holdout]
-    holdout[0] |= {
-        "lower_90": holdout[0]["measured"] * 1.01,
-        "upper_90": holdout[0]["measured"] * 1.03,
-    }
-    fig = plots.plot_extrapolation(known.fit, known.boot, holdout)
+    holdout = [row.copy() for row in known.holdout]
+    holdout[0]["lower_90"] = holdout[0]["measured"] * 1.01
+    holdout[0]["upper_90"] = holdout[0]["measured"] * 1.03
+    fig = analysis.plot_extrapolation(known.fit, known.boot, holdout)
     error, _ = points(fig, "error-")
     expected = [100 * (row["predicted"] / row["measured"] - 1) for row in holdout]
     np.testing.assert_allclose(np.sort(error), np.sort(expected))
@@ -333,7 +311,7 @@ def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
 
 def test_extrapolation_needs_held_out_runs(known: Fitted) -> None:
     with pytest.raises(ValueError, match="holdout is empty"):
-        plots.plot_extrapolation(known.fit, known.boot, [])
+        analysis.plot_extrapolation(known.fit, known.boot, [])
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
@@ -341,22 +319,22 @@ def test_saved_figures_are_the_same_every_time(
     known: Fitted, tmp_path: Path, suffix: str
 ) -> None:
     first, second = (
-        plots.save_figure(plots.plot_frontier(known.runs), tmp_path / f"{i}.{suffix}")
+        save_figure(analysis.plot_frontier(known.runs), tmp_path / f"{i}.{suffix}")
         for i in (1, 2)
     )
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_saved_svg_keeps_text_as_text(known: Fitted, tmp_path: Path) -> None:
-    text = plots.save_figure(
-        plots.plot_frontier(known.runs), tmp_path / "new" / "f.svg"
+    text = save_figure(
+        analysis.plot_frontier(known.runs), tmp_path / "new" / "f.svg"
     ).read_text()
     assert "Training compute C (FLOPs)" in text and "<dc:date>" not in text
 
 
 def test_unknown_suffix_is_refused(known: Fitted, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf"):
-        plots.save_figure(plots.plot_frontier(known.runs), tmp_path / "figure.gif")
+        save_figure(analysis.plot_frontier(known.runs), tmp_path / "figure.gif")
 
 
 @pytest.mark.parametrize("span", [1.02, 1.3, 2, 3.9, 4.1, 8, 30, 1e3, 1e6, 1e12, 1e30])

@@ -15,14 +15,10 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis.checking.holdout import predict_runs
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.certify import Certificate
 from analysis.fitting.fit import Fit
-from analysis.fitting.protocol import Protocol
-from analysis.laws.library import LAWS
 from analysis.report.html import write_report
-from analysis.report.study import predict_runs
-from analysis.table.runs import Runs
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
@@ -76,7 +72,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def parts(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> dict[str, Any]:
+def parts(
+    sweep: Callable[..., pd.DataFrame],
+    true: dict[str, float],
+    fit_at: Callable[..., Fit],
+    bootstrap_at: Callable[[Fit], Bootstrap],
+) -> dict[str, Any]:
     """What write_report takes, of a known law; one run is called something hostile, one
     row is refused.
     """
@@ -88,7 +89,8 @@ def parts(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> dict[st
     )
     held = (runs.table["budget"] == runs.table["budget"].max()).to_numpy()
     fitted = runs.exclude(held, "held out")
-    fit, boot = at_truth(fitted, true)
+    fit = fit_at(fitted, true)
+    boot = bootstrap_at(fit)
     plan = pd.DataFrame({"run_id": ["next-1", HOSTILE], "flops": [1e21, 2e21]})
     return {
         "runs": runs,
@@ -100,46 +102,6 @@ def parts(sweep: Callable[..., pd.DataFrame], true: dict[str, float]) -> dict[st
         "provenance": {"commit": "abc123", "versions": {"jax": "9.9"}, "note": HOSTILE},
         "title": f"Law {HOSTILE}",
     }
-
-
-def at_truth(runs: Runs, true: dict[str, float]) -> tuple[Fit, Bootstrap]:
-    """A Chinchilla fit and its bootstrap as plain data: the report does not ask how
-    they were found.
-    """
-    law, rows, free = LAWS["chinchilla"], len(runs), len(true)
-    data = {name: runs.table[name].to_numpy(float) for name in ("N", "D", "C", "loss")}
-    residuals = np.log(law.predict(true, N=data["N"], D=data["D"]) / data["loss"])
-    protocol = Protocol(
-        "huber", 1e-3, runs.columns, runs.source, rows, (), "row", {}, {}
-    )
-    certificate = Certificate(
-        ok=True,
-        gradient=1e-12,
-        starts=40,
-        agree=30,
-        condition=50.0,
-        not_identified=(),
-        at_bound=(),
-        weak=(),
-        degrees_of_freedom=rows - free,
-    )
-    fit = Fit(
-        law,
-        protocol,
-        true,
-        tuple(true),
-        1e-4 * np.eye(free),
-        1e-3,
-        certificate,
-        residuals,
-        data,
-    )
-    rng = np.random.default_rng(0)
-    draws = {
-        name: value * np.exp(0.005 * rng.standard_normal(60))
-        for name, value in true.items()
-    }
-    return fit, Bootstrap(law, draws, "row", rows, 0, 0, 0.004, rows - free)
 
 
 @pytest.fixture(scope="module")

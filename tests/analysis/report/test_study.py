@@ -11,12 +11,8 @@ import pandas as pd
 import pytest
 
 from analysis import load_runs
-from analysis.report.study import (
-    compute_relative_errors,
-    select_held_out,
-    study_runs,
-    write_study,
-)
+from analysis.checking.holdout import compute_relative_errors, select_held_out
+from analysis.report.study import study_runs, write_study
 
 TRUTH = dict(E=1.6, A=60.0, alpha=0.36, B=400.0, beta=0.38)
 

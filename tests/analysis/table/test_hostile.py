@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import analysis
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
-from analysis.plots.fit import plot_frontier, save_figure
-from analysis.plots.style import describe_runs
+from analysis.plots.fit import plot_frontier
+from analysis.plots.style import describe_runs, save_figure
 from analysis.report import tables
 from analysis.report.html import inline_svg
 from analysis.table.readers import read_table, visible
@@ -97,7 +97,7 @@ def test_any_value_has_a_cell(values: list[Any], names: list[str]) -> None:
     )
     for cell in (cell for row in (*table.rows, *frame.rows) for cell in row):
         assert visible(cell.text).encode() is not None
-        assert not cell.number or cell.key == "" or np.isfinite(float(cell.key))
+        assert not cell.is_number or cell.key == "" or np.isfinite(float(cell.key))
 
 
 @settings(deadline=None, max_examples=60)
