@@ -238,10 +238,12 @@ class TrackArgs:
     state: Path | None = None
     """File that says what was mirrored, for one tracker, where the folder cannot be
     written. Default: below OUT/tracked."""
-    figures: tuple[Path, ...] = ()
-    """Figures too: PNG files or folders of them, as `scaling plot` writes them; into a
-    run named "figures".
+    images: tuple[Path, ...] = ()
+    """Images too: PNG files or folders of them, as `scaling plot --figures` writes
+    them; into a run named "figures".
     """
+    figures: tuple[Path, ...] = ()
+    """Old name of `--images`."""
 
     def __call__(self) -> int:
         from scaling.monitoring.sync import TrackerSync
@@ -254,14 +256,17 @@ class TrackArgs:
             raise ConfigError(
                 f"--state {self.state}: serves one tracker; give one --to"
             )
+        if self.figures:
+            print("--figures of `track` is now `--images`; use that", file=sys.stderr)
+        images = (*self.images, *self.figures)
         for kind in dict.fromkeys(self.to):
             mirror = TrackerSync(self.out, kind, self.project, self.state)
             try:
                 steps, rows = mirror.update()
-                shown = mirror.show(self.figures)
+                shown = mirror.show(images)
             finally:
                 mirror.close()
-            pictures = f", {shown} figures" if self.figures else ""
+            pictures = f", {shown} figures" if images else ""
             print(
                 f"{kind}: {steps} steps and {rows} finished runs that were not there{pictures}"
             )

@@ -83,11 +83,11 @@ class TrackerSync:
         for file in files:
             if file.suffix != ".png" or not file.is_file():
                 raise ConfigError(
-                    f"--figures {file}: no PNG file; give what `scaling plot` writes, with --format png"
+                    f"--images {file}: no PNG file; give what `scaling plot` writes, with --format png"
                 )
             if figures[file.stem] != file:
                 raise ConfigError(
-                    f"--figures: {figures[file.stem]} and {file} have one name; give one of them"
+                    f"--images: {figures[file.stem]} and {file} have one name; give one of them"
                 )
         if figures:
             self.make().show(figures)

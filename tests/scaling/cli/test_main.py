@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,18 @@ def test_version_names_what_trains(capsys) -> None:
 def test_the_help_has_every_verb_in_one_group() -> None:
     grouped = [name for names in GROUPS.values() for name in names]
     assert sorted(grouped) == sorted([*VERBS, "reproduce"])
+
+
+def test_figures_is_the_folder_to_write_figures_into() -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
+    (row,) = [line for line in page.read_text().splitlines() if "`--figures" in line]
+    writers = [verb for verb in ("plot", "compare", "audit") if f"`{verb}`" in row]
+    for name, verb in VERBS.items():
+        fields = {field.name: field.type for field in dataclasses.fields(verb)}
+        if name in writers:
+            assert fields["figures"] in ("Path", "Path | None")
+        elif name != "track":  # where it is the old name of --images
+            assert "figures" not in fields
 
 
 def test_an_unknown_verb_suggests_the_nearest(capsys) -> None:

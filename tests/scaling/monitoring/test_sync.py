@@ -188,7 +188,7 @@ def test_a_run_goes_on_where_the_mirror_before_left_it(out, runs, told):
 
 
 def test_figures_are_shown_by_the_names_of_their_files(out, told, picture, capsys):
-    argv = ["track", str(out), "--to", "wandb", "--figures"]
+    argv = ["track", str(out), "--to", "wandb", "--images"]
     assert main([*argv, str(picture.parent)]) == 0
     assert told["figures"] == ["frontier"] and "1 figures" in capsys.readouterr().out
     assert (
@@ -203,6 +203,12 @@ def test_figures_are_shown_by_the_names_of_their_files(out, told, picture, capsy
     ):
         assert main([*argv, str(picture), str(wrong)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_old_flag_for_images_still_works_and_says_so(out, told, picture, capsys):
+    assert main(["track", str(out), "--to", "wandb", "--figures", str(picture)]) == 0
+    assert told["figures"] == ["frontier"]
+    assert "--images" in capsys.readouterr().err
 
 
 def test_projects_and_kinds_are_mirrored_apart(out, told):
@@ -268,7 +274,7 @@ def track(kind: str, out: Path, *figures: Path) -> None:
         package,
         reason=f"the package {package} is not installed: pip install 'scaling[{kind}]'",
     )
-    flags = ["--figures", *map(str, figures)] if figures else []
+    flags = ["--images", *map(str, figures)] if figures else []
     assert main(["track", str(out), "--to", kind, *flags]) == 0
 
 
