@@ -29,13 +29,19 @@ Unprefixed = tyro.conf.arg(prefix_name=False)
 Format = Literal["png", "svg", "pdf"]
 
 
-def pairs(
+def parse_pairs(
     flag: str, words: Sequence[str], example: str, read: Callable[[str], Value] = str
 ) -> dict[str, Value]:
-    """NAME=VALUE words of a repeatable flag, by name.
+    """The values of a repeatable flag, by name.
+
+    Args:
+        flag: for messages.
+        words: NAME=VALUE each.
+        example: of such a word, for messages.
+        read: turns the text of a value into the value.
 
     Raises:
-        ConfigError: a word that is no such pair, or a name given twice.
+        ConfigError: a word is no such pair, or a name is given twice.
     """
     found: dict[str, Value] = {}
     for word in words:
@@ -53,12 +59,12 @@ def pairs(
     return found
 
 
-def _mean_and_sd(text: str) -> tuple[float, float]:
+def _parse_mean_and_sd(text: str) -> tuple[float, float]:
     mean, sd = text.split(",")
     return float(mean), float(sd)
 
 
-def finished(out: Path) -> pd.DataFrame:
+def read_finished_runs(out: Path) -> pd.DataFrame:
     """The run table of a sweep's folder.
 
     Raises:
@@ -69,14 +75,15 @@ def finished(out: Path) -> pd.DataFrame:
     table = run_table(out)
     if table.empty:
         raise ConfigError(
-            f"{out}: no finished run below this folder; train some with `scaling sweep --out`"
+            f"{out}: no finished run below this folder; train some with `scaling sweep "
+            "--out`"
         )
     return table
 
 
 @dataclass(frozen=True)
-class Table:
-    """Which columns of the runs, and their units. Left out, the project's own columns
+class ColumnOptions:
+    """Which columns of the runs, and their units. By default the project's own columns
     are used.
     """
 
@@ -99,7 +106,7 @@ class Table:
     """
     tuned: Annotated[str | None, Unprefixed] = None
     """Keep the best run of every cell of N and D over this column, as lr; a note names
-    the cells not tuned by it.
+    the cells that were not tuned over it.
     """
 
     def read(self, path: Path) -> Runs:
@@ -107,13 +114,14 @@ class Table:
         from analysis import load_runs, tuned
 
         columns = dataclasses.asdict(self)
-        over = columns.pop("tuned")
-        units = pairs("--unit", columns.pop("unit"), "N=millions")
-        columns |= pairs("--variable", columns.pop("variable"), "U=unique_tokens")
-        runs = load_runs(
-            finished(path) if path.is_dir() else path, **columns, units=units
-        )
-        return runs if over is None else tuned(runs, over)
+        tuned_over = columns.pop("tuned")
+        units = parse_pairs("--unit", columns.pop("unit"), "N=millions")
+        columns |= parse_pairs("--variable", columns.pop("variable"), "U=unique_tokens")
+        source = read_finished_runs(path) if path.is_dir() else path
+        runs = load_runs(source, **columns, units=units)
+        if tuned_over is None:
+            return runs
+        return tuned(runs, tuned_over)
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,8 @@ class FitOptions:
     quantile: float = 0.5
     """Below 0.5 for a lower envelope of runs that are not all tuned, as 0.1."""
     noise: Literal["constant", "loss_se", "growing"] = "constant"
-    """Scatter of the rows: alike; in proportion to loss_se; or a power of the loss,
-    found from the residuals.
+    """Scatter of the rows: the same for all; in proportion to loss_se; or a power of
+    the loss, fitted to the residuals.
     """
     fix: Pairs = ()
     """Hold a parameter fixed, as E=1.7; repeat the flag for more."""
@@ -143,28 +151,33 @@ class FitOptions:
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of `analysis.fitting.fit`."""
-        plain = {
-            name: getattr(self, name)
-            for name in ("objective", "delta", "residual", "quantile", "noise")
-        }
-        return plain | {
-            "fixed": pairs("--fix", self.fix, "E=1.7", float),
-            "tied": pairs("--tie", self.tie, "beta=alpha"),
-            "prior": pairs("--prior", self.prior, "E=1.7,0.1", _mean_and_sd),
+        return {
+            "objective": self.objective,
+            "delta": self.delta,
+            "residual": self.residual,
+            "quantile": self.quantile,
+            "noise": self.noise,
+            "fixed": parse_pairs("--fix", self.fix, "E=1.7", float),
+            "tied": parse_pairs("--tie", self.tie, "beta=alpha"),
+            "prior": parse_pairs(
+                "--prior", self.prior, "E=1.7,0.1", _parse_mean_and_sd
+            ),
         }
 
 
-def draws_path(fit: Path) -> Path:
+def get_draws_path(fit: Path) -> Path:
     """Where the bootstrap draws of a saved fit are."""
     return fit.with_suffix(".draws.json")
 
 
 def read_fit(path: Path) -> tuple[Fit, Bootstrap | None]:
-    """A fit that `scaling fit --save` wrote, and its draws where they lie beside it."""
+    """A fit that `scaling fit --save` wrote, and its draws if they lie beside it."""
     from analysis import Bootstrap, Fit
 
-    draws = draws_path(path)
-    return Fit.from_json(path), Bootstrap.from_json(draws) if draws.exists() else None
+    draws = get_draws_path(path)
+    if not draws.exists():
+        return Fit.from_json(path), None
+    return Fit.from_json(path), Bootstrap.from_json(draws)
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,7 @@ class FitArgs:
 
     runs: Positional[Path]
     """A sweep's folder, or a .csv, .parquet or .jsonl file."""
-    columns: Table = field(default_factory=Table)
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     law: str = "chinchilla"
     """chinchilla, kaplan, gadre, data_constrained, precision, power_law_C, broken_D,
     ...: a wrong name lists all.
@@ -199,24 +212,21 @@ class FitArgs:
     json: bool = False
 
     def study(self) -> Study:
-        """Everything the verbs `fit`, `plot` and `report` need; saved when asked."""
+        """Everything that the verbs `fit`, `plot` and `report` need; saved if asked."""
         from analysis.report.study import study_runs
 
-        sampling: dict[str, Any] = {
-            "holdout": self.holdout,
-            "draws": self.draws,
-            "seed": self.seed,
-        }
         result = study_runs(
             self.columns.read(self.runs),
             law=self.law,
-            **sampling,
+            holdout=self.holdout,
+            draws=self.draws,
+            seed=self.seed,
             **self.how.keywords(),
         )
         if self.save is not None:
             self.save.parent.mkdir(parents=True, exist_ok=True)
             result.fit.to_json(self.save)
-            result.boot.to_json(draws_path(self.save))
+            result.boot.to_json(get_draws_path(self.save))
         return result
 
     def __call__(self) -> int:
@@ -232,13 +242,14 @@ class FitArgs:
 
 @dataclass(frozen=True)
 class PlotArgs(FitArgs):
-    """Fit, and write the figures: frontier, IsoFLOP curves, L(N, D) with residuals,
+    """Fit, and write the figures: frontier, IsoFLOP profiles, L(N, D) with residuals,
     extrapolation.
 
     Example: scaling plot runs/mine --holdout largest_budget --format pdf
     """
 
     figures: Path = Path("figures")
+    """Write the figures into this folder."""
     format: Format = "png"
 
     def __call__(self) -> int:

@@ -8,17 +8,17 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from scaling.cli.fit import (
+    ColumnOptions,
     FitOptions,
     Format,
     Pairs,
     Positional,
-    Table,
-    pairs,
+    parse_pairs,
     read_fit,
 )
 from scaling.cli.output import format_value, print_json, to_records
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 
 def _write_figure(
-    figure: Figure, folder: Path, name: str, suffix: str, quiet: bool
+    figure: Figure, folder: Path, name: str, suffix: str, *, quiet: bool
 ) -> None:
+    """Write a figure into a folder, and print its path unless `quiet`."""
     from analysis.plots.style import save_figure
 
     path = save_figure(figure, folder / f"{name}.{suffix}")
@@ -70,13 +71,13 @@ class PredictArgs:
 
     def __call__(self) -> int:
         fit, boot = read_fit(self.fit)
-        at = pairs("--at", self.at, "U=1e11", float)
-        asked = [
-            name
-            for name in ("C", "loss")
-            if getattr(self, name) is not None and name not in fit.law.variables
-        ]
-        answer = self._optimum(fit, boot, at) if asked else self._point(fit, boot, at)
+        at = parse_pairs("--at", self.at, "U=1e11", float)
+        # C and the loss ask for an optimum, except where the law is one of C.
+        has_budget = self.C is not None and "C" not in fit.law.variables
+        has_target = self.loss is not None and "loss" not in fit.law.variables
+        needs_optimum = has_budget or has_target
+        find_answer = self._find_optimum if needs_optimum else self._predict_point
+        answer = find_answer(fit, boot, at)
         if self.json:
             print_json(answer)
         else:
@@ -84,80 +85,97 @@ class PredictArgs:
                 print(f"{name:>16}  {format_value(value)}")
         return 0
 
-    def _point(
+    def _predict_point(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """The law's value at one point.
 
         Raises:
             ConfigError: a variable of the law is missing, or something is given that a
-            point has no use for.
+                point has no use for.
         """
-        given = {name: getattr(self, name) for name in ("N", "D", "C", "loss")} | dict(
-            at
-        )
-        given = {name: value for name, value in given.items() if value is not None}
-        missing = [_flag(name) for name in fit.law.variables if name not in given]
+        variables = fit.law.variables
+        flags = {"N": self.N, "D": self.D, "C": self.C, "loss": self.loss, **at}
+        given = {name: value for name, value in flags.items() if value is not None}
+        missing = [_name_flag(name) for name in variables if name not in given]
         if missing:
-            best = (
-                ", or --C for the compute-optimal run"
-                if {"N", "D"} <= set(fit.law.variables)
-                else ""
-            )
+            alternative = ""
+            if {"N", "D"} <= set(variables):
+                alternative = ", or --C for the compute-optimal run"
             raise ConfigError(
-                f"law {fit.law.name!r} needs {' and '.join(missing)}{best}"
+                f"law {fit.law.name!r} needs {' and '.join(missing)}{alternative}"
             )
-        unused = [_flag(name) for name in given if name not in fit.law.variables]
-        unused += ["--inference-tokens"] * bool(self.inference_tokens) + [
-            "--max-tokens"
-        ] * (self.max_tokens is not None)
+        unused = [_name_flag(name) for name in given if name not in variables]
+        if self.inference_tokens:
+            unused.append("--inference-tokens")
+        if self.max_tokens is not None:
+            unused.append("--max-tokens")
         if unused:
-            reads = ", ".join(fit.law.variables)
             raise ConfigError(
-                f"law {fit.law.name!r} at one point reads {reads} alone; leave out {', '.join(unused)}"
+                f"law {fit.law.name!r} at one point reads {', '.join(variables)} alone; "
+                f"leave out {', '.join(unused)}"
             )
-        point: dict[str, Any] = {name: given[name] for name in fit.law.variables}
-        answer: dict[str, Any] = {**point, fit.law.target: float(fit.predict(**point))}
+        point = {name: given[name] for name in variables}
+        answer: dict[str, object] = {**point}
+        answer[fit.law.target] = float(fit.predict(**point))
         if boot is not None:
-            answer["law_90"] = list(boot.predict_interval(**point, level=0.90))
-            answer["new_run_90"] = list(
-                boot.predict_interval(**point, level=0.90, new_run=True)
-            )
+            law = boot.predict_interval(level=0.90, **point)
+            new_run = boot.predict_interval(level=0.90, new_run=True, **point)
+            answer["law_90"] = list(law)
+            answer["new_run_90"] = list(new_run)
         return answer
 
-    def _optimum(
+    def _find_optimum(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
+        """The best run of a budget, or the cheapest run of a loss.
+
+        Raises:
+            ConfigError: D is given, which follows from the budget or the loss.
+        """
         from analysis.decisions.allocate import allocate, counted_flops_per_token
 
         if self.D is not None:
             raise ConfigError(
-                f"--D {self.D:g}: D follows from --C or --loss; leave it out, or give --N and --D alone"
+                f"--D {self.D:g}: D follows from --C or --loss; leave it out, or give "
+                "--N and --D alone"
             )
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("max_tokens", "N", "loss")
-        } | {"inference_tokens": self.inference_tokens}
-        found = allocate(
-            fit, self.C, boot, counted_flops_per_token(fit), at=at or None, **options
+        best = allocate(
+            fit,
+            self.C,
+            boot,
+            counted_flops_per_token(fit),
+            inference_tokens=self.inference_tokens,
+            max_tokens=self.max_tokens,
+            N=self.N,
+            loss=self.loss,
+            at=at or None,
         )
-        best = dataclasses.asdict(found)
-        intervals, notes = best.pop("intervals"), best.pop("notes")
-        del best["level"]
+        answer: dict[str, object] = dataclasses.asdict(best)
+        for name in ("intervals", "notes", "level"):
+            del answer[name]
         if self.json:  # readers of the JSON know these two by their old names as well
-            best |= {"valley": found.valley, "reach": found.reach}
-        best |= {f"{name}_90": list(ends) for name, ends in intervals.items()}
-        return best | ({"notes": list(notes)} if notes else {})
+            answer["valley"] = best.valley
+            answer["reach"] = best.reach
+        for name, ends in best.intervals.items():
+            answer[f"{name}_90"] = list(ends)
+        if best.notes:
+            answer["notes"] = list(best.notes)
+        return answer
 
 
-def _flag(name: str) -> str:
-    return f"--{name}" if name in ("N", "D", "C", "loss") else f"--at {name}=..."
+def _name_flag(variable: str) -> str:
+    """The flag that gives a variable of the law."""
+    if variable in ("N", "D", "C", "loss"):
+        return f"--{variable}"
+    return f"--at {variable}=..."
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Fitted:
-    """What the verbs that may have to fit a table share."""
+class _FittingArgs:
+    """Flags of the verbs that take a fit, or a table to fit."""
 
-    columns: Table = field(default_factory=Table)
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     law: str = "chinchilla"
     """Of tables; a saved fit keeps its own."""
     how: Annotated[FitOptions, tyro.conf.arg(name="")] = field(
@@ -172,14 +190,15 @@ class _Fitted:
     """
     json: bool = False
 
-    def others(self) -> dict[str, float] | None:
-        return pairs("--at", self.at, "U=1e11", float) or None
+    def read_variables(self) -> dict[str, float] | None:
+        """The values of --at."""
+        return parse_pairs("--at", self.at, "U=1e11", float) or None
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuggestArgs(_Fitted):
-    """Which runs to train next: those that shrink most the interval of a loss or of an
-    exponent.
+class SuggestArgs(_FittingArgs):
+    """Which runs to train next: those that narrow the interval of a loss or of an
+    exponent the most.
 
     Examples: scaling suggest fit.json --target-C 1e22 --budget 1e20
               scaling suggest runs/mine --quantity a --budget 1e13
@@ -200,8 +219,8 @@ class SuggestArgs(_Fitted):
     count: int = 5
     """Runs to name when there is no budget."""
     candidates: Path | None = None
-    """Table of the runs to choose from (.csv, .parquet): columns N, D, C. Left out, a
-    grid about the runs fitted.
+    """Table of the runs to choose from (.csv, .parquet): columns N, D, C. By default a
+    grid about the fitted runs.
     """
 
     def __call__(self) -> int:
@@ -211,56 +230,56 @@ class SuggestArgs(_Fitted):
 
         if self.quantity == "loss" and self.target_C is None:
             raise ConfigError(
-                "--target-C is missing: the FLOPs at whose optimum the loss is wanted; or --quantity a"
+                "--target-C is missing: the FLOPs at whose optimum the loss is wanted; "
+                "or --quantity a"
             )
+        boot = None
         if self.source.suffix == ".json":
             fit, boot = read_fit(self.source)
         else:
-            fit, boot = (
-                fit_law(
-                    self.columns.read(self.source), self.law, **self.how.keywords()
-                ),
-                None,
-            )
+            runs = self.columns.read(self.source)
+            fit = fit_law(runs, self.law, **self.how.keywords())
         found = suggest(
             fit,
-            self._candidates(),
+            self._read_candidates(),
             self.target_C,
             boot=boot or fit.bootstrap(self.draws, seed=self.seed),
             quantity=self.quantity,
             budget=self.budget,
             flops_per_token=counted_flops_per_token(fit),
             count=self.count,
-            at=self.others(),
+            at=self.read_variables(),
         )
         if not self.json:
             print(found)
             return 0
-        names = (
-            "quantity",
-            "target_C",
-            "value",
-            "width_now",
-            "width_final",
-            "flops",
-            "budget",
-            "order",
-            "level",
-        )
-        answer = {name: getattr(found, name) for name in names}
         print_json(
-            answer | {"runs": to_records(found.table), "notes": list(found.notes)}
+            {
+                "quantity": found.quantity,
+                "target_C": found.target_C,
+                "value": found.value,
+                "width_now": found.width_now,
+                "width_final": found.width_final,
+                "flops": found.flops,
+                "budget": found.budget,
+                "order": found.order,
+                "level": found.level,
+                "runs": to_records(found.table),
+                "notes": list(found.notes),
+            }
         )
         return 0
 
-    def _candidates(self) -> pd.DataFrame | None:
+    def _read_candidates(self) -> pd.DataFrame | None:
         from analysis.table.readers import read_table
 
-        return None if self.candidates is None else read_table(self.candidates).frame
+        if self.candidates is None:
+            return None
+        return read_table(self.candidates).frame
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareArgs(_Fitted):
+class CompareArgs(_FittingArgs):
     """Compare two recipes: how much compute B saves over A, and whether it saves more
     with scale.
 
@@ -277,8 +296,8 @@ class CompareArgs(_Fitted):
     b: Positional[Path]
     """The same of the other recipe."""
     budgets: tuple[float, ...] = ()
-    """FLOPs at which to compare; left out, six that both sweeps hold and ten times the
-    last of them.
+    """FLOPs at which to compare. By default six over the range that both sweeps hold,
+    and ten times the last of them.
     """
     figures: Path | None = None
     """Write the figure into this folder."""
@@ -288,28 +307,25 @@ class CompareArgs(_Fitted):
         from analysis import compare
 
         found = compare(
-            self._side(self.a),
-            self._side(self.b),
+            self._read_recipe(self.a),
+            self._read_recipe(self.b),
             self.law,
             budgets=self.budgets or None,
             draws=self.draws,
             seed=self.seed,
             flops_per_token="counted",
-            at=self.others(),
+            at=self.read_variables(),
             **self.how.keywords(),
         )
-        tables = {
-            "budgets": to_records(found.table),
-            "exponents": to_records(found.exponents),
-        }
         if self.json:
-            slope = dict(zip(("value", "low", "high"), found.slope, strict=True))
+            value, low, high = found.slope
             print_json(
                 {
                     "verdict": found.verdict,
                     "level": found.level,
-                    **tables,
-                    "slope": slope,
+                    "budgets": to_records(found.table),
+                    "exponents": to_records(found.exponents),
+                    "slope": {"value": value, "low": low, "high": high},
                     "notes": found.notes,
                 }
             )
@@ -318,36 +334,37 @@ class CompareArgs(_Fitted):
         if self.figures is not None:
             from analysis import plot_comparison
 
-            figure = plot_comparison(
-                found, (_name(self.a, self.b), _name(self.b, self.a))
-            )
+            names = (_name_recipe(self.a, self.b), _name_recipe(self.b, self.a))
+            figure = plot_comparison(found, names)
             _write_figure(
                 figure, self.figures, "comparison", self.format, quiet=self.json
             )
         return 0
 
-    def _side(self, path: Path) -> Runs | Fit:
-        return read_fit(path)[0] if path.suffix == ".json" else self.columns.read(path)
+    def _read_recipe(self, path: Path) -> Runs | Fit:
+        if path.suffix == ".json":
+            return read_fit(path)[0]
+        return self.columns.read(path)
 
 
-def _name(path: Path, other: Path) -> str:
-    """What tells the path from the other: its stem, or its parent's name where the
-    stems are the same.
-    """
-    return path.stem if path.stem != other.stem else f"{path.parent.name}/{path.stem}"
+def _name_recipe(path: Path, other: Path) -> str:
+    """The stem of the path, with its folder if the other path has the same stem."""
+    if path.stem != other.stem:
+        return path.stem
+    return f"{path.parent.name}/{path.stem}"
 
 
 @dataclass(frozen=True)
 class AuditArgs:
     """Which law, and how far to trust it: information criteria, hold-outs, and every
-    budget and size left out in turn.
+    budget and size left out, one at a time.
 
     Example: scaling audit runs/mine --laws chinchilla gadre kaplan --figures figures
     """
 
     runs: Positional[Path]
     """A sweep's folder, or a .csv, .parquet or .jsonl file."""
-    columns: Table = field(default_factory=Table)
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     laws: tuple[str, ...] = ("chinchilla", "gadre", "kaplan")
     how: Annotated[FitOptions, tyro.conf.arg(name="")] = field(
         default_factory=FitOptions
@@ -360,21 +377,19 @@ class AuditArgs:
     def __call__(self) -> int:
         from analysis import audit, plot_audit, select
 
-        runs, options = self.columns.read(self.runs), self.how.keywords()
+        runs = self.columns.read(self.runs)
+        options = self.how.keywords()
         chosen = select(runs, self.laws, **options)
         checked = audit(runs, self.laws, **options)
         if self.json:
-            tables = {
-                "laws": chosen.table,
-                "holdouts": chosen.holdouts,
-                "refused": chosen.refused,
-            }
-            tables |= {"audit": checked.summary, "left_out": checked.groups}
-            rows = {name: to_records(table) for name, table in tables.items()}
             print_json(
                 {
                     "best": chosen.best,
-                    **rows,
+                    "laws": to_records(chosen.table),
+                    "holdouts": to_records(chosen.holdouts),
+                    "refused": to_records(chosen.refused),
+                    "audit": to_records(checked.summary),
+                    "left_out": to_records(checked.groups),
                     "grouping": checked.grouping,
                     "notes": chosen.notes,
                 }

@@ -48,8 +48,10 @@ def draw_curve(
     dots are averaged, in the logarithm of y.
 
     Args:
-        x, y: the points, in any order.
-        width, height: of the picture without its axes, in characters.
+        x: of the points, in any order.
+        y: of the points.
+        width: of the picture without its axes, in characters.
+        height: of the picture without its axes, in characters.
         braille: use braille characters; else stars.
 
     Returns:
@@ -57,10 +59,10 @@ def draw_curve(
         two distinct x.
     """
     points = []
-    for a, b in zip(x, y, strict=True):
-        if _has_logarithm(a) and _has_logarithm(b):
-            points.append((math.log(a), math.log(b)))
-    if len({a for a, _ in points}) < 2:
+    for x_value, y_value in zip(x, y, strict=True):
+        if _has_logarithm(x_value) and _has_logarithm(y_value):
+            points.append((math.log(x_value), math.log(y_value)))
+    if len({log_x for log_x, _ in points}) < 2:
         return []
     if braille:
         curve = _place_dots(points, columns=2 * width, rows=4 * height)
@@ -97,9 +99,9 @@ def _place_dots(
     left = ordered[0][0]
     right = ordered[-1][0]
     heights: dict[int, list[float]] = {}
-    for a, b in ordered:
-        column = round((a - left) / (right - left) * (columns - 1))
-        heights.setdefault(column, []).append(b)
+    for log_x, log_y in ordered:
+        column = round((log_x - left) / (right - left) * (columns - 1))
+        heights.setdefault(column, []).append(log_y)
     means = {column: sum(values) / len(values) for column, values in heights.items()}
     low = min(means.values())
     high = max(means.values())
