@@ -153,7 +153,7 @@ def _draw_parabola(
         return False
     if not low / FAR < N < high * FAR:
         return False
-    dashes = (0, (2, 2))
+    dashes = (0.0, (2.0, 2.0))
     if low > N:
         draw_part(N, low, linestyle=dashes)
     elif high < N:
