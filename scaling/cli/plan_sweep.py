@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.config import ConfigError, read_toml
-from scaling.execution.config import ClusterConfig, RayConfig, SlurmConfig
+from scaling.execution.config import EXECUTORS, ClusterConfig
 from scaling.monitoring.trackers import Kind
 from scaling.planning.plan import Plan, PlanConfig, make_plan
 from scaling.suggestions import did_you_mean
@@ -120,12 +120,55 @@ class LoopArgs:
     attempts: int | None = None
     """Starts of a trunk whose process dies without progress. Default: 3."""
     members: int | None = None
-    """Most runs that share a program, see --pack. Default: 8."""
+    """Most runs that share a compiled program, see --pack. Default: 8."""
 
     def get_given(self) -> dict[str, Any]:
         """The settings that were given."""
         settings = dataclasses.asdict(self)
         return {name: value for name, value in settings.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExecutorArgs:
+    """Where to train. `make_executor_args` adds a field for each registered executor."""
+
+    executor: str = "local"
+
+    def get_cluster(self) -> ClusterConfig | None:
+        """The configuration of the chosen cluster; None for this machine.
+
+        Raises:
+            ConfigError: a setting of another cluster was given.
+        """
+        for name in EXECUTORS:
+            is_given = getattr(self, name) != EXECUTORS[name].config()
+            if is_given and self.executor != name:
+                raise ConfigError(
+                    f"--{name}.*: only with --executor {name}; here it is {self.executor}"
+                )
+        return None if self.executor == "local" else getattr(self, self.executor)
+
+
+def make_executor_args() -> type[ExecutorArgs]:
+    """The flags `--executor NAME` and `--NAME.FIELD` for all executors of the registry."""
+    help_text = (
+        "Where to train: on this machine, or a job per trunk on a cluster, all of whose "
+        "machines see --out; see docs/guides/clusters.md (an extra of the same name)."
+    )
+    choices = Literal[("local", *EXECUTORS)]  # type: ignore[valid-type]
+    executor = Annotated[choices, tyro.conf.arg(help=help_text)]
+    fields: list[tuple[str, Any, Any]] = [("executor", executor, "local")]
+    for name, entry in EXECUTORS.items():
+        fields.append((name, entry.config, field(default_factory=entry.config)))
+    return dataclasses.make_dataclass(
+        "ExecutorArgs", fields, bases=(ExecutorArgs,), frozen=True
+    )
+
+
+if TYPE_CHECKING:
+    ExecutorFlags = ExecutorArgs
+else:
+    ExecutorFlags = make_executor_args()
 
 
 @dataclass(frozen=True)
@@ -146,18 +189,16 @@ class SweepArgs:
     workers: int | None = None
     """Processes, each on a GPU of its own or else on a core; 0: this process over all
     its devices. Default: one per core on CPU, 0 elsewhere."""
-    executor: Literal["local", "slurm", "ray"] = "local"
-    """Where to train: on this machine, or a job per trunk on a cluster, all of whose
-    machines see --out; see docs/guides/clusters.md (extras slurm, ray)."""
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    ray: RayConfig = field(default_factory=RayConfig)
+    place: Annotated[ExecutorFlags, tyro.conf.arg(name="")] = field(
+        default_factory=ExecutorFlags
+    )
     strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
     """How devices share a run, see docs/guides/devices.md: fsdp splits models that do not fit
     on one.
     """
     pack: Literal["auto", "solo", "vmap", "map"] = "auto"
-    """Without workers, how runs of one shape share a program: side by side, in turn, or
-    not; auto measures.
+    """Without workers, how runs of one shape share a compiled program: not at all, by
+    vmap, or sequentially by map; auto measures.
     """
     loop: LoopArgs = field(default_factory=LoopArgs)
     retry: Literal["none", "failed"] = "none"
@@ -189,28 +230,20 @@ class SweepArgs:
         loop = LoopConfig(
             strategy=self.strategy, pack=self.pack, **self.loop.get_given()
         )
-        where: dict[str, Any] = {"workers": self.workers, "executor": self._cluster()}
-        retry = self.retry == "failed"
-        with sync_during_sweep(
-            self.out,
-            self.tracker if multihost.is_process_0() else (),
-            self.tracker_project,
-        ):
+        trackers = self.tracker if multihost.is_process_0() else ()
+        with sync_during_sweep(self.out, trackers, self.tracker_project):
             table = sweep(
-                plan, self.out, **where, loop=loop, retry=retry, show=self.progress
+                plan,
+                self.out,
+                workers=self.workers,
+                executor=self.place.get_cluster(),
+                loop=loop,
+                retry=self.retry == "failed",
+                show=self.progress,
             )
         if multihost.is_process_0():
             print_table(table if self.json else select_main_columns(table), self.json)
         return 0
-
-    def _cluster(self) -> ClusterConfig | None:
-        """The cluster that was asked for."""
-        for name, default in (("slurm", SlurmConfig()), ("ray", RayConfig())):
-            if getattr(self, name) != default and self.executor != name:
-                raise ConfigError(
-                    f"--{name}.*: only with --executor {name}; here it is {self.executor}"
-                )
-        return None if self.executor == "local" else getattr(self, self.executor)
 
 
 def read_preset(args: Sequence[str]) -> PlanConfig:

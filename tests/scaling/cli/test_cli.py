@@ -5,12 +5,16 @@ the remedy.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
+import tyro
 
 from scaling.cli.main import main
+from scaling.cli.plan_sweep import make_executor_args
+from scaling.execution.config import EXECUTORS, ClusterConfig, ExecutorEntry
 
 TINY = [
     "--model.width",
@@ -570,3 +574,15 @@ def test_settings_of_a_cluster_that_is_not_asked_for_are_refused(tmp_path, capsy
         == 2
     )
     assert "leave out `workers`" in capsys.readouterr().err
+
+
+def test_a_registered_executor_has_flags(monkeypatch):
+    @dataclass(frozen=True)
+    class FluxConfig(ClusterConfig):
+        queue: str = "batch"
+
+    entry = ExecutorEntry(FluxConfig, "somewhere", "Flux")
+    monkeypatch.setitem(EXECUTORS, "flux", entry)
+    flags = ["--executor", "flux", "--flux.queue", "night"]
+    args = tyro.cli(make_executor_args(), args=flags)
+    assert args.get_cluster() == FluxConfig(queue="night")
