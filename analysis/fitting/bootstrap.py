@@ -14,7 +14,7 @@ import numpy as np
 from analysis.fitting.result import FitResult
 from analysis.laws.base import Law
 from analysis.laws.library import get_law
-from analysis.table.readers import json_object
+from analysis.table.readers import read_json_object
 
 FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
 CONVERGED = (
@@ -145,7 +145,7 @@ class Bootstrap:
         Raises:
             ValueError: the text is not a bootstrap.
         """
-        raw = json_object(source, "Bootstrap.to_json")
+        raw = read_json_object(source, "Bootstrap.to_json")
         try:
             raw["law"] = law or get_law(raw["law"])
             raw["draws"] = {k: np.array(v, float) for k, v in raw["draws"].items()}

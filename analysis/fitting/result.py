@@ -18,7 +18,7 @@ from analysis.fitting.certify import Certificate
 from analysis.fitting.protocol import Protocol, row_scales
 from analysis.laws.base import Binding, Law, bind
 from analysis.laws.library import get_law
-from analysis.table.readers import json_object
+from analysis.table.readers import read_json_object
 
 if TYPE_CHECKING:
     from analysis.fitting.newton import Data
@@ -134,7 +134,7 @@ class FitResult:
         Raises:
             ValueError: the text is not a fit.
         """
-        raw = json_object(source, "Fit.to_json")
+        raw = read_json_object(source, "Fit.to_json")
         missing = {"law", "protocol", "params", "data"} - set(raw)
         if missing:
             raise ValueError(

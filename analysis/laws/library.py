@@ -25,8 +25,6 @@ then scales its range by the runs. `downstream` is an example of a negative coef
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 
 from analysis.laws.base import (
@@ -41,6 +39,7 @@ from analysis.laws.base import (
     namespace,
     power,
 )
+from analysis.suggestions import find_near
 
 __all__ = [
     "EXPONENT",
@@ -85,7 +84,7 @@ def get_law(law: str | Law) -> Law:
     if isinstance(law, Law):
         return law
     if law not in LAWS:
-        near = difflib.get_close_matches(law, LAWS, n=1, cutoff=0.3)
+        near = find_near(law, LAWS, cutoff=0.3)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"unknown law {law!r}{hint}; known laws: {', '.join(LAWS)}")
     return LAWS[law]

@@ -38,7 +38,7 @@ from analysis.plots.style import (
 )
 from analysis.report import tables
 from analysis.report.tables import format_exponent, format_interval
-from analysis.table.readers import visible
+from analysis.table.readers import replace_unseen
 from analysis.table.runs import Runs, load_runs
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -125,7 +125,7 @@ def write_report(
         provenance=tables.table_from_pairs(origin),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(visible(page), encoding="utf-8")
+    path.write_text(replace_unseen(page), encoding="utf-8")
     return path
 
 

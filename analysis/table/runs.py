@@ -6,18 +6,17 @@ columns of the project's own tables.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.table.readers import Source, numbers, read_table, visible
-from analysis.table.units import checked_units, convert
-from analysis.table.warnings import FORMULAS, flags, truth
+from analysis.suggestions import find_near
+from analysis.table.readers import Source, parse_numbers, read_table, replace_unseen
+from analysis.table.units import check_units, convert_units
+from analysis.table.warnings import FORMULAS, find_warnings, parse_booleans
 
 CANONICAL: dict[str, str] = {
     "N": "parameters, under the convention of the source column",
@@ -42,15 +41,12 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
     "budget": ("budget",),
     "loss_se": ("loss_se",),
 }
-_IDS = ("run_id", "trunk_id", "trunk")  # read from a .csv as text
-_JUDGED = (
-    "source_row",
-    "row",
-    "reason",
-    "status",
-    "diverged",
-    "undercooled",
-)  # no variable can have these names
+# Columns that are read from a .csv as text.
+_ID_COLUMNS = ("run_id", "trunk_id", "trunk")
+# Names that no variable of a law can have, since rows are judged or named by them.
+_RESERVED = ("source_row", "row", "reason", "status", "diverged", "undercooled")
+# How many rejected rows `str(runs)` shows.
+_SHOWN_REJECTED = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +54,18 @@ class Runs:
     """A validated run table.
 
     Attributes:
-        table: accepted rows: canonical columns (`CANONICAL`, those that are known), all
-        the source's
-            columns, and `source_row`, the 0-based position in the source.
-        rejected: refused rows with `row` (0-based position in the source) and `reason`,
-        then the source's columns.
+        table: the accepted rows: the canonical columns that are known (`CANONICAL`),
+            all columns of the source, and `source_row`, the 0-based position in the
+            source. The canonical columns are in parameters, tokens, FLOPs and nats per
+            token; the source's own are as they were.
+        rejected: the rejected rows: `row` (0-based position in the source), `reason`,
+            then the source's columns.
         columns: canonical name (N, D, C, loss, ... and further variables of a law) ->
-        source column with its unit where one was given, as "params [millions]", or the
-        formula it was computed by, such as "6*N*D".
-        source: path or "DataFrame".
-        notes: remarks on accepted rows that a reader should know; they name rows by
-        `source_row`.
-        units: canonical name -> unit of the source column, where one was given. The
-        canonical columns of `table` are converted to parameters, tokens, FLOPs and nats
-        per token; the source's own are as they were.
+            source column, with its unit where one was given, as "params [millions]"; or
+            the formula that it was computed by, such as "6*N*D".
+        source: path, or "DataFrame".
+        notes: warnings about accepted rows; they name rows by `source_row`.
+        units: canonical name -> unit of the source column, where one was given.
     """
 
     table: pd.DataFrame
@@ -87,52 +81,51 @@ class Runs:
     def __str__(self) -> str:
         named = ", ".join(f"{name}={column}" for name, column in self.columns.items())
         lines = [
-            f"{len(self.table)} runs from {self.source} ({named}); {len(self.rejected)} rejected"
+            f"{len(self.table)} runs from {self.source} ({named}); "
+            f"{len(self.rejected)} rejected"
         ]
-        lines += [f"  row {row}: {why}" for row, why in self.reasons()[:10]]
-        lines += (
-            [f"  ... and {len(self.rejected) - 10} more, see .rejected"]
-            if len(self.rejected) > 10
-            else []
-        )
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        for row, reason in self.reasons()[:_SHOWN_REJECTED]:
+            lines.append(f"  row {row}: {reason}")
+        hidden = len(self.rejected) - _SHOWN_REJECTED
+        if hidden > 0:
+            lines.append(f"  ... and {hidden} more, see .rejected")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
 
     def reasons(self) -> list[tuple[int, str]]:
-        """(row, reason) of every refused row."""
-        return [
-            (int(r), str(w))
-            for r, w in zip(self.rejected["row"], self.rejected["reason"], strict=True)
-        ]
+        """(row, reason) of every rejected row."""
+        pairs = zip(self.rejected["row"], self.rejected["reason"], strict=True)
+        return [(int(row), str(reason)) for row, reason in pairs]
 
     def exclude(
         self, mask: Sequence[bool] | np.ndarray | pd.Series, reason: str
     ) -> Runs:
-        """The same runs with the rows of `table` where mask is true moved to
-        `rejected`, for `reason`.
+        """The same runs with some rows of `table` moved to `rejected`.
+
+        Args:
+            mask: [n] true for the rows that are moved.
+            reason: why, for `rejected`.
 
         Raises:
-            ValueError: when the mask's length differs from the table's, or no row would
-            be left.
+            ValueError: the mask's length is not the table's, or no row would be left.
         """
-        drop = np.asarray(mask, dtype=bool)
-        if drop.shape != (len(self.table),):
+        is_excluded = np.asarray(mask, dtype=bool)
+        if is_excluded.shape != (len(self.table),):
             raise ValueError(
-                f"exclude: mask has shape {drop.shape}, the table has {len(self.table)} rows"
+                f"exclude: mask has shape {is_excluded.shape}, the table has "
+                f"{len(self.table)} rows; give one truth value per row"
             )
-        if drop.all():
+        if is_excluded.all():
             raise ValueError(f"exclude: {reason!r} leaves no row of {self.source}")
-        gone = self.table.loc[drop]
-        moved = _rejected_frame(
-            gone, [(int(row), reason) for row in gone["source_row"]]
-        )
-        rejected = [frame for frame in (self.rejected, moved) if len(frame)]
-        return replace(
-            self,
-            table=self.table.loc[~drop].reset_index(drop=True),
-            rejected=pd.concat(rejected, ignore_index=True)
-            if rejected
-            else self.rejected,
-        )
+        rows = self.table.loc[is_excluded]
+        reasons = [(int(row), reason) for row in rows["source_row"]]
+        rejected = self.rejected
+        parts = [self.rejected, _build_rejected(rows, reasons)]
+        parts = [part for part in parts if len(part)]
+        if parts:
+            rejected = pd.concat(parts, ignore_index=True)
+        table = self.table.loc[~is_excluded].reset_index(drop=True)
+        return replace(self, table=table, rejected=rejected)
 
 
 def load_runs(
@@ -150,283 +143,350 @@ def load_runs(
     units: Mapping[str, str] | None = None,
     **others: str | None,
 ) -> Runs:
-    """Read a run table and refuse, with a reason each, the rows that no law can be
-    fitted to.
+    """Read a run table, and reject the rows that no law can be fitted to.
 
-    Each keyword names the source column that holds a canonical quantity. Those left out
-    are looked for under the project's own names (N: n_matmul, D: tokens, C: flops,
-    trunk: trunk_id, ...), but never weight or a further variable. When two of N, D, C
-    are known the third is computed from C = 6*N*D and `columns` says so. A canonical
-    column hides a source column of its name.
+    Each keyword names the source column that holds a canonical quantity. For those left
+    out the project's own names are tried (N: n_matmul, D: tokens, C: flops, trunk:
+    trunk_id, ...), but never for weight or a further variable. When two of N, D, C are
+    known the third is computed from C = 6*N*D (Kaplan et al. 2020, section 2.1), and
+    `Runs.columns` says so. A canonical column hides a source column of its name.
 
-    A row is refused when N, D, C, loss, weight or a further variable is missing, not a
-    number, infinite or not positive; when loss_se is given and not positive; when
-    `status` is there and is not "finished"; when `diverged` is true; when a line of
-    JSONL cannot be read (a torn last line, say). What is odd about the rows that are
-    kept (undercooled, duplicates, mixed recipes, one D/N, ...) is said in `notes`.
+    A row is rejected, with a reason, when
+
+    - N, D, C, loss, weight or a further variable is missing, not a number, infinite or
+      not positive;
+    - `loss_se` is given and not positive;
+    - the table has a column `status` and it is not "finished";
+    - the table has a column `diverged` and it is true;
+    - its line of JSONL cannot be read, such as a torn last line.
+
+    What is odd about the accepted rows (decay too short, duplicates, mixed recipes, one
+    D/N, ...) stands in `Runs.notes`.
 
     Args:
         source: path to .csv, .parquet or .jsonl, or a DataFrame.
-        loss: any positive response, such as a downstream error, not only a loss.
+        N: column of the number of parameters.
+        D: column of the training tokens.
+        C: column of the training FLOPs.
+        loss: column of any positive response, such as a downstream error, not only a
+            loss.
+        trunk: column that is the same for rows that are not independent.
+        seed: column of the random seed.
+        budget: column of the nominal IsoFLOP budget, in FLOPs.
+        loss_se: column of the standard error of the loss.
         weight: column of the rows' weights.
-        units: canonical name -> unit of its column: ones, thousands, millions, billions
-        or trillions (N, D and
-            further variables); flops, teraflops, petaflops, exaflops, zettaflops or
-            petaflop_days (C, budget); nats, bits or perplexity, per token (loss;
-            loss_se follows it). Never guessed.
-        others: further variables of a law, as U="unique_tokens" or bits="precision".
+        units: canonical name -> unit of its column, never guessed. N, D and further
+            variables: ones, thousands, millions, billions or trillions. C and budget:
+            flops, teraflops, petaflops, exaflops, zettaflops or petaflop_days. loss,
+            which loss_se follows: nats, bits or perplexity, per token.
+        others: columns of further variables of a law, as U="unique_tokens" or
+            bits="precision".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable file, missing column, unknown unit, unfit variable name,
-            or no row left.
+        ValueError: the file is unreadable, a column is missing, a unit is unknown, a
+            variable has a name that is taken, or no row is left.
     """
-    named = {name: column for name, column in others.items() if column is not None}
-    _check_names(named)
-    read = read_table(source, (*_IDS, *([trunk] if trunk else [])))
-    asked = dict(
-        N=N,
-        D=D,
-        C=C,
-        loss=loss,
-        trunk=trunk,
-        seed=seed,
-        budget=budget,
-        loss_se=loss_se,
-        weight=weight,
-    )
-    wanted = {
-        name: None if column is None else visible(column)
-        for name, column in (asked | named).items()
+    variables = {name: column for name, column in others.items() if column is not None}
+    _check_variable_names(variables)
+    text_columns = _ID_COLUMNS if trunk is None else (*_ID_COLUMNS, trunk)
+    read = read_table(source, text_columns)
+    named: dict[str, str | None] = {
+        "N": N,
+        "D": D,
+        "C": C,
+        "loss": loss,
+        "trunk": trunk,
+        "seed": seed,
+        "budget": budget,
+        "loss_se": loss_se,
+        "weight": weight,
+        **variables,
     }
-    columns = _resolve(wanted, list(read.frame.columns), read.label)
-    units = checked_units(units or {}, columns)
+    columns = _resolve_columns(named, list(read.frame.columns), read.label)
+    units = check_units(units or {}, columns)
     if read.frame.empty:
         raise ValueError(
-            f"{read.label} has no row"
-            + _first_reasons(read.unread)
-            + "; a run table needs at least one"
+            f"{read.label} has no row{_format_first_reasons(read.unread)}; "
+            "a run table needs at least one"
         )
-    return _judge(read, columns, units)
+    return _judge_rows(read, columns, units)
 
 
-def _judge(read: Source, columns: dict[str, str], units: dict[str, str]) -> Runs:
-    """The rows that can be used and those that cannot.
+def _check_variable_names(variables: Mapping[str, str]) -> None:
+    """Check that no further variable hides what the table is judged by, or is a
+    canonical name with a typing error.
 
     Raises:
-        ValueError: no row can be used.
+        ValueError: there is such a name.
     """
-    frame = read.frame
-    given = {
-        name: numbers(frame.loc[:, c])
-        for name, c in columns.items()
-        if name not in ("trunk", "seed")
-    }
-    values = convert(given, units)
-    formulas = _derive(values)
-    reasons = _row_reasons(frame, columns, given, values, formulas, units)
-    keep = np.array([not why for why in reasons])
-    refused = [
-        (int(line), why) for line, why in zip(read.lines, reasons, strict=True) if why
-    ]
-    if not keep.any():
-        raise ValueError(
-            f"{read.label} has no usable row left of {len(frame)}"
-            + _first_reasons(refused + read.unread)
-        )
-    columns = columns | formulas
-    columns = {
-        name: columns[name]
-        for name in dict.fromkeys((*CANONICAL, *columns))
-        if name in columns
-    }
-    shown = {
-        name: f"{c} [{units[name]}]" if name in units else c
-        for name, c in columns.items()
-    }
-    table = _canonical_table(frame, values, columns).assign(source_row=read.lines)
-    kept = table.loc[keep].reset_index(drop=True)
-    rejected = _rejected_frame(frame.loc[~keep], refused)
-    if read.unread:
-        torn = _rejected_frame(pd.DataFrame(index=range(len(read.unread))), read.unread)
-        rejected = (
-            torn if rejected.empty else pd.concat([rejected, torn], ignore_index=True)
-        )
-    return Runs(kept, rejected, shown, read.label, flags(kept, columns, units), units)
-
-
-def _check_names(others: Mapping[str, str]) -> None:
-    """Refuse names of further variables that would hide what the table is judged by, or
-    are a slip of the pen.
-
-    Raises:
-        ValueError: such a name.
-    """
-    for name in others:
-        if name in _JUDGED:
+    keywords = (*CANONICAL, "units")
+    long_keywords = [keyword for keyword in keywords if len(keyword) > 3]
+    for name, column in variables.items():
+        if name in _RESERVED:
             raise ValueError(
-                f"{name}={others[name]!r}: rows are judged or named by {name!r}; call the variable otherwise"
+                f"{name}={column!r}: rows are judged or named by {name!r}; "
+                "call the variable otherwise"
             )
-        same = [
-            known for known in (*CANONICAL, "units") if known.lower() == name.lower()
-        ]
-        long = [known for known in (*CANONICAL, "units") if len(known) > 3]
-        near = same or difflib.get_close_matches(name.lower(), long, 1, 0.86)
+        near = [keyword for keyword in keywords if keyword.lower() == name.lower()]
+        near = near or find_near(name, long_keywords, cutoff=0.86)
         if near:
             raise ValueError(
-                f"{name}={others[name]!r}: did you mean {near[0]}=? If not, call the variable otherwise"
+                f"{name}={column!r}: did you mean {near[0]}=? "
+                "If not, call the variable otherwise"
             )
 
 
-def _canonical_table(
-    frame: pd.DataFrame, values: Mapping[str, pd.Series], columns: Mapping[str, str]
-) -> pd.DataFrame:
-    """Canonical columns, then the source's other columns."""
-    out = {
-        name: values[name] if name in values else frame[column]
-        for name, column in columns.items()
-    }
-    out |= {c: frame[c] for c in frame.columns if c not in out and c != "source_row"}
-    return pd.DataFrame(out, index=frame.index)
-
-
-def _resolve(
-    asked: Mapping[str, str | None], present: list[str], label: str
+def _resolve_columns(
+    named: Mapping[str, str | None], present: list[str], label: str
 ) -> dict[str, str]:
-    """canonical name -> source column, for the columns that exist.
+    """Canonical name -> source column, for the columns that exist.
 
     Raises:
-        ValueError: a named column is missing, or there is no loss, or none of N, D, C.
+        ValueError: a column that the caller named is missing, or there is no loss, or
+            none of N, D, C.
     """
     found: dict[str, str] = {}
-    for name, column in asked.items():
+    for name, column in named.items():
         if column is None:
-            column = next((c for c in _DEFAULTS.get(name, ()) if c in present), None)
-        elif column not in present:
+            for default in _DEFAULTS.get(name, ()):
+                if default in present:
+                    found[name] = default
+                    break
+            continue
+        column = replace_unseen(column)
+        if column not in present:
             raise ValueError(
-                f"{label} has no column {column!r} (asked for {name}={column!r})"
-                + _nearest(column, present)
+                f"{label} has no column {column!r} (asked for {name}={column!r}); "
+                + _suggest_columns(column, present)
             )
-        if column is not None:
-            found[name] = column
+        found[name] = column
     if "loss" not in found:
         raise ValueError(
-            f"{label} has no column 'loss'; name it with loss='...'"
-            + _nearest("loss", present)
+            f"{label} has no column 'loss'; name it with loss='...'; "
+            + _suggest_columns("loss", present)
         )
-    if not any(name in found for name in ("N", "D", "C")):
+    if not {"N", "D", "C"} & set(found):
         raise ValueError(
-            f"{label} has neither N, D nor C; name at least one, as in N='params'"
-            + _nearest("params", present)
+            f"{label} has neither N, D nor C; name at least one, as in N='params'; "
+            + _suggest_columns("params", present)
         )
     return found
 
 
-def _nearest(column: str, present: list[str]) -> str:
-    near = difflib.get_close_matches(
-        column.lower(), [p.lower() for p in present], n=3, cutoff=0.5
-    )
-    named = [p for p in present if p.lower() in near] or present[:12]
-    return (
-        f"; nearest columns: {', '.join(named)}"
-        if near
-        else f"; its columns are: {', '.join(named) or 'none'}"
-    )
+def _suggest_columns(column: str, present: list[str]) -> str:
+    near = find_near(column, present, most=3)
+    if near:
+        return f"nearest columns: {', '.join(near)}"
+    return f"its columns are: {', '.join(present[:12]) or 'none'}"
 
 
-def _derive(values: dict[str, pd.Series]) -> dict[str, str]:
-    """Add to `values` the one of N, D, C that follows from the two others by C = 6*N*D
-    (Kaplan et al. 2020, 2.1).
+def _judge_rows(read: Source, columns: dict[str, str], units: dict[str, str]) -> Runs:
+    """The table with accepted rows apart from rejected ones.
+
+    Raises:
+        ValueError: no row is accepted.
     """
-    has = {name for name in ("N", "D", "C") if name in values}
-    if has == {"N", "D"}:
-        values["C"] = 6 * values["N"] * values["D"]
-    elif has == {"N", "C"}:
-        values["D"] = values["C"] / (6 * values["N"])
-    elif has == {"D", "C"}:
-        values["N"] = values["C"] / (6 * values["D"])
-    return {
-        name: FORMULAS[name] for name in FORMULAS if name in values and name not in has
+    frame = read.frame
+    given = {
+        name: parse_numbers(frame.loc[:, column])
+        for name, column in columns.items()
+        if name not in ("trunk", "seed")
     }
+    values = convert_units(given, units)
+    formulas = _derive_third_quantity(values)
+    judged = _Numbers(given=given, values=values, units=units)
+    reasons = _find_reasons(frame, columns, judged, formulas)
+    is_accepted = np.array([not reason for reason in reasons])
+    rejected = [
+        (int(line), reason)
+        for line, reason in zip(read.lines, reasons, strict=True)
+        if reason
+    ]
+    if not is_accepted.any():
+        raise ValueError(
+            f"{read.label} has no usable row left of {len(frame)}"
+            + _format_first_reasons(rejected + read.unread)
+        )
+    columns = _sort_columns(columns | formulas)
+    table = _build_table(frame, values, columns).assign(source_row=read.lines)
+    accepted = table.loc[is_accepted].reset_index(drop=True)
+    rejected_rows = _build_rejected(frame.loc[~is_accepted], rejected)
+    if read.unread:
+        no_cells = pd.DataFrame(index=range(len(read.unread)))
+        unread_rows = _build_rejected(no_cells, read.unread)
+        if rejected_rows.empty:
+            rejected_rows = unread_rows
+        else:
+            rejected_rows = pd.concat([rejected_rows, unread_rows], ignore_index=True)
+    shown_columns = dict(columns)
+    for name, unit in units.items():
+        shown_columns[name] = f"{columns[name]} [{unit}]"
+    return Runs(
+        table=accepted,
+        rejected=rejected_rows,
+        columns=shown_columns,
+        source=read.label,
+        notes=find_warnings(accepted, columns, units),
+        units=units,
+    )
 
 
-def _row_reasons(
+def _derive_third_quantity(values: dict[str, pd.Series]) -> dict[str, str]:
+    """Add to `values` the one of N, D, C that follows from the two others by C = 6*N*D
+    (Kaplan et al. 2020, section 2.1).
+
+    Returns:
+        Its name -> its formula; empty if nothing was added.
+    """
+    known = {name for name in ("N", "D", "C") if name in values}
+    if known == {"N", "D"}:
+        derived = "C"
+        values["C"] = 6 * values["N"] * values["D"]
+    elif known == {"N", "C"}:
+        derived = "D"
+        values["D"] = values["C"] / (6 * values["N"])
+    elif known == {"D", "C"}:
+        derived = "N"
+        values["N"] = values["C"] / (6 * values["D"])
+    else:
+        return {}
+    return {derived: FORMULAS[derived]}
+
+
+def _sort_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns in the order of `CANONICAL`, then the further variables."""
+    names = [name for name in CANONICAL if name in columns]
+    names += [name for name in columns if name not in CANONICAL]
+    return {name: columns[name] for name in names}
+
+
+def _build_table(
+    frame: pd.DataFrame, values: Mapping[str, pd.Series], columns: Mapping[str, str]
+) -> pd.DataFrame:
+    """The canonical columns, then the source's other columns."""
+    table: dict[Hashable, pd.Series] = {}
+    for name, column in columns.items():
+        table[name] = values[name] if name in values else frame.loc[:, column]
+    for name in frame.columns:
+        if name not in table and name != "source_row":
+            table[name] = frame.loc[:, name]
+    return pd.DataFrame(table, index=frame.index)
+
+
+def _build_rejected(rows: pd.DataFrame, reasons: list[tuple[int, str]]) -> pd.DataFrame:
+    """`Runs.rejected` of some rows, one reason each."""
+    head = pd.DataFrame(reasons, columns=pd.Index(["row", "reason"]))
+    head = head.astype({"row": int, "reason": object})
+    body = rows.drop(columns=["source_row", "row", "reason"], errors="ignore")
+    return pd.concat([head, body.reset_index(drop=True)], axis=1)
+
+
+def _format_first_reasons(reasons: list[tuple[int, str]]) -> str:
+    if not reasons:
+        return ""
+    return ": " + "; ".join(f"row {row}: {reason}" for row, reason in reasons[:3])
+
+
+@dataclass(frozen=True, eq=False)
+class _Numbers:
+    """The numbers by which rows are judged, one Series of all rows per quantity.
+
+    Attributes:
+        given: canonical name -> numbers as the source has them.
+        values: canonical name -> numbers after conversion, and those computed by a
+            formula.
+        units: canonical name -> unit of the source.
+    """
+
+    given: Mapping[str, pd.Series]
+    values: Mapping[str, pd.Series]
+    units: Mapping[str, str]
+
+
+class _Reasons:
+    """Why rows are rejected, "" for the accepted ones. A row keeps its first reason."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.texts = [""] * n_rows
+
+    def reject(
+        self, mask: pd.Series | np.ndarray, explain: Callable[[int], str]
+    ) -> None:
+        """Reject the rows of a mask [n]; `explain` gives the reason of a row."""
+        for row in np.flatnonzero(np.asarray(mask, dtype=bool)).tolist():
+            self.texts[row] = self.texts[row] or explain(row)
+
+
+def _find_reasons(
     frame: pd.DataFrame,
     columns: Mapping[str, str],
-    given: Mapping[str, pd.Series],
-    values: Mapping[str, pd.Series],
+    numbers: _Numbers,
     formulas: Mapping[str, str],
-    units: Mapping[str, str],
 ) -> list[str]:
-    """Per row, why it is refused; "" when it is not.
+    """[n] why each row is rejected; "" where it is not.
 
     Args:
-        given: canonical name -> numbers as the source has them; `values`: the same
-        after conversion, and those computed by `formulas`.
+        frame: the rows as the source has them.
+        columns: canonical name -> source column.
+        numbers: what the rows are judged by.
+        formulas: canonical name -> formula, of the quantity that was computed.
     """
-    reasons = [""] * len(frame)
-
-    def refuse(mask: Any, why: Any) -> None:
-        for i in np.flatnonzero(np.asarray(mask, dtype=bool)):
-            reasons[i] = reasons[i] or why(i)
-
+    reasons = _Reasons(len(frame))
     if "status" in frame.columns:
-        status = frame["status"].astype(str)
-        refuse(
-            status != "finished",
-            lambda i: f"status is {status[i]!r:.80}, not 'finished'",
+        status = frame.loc[:, "status"].astype(str)
+        reasons.reject(
+            (status != "finished").to_numpy(bool),
+            lambda row: f"status is {status[row]!r:.80}, not 'finished'",
         )
     if "diverged" in frame.columns:
-        refuse(
-            truth(frame["diverged"]), lambda i: "diverged: its loss became non-finite"
+        reasons.reject(
+            parse_booleans(frame.loc[:, "diverged"]),
+            lambda row: "diverged: its loss became non-finite",
         )
-    for name in (n for n in given if n not in ("budget", "loss_se")):
-        refuse(
-            frame[columns[name]].isna(), lambda i, c=columns[name]: f"{c} is missing"
-        )
-    for name in (n for n in given if n != "budget"):
-        raw, number, c = frame[columns[name]], given[name], columns[name]
-        refuse(
-            number.isna() & raw.notna(),
-            lambda i, c=c, r=raw: f"{c} is {r[i]!r:.80}, not a number",
-        )
-        refuse(np.isinf(number), lambda i, c=c: f"{c} is infinite")
-        refuse(
-            number <= 0,
-            lambda i, c=c, v=number: f"{c} is {v[i]:g}; it must be positive",
-        )
-        unit, nats = units.get(name, ""), values[name]
-        odd = ~(nats > 0) | np.isinf(nats)
-        refuse(
-            odd & number.notna(),
-            lambda i, c=c, v=number, u=unit, n=nats: (
-                f"{c} is {v[i]:g} {u}, which is {n[i]:g}"
-            ),
-        )
+    for name in numbers.given:
+        if name not in ("budget", "loss_se"):
+            _reject_missing(reasons, frame.loc[:, columns[name]], columns[name])
+    for name in numbers.given:
+        if name != "budget":
+            _reject_bad_numbers(reasons, frame.loc[:, columns[name]], name, numbers)
     for name, formula in formulas.items():
-        v = values[name]
-        refuse(
-            ~(v > 0) | np.isinf(v),
-            lambda i, c=formula, v=v: (
-                f"{c} is {v[i]:g}; it must be positive and finite"
-            ),
-        )
-    return reasons
+        _reject_bad_results(reasons, numbers.values[name], formula)
+    return reasons.texts
 
 
-def _rejected_frame(rows: pd.DataFrame, reasons: list[tuple[int, str]]) -> pd.DataFrame:
-    head = pd.DataFrame(reasons, columns=["row", "reason"]).astype(
-        {"row": int, "reason": object}
+def _reject_missing(reasons: _Reasons, cells: pd.Series, column: str) -> None:
+    reasons.reject(cells.isna(), lambda row: f"{column} is missing")
+
+
+def _reject_bad_numbers(
+    reasons: _Reasons, cells: pd.Series, name: str, numbers: _Numbers
+) -> None:
+    """Reject the rows whose cell in one column is not a finite positive number, before
+    or after its conversion.
+    """
+    column = cells.name
+    given = numbers.given[name]
+    value = numbers.values[name]
+    unit = numbers.units.get(name, "")
+    reasons.reject(
+        given.isna() & cells.notna(),
+        lambda row: f"{column} is {cells[row]!r:.80}, not a number",
     )
-    body = rows.drop(
-        columns=["source_row", "row", "reason"], errors="ignore"
-    ).reset_index(drop=True)
-    return pd.concat([head, body], axis=1)
+    reasons.reject(np.isinf(given), lambda row: f"{column} is infinite")
+    reasons.reject(
+        given <= 0,
+        lambda row: f"{column} is {given[row]:g}; it must be positive",
+    )
+    is_unfit = ~(value > 0) | np.isinf(value)
+    reasons.reject(
+        is_unfit & given.notna(),
+        lambda row: f"{column} is {given[row]:g} {unit}, which is {value[row]:g}",
+    )
 
 
-def _first_reasons(reasons: list[tuple[int, str]]) -> str:
-    return (
-        (": " + "; ".join(f"row {row}: {why}" for row, why in reasons[:3]))
-        if reasons
-        else ""
+def _reject_bad_results(reasons: _Reasons, value: pd.Series, formula: str) -> None:
+    reasons.reject(
+        ~(value > 0) | np.isinf(value),
+        lambda row: f"{formula} is {value[row]:g}; it must be positive and finite",
     )

@@ -1,31 +1,36 @@
-"""The best run of every cell: a scaling law is one of the best loss at (N, D), not of
-whatever rate was tried.
+"""The best run of every cell of (N, D): a scaling law is about the best loss there, not
+about the loss at whatever learning rate was tried.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.table.runs import Runs, load_runs
 
-CELL = 1e-3  # runs whose ln N and ln D differ by less are of one cell
+SAME_CELL = 1e-3
+"""Runs whose ln N and ln D differ by less are of one cell."""
+
+SHOWN_CELLS = 8
+"""How many untuned cells the note names."""
 
 
 def tuned(
     runs: Runs | pd.DataFrame, over: str = "lr", by: tuple[str, ...] = ("N", "D")
 ) -> Runs:
-    """The run of least loss in every cell of `by`; the others move to `rejected`.
+    """The run of least loss in every cell; the others move to `rejected`.
 
     A cell whose best value of `over` is the lowest or highest tried there, or the only
-    one, is not known to be tuned: a note names those cells and the rows. Fit them with
+    one, is not known to be tuned: a note names those cells by their rows. Fit them with
     `quantile` below 0.5, or try more values.
 
     Args:
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
         over: column of what was tuned, such as the learning rate.
+        by: columns of positive numbers that make a cell.
 
     Raises:
         ValueError: a column is missing.
@@ -33,28 +38,34 @@ def tuned(
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     missing = [name for name in (over, *by) if name not in runs.table.columns]
     if missing:
-        raise ValueError(f"tuned needs {', '.join(missing)}, which {runs.source} lacks; its columns are "
-                         f"{', '.join(map(str, runs.table.columns))}")  # fmt: skip
-    table: Any = runs.table
-    cells = pd.DataFrame(
-        {name: np.round(np.log(table[name].to_numpy(float)) / CELL) for name in by}
+        raise ValueError(
+            f"tuned needs {', '.join(missing)}, which {runs.source} lacks; "
+            f"its columns are {', '.join(map(str, runs.table.columns))}"
+        )
+    table = runs.table
+    loss = table["loss"].to_numpy(float)
+    values = table[over].to_numpy(float)
+    cells = [np.round(np.log(table[name].to_numpy(float)) / SAME_CELL) for name in by]
+    is_best = np.zeros(len(table), bool)
+    at_edge: list[int] = []
+    for _, cell in table.groupby(cells):
+        rows = cell.index.to_numpy(int)
+        best = int(rows[np.argmin(loss[rows])])
+        is_best[best] = True
+        tried = values[rows]
+        if not tried.min() < values[best] < tried.max():
+            at_edge.append(best)
+    if not is_best.all():
+        reason = f"not the best {over} of its cell ({', '.join(by)})"
+        runs = runs.exclude(~is_best, reason)
+    if not at_edge:
+        return runs
+    shown = table["source_row"].to_numpy()[at_edge[:SHOWN_CELLS]]
+    named = ", ".join(str(row) for row in shown)
+    if len(at_edge) > SHOWN_CELLS:
+        named += " ..."
+    note = (
+        f"untuned: in {len(at_edge)} of {is_best.sum()} cells the best {over} is at "
+        f"the edge of those tried (rows {named})"
     )
-    best, edge = np.zeros(len(table), bool), []
-    for _, rows in table.groupby([cells[name].to_numpy() for name in by]):
-        winner = rows["loss"].idxmin()
-        best[winner] = True
-        tried = rows[over].to_numpy(float)
-        if not tried.min() < rows.loc[winner, over] < tried.max():
-            edge.append(winner)
-    kept = (
-        runs
-        if best.all()
-        else runs.exclude(~best, f"not the best {over} of its cell ({', '.join(by)})")
-    )
-    if not edge:
-        return kept
-    named = ", ".join(str(row) for row in table.loc[edge[:8], "source_row"]) + (
-        " ..." if len(edge) > 8 else ""
-    )
-    note = f"untuned: in {len(edge)} of {best.sum()} cells the best {over} is at the edge of those tried (rows {named})"
-    return replace(kept, notes=(*kept.notes, note))
+    return replace(runs, notes=(*runs.notes, note))

@@ -4,12 +4,13 @@ FLOPs and nats per token.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+
+from analysis.suggestions import did_you_mean
 
 COUNTS: dict[str, float] = {
     "ones": 1.0,
@@ -29,82 +30,87 @@ FLOPS: dict[str, float] = {
 LOSSES = ("nats", "bits", "perplexity")
 
 
-def checked_units(
-    units: Mapping[str, str], columns: Mapping[str, str]
-) -> dict[str, str]:
-    """`units` when each is known and belongs to a column that was read.
+def check_units(units: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The units as given, if each is known and belongs to a column that was read.
 
     Args:
         units: canonical name -> unit.
         columns: canonical name -> source column.
 
     Raises:
-        ValueError: a name that has no column or takes no unit, or an unknown unit; the
-        nearest are named.
+        ValueError: a name has no column or takes no unit, or a unit is unknown. The
+            message names the nearest ones.
     """
-    able = [
-        name for name in columns if name not in ("trunk", "seed", "weight", "loss_se")
-    ]
+    without_unit = ("trunk", "seed", "weight", "loss_se")
+    with_unit = [name for name in columns if name not in without_unit]
     for name, unit in units.items():
         if name == "loss_se":
             raise ValueError(
-                f"units: loss_se={unit!r}; loss_se is in the unit of the loss: give units={{'loss': ...}}"
+                f"units: loss_se={unit!r}; loss_se is in the unit of the loss: "
+                "give units={'loss': ...}"
             )
-        if name not in able:
+        if name not in with_unit:
             raise ValueError(
-                f"units: {name!r} is no column that was read{_near(name, able)}"
+                f"units: {name!r} is no column that was read; "
+                + did_you_mean(name, with_unit, most=2)
             )
-        if unit not in (known := _known(name)):
+        known = list_units(name)
+        if unit not in known:
             raise ValueError(
-                f"units: {name}={unit!r} is no unit of {name}{_near(unit, known)}"
+                f"units: {name}={unit!r} is no unit of {name}; "
+                + did_you_mean(unit, known, most=2)
             )
     return dict(units)
 
 
-def convert(
-    read: Mapping[str, pd.Series], units: Mapping[str, str]
-) -> dict[str, pd.Series]:
-    """Numbers in parameters, tokens, FLOPs and nats per token, from numbers in `units`.
-
-    A perplexity p is ln(p) nats, its standard error s is s/p nats; bits are multiplied
-    by ln 2.
-    """
-    out = dict(read)
-    for name, unit in units.items():
-        if name == "loss":
-            out |= _nats(read, unit)
-        elif (factor := _factor(name, unit)) != 1:
-            out[name] = read[name] * factor
-    return out
-
-
-def _nats(read: Mapping[str, pd.Series], unit: str) -> dict[str, pd.Series]:
-    loss, error = read["loss"], read.get("loss_se")
-    if unit == "bits":
-        out = {"loss": loss * math.log(2.0)}
-        return out if error is None else out | {"loss_se": error * math.log(2.0)}
-    if unit == "perplexity":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            out = {"loss": pd.Series(np.log(loss.to_numpy()), index=loss.index)}
-        return out if error is None else out | {"loss_se": error / loss}
-    return {}
-
-
-def _known(name: str) -> tuple[str, ...]:
+def list_units(name: str) -> tuple[str, ...]:
+    """The units that a canonical column may be in."""
     if name == "loss":
         return LOSSES
-    return tuple(FLOPS if name in ("C", "budget") else COUNTS)
+    return tuple(_unit_factors(name))
 
 
-def _factor(name: str, unit: str) -> float:
-    return (FLOPS if name in ("C", "budget") else COUNTS)[unit]
+def convert_units(
+    columns: Mapping[str, pd.Series], units: Mapping[str, str]
+) -> dict[str, pd.Series]:
+    """The columns in parameters, tokens, FLOPs and nats per token.
+
+    A perplexity p is ln(p) nats and its standard error s is s/p nats. Bits are
+    multiplied by ln 2.
+
+    Args:
+        columns: canonical name -> numbers as the source has them.
+        units: canonical name -> unit, of the columns to convert. The column `loss_se`
+            is converted with `loss`.
+    """
+    converted = dict(columns)
+    for name, unit in units.items():
+        if name == "loss":
+            converted |= _convert_loss(columns, unit)
+            continue
+        factor = _unit_factors(name)[unit]
+        if factor != 1:
+            converted[name] = columns[name] * factor
+    return converted
 
 
-def _near(word: str, known: tuple[str, ...] | list[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.5)
-    near = near or [name for name in known if name.lower() == word.lower()]
-    return (
-        f"; did you mean {' or '.join(near)}?"
-        if near
-        else f"; use one of: {', '.join(known)}"
-    )
+def _convert_loss(columns: Mapping[str, pd.Series], unit: str) -> dict[str, pd.Series]:
+    """`loss`, and `loss_se` if the table has it, in nats per token."""
+    loss = columns["loss"]
+    error = columns.get("loss_se")
+    converted: dict[str, pd.Series] = {}
+    if unit == "bits":
+        converted["loss"] = loss * math.log(2.0)
+        if error is not None:
+            converted["loss_se"] = error * math.log(2.0)
+    elif unit == "perplexity":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            converted["loss"] = pd.Series(np.log(loss.to_numpy()), index=loss.index)
+        if error is not None:
+            converted["loss_se"] = error / loss
+    return converted
+
+
+def _unit_factors(name: str) -> dict[str, float]:
+    """Unit -> factor to parameters, tokens or FLOPs, of a column other than the loss."""
+    return FLOPS if name in ("C", "budget") else COUNTS

@@ -1,5 +1,5 @@
-"""Remarks on accepted rows: what a reader should know before trusting a fit. No row and
-no number is changed.
+"""Warnings about accepted rows: what a reader should know before trusting a fit. No row
+and no number is changed.
 
 Rows are named by `source_row`, their 0-based position in the source.
 """
@@ -7,20 +7,39 @@ Rows are named by `source_row`, their 0-based position in the source.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.table.readers import numbers
+from analysis.table.readers import parse_numbers
 
-SHOWN = 8  # rows named in one remark
 FORMULAS = {"C": "6*N*D", "D": "C/(6*N)", "N": "C/(6*D)"}
-ONE_RATIO = 0.02  # rms spread of ln(D/N) below which the runs have one ratio
-UNEVEN = 3.0  # ratio of two shares of a run above which they count as different recipes
-MATERIAL_WARMUP = 0.05  # share of a run's tokens up to which its warm-up, at worth half of them, does not matter
-CHECKPOINTS = 7  # D values of one model above which its rows are probably checkpoints; IsoFLOP grids have up to 7
-_STATES = (
+"""How each of N, D, C follows from the two others (Kaplan et al. 2020, section 2.1)."""
+
+SHOWN_ROWS = 8
+"""How many rows one warning names."""
+
+SMALLEST_MEDIAN = {"N": 1e3, "D": 1e4}
+"""Median below which a column is probably counted in millions or billions."""
+
+MOST_CATEGORIES = 4
+"""How many values one warning names, with their number of rows."""
+
+ONE_RATIO = 0.02
+"""Standard deviation of ln(D/N) below which the runs have one ratio."""
+
+UNEVEN = 3.0
+"""Ratio of two shares of a run above which they count as different recipes."""
+
+MATERIAL_WARMUP = 0.05
+"""Share of a run's tokens up to which its warmup, worth half of them, hardly matters."""
+
+MOST_BUDGETS = 7
+"""D values of one model above which its rows are probably checkpoints. IsoFLOP grids
+have up to 7."""
+
+# States of W&B other than "finished".
+_UNFINISHED_STATES = (
     "crashed",
     "failed",
     "killed",
@@ -28,249 +47,277 @@ _STATES = (
     "pending",
     "preempted",
     "preempting",
-)  # W&B's, not finished
-_MIXED = {
+)
+# Columns whose values should not be mixed, and what they hold.
+_CATEGORIES = {
     "schedule": "learning-rate schedules",
     "tokenizer": "tokenizers",
     "vocab": "vocabulary sizes",
     "source": "data sources",
 }
+# Columns that may name the run that a row belongs to.
+_RUN_NAMES = ("run_id", "run", "run_name", "name", "Name", "ID", "seed")
 
 
-def flags(
+def find_warnings(
     table: pd.DataFrame, columns: Mapping[str, str], units: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """One remark for each thing that is odd about the accepted rows.
+    """One warning for each thing that is odd about the accepted rows.
 
     Args:
         table: canonical columns, the source's columns and `source_row`.
         columns: canonical name -> source column or formula.
         units: canonical name -> unit, of the columns whose unit the caller gave.
     """
-    found = (
-        _undercooled(table),
-        *(
-            _small(table, columns, units, name, below)
-            for name, below in (("N", 1e3), ("D", 1e4))
-        ),
-        _six_nd(table, columns),
-        _duplicates(table, columns),
-        *(_mixed(table, columns, name) for name in _MIXED),
-        _uneven_warmup(table),
-        _uneven_cooldown(table),
-        _one_ratio(table),
-        _checkpoints(table, columns),
-        _unfinished(table),
-    )
-    return tuple(note for note in found if note)
+    found = [
+        warn_of_short_decay(table),
+        warn_of_small_numbers(table, columns, units, "N"),
+        warn_of_small_numbers(table, columns, units, "D"),
+        warn_of_odd_compute(table, columns),
+        warn_of_duplicates(table, columns),
+        *(warn_of_mixed_values(table, columns, name) for name in _CATEGORIES),
+        warn_of_uneven_warmup(table),
+        warn_of_uneven_cooldown(table),
+        warn_of_one_ratio(table),
+        warn_of_checkpoints(table, columns),
+        warn_of_unfinished_runs(table),
+    ]
+    return tuple(warning for warning in found if warning)
 
 
-def truth(column: Any) -> np.ndarray:
+def parse_booleans(column: pd.Series) -> np.ndarray:
     """[n] mask of the cells that say true, yes or 1."""
-    return (
-        column.astype(str).str.lower().isin(("true", "1", "1.0", "yes")).to_numpy(bool)
-    )
+    text = column.astype(str).str.lower()
+    return text.isin(("true", "1", "1.0", "yes")).to_numpy(bool)
 
 
-def rows_text(table: pd.DataFrame, mask: np.ndarray) -> str:
+def describe_rows(table: pd.DataFrame, mask: np.ndarray) -> str:
     """The masked rows in words: "rows 3, 7" or "rows 0, ..., 7 and 12 more"."""
     rows = [str(row) for row in table["source_row"].to_numpy()[mask]]
-    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:SHOWN])}{more}"
+    plural = "s" if len(rows) > 1 else ""
+    text = f"row{plural} {', '.join(rows[:SHOWN_ROWS])}"
+    if len(rows) > SHOWN_ROWS:
+        text += f" and {len(rows) - SHOWN_ROWS} more"
+    return text
 
 
-def _undercooled(table: pd.DataFrame) -> str:
-    if "undercooled" not in table.columns or not (
-        n := int(truth(table["undercooled"]).sum())
-    ):
+def warn_of_short_decay(table: pd.DataFrame) -> str:
+    """Warn of runs that the column `undercooled` marks."""
+    if "undercooled" not in table.columns:
+        return ""
+    count = int(parse_booleans(table.loc[:, "undercooled"]).sum())
+    if count == 0:
         return ""
     return (
-        f"{n} of {len(table)} runs are undercooled (cooldown shorter than the recipe asks): their loss "
-        "is above what their N and D allow; drop them with runs.exclude(...) to see what changes"
+        f"{count} of {len(table)} runs are undercooled (their decay is shorter than "
+        "the recipe asks for): their loss is above what their N and D allow; drop them "
+        "with runs.exclude(...) to see what changes"
     )
 
 
-def _small(
+def warn_of_small_numbers(
     table: pd.DataFrame,
     columns: Mapping[str, str],
     units: Mapping[str, str],
     name: str,
-    below: float,
 ) -> str:
-    if name in units or columns.get(name, FORMULAS[name]) == FORMULAS[name]:
+    """Warn if N or D is so small that it is probably counted in millions or billions."""
+    source = columns.get(name, FORMULAS[name])
+    if name in units or source == FORMULAS[name]:
         return ""
     median = float(np.median(table[name].to_numpy(float)))
-    if median >= below:
+    if median >= SMALLEST_MEDIAN[name]:
         return ""
-    what = {"N": "parameters", "D": "tokens"}[name]
+    quantity = {"N": "parameters", "D": "tokens"}[name]
     return (
-        f"{name} looks as if it were in millions or billions of {what} (median of {columns[name]}: {median:.4g}); "
-        f"nothing was converted: say units={{{name!r}: 'millions'}} or 'billions' if so, 'ones' if not"
+        f"{name} looks as if it were in millions or billions of {quantity} "
+        f"(median of {source}: {median:.4g}); nothing was converted: say "
+        f"units={{{name!r}: 'millions'}} or 'billions' if so, 'ones' if not"
     )
 
 
-def _six_nd(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    if any(columns.get(name, formula) == formula for name, formula in FORMULAS.items()):
+def warn_of_odd_compute(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Warn of rows whose C differs from 6*N*D by more than a factor of two."""
+    for name, formula in FORMULAS.items():
+        if columns.get(name, formula) == formula:
+            return ""
+    if columns["C"] == "flops" and columns["N"] == "n_matmul":
+        # The project's own columns are counted exactly.
         return ""
-    if (columns["C"], columns["N"]) == (
-        "flops",
-        "n_matmul",
-    ):  # the project's own, counted exactly
+    C = table["C"].to_numpy(float)
+    N = table["N"].to_numpy(float)
+    D = table["D"].to_numpy(float)
+    log_ratio = np.log(C) - np.log(6.0) - np.log(N) - np.log(D)
+    is_odd = np.abs(log_ratio) > np.log(2.0)
+    if not is_odd.any():
         return ""
-    C, N, D = (table[name].to_numpy(float) for name in ("C", "N", "D"))
-    off = np.log(C) - np.log(6.0) - np.log(N) - np.log(D)
-    wrong = np.abs(off) > np.log(2.0)
-    if not wrong.any():
-        return ""
-    low, high = (np.exp(np.clip(f(off[wrong]), -700, 700)) for f in (np.min, np.max))
-    span = (
-        f"{low:.3g}" if np.isclose(low, high, rtol=1e-2) else f"{low:.3g} to {high:.3g}"
-    )
+    ratios = np.exp(np.clip(log_ratio[is_odd], -700, 700))
+    low, high = ratios.min(), ratios.max()
+    factor = f"{low:.3g}"
+    if not np.isclose(low, high, rtol=1e-2):
+        factor = f"{low:.3g} to {high:.3g}"
     return (
-        f"C ({columns['C']}) is {span} times 6*N*D in {rows_text(table, wrong)}: it may be rounded, in another unit, "
-        "or counted otherwise (attention, output head); drop that column to use 6*N*D"
+        f"C ({columns['C']}) is {factor} times 6*N*D in "
+        f"{describe_rows(table, is_odd)}: it may be rounded, in another unit, or "
+        "counted otherwise (attention, output head); drop that column to use 6*N*D"
     )
 
 
-def _duplicates(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    text = ("trunk", "seed")  # as the source has them, so perhaps lists
-    key = pd.DataFrame(
-        {
-            name: table[name].astype(str) if name in text else table[name]
-            for name in columns
-        }
-    )
-    twice = key.duplicated(keep=False).to_numpy(bool)
-    if not twice.any():
+def warn_of_duplicates(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Warn of rows that are equal in all canonical columns."""
+    key = table[list(columns)]
+    # These two are as the source has them, so their cells may be lists.
+    key = key.astype({name: str for name in ("trunk", "seed") if name in columns})
+    is_repeated = key.duplicated(keep=False).to_numpy(bool)
+    if not is_repeated.any():
         return ""
     return (
-        f"exact duplicates ({', '.join(columns)} all equal): {rows_text(table, twice)}; each counts as a run of its "
-        "own, which narrows the intervals: drop the copies, or name what tells them apart"
+        f"exact duplicates ({', '.join(columns)} all equal): "
+        f"{describe_rows(table, is_repeated)}; each counts as a run of its own, which "
+        "narrows the intervals: drop the copies, or name what tells them apart"
     )
 
 
-def _mixed(table: pd.DataFrame, columns: Mapping[str, str], name: str) -> str:
-    if name not in table.columns or name in (
-        *columns,
-        *columns.values(),
-    ):  # then it is a variable of the law
+def warn_of_mixed_values(
+    table: pd.DataFrame, columns: Mapping[str, str], name: str
+) -> str:
+    """Warn if the column `name` holds more than one value, such as two tokenizers."""
+    if name not in table.columns:
         return ""
-    if (
-        name in ("tokenizer", "vocab") and columns["loss"] == "bits_per_byte"
-    ):  # comparable across tokenizers
+    if name in columns or name in columns.values():
+        # It is a variable of the law.
         return ""
-    values = table[name].map(_value_text, na_action="ignore").astype(object)
+    if name in ("tokenizer", "vocab") and columns["loss"] == "bits_per_byte":
+        # Bits per byte are comparable across tokenizers.
+        return ""
+    values = table[name].map(_format_value, na_action="ignore").astype(object)
     counts = values.dropna().value_counts()
     if len(counts) < 2:
         return ""
-    minority = (values.notna() & (values != counts.index[0])).to_numpy(bool)
-    parts = [f"{value} ({n} row{'s' if n > 1 else ''})" for value, n in counts.items()]
-    more = f" and {len(parts) - 4} more" if len(parts) > 4 else ""
+    commonest = counts.index[0]
+    in_minority = (values.notna() & (values != commonest)).to_numpy(bool)
+    parts = []
+    for value, count in counts.items():
+        plural = "s" if count > 1 else ""
+        parts.append(f"{value} ({count} row{plural})")
+    shown = ", ".join(parts[:MOST_CATEGORIES])
+    if len(parts) > MOST_CATEGORIES:
+        shown += f" and {len(parts) - MOST_CATEGORIES} more"
     return (
-        f"{len(counts)} {_MIXED[name]} are mixed: {', '.join(parts[:4])}{more}; losses are not comparable between "
-        f"them; other than {counts.index[0]}: {rows_text(table, minority)}"
+        f"{len(counts)} {_CATEGORIES[name]} are mixed: {shown}; losses are not "
+        f"comparable between them; other than {commonest}: "
+        f"{describe_rows(table, in_minority)}"
     )
 
 
-def _value_text(value: Any) -> str:
-    return f"{value:.10g}" if isinstance(value, (float, np.floating)) else str(value)
+def _format_value(value: object) -> str:
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.10g}"
+    return str(value)
 
 
-def _uneven_warmup(table: pd.DataFrame) -> str:
+def warn_of_uneven_warmup(table: pd.DataFrame) -> str:
+    """Warn if warmups are long, and differ in their share of the run's tokens."""
     if not {"warmup_tokens", "D"} <= set(table.columns):
         return ""
-    share = numbers(table.loc[:, "warmup_tokens"]).to_numpy() / table["D"].to_numpy(
-        float
-    )
-    if not np.nanmax(np.append(share, 0.0)) > MATERIAL_WARMUP:
+    tokens = parse_numbers(table.loc[:, "warmup_tokens"]).to_numpy()
+    share = tokens / table["D"].to_numpy(float)
+    longest = np.nanmax(np.append(share, 0.0))
+    if not longest > MATERIAL_WARMUP:
         return ""
-    return _uneven(
-        table,
-        share,
-        "warm-up",
-        ": a warm-up that is long for the short runs raises their loss; it is one of the causes of "
-        "Kaplan et al.'s steep exponent of N* (Porian et al. 2024, arXiv:2406.19146)",
+    range_text = describe_uneven_share(table, share)
+    if not range_text:
+        return ""
+    return (
+        f"warm-up is not proportional to the run: {range_text} of its tokens: a warm-up "
+        "that is long for the short runs raises their loss; it is one of the causes of "
+        "Kaplan et al.'s steep exponent of N* (Porian et al. 2024, arXiv:2406.19146)"
     )
 
 
-def _uneven_cooldown(table: pd.DataFrame) -> str:
+def warn_of_uneven_cooldown(table: pd.DataFrame) -> str:
+    """Warn if cooldowns differ in their share of the run's tokens."""
     if "cooldown_fraction" not in table.columns:
         return ""
-    share = numbers(table.loc[:, "cooldown_fraction"]).to_numpy()
-    return _uneven(
-        table,
-        share,
-        "cooldown",
-        ": these losses are not of one recipe; fit runs of one recipe",
-    )
-
-
-def _uneven(table: pd.DataFrame, share: np.ndarray, what: str, why: str) -> str:
-    """Remark that `what`, a share of each run's tokens, differs by more than `UNEVEN`
-    between runs.
-    """
-    known = np.isfinite(share) & (share >= 0)
-    if not known.any() or share[known].max() <= UNEVEN * share[known].min():
+    share = parse_numbers(table.loc[:, "cooldown_fraction"]).to_numpy()
+    range_text = describe_uneven_share(table, share)
+    if not range_text:
         return ""
-    least, most = (
-        f(np.where(known, share, np.nan)) for f in (np.nanargmin, np.nanargmax)
+    return (
+        f"cooldown is not proportional to the run: {range_text} of its tokens: these "
+        "losses are not of one recipe; fit runs of one recipe"
     )
+
+
+def describe_uneven_share(table: pd.DataFrame, share: np.ndarray) -> str:
+    """The least and the most share [n] of a run's tokens, if they differ by a factor of
+    more than `UNEVEN`; else "".
+    """
+    is_known = np.isfinite(share) & (share >= 0)
+    if not is_known.any():
+        return ""
+    if share[is_known].max() <= UNEVEN * share[is_known].min():
+        return ""
+    known_share = np.where(is_known, share, np.nan)
+    least = np.nanargmin(known_share)
+    most = np.nanargmax(known_share)
     rows = table["source_row"].to_numpy()
-    ends = (f"{100 * share[i]:.3g} % (row {rows[i]})" for i in (least, most))
-    return f"{what} is not proportional to the run: from {' to '.join(ends)} of its tokens{why}"
+    return (
+        f"from {100 * share[least]:.3g} % (row {rows[least]}) "
+        f"to {100 * share[most]:.3g} % (row {rows[most]})"
+    )
 
 
-def _one_ratio(table: pd.DataFrame) -> str:
+def warn_of_one_ratio(table: pd.DataFrame) -> str:
+    """Warn if D/N is the same in all runs."""
     if len(table) < 3 or not {"N", "D"} <= set(table.columns):
         return ""
-    ratio = np.log(table["D"].to_numpy(float)) - np.log(table["N"].to_numpy(float))
-    if np.std(ratio) >= ONE_RATIO:
+    log_ratio = np.log(table["D"].to_numpy(float)) - np.log(table["N"].to_numpy(float))
+    if np.std(log_ratio) >= ONE_RATIO:
+        return ""
+    ratio = np.exp(np.clip(np.mean(log_ratio), -700, 700))
+    return (
+        f"every run has D/N = {ratio:.3g}: N and D grow together, so their effects "
+        "cannot be told apart; add runs at other ratios, or fit a law of C alone"
+    )
+
+
+def warn_of_checkpoints(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """Warn if rows are probably checkpoints of one run."""
+    if not {"N", "D"} <= set(columns):
+        return ""
+    if "trunk" in columns or "budget" in columns:
+        # With a budget each, rows are runs.
+        return ""
+    model = [np.round(np.log(table["N"].to_numpy(float)), 6)]
+    for name in _RUN_NAMES:
+        if name in table.columns:
+            model.append(table[name].astype(str).to_numpy())
+    n_tokens = table["D"].groupby(model).transform("nunique").to_numpy()
+    is_many = n_tokens > MOST_BUDGETS
+    if not is_many.any():
         return ""
     return (
-        f"every run has D/N = {np.exp(np.clip(np.mean(ratio), -700, 700)):.3g}: N and D grow together, so their "
-        "effects cannot be told apart; add runs at other ratios, or fit a law of C alone"
+        f"up to {n_tokens.max()} values of D for one N without a trunk column "
+        f"({describe_rows(table, is_many)}): rows may be checkpoints of one run, which "
+        "are not independent; name the column that tells runs apart with "
+        "trunk='...', else intervals are too narrow"
     )
 
 
-def _checkpoints(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    if {"trunk", "budget"} & set(columns) or not {"N", "D"} <= set(
-        columns
-    ):  # with a budget each, rows are runs
+def warn_of_unfinished_runs(table: pd.DataFrame) -> str:
+    """Warn of rows whose state in a W&B table is not "finished"."""
+    if "status" in table.columns:
         return ""
-    key = pd.DataFrame(
-        {"N": np.round(np.log(table["N"].to_numpy(float)), 6)}, index=table.index
-    )
-    runs = [
-        c
-        for c in ("run_id", "run", "run_name", "name", "Name", "ID", "seed")
-        if c in table.columns
-    ]
-    key = key.assign(**{c: table[c].astype(str) for c in runs})
-    values = (
-        table["D"]
-        .groupby([key[c] for c in key.columns])
-        .transform("nunique")
-        .to_numpy()
-    )
-    many = values > CHECKPOINTS
-    if not many.any():
-        return ""
-    return (
-        f"up to {values.max()} values of D for one N without a trunk column ({rows_text(table, many)}): rows may be "
-        "checkpoints of one run, which are not independent; name the column that tells runs apart with trunk='...', "
-        "else intervals are too narrow"
-    )
-
-
-def _unfinished(table: pd.DataFrame) -> str:
-    column = next((c for c in ("State", "state") if c in table.columns), None)
-    if column is None or "status" in table.columns:
+    column = next((name for name in ("State", "state") if name in table.columns), None)
+    if column is None:
         return ""
     states = table[column].astype(str).str.lower()
-    other = states.isin(_STATES).to_numpy(bool)
-    if not other.any():
+    is_unfinished = states.isin(_UNFINISHED_STATES).to_numpy(bool)
+    if not is_unfinished.any():
         return ""
     return (
-        f"{column} is {' or '.join(sorted(set(states[other])))} in {rows_text(table, other)}: these runs may have "
-        "stopped early; rename the column to 'status' to have them refused"
+        f"{column} is {' or '.join(sorted(set(states[is_unfinished])))} in "
+        f"{describe_rows(table, is_unfinished)}: these runs may have stopped early; "
+        "rename the column to 'status' to have them rejected"
     )

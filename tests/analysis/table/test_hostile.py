@@ -24,7 +24,7 @@ from analysis.plots.fit import plot_frontier
 from analysis.plots.style import describe_runs, save_figure
 from analysis.report import tables
 from analysis.report.html import inline_svg
-from analysis.table.readers import read_table, visible
+from analysis.table.readers import read_table, replace_unseen
 from analysis.table.runs import load_runs
 
 SCRIPT = (
@@ -96,7 +96,7 @@ def test_any_value_has_a_cell(values: list[Any], names: list[str]) -> None:
         pd.DataFrame({"x": pd.Series(values, dtype=object)})
     )
     for cell in (cell for row in (*table.rows, *frame.rows) for cell in row):
-        assert visible(cell.text).encode() is not None
+        assert replace_unseen(cell.text).encode() is not None
         assert not cell.is_number or cell.key == "" or np.isfinite(float(cell.key))
 
 
@@ -129,7 +129,9 @@ def test_any_line_of_json_is_read_or_refused_with_its_number(
         *read.frame.columns,
         *(v for name in read.frame for v in read.frame[name] if isinstance(v, str)),
     ]
-    assert all(text == visible(text) and text.encode() is not None for text in shown)
+    assert all(
+        text == replace_unseen(text) and text.encode() is not None for text in shown
+    )
     runs = load_runs(path)
     assert (
         str(runs) and describe_runs(runs.table) and len(runs) + len(runs.rejected) == 3
@@ -159,7 +161,9 @@ def test_any_field_of_a_csv_is_text_or_a_number(
         assert "runs.csv" in str(error)
         return
     assert all(
-        text == visible(text) for text in runs.table["x"] if isinstance(text, str)
+        text == replace_unseen(text)
+        for text in runs.table["x"]
+        if isinstance(text, str)
     )
 
 
@@ -229,7 +233,7 @@ def test_a_page_shows_hostile_names_and_no_more(
     text = path.read_text(encoding="utf-8")
     page = Tags(text)
     assert (
-        text == visible(text)
+        text == replace_unseen(text)
         and page.tags.count("script") == 1
         and "img" not in page.tags
     )

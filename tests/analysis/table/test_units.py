@@ -90,7 +90,7 @@ def test_an_unknown_unit_or_name_is_an_error_that_names_the_nearest(
         _load(units)
 
 
-def test_small_numbers_are_remarked_on_and_left_alone() -> None:
+def test_small_numbers_are_warned_about_and_left_alone() -> None:
     small = _load(N=[70.0, 160.0, 410.0], D=[1.0, 2.0, 3.0])
     assert list(small.table["N"]) == [70.0, 160.0, 410.0]
     assert [note[:40] for note in small.notes] == [

@@ -1,4 +1,4 @@
-"""Remarks on rows that are kept: what is odd is named with its rows, and no number
+"""Warnings about rows that are kept: what is odd is named with its rows, and no number
 changes.
 """
 
@@ -24,13 +24,13 @@ def _table(**columns: object) -> pd.DataFrame:
 
 
 def _note(runs: Runs, part: str) -> str:
-    """The one remark that has `part`; "" when none has."""
+    """The one warning that has `part`; "" when none has."""
     found = [note for note in runs.notes if part in note]
     assert len(found) <= 1
     return found[0] if found else ""
 
 
-def test_a_sound_table_has_no_remark() -> None:
+def test_a_sound_table_has_no_warning() -> None:
     sound = _table(
         schedule="cosine",
         tokenizer="bpe",
@@ -180,7 +180,7 @@ def test_runs_that_the_tracker_calls_crashed_are_named() -> None:
     assert load_runs(_table(state=["Ohio", "Utah", "Iowa", "Ohio"])).notes == ()
 
 
-def test_remarks_survive_cells_that_are_no_scalars() -> None:
+def test_warnings_survive_cells_that_are_no_scalars() -> None:
     runs = load_runs(
         _table(
             seed=[[1], [2], {"a": 1}, None],
