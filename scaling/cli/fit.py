@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from scaling.cli.output import print_json
+from scaling.cli.output import print_duplicates, print_json
 from scaling.config import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def read_finished_runs(out: Path) -> pd.DataFrame:
             f"{out}: no finished run below this folder; train some with `scaling sweep "
             "--out`"
         )
+    print_duplicates(out, table)
     return table
 
 

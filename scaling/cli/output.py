@@ -67,6 +67,15 @@ def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.Dat
     return table[names].assign(run_id=table["run_id"].str[:8])
 
 
+def print_duplicates(out: Path, table: pd.DataFrame) -> None:
+    """Say on standard error which configurations stand twice in a folder's run table."""
+    from scaling.store.duplicates import describe_duplicates, find_duplicate_runs
+
+    duplicates = find_duplicate_runs(out, table)
+    if duplicates:
+        print(describe_duplicates(out, duplicates), file=sys.stderr)
+
+
 def print_pairs(pairs: Mapping[str, Any]) -> None:
     """Print a line per name, with its value or, in columns, its list of values."""
     rows = [

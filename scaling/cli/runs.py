@@ -21,6 +21,7 @@ from scaling.cli.fit import Positional
 from scaling.cli.output import (
     null_nonfinite,
     print_curve,
+    print_duplicates,
     print_json,
     print_pairs,
     print_table,
@@ -109,6 +110,7 @@ class RunsArgs:
         for entry in unreadable:
             remedy = f"remove {self.out / entry.run_id} and the next sweep trains the run again"
             print(f"left out: {entry.reason}; {remedy}", file=sys.stderr)
+        print_duplicates(self.out, table)
         if table.empty and which != "failed":
             rest = "train some with `scaling sweep --out`; --all-runs lists those that are not finished"
             raise ConfigError(

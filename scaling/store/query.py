@@ -73,6 +73,18 @@ class UnreadableFile(ValueError):
     """A file that does not hold what its name says."""
 
 
+class MisnamedRun(UnreadableFile):
+    """A configuration in the folder of another id.
+
+    Attributes:
+        current_id: the id that this version gives the configuration.
+    """
+
+    def __init__(self, path: Path, current_id: str) -> None:
+        super().__init__(f"{path}: holds run {current_id}")
+        self.current_id = current_id
+
+
 @dataclass(frozen=True)
 class Entry:
     """A run as its folder shows it.
@@ -122,7 +134,8 @@ def read_config(out: Path, run_id: str) -> RunConfig:
     """The configuration of a run.
 
     Raises:
-        UnreadableFile: the file is missing or damaged, or belongs to another run.
+        UnreadableFile: the file is missing or damaged.
+        MisnamedRun: the file holds another run's configuration.
     """
     path = out / run_id / "config.json"
     content = read_json(path)
@@ -132,7 +145,7 @@ def read_config(out: Path, run_id: str) -> RunConfig:
     except PARSE_ERRORS as error:
         raise UnreadableFile(f"{path}: {clean_text(error)}") from None
     if found != run_id:
-        raise UnreadableFile(f"{path}: holds run {found}")
+        raise MisnamedRun(path, found)
     return run
 
 
