@@ -25,7 +25,7 @@ from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 from scaling.store.table import run_table
 from scaling.training.checkpoint import Checkpoints
-from scaling.training.loop import checkpoint_tree
+from scaling.training.loop import make_checkpoint_tree
 from scaling.training.step import StepSpec, TrainState
 
 
@@ -74,7 +74,7 @@ class Evidence:
 
         family = build_family(run.model)
         recipe = StepSpec(family, make_optimizer(run.optim, family), 1, None)
-        like = checkpoint_tree(jax.eval_shape(lambda: recipe.init(0)))
+        like = make_checkpoint_tree(jax.eval_shape(lambda: recipe.init(0)))
         checkpoints = Checkpoints(
             run_dirs.trunk_dir(self.out / "runs", run) / "checkpoints"
         )

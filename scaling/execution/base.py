@@ -139,7 +139,7 @@ def drive(
         for index, job in enumerate(jobs):
             submitted[executor.submit(job)] = index
         while submitted or asked_again_at:
-            if preemption.requested():
+            if preemption.is_requested():
                 raise preemption.Preempted
             for index, when in list(asked_again_at.items()):
                 if when <= time.monotonic():

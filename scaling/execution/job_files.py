@@ -33,7 +33,7 @@ from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 from scaling.store.leases import EXPIRY, Leases
 from scaling.training import preemption
-from scaling.training.child import import_settings
+from scaling.training.child import make_import_variables
 from scaling.training.loop import LoopConfig
 
 _PATIENCE = (
@@ -56,7 +56,7 @@ def job_settings() -> dict[str, str]:
     shared = {
         name: value for name, value in os.environ.items() if name.startswith(_SHARED)
     }
-    return shared | import_settings()
+    return shared | make_import_variables()
 
 
 # --- where the sweep runs ----------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def serve_job(path: Path) -> str:
         events.write("\n")  # ends a line that was torn
         end = do_job(job, leases, events)
         while isinstance(end, Busy) and time.monotonic() < until:
-            if preemption.requested():
+            if preemption.is_requested():
                 break
             time.sleep(1.0)
             end = do_job(job, leases, events)
@@ -227,7 +227,7 @@ def _wanted(path: Path) -> Iterator[None]:
             try:
                 open(path, "rb").close()  # NFS then asks the server
             except FileNotFoundError:
-                return preemption.request()
+                return preemption.request_preemption()
             except OSError:
                 continue
 

@@ -28,7 +28,7 @@ from scaling.events import (
 )
 from scaling.execution.base import Failure, Job, Outcome, drive
 from scaling.store import run_dirs
-from scaling.training.child import Child, python_command
+from scaling.training.child import Child, make_python_command
 from scaling.training.loop import LoopConfig
 
 _GRACE_SECONDS = 15.0  # for a worker that was told to save and end
@@ -241,7 +241,7 @@ def start_worker(log: Path, number: int, count: int) -> Child:
         if hasattr(os, "sched_getaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             arguments = [str(cores[number % len(cores)])]
-    command = python_command("scaling.execution.worker", *arguments)
+    command = make_python_command("scaling.execution.worker", *arguments)
     with open(log, "ab") as errors:
         return Child(command, errors, variables)
 

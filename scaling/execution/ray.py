@@ -218,7 +218,7 @@ def train_job(path: str) -> str:
     end.
     """
     with preemption.sigterm_as_preemption():
-        before = signal.signal(signal.SIGINT, preemption.request)
+        before = signal.signal(signal.SIGINT, preemption.request_preemption)
         try:
             return job_files.serve_job(Path(path))
         except preemption.Preempted:

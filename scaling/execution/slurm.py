@@ -50,7 +50,7 @@ from scaling.model.flops import trunk_flops
 from scaling.planning.memory import estimate_host_bytes
 from scaling.store import run_dirs
 from scaling.training import preemption
-from scaling.training.child import import_settings
+from scaling.training.child import make_import_variables
 from scaling.training.loop import LoopConfig
 
 _ARRAY = 1000  # tasks; MaxArraySize is 1001 unless a cluster says otherwise
@@ -217,7 +217,8 @@ class Slurm:
         """Of `sbatch`, as submitit calls them."""
         config = self.config
         exports = (
-            job_files.compute_settings(config.cpus, config.gpus > 0) | import_settings()
+            job_files.compute_settings(config.cpus, config.gpus > 0)
+            | make_import_variables()
         ).items()
         return {
             "job_name": self.name,
@@ -329,7 +330,7 @@ def train_job(path: str) -> str:
     def on_time_out(number: int, frame: FrameType | None) -> None:
         nonlocal timed_out
         timed_out = True
-        preemption.request(number, frame)
+        preemption.request_preemption(number, frame)
 
     plain = json.loads(Path(path).read_text())
     runs, out = [from_dict(RunConfig, run) for run in plain["runs"]], Path(plain["out"])

@@ -1,36 +1,40 @@
 """The functions in which training spends its time, with gradients written by hand.
 
-What JAX derives is right but slow on CPU: XLA's products are fast where the left side
-is contracted over its last axis, its copies of transposed arrays are slow
-(docs/notes/performance.md). On a GPU, attention in bfloat16 is cuDNN's.
+The gradients that JAX derives are right but slow on CPU, for two reasons: XLA's matrix
+products are fast only where the left operand is contracted over its last axis, and its
+copies of transposed arrays are slow (docs/notes/performance.md). On a GPU, attention in
+bfloat16 is computed by cuDNN.
 
-Axes: B batch, T and S position, H heads, K head dimension, I and O the sides of a
+Axes: B batch, T and S position, H heads, K head dimension, I and O the two sides of a
 matrix, V vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-_barrier = jax.lax.optimization_barrier  # what is behind it stays as it is laid out
+# XLA does not move the layout of an array across this barrier, nor fuse across it.
+_fix_layout = jax.lax.optimization_barrier
 _MASKED = -1e30
-_MIN_BLOCK = 32  # positions: below, a second block of attention costs more than the half square it saves
+_MIN_BLOCK = 32
+"""Positions of the smallest block of queries. A second block that is smaller costs more
+than the masked scores that it saves."""
 
 
-# --- product ---------------------------------------------------------------------------------------------------
+# --- matrix product -------------------------------------------------------------------
 
 
 @jax.custom_vjp
 def matrix_product(
     x: Float[Array, "*N I"], weight: Float[Array, "I O"]
 ) -> Float[Array, "*N O"]:
-    """x times a matrix."""
+    """Multiply the last axis of x by a matrix."""
     return jnp.dot(x, weight)
 
 
@@ -39,48 +43,56 @@ def _product_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array
 
 
 def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """Both gradients without a copy of a transposed activation; the smaller side of the
-    weight comes first.
+    """Both gradients, without a copy of a transposed activation.
+
+    The gradient of the weight is computed with its smaller side first.
     """
     x, weight = saved
-    rows, drows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])
+    drows = dy.reshape(-1, dy.shape[-1])
     if weight.shape[0] > weight.shape[1]:
-        dweight = _barrier(_contract(drows, rows, 0, 0)).T
+        dweight = _fix_layout(_contract_axes(drows, rows, 0, 0)).T
     else:
-        dweight = _contract(rows, drows, 0, 0)
-    return _contract(drows, weight, 1, 1).reshape(x.shape), dweight
+        dweight = _contract_axes(rows, drows, 0, 0)
+    return _contract_axes(drows, weight, 1, 1).reshape(x.shape), dweight
 
 
-def _contract(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+def _contract_axes(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
 
 
 matrix_product.defvjp(_product_forward, _product_backward)
 
 
-# --- attention -------------------------------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------
 
 
 def split_heads(x: Float[Array, "B T I"], heads: int) -> Float[Array, "B H T K"]:
-    """Heads before positions. The gradient is laid out in a pass of its own: fused with
-    what is around, it is slow.
+    """Split the last axis into heads, and move the heads before the positions.
+
+    The gradient is transposed in a pass of its own, because XLA is slow where it fuses
+    the transposition with the operations around it.
     """
-    return _split(x, heads)
+    return _split_last_axis(x, heads)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _split(x: Array, heads: int) -> Array:
+def _split_last_axis(x: Array, heads: int) -> Array:
     B, T, _ = x.shape
     return jnp.swapaxes(x.reshape(B, T, heads, -1), 1, 2)
+
+
+def _split_forward(x: Array, heads: int) -> tuple[Array, None]:
+    return _split_last_axis(x, heads), None
 
 
 def _split_backward(heads: int, saved: None, dy: Array) -> tuple[Array]:
     del heads, saved
     B, _, T, _ = dy.shape
-    return (_barrier(jnp.swapaxes(_barrier(dy), 1, 2).reshape(B, T, -1)),)
+    return (_fix_layout(jnp.swapaxes(_fix_layout(dy), 1, 2).reshape(B, T, -1)),)
 
 
-_split.defvjp(lambda x, heads: (_split(x, heads), None), _split_backward)
+_split_last_axis.defvjp(_split_forward, _split_backward)
 
 
 def causal_attention(
@@ -89,18 +101,25 @@ def causal_attention(
     v: Float[Array, "B H T K"],
     scale: float,
 ) -> Float[Array, "B H T K"]:
-    """Softmax attention over the positions up to each one; `scale` multiplies q.k, the
-    softmax is in float32.
+    """Softmax attention of each position over the positions up to it.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        scale: Factor on the products of queries and keys.
+
+    Returns:
+        The weighted values, in the precision of `v`. The softmax is in float32.
     """
-    if jax.default_backend() == "gpu" and has_cudnn_attention(
-        q.dtype.name, q.shape[-1]
-    ):
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, implementation="cudnn"
         )
         return jnp.swapaxes(y, 1, 2)
-    return _attention(q, k, v, scale)
+    return _compute_attention(q, k, v, scale)
 
 
 def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
@@ -108,36 +127,72 @@ def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
     return dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attention(q: Array, k: Array, v: Array, scale: float) -> Array:
-    return _attention_forward(q, k, v, scale)[0]
+class QueryBlock(NamedTuple):
+    """Queries from `start` to `stop`, which see the keys before `stop`."""
+
+    start: int
+    stop: int
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """First and last position of each block of queries: the second half sees all keys,
-    the first only its own.
+def list_query_blocks(length: int) -> list[QueryBlock]:
+    """The blocks of queries whose scores are computed together.
+
+    The second half of the queries sees all keys. The first half sees only its own, so
+    that a quarter of the scores is not computed.
     """
     half = length // 2
-    return (
-        [(0, half), (half, length)]
-        if length % 2 == 0 and half >= _MIN_BLOCK
-        else [(0, length)]
-    )
+    if length % 2 == 0 and half >= _MIN_BLOCK:
+        return [QueryBlock(0, half), QueryBlock(half, length)]
+    return [QueryBlock(0, length)]
 
 
 def count_computed_positions(length: int) -> float:
-    """Positions whose score is computed, per query: more than the (length + 1) / 2 that
-    count, by those masked.
+    """Positions whose score is computed, as a mean over the queries.
+
+    It exceeds (length + 1) / 2, the positions that a query sees, by those that are
+    computed and then masked.
     """
-    return sum((stop - start) * stop for start, stop in _blocks(length)) / length
+    blocks = list_query_blocks(length)
+    return sum((block.stop - block.start) * block.stop for block in blocks) / length
 
 
-def _attention_forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Any]:
-    """Keeps the exponentials, so that the gradient computes none."""
-    causal = np.tril(np.ones((q.shape[2],) * 2, bool))[None, None]
-    outputs, kept = [], []
-    for start, stop in _blocks(q.shape[2]):
-        scores = _scores(
+class SavedBlock(NamedTuple):
+    """What the gradient of a block of queries needs.
+
+    Attributes:
+        powers: Exponentials of the scores less their maximum, so that the gradient
+            computes no exponential.
+        share: 1 / the sum of the powers of each query.
+        output: The block's part of the result.
+    """
+
+    powers: Float[Array, "B H T S"]
+    share: Float[Array, "B H T 1"]
+    output: Float[Array, "B H T K"]
+
+
+class SavedAttention(NamedTuple):
+    """What the gradient of attention needs."""
+
+    q: Float[Array, "B H T K"]
+    k: Float[Array, "B H T K"]
+    v: Float[Array, "B H T K"]
+    blocks: list[SavedBlock]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _compute_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
+    return _attention_forward(q, k, v, scale)[0]
+
+
+def _attention_forward(
+    q: Array, k: Array, v: Array, scale: float
+) -> tuple[Array, SavedAttention]:
+    length = q.shape[2]
+    causal = np.tril(np.ones((length, length), bool))[None, None]
+    saved: list[SavedBlock] = []
+    for start, stop in list_query_blocks(length):
+        scores = _einsum_float32(
             "bhtk,bhsk->bhts",
             q[:, :, start:stop] * jnp.asarray(scale, q.dtype),
             k[:, :, :stop],
@@ -146,83 +201,112 @@ def _attention_forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Arra
         powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         share = 1.0 / powers.sum(axis=-1, keepdims=True)
         powers = powers.astype(v.dtype)
-        y = _scores("bhts,bhsk->bhtk", powers, v[:, :, :stop]) * share
-        outputs.append(y.astype(v.dtype))
-        kept.append((powers, share, outputs[-1]))
-    return jnp.concatenate(outputs, axis=2), (q, k, v, kept)
+        y = _einsum_float32("bhts,bhsk->bhtk", powers, v[:, :, :stop]) * share
+        saved.append(SavedBlock(powers, share, y.astype(v.dtype)))
+    y = jnp.concatenate([block.output for block in saved], axis=2)
+    return y, SavedAttention(q=q, k=k, v=v, blocks=saved)
 
 
 def _attention_backward(
-    scale: float, saved: Any, dy: Array
+    scale: float, saved: SavedAttention, dy: Array
 ) -> tuple[Array, Array, Array]:
-    """Gradients of keys and values are computed transposed: of the two ways the one
-    that XLA multiplies fast.
+    """Gradients of queries, keys and values.
+
+    Those of keys and values are computed transposed, (B, H, K, S): of the two orders
+    this is the one that XLA multiplies fast.
     """
-    q, k, v, kept = saved
-    dq, dk, dv = [], jnp.zeros((), q.dtype), jnp.zeros((), q.dtype)
-    for (start, stop), (powers, share, y) in zip(
-        _blocks(q.shape[2]), kept, strict=True
-    ):
-        d = dy[:, :, start:stop] * share
-        through_sum = (d * y).sum(axis=-1, keepdims=True)
+    q, k, v, saved_blocks = saved
+    length = q.shape[2]
+    dq = []
+    dk_transposed = jnp.zeros((), q.dtype)
+    dv_transposed = jnp.zeros((), q.dtype)
+    blocks = list_query_blocks(length)
+    for (start, stop), block in zip(blocks, saved_blocks, strict=True):
+        d = dy[:, :, start:stop] * block.share
+        through_sum = (d * block.output).sum(axis=-1, keepdims=True)
         d = d.astype(v.dtype)
-        dscores = (
-            powers * (_scores("bhtk,bhsk->bhts", d, v[:, :, :stop]) - through_sum)
-        ).astype(q.dtype)
-        dq.append(_scores("bhts,bhsk->bhtk", dscores, k[:, :, :stop]).astype(q.dtype))
-        after = ((0, 0), (0, 0), (0, 0), (0, q.shape[2] - stop))
-        dk += jnp.pad(_transposed(q[:, :, start:stop], dscores), after)
-        dv += jnp.pad(_transposed(d, powers), after)
+        dpowers = _einsum_float32("bhtk,bhsk->bhts", d, v[:, :, :stop]) - through_sum
+        dscores = (block.powers * dpowers).astype(q.dtype)
+        dq_block = _einsum_float32("bhts,bhsk->bhtk", dscores, k[:, :, :stop])
+        dq.append(dq_block.astype(q.dtype))
+        pad_keys = ((0, 0), (0, 0), (0, 0), (0, length - stop))
+        dk_block = _sum_over_queries(q[:, :, start:stop], dscores)
+        dk_transposed += jnp.pad(dk_block, pad_keys)
+        dv_block = _sum_over_queries(d, block.powers)
+        dv_transposed += jnp.pad(dv_block, pad_keys)
     factor = jnp.asarray(scale, q.dtype)
     return (
         jnp.concatenate(dq, axis=2) * factor,
-        jnp.swapaxes(dk, 2, 3) * factor,
-        jnp.swapaxes(dv, 2, 3),
+        jnp.swapaxes(dk_transposed, 2, 3) * factor,
+        jnp.swapaxes(dv_transposed, 2, 3),
     )
 
 
-def _transposed(
+def _sum_over_queries(
     x: Float[Array, "B H T K"], weights: Float[Array, "B H T S"]
 ) -> Float[Array, "B H K S"]:
     """Sum over t of x[t, k] weights[t, s]."""
-    columns = _barrier(jnp.swapaxes(x, 2, 3))
-    return _barrier(_scores("bhkt,bhts->bhks", columns, weights).astype(x.dtype))
+    columns = _fix_layout(jnp.swapaxes(x, 2, 3))
+    return _fix_layout(
+        _einsum_float32("bhkt,bhts->bhks", columns, weights).astype(x.dtype)
+    )
 
 
-def _scores(axes: str, a: Array, b: Array) -> Array:
+def _einsum_float32(axes: str, a: Array, b: Array) -> Array:
+    """A product whose sums are in float32."""
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
-_attention.defvjp(_attention_forward, _attention_backward)
+_compute_attention.defvjp(_attention_forward, _attention_backward)
 
 
-# --- loss ------------------------------------------------------------------------------------------------------
+# --- loss -----------------------------------------------------------------------------
+
+
+class SavedLoss(NamedTuple):
+    """What the gradient of the cross-entropy needs.
+
+    Attributes:
+        powers: Exponentials of the logits less their maximum.
+        total: The sum of the powers over the vocabulary.
+        targets: The token ids.
+    """
+
+    powers: Float[Array, "B T V"]
+    total: Float[Array, "B T 1"]
+    targets: Int[Array, "B T"]
 
 
 @jax.custom_vjp
 def cross_entropy(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """Cross-entropy in nats of each target."""
+    """Cross-entropy of each target, in nats."""
     return _cross_entropy_forward(logits, targets)[0]
 
 
-def _cross_entropy_forward(logits: Array, targets: Array) -> tuple[Array, Any]:
-    """A comparison in the place of a gather, whose gradient is a scatter."""
+def _cross_entropy_forward(logits: Array, targets: Array) -> tuple[Array, SavedLoss]:
+    """The target's logit is picked by a comparison.
+
+    A gather would be shorter, but its gradient is a scatter, which is slow.
+    """
     peak = logits.max(axis=-1, keepdims=True)
     powers = jnp.exp(logits - peak)
     total = powers.sum(axis=-1, keepdims=True)
     picked = jnp.where(_is_target(logits, targets), logits, 0.0).sum(axis=-1)
-    return (jnp.log(total) + peak)[..., 0] - picked, (powers, total, targets)
+    losses = (jnp.log(total) + peak)[..., 0] - picked
+    return losses, SavedLoss(powers, total, targets)
 
 
-def _cross_entropy_backward(saved: Any, d: Array) -> tuple[Array, None]:
+def _cross_entropy_backward(saved: SavedLoss, d: Array) -> tuple[Array, None]:
     powers, total, targets = saved
     d = d[..., None]
     return powers * (d / total) - jnp.where(_is_target(powers, targets), d, 0.0), None
 
 
-def _is_target(logits: Array, targets: Array) -> Array:
+def _is_target(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"]
+) -> Bool[Array, "B T V"]:
     return jnp.arange(logits.shape[-1])[None, None] == targets[..., None]
 
 

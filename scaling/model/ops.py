@@ -82,15 +82,20 @@ class Ops:
         """The last step before the softmax of the loss."""
         return logits
 
+    def apply_activation(self, name: str, x: Float[Array, "B T F"]) -> Array:
+        """Apply an elementwise function of `ACTIVATIONS`."""
+        return ACTIVATIONS[name].apply(x)
+
     def activate(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
-        """Apply the activation of the feed-forward block; a gated one halves the last
-        axis.
+        """Apply the activation of the feed-forward block.
+
+        A gated one applies it to the first half of the last axis, and multiplies by the
+        second half.
         """
-        activation = ACTIVATIONS[name]
-        if not activation.is_gated:
-            return activation.apply(h)
+        if not ACTIVATIONS[name].is_gated:
+            return self.apply_activation(name, h)
         gate, value = jnp.split(h, 2, axis=-1)
-        return activation.apply(gate) * value
+        return self.apply_activation(name, gate) * value
 
     def attend(
         self,

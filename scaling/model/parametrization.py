@@ -1,11 +1,11 @@
-"""Parametrisations as data: role -> initialisation, multiplier, learning rate, weight
-decay, epsilon.
+"""Parametrizations as data: what follows from a parameter's role and sizes.
 
-Every parameter of the model carries a *role* and the rule that follows from it: the
-model reads standard deviations and forward multipliers, the optimiser rates. Nothing
-matches names, and a parameter whose role has no rule is an error.
+Every parameter of the model carries a *role*. A parametrization gives a rule for each
+role: initialization, forward multiplier, learning rate, weight decay, epsilon and norm
+constraint. The model reads the standard deviations and the forward multipliers, and the
+optimizer reads the rates. Nothing matches names, and a role without a rule is an error.
 
-Adding a parametrisation is adding a row to `PARAMETRIZATIONS`.
+To add a parametrization, add a row to `PARAMETRIZATIONS`.
 
 Notation: n fan-in of a matrix, m = n / its fan-in at `base_width`, m_d = width / base
 width, m_L = depth / base depth.
@@ -15,39 +15,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from scaling.config import ConfigError, ModelConfig
 from scaling.model.ops import Ops, ResidualWeights
 from scaling.model.unit_scaling import UnitOps, residual_weights
 
 Role = Literal[
-    "embedding",  # token (and learned position) embeddings: fan-in is the vocabulary, constant in width
-    "hidden",  # matrices that read the residual stream: q, k, v, feed-forward in and gate
-    "residual_out",  # matrices that write to the residual stream: attention and feed-forward out
-    "readout",  # output head
-    "gain",  # scale of a norm in a block
-    "bias",  # shift of a norm in a block
-    "final_gain",  # of the norm before the output head
+    # Token and learned position embeddings. The fan-in is the vocabulary, which does
+    # not grow with width.
+    "embedding",
+    # Matrices that read the residual stream: queries, keys, values, feed-forward in.
+    "hidden",
+    # Matrices that write to the residual stream: attention out, feed-forward out.
+    "residual_out",
+    # The output head.
+    "readout",
+    # Scale and shift of a norm in a block.
+    "gain",
+    "bias",
+    # Scale and shift of the norm before the output head.
+    "final_gain",
     "final_bias",
-    "scale",  # learned scale of a matrix's outputs, where the matrix itself is held at unit norm
+    # Learned scales of the outputs of a matrix that is itself held at unit norm.
+    "scale",
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
+MATRIX_ROLES: tuple[Role, ...] = ("hidden", "residual_out", "readout")
+VECTOR_ROLES: tuple[Role, ...] = ("gain", "bias", "final_gain", "final_bias", "scale")
+
 Constraint = Literal["none", "tensor", "unit"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a parametrisation says of one parameter; `lr`, `weight_decay`, `epsilon`
-    multiply the recipe's values.
+    """What a parametrization says of one parameter.
 
     Attributes:
-        weight_decay: of decay that is independent of the rate: AdamW's lambda x rate,
-        both as the parametrisation has
-            them.
-        constraint: what holds after every step. "tensor": the whole parameter has norm
-        1; "unit": each column of a
-            matrix (the weights into one unit), each row of an embedding has.
+        init_std: Standard deviation of the initial values; 0 for zeros.
+        multiplier: Factor on the output of the matrix, or on the looked-up embedding.
+        lr: Factor on the learning rate of the configuration.
+        weight_decay: Factor on the weight decay of the configuration, which is
+            independent of the learning rate: it is what AdamW has as lambda x rate.
+        epsilon: Factor on the optimizer's epsilon.
+        constraint: What holds after every step. "tensor": the whole parameter has norm
+            1. "unit": each column of a matrix (the weights into one unit) has norm 1,
+            and so has each row of an embedding.
     """
 
     init_std: float | int
@@ -60,10 +73,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class ParameterSizes:
-    """The sizes a rule may depend on."""
+    """The sizes on which a rule may depend.
+
+    Attributes:
+        fan_in: Inputs of each output of the parameter.
+        fan_ratio: fan_in / the fan-in at the base width.
+        width: Width of the model.
+        width_ratio: width / the base width.
+        depth: Number of layers of the model.
+        depth_ratio: depth / the base depth.
+    """
 
     fan_in: int
-    fan_ratio: float  # fan-in / fan-in at the base width
+    fan_ratio: float
     width: int
     width_ratio: float
     depth: int
@@ -74,241 +96,352 @@ RuleOf = Callable[[ParameterSizes], Rule]
 Rules = Mapping[Role, RuleOf]
 
 
-def _inverse_sqrt(config: ModelConfig) -> float:
+# --- parts of a row -------------------------------------------------------------------
+
+
+def _inverse_sqrt_head_dim(config: ModelConfig) -> float:
     return config.key_dim**-0.5
 
 
-def _inverse(config: ModelConfig) -> float:
+def _inverse_head_dim(config: ModelConfig) -> float:
     return 1 / config.key_dim
 
 
-def _inverse_from_base(config: ModelConfig) -> float:
-    """1 / head dimension, and its inverse square root at the base width (Yang et al.
-    2022, definition 4.1).
+def _inverse_head_dim_from_base(config: ModelConfig) -> float:
+    """1 / head dimension, equal to its inverse square root at the base width.
+
+    Yang et al. 2022 (arXiv:2203.03466), definition 4.1.
     """
-    base = (
-        config.key_dim
-        if config.head_dim is not None
-        else config.base_width / config.heads
-    )
-    return base**0.5 / config.key_dim
+    base_head_dim = config.base_width / config.heads
+    if config.head_dim is not None:
+        base_head_dim = config.key_dim
+    return base_head_dim**0.5 / config.key_dim
 
 
-def _plain(config: ModelConfig, branch: int) -> ResidualWeights:
+def _unweighted_residual(config: ModelConfig, branch: int) -> ResidualWeights:
     del config, branch
-    return ResidualWeights(1.0, 1.0)
+    return ResidualWeights(skip=1.0, branch=1.0)
+
+
+def _make_plain_ops(config: ModelConfig) -> Ops:
+    del config
+    return Ops()
+
+
+def _make_unit_ops(config: ModelConfig) -> Ops:
+    return UnitOps(config.unit)
 
 
 @dataclass(frozen=True)
 class ParametrizationSpec:
-    """One row of the table."""
+    """One row of the table.
+
+    Attributes:
+        rules: The rule of each role, as a function of the parameter's sizes.
+        attention: Factor on the products of queries and keys.
+        residual: Weights of the skip connection and of its branch, for the branches
+            0 .. 2 depth - 1.
+        ops: The operations between the matrices.
+        learned_scales: Whether every output of every matrix has a learned scale.
+    """
 
     rules: Rules
-    attention: Callable[[ModelConfig], float] = _inverse_sqrt  # factor on q.k
-    residual: Callable[[ModelConfig, int], ResidualWeights] = (
-        _plain  # branch -> weights of skip and branch
-    )
-    ops: Callable[[ModelConfig], Ops] = lambda config: Ops()
-    learned_scales: bool = False  # a scale for each output of each matrix
+    attention: Callable[[ModelConfig], float] = _inverse_sqrt_head_dim
+    residual: Callable[[ModelConfig, int], ResidualWeights] = _unweighted_residual
+    ops: Callable[[ModelConfig], Ops] = _make_plain_ops
+    learned_scales: bool = False
 
 
-def _undecayed(init_std: float = 0.0) -> RuleOf:
-    return lambda s: Rule(init_std, weight_decay=0.0)
+def _constant_vector(s: ParameterSizes) -> Rule:
+    """The rule of a vector whose rate does not depend on the shape of the model."""
+    del s
+    return Rule(0.0, weight_decay=0.0)
 
 
-_VECTORS: dict[Role, RuleOf] = {
-    role: _undecayed() for role in ("gain", "bias", "final_gain", "final_bias", "scale")
-}
-Powers = tuple[
-    float | int, float | int, float | int
-]  # of embedding, hidden and readout
+_VECTOR_RULES: dict[Role, RuleOf] = dict.fromkeys(VECTOR_ROLES, _constant_vector)
 
 
-def _by_width(
-    std: Powers,
-    multiplier: Powers,
-    lr: Powers,
-    *,
-    epsilon: float = 0.0,
-    depth: float = 1.0,
-) -> dict:
-    """Rules that follow powers of width and equal the standard ones at the base width.
+# --- powers of width ------------------------------------------------------------------
 
-    std, multiplier, lr: powers of 1 / m in each (of 1 / m_d in the embedding's), as a,
-    b, c of Everett et al. 2024 (arXiv:2407.05872) with std = b and multiplier = a.
-    epsilon: power of 1 / m_d in the blocks'. depth: a of Dey et al. 2025
-    (arXiv:2505.01618): rates in the blocks times m_L^(a - 1); 1 for none.
+
+class Powers(NamedTuple):
+    """Powers of 1 / m for three kinds of parameters; of 1 / m_d for the embedding."""
+
+    embedding: float | int
+    hidden: float | int
+    readout: float | int
+
+
+class WidthPowers(NamedTuple):
+    """How standard deviation, multiplier and learning rate follow width.
+
+    Everett et al. 2024 (arXiv:2407.05872) call the powers b, a and c.
     """
+
+    std: Powers
+    multiplier: Powers
+    lr: Powers
+
+
+def _make_width_rules(
+    powers: WidthPowers, *, epsilon: float = 0.0, depth: float = 1.0
+) -> dict[Role, RuleOf]:
+    """Rules that follow powers of width and equal `sp` at the base width.
+
+    Args:
+        powers: The powers of width.
+        epsilon: Power of 1 / m_d by which epsilon falls in the blocks.
+        depth: a of Dey et al. 2025 (arXiv:2505.01618): rates in the blocks are
+            multiplied by m_L^(a - 1). 1 for none.
+    """
+    std, multiplier, lr = powers
 
     def embedding(s: ParameterSizes) -> Rule:
         m = s.width_ratio
-        return Rule(0.1 * m ** -std[0], m ** -multiplier[0], m ** -lr[0], 0.0)
+        return Rule(
+            init_std=0.1 * m**-std.embedding,
+            multiplier=m**-multiplier.embedding,
+            lr=m**-lr.embedding,
+            weight_decay=0.0,
+        )
 
     def hidden(s: ParameterSizes) -> Rule:
-        m, deeper = s.fan_ratio, s.depth_ratio ** (depth - 1)
-        init_std = s.fan_in**-0.5 * m ** (0.5 - std[1])
+        m = s.fan_ratio
+        deeper = s.depth_ratio ** (depth - 1)
         return Rule(
-            init_std,
-            m ** -multiplier[1],
-            m ** -lr[1] * deeper,
-            deeper,
-            s.width_ratio**-epsilon,
+            init_std=s.fan_in**-0.5 * m ** (0.5 - std.hidden),
+            multiplier=m**-multiplier.hidden,
+            lr=m**-lr.hidden * deeper,
+            weight_decay=deeper,
+            epsilon=s.width_ratio**-epsilon,
         )
 
     def readout(s: ParameterSizes) -> Rule:
         m = s.fan_ratio
         return Rule(
-            s.fan_in**-0.5 * m ** (0.5 - std[2]), m ** -multiplier[2], m ** -lr[2]
+            init_std=s.fan_in**-0.5 * m ** (0.5 - std.readout),
+            multiplier=m**-multiplier.readout,
+            lr=m**-lr.readout,
         )
 
     def vector(s: ParameterSizes) -> Rule:
         return Rule(
-            0.0,
+            init_std=0.0,
             lr=s.depth_ratio ** (depth - 1),
             weight_decay=0.0,
             epsilon=s.width_ratio**-epsilon,
         )
 
-    matrices: dict[Role, RuleOf] = {
+    return {
+        **_VECTOR_RULES,
+        "embedding": embedding,
         "hidden": hidden,
         "residual_out": hidden,
         "readout": readout,
-    }
-    return {
-        **_VECTORS,
-        **matrices,
-        "embedding": embedding,
         "gain": vector,
         "bias": vector,
     }
 
 
-# Standard deviation, multiplier, learning rate as powers of 1/width. muP: Yang et al.
-# 2022 (arXiv:2203.03466), tables 8 and 3; the others: Everett et al. 2024, with full or
-# no alignment between updates and activations. Mean-field rates were derived from that
-# paper's conditions (rate = 1 - multiplier, or 1/2 - multiplier), not read from its
-# table.
-_SP = _by_width((0, 0.5, 0.5), (0, 0, 0), (0, 0, 0))
-_MUP = ((0, 0.5, 0), (0, 0, 1), (0, 1, 0))
-_EVERETT: dict[str, tuple[Powers, Powers, Powers]] = {
-    "standard_full": ((0, 0.5, 0.5), (0, 0, 0), (0, 1, 1)),
-    "standard_none": ((0, 0.5, 0.5), (0, 0, 0), (0, 0.5, 0.5)),
-    "ntk_full": ((0, 0, 0), (0, 0.5, 0.5), (0, 0.5, 0.5)),
-    "ntk_none": ((0, 0, 0), (0, 0.5, 0.5), (0, 0, 0)),
-    "everett_mup_full": ((0.5, 0.5, 0.5), (-0.5, 0, 0.5), (0.5, 1, 0.5)),
-    "everett_mup_none": ((0.5, 0.5, 0.5), (-0.5, 0, 0.5), (0.5, 0.5, 0)),
-    "mean_field_full": ((0, 0, 0), (0, 0.5, 1), (0, 0.5, 0)),
-    "mean_field_none": ((0, 0, 0), (0, 0.5, 1), (0, 0, -0.5)),
+_SP = WidthPowers(
+    std=Powers(0, 0.5, 0.5), multiplier=Powers(0, 0, 0), lr=Powers(0, 0, 0)
+)
+
+# Yang et al. 2022 (arXiv:2203.03466), tables 8 and 3.
+_MUP = WidthPowers(
+    std=Powers(0, 0.5, 0), multiplier=Powers(0, 0, 1), lr=Powers(0, 1, 0)
+)
+_MUP_TABLE3 = WidthPowers(
+    std=Powers(0, 0.5, 1), multiplier=Powers(0, 0, 0), lr=Powers(0, 1, 1)
+)
+
+# Everett et al. 2024 (arXiv:2407.05872), with full or no alignment between updates and
+# activations. The mean-field rates are derived from that paper's conditions (rate = 1 -
+# multiplier, or 1/2 - multiplier). They are not read from its table.
+_EVERETT = {
+    "standard_full": WidthPowers(
+        std=Powers(0, 0.5, 0.5), multiplier=Powers(0, 0, 0), lr=Powers(0, 1, 1)
+    ),
+    "standard_none": WidthPowers(
+        std=Powers(0, 0.5, 0.5), multiplier=Powers(0, 0, 0), lr=Powers(0, 0.5, 0.5)
+    ),
+    "ntk_full": WidthPowers(
+        std=Powers(0, 0, 0), multiplier=Powers(0, 0.5, 0.5), lr=Powers(0, 0.5, 0.5)
+    ),
+    "ntk_none": WidthPowers(
+        std=Powers(0, 0, 0), multiplier=Powers(0, 0.5, 0.5), lr=Powers(0, 0, 0)
+    ),
+    "everett_mup_full": WidthPowers(
+        std=Powers(0.5, 0.5, 0.5),
+        multiplier=Powers(-0.5, 0, 0.5),
+        lr=Powers(0.5, 1, 0.5),
+    ),
+    "everett_mup_none": WidthPowers(
+        std=Powers(0.5, 0.5, 0.5),
+        multiplier=Powers(-0.5, 0, 0.5),
+        lr=Powers(0.5, 0.5, 0),
+    ),
+    "mean_field_full": WidthPowers(
+        std=Powers(0, 0, 0), multiplier=Powers(0, 0.5, 1), lr=Powers(0, 0.5, 0)
+    ),
+    "mean_field_none": WidthPowers(
+        std=Powers(0, 0, 0), multiplier=Powers(0, 0.5, 1), lr=Powers(0, 0, -0.5)
+    ),
 }
 
 
-def _completep(a: float) -> ParametrizationSpec:
-    """muP in width; branches weighted m_L^-a (Dey et al. 2025, table 1). a = 1 is
-    CompleteP.
-    """
-    rules = _by_width(*_MUP, epsilon=1.0, depth=a)
+# --- other rows -----------------------------------------------------------------------
 
-    def in_blocks(rule_of: RuleOf) -> RuleOf:
-        return lambda s: replace(
-            rule_of(s), epsilon=rule_of(s).epsilon * s.depth_ratio**-a
-        )
+
+def _make_completep(a: float) -> ParametrizationSpec:
+    """muP in width, with branches weighted by m_L^-a.
+
+    Dey et al. 2025 (arXiv:2505.01618), table 1. a = 1 is CompleteP.
+    """
+    rules = _make_width_rules(_MUP, epsilon=1.0, depth=a)
+
+    def lower_epsilon(rule_of: RuleOf) -> RuleOf:
+        def lowered(s: ParameterSizes) -> Rule:
+            rule = rule_of(s)
+            return replace(rule, epsilon=rule.epsilon * s.depth_ratio**-a)
+
+        return lowered
 
     blocks: tuple[Role, ...] = ("hidden", "residual_out", "gain", "bias")
-    rules |= {role: in_blocks(rules[role]) for role in blocks}
+    for role in blocks:
+        rules[role] = lower_epsilon(rules[role])
+
+    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+        del branch
+        weight = (config.depth / config.base_depth) ** -a
+        return ResidualWeights(skip=1.0, branch=weight)
+
     return ParametrizationSpec(
-        rules,
-        _inverse_from_base,
-        lambda config, _: ResidualWeights(
-            1.0, (config.depth / config.base_depth) ** -a
-        ),
+        rules, attention=_inverse_head_dim_from_base, residual=residual
     )
 
 
-def _unit() -> ParametrizationSpec:
-    """Unit scaling (Blake et al. 2023): unit variance everywhere, one learning rate, x
-    <- (x + F(x)) / sqrt 2.
+def _make_unit() -> ParametrizationSpec:
+    """Unit scaling: unit variance everywhere, one learning rate, x <- (x + F(x)) / sqrt 2.
+
+    Blake et al. 2023 (arXiv:2303.11257).
     """
-    matrix: RuleOf = lambda s: Rule(1.0, s.fan_in**-0.5)
-    matrices: dict[Role, RuleOf] = {
-        role: matrix for role in ("hidden", "residual_out", "readout")
-    }
-    rules: Rules = {**_VECTORS, **matrices, "embedding": _undecayed(1.0)}
-    halves = lambda config, branch: ResidualWeights(2**-0.5, 2**-0.5)
+
+    def matrix(s: ParameterSizes) -> Rule:
+        return Rule(1.0, multiplier=s.fan_in**-0.5)
+
+    def embedding(s: ParameterSizes) -> Rule:
+        del s
+        return Rule(1.0, weight_decay=0.0)
+
+    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+        del config, branch
+        return ResidualWeights(skip=2**-0.5, branch=2**-0.5)
+
+    matrices = dict.fromkeys(MATRIX_ROLES, matrix)
     return ParametrizationSpec(
-        rules, _inverse, halves, lambda config: UnitOps(config.unit)
+        {**_VECTOR_RULES, **matrices, "embedding": embedding},
+        attention=_inverse_head_dim,
+        residual=residual,
+        ops=_make_unit_ops,
     )
 
 
-def _umup() -> ParametrizationSpec:
-    """u-muP (Blake et al. 2024, table 2): unit scaling with muP's rates, and residual
-    weights by depth.
+def _make_umup() -> ParametrizationSpec:
+    """u-muP: unit scaling with muP's rates, and residual weights that depend on depth.
+
+    Blake et al. 2024 (arXiv:2407.17465), table 2.
     """
+
+    def embedding(s: ParameterSizes) -> Rule:
+        return Rule(1.0, lr=s.width**-0.5, weight_decay=0.0)
 
     def hidden(s: ParameterSizes) -> Rule:
-        return Rule(1.0, s.fan_in**-0.5, (s.fan_in * s.depth) ** -0.5)
+        return Rule(1.0, multiplier=s.fan_in**-0.5, lr=(s.fan_in * s.depth) ** -0.5)
 
-    vector: RuleOf = lambda s: Rule(0.0, lr=s.depth**-0.5, weight_decay=0.0)
+    def readout(s: ParameterSizes) -> Rule:
+        return Rule(1.0, multiplier=1 / s.fan_in)
+
+    def vector(s: ParameterSizes) -> Rule:
+        return Rule(0.0, lr=s.depth**-0.5, weight_decay=0.0)
+
+    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+        return residual_weights(branch, config.depth, config.unit)
+
     rules: Rules = {
-        **_VECTORS,
-        "embedding": lambda s: Rule(1.0, lr=s.width**-0.5, weight_decay=0.0),
+        **_VECTOR_RULES,
+        "embedding": embedding,
         "hidden": hidden,
         "residual_out": hidden,
-        "readout": lambda s: Rule(1.0, 1 / s.fan_in),
+        "readout": readout,
         "gain": vector,
         "bias": vector,
     }
-    weights = lambda config, branch: residual_weights(branch, config.depth, config.unit)
     return ParametrizationSpec(
-        rules, _inverse, weights, lambda config: UnitOps(config.unit)
+        rules, attention=_inverse_head_dim, residual=residual, ops=_make_unit_ops
     )
 
 
-def _normalized() -> ParametrizationSpec:
-    """The weights into every unit, and every embedding, at norm 1 after each step, with
-    a learned scale per unit.
+def _make_normalized() -> ParametrizationSpec:
+    """Weights held at norm 1 after each step, with a learned scale for each unit.
 
-    As nGPT (arXiv:2410.01131) and EDM2 (arXiv:2312.02696) do: rates fall as m^-1/2, so
-    that a step turns a column of any length by the same angle; the embedding's
-    multiplier gives it the standard deviation of `sp`.
+    The weights into every unit have norm 1, and so has every embedding, as in nGPT
+    (arXiv:2410.01131) and EDM2 (arXiv:2312.02696). Rates fall as m^-1/2, so that a step
+    turns a column of any length by the same angle. The embedding's multiplier gives it
+    the standard deviation that it has in `sp`.
     """
 
     def matrix(s: ParameterSizes) -> Rule:
         return Rule(
-            s.fan_in**-0.5, lr=s.fan_ratio**-0.5, weight_decay=0.0, constraint="unit"
+            init_std=s.fan_in**-0.5,
+            lr=s.fan_ratio**-0.5,
+            weight_decay=0.0,
+            constraint="unit",
         )
 
     def embedding(s: ParameterSizes) -> Rule:
         std = s.width**-0.5
-        return Rule(std, 0.1 / std, s.width_ratio**-0.5, 0.0, constraint="unit")
+        return Rule(
+            init_std=std,
+            multiplier=0.1 / std,
+            lr=s.width_ratio**-0.5,
+            weight_decay=0.0,
+            constraint="unit",
+        )
 
-    matrices: dict[Role, RuleOf] = {
-        role: matrix for role in ("hidden", "residual_out", "readout")
-    }
+    matrices = dict.fromkeys(MATRIX_ROLES, matrix)
     return ParametrizationSpec(
-        {**_VECTORS, **matrices, "embedding": embedding}, learned_scales=True
+        {**_VECTOR_RULES, **matrices, "embedding": embedding}, learned_scales=True
     )
 
 
-def _literal(power: float, constraint: Constraint) -> ParametrizationSpec:
-    """The documents' initialisation N(0, 1/sqrt(n)) and W <- W / ||W||, b <- b / ||b||
-    after each step, by the letter.
+def _make_literal(power: float, constraint: Constraint) -> ParametrizationSpec:
+    """The documents' recipe by the letter.
 
-    power: the standard deviation is n^-power: 1/2 if 1/sqrt(n) is the deviation, 1/4 if
-    it is the variance.
+    They initialize with N(0, 1/sqrt(n)), and set W <- W / ||W|| and b <- b / ||b||
+    after each step.
+
+    Args:
+        power: The standard deviation is n^-power. 1/2 reads 1/sqrt(n) as the standard
+            deviation, 1/4 reads it as the variance.
+        constraint: "tensor" for the normalization, "none" without it.
     """
 
     def matrix(s: ParameterSizes) -> Rule:
         decay = 1.0 if constraint == "none" else 0.0
         return Rule(s.fan_in**-power, weight_decay=decay, constraint=constraint)
 
-    bias: RuleOf = lambda s: Rule(0.0, weight_decay=0.0, constraint=constraint)
-    embedding: RuleOf = lambda s: Rule(0.1, weight_decay=0.0, constraint=constraint)
-    matrices: dict[Role, RuleOf] = {
-        role: matrix for role in ("hidden", "residual_out", "readout")
-    }
+    def bias(s: ParameterSizes) -> Rule:
+        del s
+        return Rule(0.0, weight_decay=0.0, constraint=constraint)
+
+    def embedding(s: ParameterSizes) -> Rule:
+        del s
+        return Rule(0.1, weight_decay=0.0, constraint=constraint)
+
     rules: Rules = {
-        **_VECTORS,
-        **matrices,
+        **_VECTOR_RULES,
+        **dict.fromkeys(MATRIX_ROLES, matrix),
         "embedding": embedding,
         "bias": bias,
         "final_bias": bias,
@@ -316,53 +449,62 @@ def _literal(power: float, constraint: Constraint) -> ParametrizationSpec:
     return ParametrizationSpec(rules)
 
 
+# --- the table ------------------------------------------------------------------------
+
 PARAMETRIZATIONS: dict[str, ParametrizationSpec] = {
-    "sp": ParametrizationSpec(_SP),
-    "sp_variance": _literal(0.25, "none"),
-    "mup": ParametrizationSpec(_by_width(*_MUP, epsilon=1.0), _inverse_from_base),
-    "mup_table3": ParametrizationSpec(
-        _by_width((0, 0.5, 1), (0, 0, 0), (0, 1, 1), epsilon=1.0), _inverse_from_base
+    "sp": ParametrizationSpec(_make_width_rules(_SP)),
+    "sp_variance": _make_literal(0.25, "none"),
+    "mup": ParametrizationSpec(
+        _make_width_rules(_MUP, epsilon=1.0), attention=_inverse_head_dim_from_base
     ),
-    "completep": _completep(1.0),
-    "completep_half": _completep(0.5),
+    "mup_table3": ParametrizationSpec(
+        _make_width_rules(_MUP_TABLE3, epsilon=1.0),
+        attention=_inverse_head_dim_from_base,
+    ),
+    "completep": _make_completep(1.0),
+    "completep_half": _make_completep(0.5),
     **{
-        name: ParametrizationSpec(_by_width(*powers))
+        name: ParametrizationSpec(_make_width_rules(powers))
         for name, powers in _EVERETT.items()
     },
-    "unit": _unit(),
-    "umup": _umup(),
-    "normalized": _normalized(),
-    "normalized_literal": _literal(0.5, "tensor"),
-    "normalized_literal_variance": _literal(0.25, "tensor"),
+    "unit": _make_unit(),
+    "umup": _make_umup(),
+    "normalized": _make_normalized(),
+    "normalized_literal": _make_literal(0.5, "tensor"),
+    "normalized_literal_variance": _make_literal(0.25, "tensor"),
 }
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # compared by identity, so that it may stand in a module's static structure
+# It is compared by identity, so that it may be part of a module's static structure.
+@dataclass(frozen=True, eq=False)
 class Parametrization:
-    """One row of the table, bound to a model's shape."""
+    """One row of the table, bound to the shape of a model."""
 
     config: ModelConfig
-    row: ParametrizationSpec
+    spec: ParametrizationSpec
     ops: Ops
 
     def rule(
         self, role: Role, fan_in: int, base_fan_in: float | int | None = None
     ) -> Rule:
-        """The rule of a parameter; `base_fan_in` is its fan-in at the base width, None
-        where that is the same.
+        """The rule of a parameter.
+
+        Args:
+            role: The parameter's role.
+            fan_in: Its fan-in.
+            base_fan_in: Its fan-in at the base width; None if that is the same.
 
         Raises:
-            ConfigError: the role has no rule here.
+            ConfigError: the role has no rule in this parametrization.
         """
         config = self.config
-        if role not in self.row.rules:
-            known = ", ".join(self.row.rules)
+        if role not in self.spec.rules:
+            known = ", ".join(self.spec.rules)
             raise ConfigError(
-                f"role {role!r} has no rule in parametrization {config.parametrization!r}; it has: {known}"
+                f"role {role!r} has no rule in parametrization "
+                f"{config.parametrization!r}; it has: {known}"
             )
-        scale = ParameterSizes(
+        sizes = ParameterSizes(
             fan_in=fan_in,
             fan_ratio=1.0 if base_fan_in is None else fan_in / base_fan_in,
             width=config.width,
@@ -370,18 +512,19 @@ class Parametrization:
             depth=config.depth,
             depth_ratio=config.depth / config.base_depth,
         )
-        return self.row.rules[role](scale)
+        return self.spec.rules[role](sizes)
 
     @property
     def attention_scale(self) -> float:
-        """Factor on q.k."""
-        return self.row.attention(self.config)
+        """Factor on the products of queries and keys."""
+        return self.spec.attention(self.config)
 
     def residual(self, branch: int) -> ResidualWeights:
-        """Weights of skip connection and branch, of branch 0 .. 2 depth - 1; None where
-        there is no connection.
+        """Weights of the skip connection and of branch 0 .. 2 depth - 1.
+
+        The first is None if the model has no skip connections.
         """
-        skip, weight = self.row.residual(self.config, branch)
+        skip, weight = self.spec.residual(self.config, branch)
         return ResidualWeights(skip if self.config.residual else None, weight)
 
 
@@ -389,24 +532,29 @@ def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
     """The row that a model names.
 
     Raises:
-        ConfigError: no such parametrisation, or multipliers that it does not read.
+        ConfigError: no parametrization has that name, or the model sets multipliers
+            that its parametrization does not read.
     """
     if config.parametrization not in PARAMETRIZATIONS:
         known = ", ".join(PARAMETRIZATIONS)
         raise ConfigError(
             f"model.parametrization = {config.parametrization!r}: choose one of {known}"
         )
-    row = PARAMETRIZATIONS[config.parametrization]
-    if (
-        config.unit != type(config.unit)()
-        and not row.ops(config).reads_unit_multipliers
-    ):
-        remedy = "only 'unit' and 'umup' read it; leave it out, or choose one of those as model.parametrization"
-        raise ConfigError(f"model.unit = {config.unit}: {remedy}")
-    return row
+    spec = PARAMETRIZATIONS[config.parametrization]
+    has_multipliers = config.unit != type(config.unit)()
+    if has_multipliers and not spec.ops(config).reads_unit_multipliers:
+        raise ConfigError(
+            f"model.unit = {config.unit}: only 'unit' and 'umup' read it; leave it out, "
+            "or choose one of those as model.parametrization"
+        )
+    return spec
 
 
 def bind_parametrization(config: ModelConfig) -> Parametrization:
-    """The parametrisation of a model; raises as `row_of`."""
-    row = find_parametrization_spec(config)
-    return Parametrization(config, row, row.ops(config))
+    """The parametrization of a model.
+
+    Raises:
+        ConfigError: as `find_parametrization_spec`.
+    """
+    spec = find_parametrization_spec(config)
+    return Parametrization(config, spec, spec.ops(config))

@@ -1,7 +1,10 @@
-"""What flows through a model: the activations of its layers, and the gradients that
-come back to them.
+"""Activation probes: what the layers of a model compute, and the gradients that reach
+them.
 
-Axes: B batch, T position. Layers are named as `Family.apply` names them.
+Layers are named as `Family.apply` names them.
+
+Axes: B batch, T position; windows hold T1 = T + 1 tokens, the inputs and, shifted by
+one, the targets.
 """
 
 from __future__ import annotations
@@ -22,74 +25,75 @@ def record_activations(
     family: Family, params: Params, tokens_BxT: Int[Array, "B T"]
 ) -> dict[str, Array]:
     """The activation of each layer, in the order of computation."""
-    family, params = _unrolled(family, params)
-    seen: dict[str, Array] = {}
+    family, params = _unroll_layers(family, params)
+    activations: dict[str, Array] = {}
 
-    def look(name: str, x: Array) -> Array:
-        seen[name] = x
+    def record(name: str, x: Array) -> Array:
+        activations[name] = x
         return x
 
-    family.apply(params, tokens_BxT, tap=look)
-    return seen
+    family.apply(params, tokens_BxT, tap=record)
+    return activations
 
 
 def compute_activation_gradients(
     family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]
 ) -> dict[str, Array]:
-    """The gradient of the summed cross-entropy with respect to the activation of each
-    layer.
-    """
-    family, params = _unrolled(family, params)
-    inputs, targets = (
-        windows_BxT1[:, :-1].astype(jnp.int32),
-        windows_BxT1[:, 1:].astype(jnp.int32),
-    )
+    """The gradient of the summed cross-entropy with respect to each layer's activation."""
+    family, params = _unroll_layers(family, params)
+    inputs = windows_BxT1[:, :-1].astype(jnp.int32)
+    targets = windows_BxT1[:, 1:].astype(jnp.int32)
 
-    def loss(added: dict[str, Array]) -> Float[Array, ""]:
+    def sum_losses(added: dict[str, Array]) -> Float[Array, ""]:
         logits = family.apply(params, inputs, tap=lambda name, x: x + added[name])
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).sum()
 
+    # The gradient with respect to an activation is that with respect to a zero that is
+    # added to it.
     shapes = jax.eval_shape(lambda: record_activations(family, params, inputs))
-    return jax.grad(loss)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.grad(sum_losses)(zeros)
 
 
 def measure_activation_scales(
     family: Family, params: Params, windows_BxT1: Int[Array, "B T1"]
 ) -> dict[str, tuple[float, float]]:
-    """Root mean square of each activation, and of the gradient of the summed
-    cross-entropy with respect to it.
+    """Root mean squares of each activation and of its gradient.
+
+    The gradient is that of the summed cross-entropy.
     """
-    scales = jax.device_get(_scales(family.config, params, windows_BxT1))
+    scales = jax.device_get(_compute_scales(family.config, params, windows_BxT1))
     return {
-        name: (float(signal), float(gradient))
-        for name, (signal, gradient) in scales.items()
+        name: (float(activation), float(gradient))
+        for name, (activation, gradient) in scales.items()
     }
 
 
-@functools.partial(
-    jax.jit, static_argnums=0
-)  # compiled once for all seeds and trained models of a shape
-def _scales(
+# It takes the configuration, so that it is compiled once for all models of a shape.
+@functools.partial(jax.jit, static_argnums=0)
+def _compute_scales(
     config: ModelConfig, params: Params, windows: Int[Array, "B T1"]
-) -> dict[str, tuple[Array, Array]]:
+) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
     family = build_family(config)
-    backward = compute_activation_gradients(family, params, windows)
-    forward = record_activations(family, params, windows[:, :-1].astype(jnp.int32))
-    return {name: (_rms(x), _rms(backward[name])) for name, x in forward.items()}
+    gradients = compute_activation_gradients(family, params, windows)
+    activations = record_activations(family, params, windows[:, :-1].astype(jnp.int32))
+    return {
+        name: (_root_mean_square(x), _root_mean_square(gradients[name]))
+        for name, x in activations.items()
+    }
 
 
-def _rms(x: Array) -> Float[Array, ""]:
+def _root_mean_square(x: Array) -> Float[Array, ""]:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
 
 
-def _unrolled(family: Family, params: Params) -> tuple[Family, Params]:
-    """The same model with its layers apart: a scan hides what flows through it."""
+def _unroll_layers(family: Family, params: Params) -> tuple[Family, Params]:
+    """The same model without a scan, which would hide the activations of its layers."""
     if not family.config.scanned:
         return family, params
 
-    def layer(i: int) -> Params:
-        return jax.tree.map(lambda w: w[i], params["blocks"])
-
-    layers = {i: layer(i) for i in range(family.config.depth)}
+    layers = {}
+    for i in range(family.config.depth):
+        layers[i] = jax.tree.map(lambda w, i=i: w[i], params["blocks"])
     config = dataclasses.replace(family.config, scan_layers="never")
     return build_family(config), {**params, "blocks": layers}

@@ -29,7 +29,6 @@ from jaxtyping import Array, Float, Int
 
 from scaling.config import UnitMultipliers
 from scaling.config.activations import ACTIVATIONS, log_interpolate
-from scaling.model.kernels import causal_attention
 from scaling.model.ops import Factor, Ops, ResidualWeights
 
 
@@ -52,12 +51,12 @@ scale_forward_backward.defvjp(_scale_forward, _scale_backward)
 
 
 def scale_backward(x: Array, backward: Factor) -> Array:
-    """x, its gradient times `backward`."""
+    """x; its gradient is the incoming gradient times `backward`."""
     return scale_forward_backward(x, 1.0, backward)
 
 
 def scale_forward(x: Array, forward: Factor) -> Array:
-    """x times `forward`, its gradient as it is."""
+    """x times `forward`; its gradient is the incoming gradient."""
     return scale_forward_backward(x, forward, 1.0)
 
 
@@ -130,8 +129,10 @@ class UnitOps(Ops):
         weights: Sequence[Float[Array, "I O"]],
         multiplier: float,
     ) -> Float[Array, "B T P"]:
-        """Gradient of x times fan-out^-1/2 of one matrix, of the weights times
-        positions^-1/2.
+        """As `Ops.linear`, with scaled gradients.
+
+        The gradient of x is multiplied by fan-out^-1/2 of one matrix, the gradients of
+        the weights by positions^-1/2.
         """
         fan_out = weights[0].shape[1]
         x = scale_backward(x, fan_out**-0.5)
@@ -154,15 +155,11 @@ class UnitOps(Ops):
         backward = vocab / math.sqrt(max(1, vocab - 1))
         return scale_forward_backward(logits, self.multipliers.loss_softmax, backward)
 
-    def activate(self, name: str, h: Float[Array, "B T P"]) -> Float[Array, "B T F"]:
-        """f(mult h) / mult at unit variance; of a gated one, `mult` scales the gate."""
-        activation = ACTIVATIONS[name]
+    def apply_activation(self, name: str, x: Float[Array, "B T F"]) -> Array:
+        """f(mult x) / mult at unit variance; of a gated one, `mult` scales the gate."""
         mult = self.multipliers.activation
         scale = activation_scale(name, mult) / mult
-        if not activation.is_gated:
-            return scale * activation.apply(mult * h)
-        gate, value = jnp.split(h, 2, axis=-1)
-        return scale * activation.apply(mult * gate) * value
+        return scale * super().apply_activation(name, mult * x)
 
     def attend(
         self,
@@ -173,15 +170,13 @@ class UnitOps(Ops):
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance."""
         mult = self.multipliers.attention_softmax
-        output = causal_attention(q, k, v, mult * scale)
+        output = super().attend(q, k, v, mult * scale)
         return output * attention_scale(q.shape[2], q.shape[3], mult)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
-        """Apply the weight of the branch to its gradient, where that leaves the
-        branch.
-        """
+        """Apply the weight of the branch to the gradient that leaves the branch."""
         if weights.skip is None:
             return x, scale_backward(x, 1.0)
         return scale_backward(x, weights.skip), scale_backward(x, weights.branch)
@@ -201,12 +196,17 @@ class UnitOps(Ops):
 def residual_weights(
     branch: int, depth: int, multipliers: UnitMultipliers
 ) -> ResidualWeights:
-    """Weights of skip and branch of branch 0 .. 2 depth - 1 (even: attention) in u-muP.
+    """Weights of the skip connection and of its branch in u-muP.
 
     x <- (x + tau F(x)) / sqrt(1 + tau^2), tau^2 = alpha^2 / (depth + sum of the alpha^2
     of the branches before) (Blake et al. 2024, appendix G). If every multiplier is 1,
     the embedding, the attention branches and the feed-forward branches each end with a
     third of the variance.
+
+    Args:
+        branch: Index of the branch, 0 .. 2 depth - 1. Even ones are attention.
+        depth: Number of layers.
+        multipliers: u-muP's hyper-parameters.
     """
     ratio = multipliers.attention_ratio
     feed_forward = multipliers.residual * math.sqrt(2 / (1 + ratio**2))

@@ -23,7 +23,7 @@ from typing import Any
 from scaling.config import ConfigError, RunConfig, from_dict, to_dict
 from scaling.planning import libtpu
 from scaling.planning.hardware import Hardware
-from scaling.training.child import Child, open_output_for_messages, python_command
+from scaling.training.child import Child, make_python_command, open_output_for_messages
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -80,7 +80,7 @@ class Compiler:
             count = f"--xla_force_host_platform_device_count={self.hardware.devices}"
             variables["XLA_FLAGS"] = f"{flags} {count}".strip()
         self._log = tempfile.TemporaryFile("w+")
-        command = python_command("scaling.planning.aot", slice_name)
+        command = make_python_command("scaling.planning.aot", slice_name)
         self._child = Child(command, self._log, variables)
         return self
 

@@ -1,39 +1,48 @@
-"""Save and restore training states with Orbax: atomic, beside training, numbered by
-step, a bounded number kept.
+"""Save and restore training states with Orbax.
 
-What is saved is a host copy, in one format for all strategies: a run may be resumed
-under another one. Where several processes train together, the first alone reads and
-writes, and tells the others what it read.
+A checkpoint is numbered by its step, written atomically and while training goes on, and
+only a few are kept. It holds a host copy in one format for all strategies, so a run may
+be resumed under another strategy. In a multi-host run process 0 alone reads and writes,
+and sends what it read to the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree, UInt8
+from numpy.typing import ArrayLike
 
 from scaling.training import multihost
 
-Tree = Any
-_DIGEST, _DIGEST_BYTES = "digest", 32
+_DIGEST = "digest"
+_DIGEST_BYTES = 32
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one directory. Steps in `protected` outlive the two latest."""
+    """The checkpoints of one directory: the two latest and the protected ones."""
 
     def __init__(self, directory: Path, protected: Iterable[int] = ()) -> None:
-        keep = frozenset(protected)
+        """Open the directory, or create it.
+
+        Args:
+            directory: The directory.
+            protected: Steps whose checkpoints are always kept.
+        """
+        self._manager = None
+        if not multihost.is_process_0():
+            return
         policy = ocp.checkpoint_managers.AnyPreservationPolicy(
             [
                 ocp.checkpoint_managers.LatestN(2),
-                ocp.checkpoint_managers.CustomSteps(sorted(keep)),
+                ocp.checkpoint_managers.CustomSteps(sorted(set(protected))),
             ]
         )
         options = ocp.CheckpointManagerOptions(
@@ -44,66 +53,64 @@ class Checkpoints:
                 active_processes={0}
             ),
         )
-        self._manager = None
-        if multihost.is_process_0():
-            directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
-    def save(self, step: int, tree: Tree) -> None:
-        """Write `tree` under `step`, whole or not at all; a step that is there already
-        is left as it is.
+    def save(self, step: int, tree: PyTree) -> None:
+        """Write a tree of host arrays under a step, whole or not at all.
 
-        The arrays are on the host. The writing goes on while training does; whatever
-        follows here waits for it.
+        A checkpoint of that step that exists already stays. Training goes on while the
+        tree is written, and every other method waits for the end of the writing.
         """
-        if self._manager is not None and step not in self._manager.all_steps():
-            leaves = _by_path(tree)
-            self._manager.save(
-                step,
-                args=ocp.args.StandardSave({**leaves, _DIGEST: _digest(leaves)}),
-                force=True,
-            )
+        if self._manager is None or step in self._manager.all_steps():
+            return
+        leaves = _list_leaves_by_path(tree)
+        content = {**leaves, _DIGEST: _hash_leaves(leaves)}
+        self._manager.save(step, args=ocp.args.StandardSave(content), force=True)
 
-    def restore_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
-        """The latest state at or before a step; None when there is none. An unreadable
-        one is passed over.
+    def restore_latest(self, like: PyTree, at_most: int) -> tuple[int, PyTree] | None:
+        """The latest state at or before a step, and its step.
+
+        A checkpoint that cannot be read is passed over with a warning.
+
+        Args:
+            like: A tree of the same structure, shapes and types.
+            at_most: The step.
+
+        Returns:
+            The step and the tree, or None if there is no such checkpoint.
         """
         found = self._read_latest(like, at_most)
         step = multihost.broadcast_from_process_0(None if found is None else found[0])
         if step is None:
             return None
-        blank = (
-            jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-            if found is None
-            else found[1]
-        )
+        # Process 0 sends its arrays; the others receive them into arrays of zeros.
+        tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        if found is not None:
+            tree = found[1]
         return step, jax.tree.map(
-            lambda x: multihost.broadcast_array(np.asarray(x)), blank
+            lambda x: multihost.broadcast_array(np.asarray(x)), tree
         )
 
-    def _read_latest(self, like: Tree, at_most: int) -> tuple[int, Tree] | None:
+    def _read_latest(self, like: PyTree, at_most: int) -> tuple[int, PyTree] | None:
         if self._manager is None:
             return None
         self.wait()
-        abstract = {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype)
-            for path, x in _by_path(like).items()
-        }
-        wanted = {**abstract, _DIGEST: jax.ShapeDtypeStruct((_DIGEST_BYTES,), np.uint8)}
+        abstract: dict[str, jax.ShapeDtypeStruct] = {}
+        for path, x in _list_leaves_by_path(like).items():
+            abstract[path] = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        digest = jax.ShapeDtypeStruct((_DIGEST_BYTES,), np.uint8)
+        arguments = ocp.args.StandardRestore({**abstract, _DIGEST: digest})
         for step in sorted(self._manager.all_steps(), reverse=True):
             if step > at_most:
                 continue
             try:
-                leaves = self._manager.restore(
-                    step, args=ocp.args.StandardRestore(wanted)
-                )
-                if not np.array_equal(
-                    _digest({path: leaves[path] for path in abstract}), leaves[_DIGEST]
-                ):
+                content = self._manager.restore(step, args=arguments)
+                leaves = {path: content[path] for path in abstract}
+                if not np.array_equal(_hash_leaves(leaves), content[_DIGEST]):
                     raise ValueError("its checksum is wrong")
-                return step, jax.tree.unflatten(
-                    jax.tree.structure(like), [leaves[path] for path in abstract]
-                )
+                structure = jax.tree.structure(like)
+                return step, jax.tree.unflatten(structure, list(leaves.values()))
             except (ValueError, OSError, KeyError) as error:
                 log.warning(
                     "checkpoint %d cannot be read (%s): an earlier one is used",
@@ -113,26 +120,32 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait for what is being written."""
+        """Wait until the latest checkpoint is written."""
         if self._manager is not None:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for what is being written, and end."""
+        """Wait until the latest checkpoint is written, and release the directory."""
         if self._manager is not None:
             self._manager.close()
 
 
-def _by_path(tree: Tree) -> dict[str, Any]:
-    """Leaves by their path: names on disk, and no demand on the tree's own node types."""
+def _list_leaves_by_path(tree: PyTree) -> dict[str, PyTree]:
+    """The leaves by their path.
+
+    The paths are names on disk, so that Orbax need not know the types of the nodes.
+    """
     return {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def _digest(leaves: dict[str, Any]) -> np.ndarray:
-    """Of all bytes: Orbax notices a file that is cut short, not a bit that has flipped."""
+def _hash_leaves(leaves: Mapping[str, ArrayLike]) -> UInt8[np.ndarray, " 32"]:
+    """A hash of all paths and bytes.
+
+    Orbax notices a file that is cut short, but not a bit that has flipped.
+    """
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for path in sorted(leaves):
         digest.update(path.encode())

@@ -1,14 +1,13 @@
-"""Compiled programs kept on disk from one process to the next, and counts of them."""
+"""A cache of executables on disk, shared by processes, and counts of its use."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax import monitoring
@@ -21,48 +20,54 @@ _EVENTS = {
 _counts: Counter[str] = Counter()
 
 
-def _count(event: str, **details: Any) -> None:
+def _count_event(event: str, **details: object) -> None:
     del details
     if event in _EVENTS:
         _counts[_EVENTS[event]] += 1
 
 
-monitoring.register_event_listener(_count)
+monitoring.register_event_listener(_count_event)
 
 
 @contextmanager
 def compilation_cache(out: Path) -> Iterator[Counter[str]]:
-    """Keep what is compiled in a folder below `out`, of this kind of machine, and yield
-    the counts so far.
+    """Keep executables in a folder below `out`, one folder for each kind of processor.
 
-    Counts: "compiled" and "reused", programs of any size. A folder that the user has
-    chosen, `JAX_COMPILATION_CACHE_DIR`, goes before.
+    A folder that the user sets by `JAX_COMPILATION_CACHE_DIR` takes precedence.
+
+    Yields:
+        A counter that is filled at the end: "compiled" and "reused", the numbers of
+        executables of any size.
     """
     counts: Counter[str] = Counter()
     before = _counts.copy()
-    changes: dict[str, Any] = {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    settings: dict[str, float | str | None] = {
+        "jax_persistent_cache_min_compile_time_secs": 0.0
+    }
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (unknown to type checkers)
-        changes["jax_compilation_cache_dir"] = str(
-            (out / "programs" / _machine()).absolute()
-        )
-    saved = {name: getattr(jax.config, name) for name in changes}
-    _configure(changes)
+        folder = out / "programs" / _hash_processor()
+        settings["jax_compilation_cache_dir"] = str(folder.absolute())
+    saved = {name: getattr(jax.config, name) for name in settings}
+    _configure_jax(settings)
     try:
         yield counts
     finally:
         counts.update(_counts - before)
-        _configure(saved)
+        _configure_jax(saved)
 
 
-def _configure(values: dict[str, Any]) -> None:
-    for name, value in values.items():
+def _configure_jax(settings: Mapping[str, float | str | None]) -> None:
+    for name, value in settings.items():
         jax.config.update(name, value)
-    jax_cache.reset_cache()  # JAX looks at the folder's name once
+    # JAX reads the name of the folder once, unless its cache is reset.
+    jax_cache.reset_cache()
 
 
-def _machine() -> str:
-    """What a program compiled here may assume of the processor: hosts that share a
-    folder may differ in it.
+def _hash_processor() -> str:
+    """A name for the instruction set of this processor.
+
+    Hosts that share a folder may differ in it, and an executable assumes that of the
+    host on which it was compiled.
     """
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else [platform.processor()]

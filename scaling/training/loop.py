@@ -1,14 +1,15 @@
 """The training loop: one trunk, many cooldowns.
 
-All runs that differ only in their token budget share a constant-rate trunk. Each leaves
-it at its branch step, cools down in its own directory, is evaluated on the held-out
-slice and recorded. Everything is a function of the configuration and the step, so a run
-that was killed resumes from its last checkpoint to the same losses.
+Runs that differ only in their token budget share a trunk, the phase with a constant
+learning rate. Each run leaves it at its branch step, cools down in its own directory, is
+evaluated on the held-out slice and recorded. Everything is a function of the
+configuration and the step, so a killed run resumes from its last checkpoint to the same
+losses.
 
-A `Trainer` is a generator of chunks: it asks for steps to be trained and is sent the
-state and metrics they gave. Who
-drives it decides where: `train_trunk` alone, `scaling.training.packing` many at once in
-one program.
+A `Trainer` is a generator of chunks. It yields the steps to train, and receives the
+state and the metrics that they gave. The caller decides where they are trained:
+`train_trunk` trains one trunk, and `scaling.training.packing` trains several in one
+executable.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 
 from scaling import data
 from scaling.config import ConfigError, RunConfig, Trunk
@@ -42,57 +44,72 @@ from scaling.training.checkpoint import Checkpoints
 from scaling.training.sharding import StrategyName, choose_strategy
 from scaling.training.step import (
     Chunk,
+    ChunkMetrics,
+    ChunkResult,
     Evaluation,
+    State,
     StepRates,
     TrainState,
     get_executable,
 )
 
 Stage = Literal["trunk", "run"]
-How = Literal["auto", "solo", "vmap", "map"]
+
+PackingMode = Literal["auto", "solo", "vmap", "map"]
+"""How runs of one shape train in one process: at once ("vmap"), one after the other in
+one executable ("map"), each in an executable of its own ("solo"), or as is fastest."""
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a run is executed; nothing here changes its outcome."""
+    """How a run is executed; nothing here changes its outcome.
 
-    chunk_steps: int = 16  # optimiser steps per dispatch
+    Attributes:
+        chunk_steps: Optimizer steps per dispatch.
+        checkpoint_seconds: Time between two checkpoints.
+        stall_seconds: Silence after which a device counts as hanging. It must be longer
+            than any compilation.
+        attempts: How often a trunk is tried whose process dies without progress.
+        strategy: How devices share a run.
+        pack: How runs of one shape train together if there are no workers.
+        members: The largest number of runs that train together.
+        sweep: Label of the run table.
+    """
+
+    chunk_steps: int = 16
     checkpoint_seconds: float = 30.0
-    stall_seconds: float = 1800.0  # silence that is taken for a hanging device: longer than any compilation
-    attempts: int = 3  # of a trunk whose process dies without progress
+    stall_seconds: float = 1800.0
+    attempts: int = 3
     strategy: StrategyName = "auto"
-    pack: How = "auto"  # runs of one shape in one program, without workers: side by side, in turn, or not
-    members: int = 8  # of such a pack, at most
-    sweep: str = ""  # label of the run table
+    pack: PackingMode = "auto"
+    members: int = 8
+    sweep: str = ""
 
     def __post_init__(self) -> None:
         if self.checkpoint_seconds < 0:
             raise ConfigError(
-                f"loop.checkpoint_seconds = {self.checkpoint_seconds}: must not be negative"
+                f"loop.checkpoint_seconds = {self.checkpoint_seconds}: "
+                "must not be negative"
             )
         if self.stall_seconds <= 0:
             raise ConfigError(
                 f"loop.stall_seconds = {self.stall_seconds}: must be positive"
             )
-        if self.attempts < 1:
-            raise ConfigError(f"loop.attempts = {self.attempts}: must be at least 1")
-        if self.chunk_steps < 1:
-            raise ConfigError(
-                f"loop.chunk_steps = {self.chunk_steps}: must be at least 1"
-            )
-        if self.members < 1:
-            raise ConfigError(f"loop.members = {self.members}: must be at least 1")
+        for name in ("attempts", "chunk_steps", "members"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"loop.{name} = {value}: must be at least 1")
 
 
-_R = TypeVar("_R", covariant=True)
-Work = Generator[
-    Chunk, tuple[Any, dict[str, Any]], _R
-]  # what it yields is trained, the result sent back
+_Value = TypeVar("_Value", covariant=True)
+ChunkGenerator = Generator[Chunk, ChunkResult, _Value]
+"""It yields the chunks to train, and receives the result of each."""
 
 
-def materialize(state: Any) -> Any:
-    """A state that may have stayed among those it was trained with; valid until the
-    next chunk.
+def materialize_state(state: State) -> TrainState:
+    """The state itself, where it may still be among those of packed runs.
+
+    It is valid until the next chunk is trained.
     """
     return state() if callable(state) else state
 
@@ -109,23 +126,25 @@ def train_trunk(trunk: Trunk, out: Path, loop: LoopConfig, report: Report) -> No
     """Train all unfinished runs of a trunk, in the order in which they leave it.
 
     Args:
-        out: the folder of the sweep.
-        report: receives the events of training: `Started`, `Restored`, `Progress`,
+        trunk: The trunk.
+        out: The folder of the sweep.
+        loop: How it is executed.
+        report: Receives the events of training: `Started`, `Restored`, `Progress`,
             `Diverged`, `Finished` and `Repeated`.
 
     Raises:
-        ConfigError: the data do not fit the model.
-        Preempted: the process was told to end; a checkpoint was saved before.
+        ConfigError: the model does not fit the dataset.
+        Preempted: the process will be killed soon; a checkpoint was saved.
     """
     pending = select_unfinished(trunk, out)
     if not pending:
         return
     trainer = Trainer(pending, out, loop, report)
-    work = trainer.work()
+    chunks = trainer.generate_chunks()
     with suppress(StopIteration):
-        chunk = next(work)
+        chunk = next(chunks)
         while True:
-            chunk = work.send(trainer.program.train(chunk))
+            chunk = chunks.send(trainer.executable.train(chunk))
 
 
 def select_unfinished(trunk: Trunk, out: Path) -> list[RunConfig]:
@@ -137,6 +156,29 @@ def select_unfinished(trunk: Trunk, out: Path) -> list[RunConfig]:
         run for run, is_done in zip(trunk.runs, finished, strict=True) if not is_done
     ]
     return sorted(pending, key=lambda run: (run.branch_step, run.steps))
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """A state, its step, and the seconds of training that led to it."""
+
+    step: int
+    state: State
+    seconds: float
+
+
+class TrainedChunk(NamedTuple):
+    """A chunk that was dispatched and whose metrics are not read yet.
+
+    Attributes:
+        stop: The step after its last one.
+        count: Number of its steps.
+        metrics: Its metrics, on the devices.
+    """
+
+    stop: int
+    count: int
+    metrics: ChunkMetrics
 
 
 class Trainer:
@@ -156,7 +198,6 @@ class Trainer:
             f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
         )
         check_fits(run, self.dataset)
-        self._text = np.frombuffer(bytes.fromhex(self.dataset.fingerprint), np.uint8)
         self.windows = data.Windows(
             self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed
         )
@@ -166,66 +207,76 @@ class Trainer:
         strategy = choose_strategy(
             loop.strategy, run.optim.batch_size, run.optim.accumulate
         )
-        self.program = get_executable(run, strategy, self.dataset.loss_range)
+        self.executable = get_executable(run, strategy, self.dataset.loss_range)
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: LoopState | None = None
         self.trunk_diverged: LossNotFinite | None = None
-        self.done = 0  # steps of the trunk that are trained or restored
+        # Steps of the trunk that are trained or restored.
+        self.trunk_steps_done = 0
 
-    def work(self) -> Work[None]:
-        """Train the runs."""
+    def generate_chunks(self) -> ChunkGenerator[None]:
+        """Train all runs."""
         self.report(Started(self.trunk_id))
         for run in self.runs:
-            yield from self._finish(run)
+            yield from self._finish_run(run)
 
-    def _finish(self, run: RunConfig) -> Work[None]:
-        """Train a run to its end and record it, as diverged if its loss is no longer
-        finite.
+    def _finish_run(self, run: RunConfig) -> ChunkGenerator[None]:
+        """Train a run to its end and record it.
+
+        It is recorded as diverged if its loss is not finite.
         """
         if multihost.is_process_0():
             run_dirs.open_run(self.out, run)
         start = time.monotonic()
         try:
-            position = yield from self._cool_down(run)
-            evaluation = self.program.evaluate(position.state, self.heldout)
+            end = yield from self._cool_down_run(run)
+            evaluation = self.executable.evaluate(
+                materialize_state(end.state), self.heldout
+            )
             if not np.isfinite(evaluation.loss):
                 raise LossNotFinite(run.steps)
-            seconds = position.seconds
+            seconds = end.seconds
         except LossNotFinite as diverged:
-            evaluation, seconds = (
-                Evaluation(float("nan"), float("nan"), 0),
-                time.monotonic() - start,
-            )
+            evaluation = Evaluation(float("nan"), float("nan"), 0)
+            seconds = time.monotonic() - start
             self.report(Diverged(run.run_id, diverged.step))
-        row = self._row(run, evaluation, seconds)
-        written = not multihost.is_process_0() or run_dirs.write_result(
-            self.out, run, row
-        )
-        self.report(Finished(row) if written else Repeated(row))
+        row = self._make_row(run, evaluation, seconds)
+        is_first_result = True
+        if multihost.is_process_0():
+            is_first_result = run_dirs.write_result(self.out, run, row)
+        self.report(Finished(row) if is_first_result else Repeated(row))
 
-    def _cool_down(self, run: RunConfig) -> Work[LoopState]:
+    def _cool_down_run(self, run: RunConfig) -> ChunkGenerator[LoopState]:
+        """Train a run from its own checkpoint, or from its trunk, to its last step."""
         folder = run_dirs.run_dir(self.out, run)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
-            position = self._restore(checkpoints, run.steps)
-            if position is not None:
-                self._credit(
-                    min(position.step, run.branch_step),
-                    max(0, position.step - run.branch_step),
+            start = self._restore_checkpoint(checkpoints, run.steps)
+            if start is not None:
+                self._report_restored(
+                    trunk_steps=min(start.step, run.branch_step),
+                    cooldown_steps=max(0, start.step - run.branch_step),
                 )
-            if position is None or position.step < run.branch_step:
+            if start is None or start.step < run.branch_step:
                 trunk = yield from self._advance_trunk(run)
-                position = LoopState(trunk.step, self._copy(trunk.state), trunk.seconds)
+                # The copy may be donated while the trunk's own state stays valid.
+                copy = self.executable.strategy.copy(trunk.state)
+                start = LoopState(trunk.step, copy, trunk.seconds)
             return (
                 yield from self._advance(
-                    position, run, "run", run.steps, folder, checkpoints
+                    start,
+                    run,
+                    stage="run",
+                    stop=run.steps,
+                    folder=folder,
+                    checkpoints=checkpoints,
                 )
             )
         finally:
             checkpoints.close()
 
-    def _advance_trunk(self, run: RunConfig) -> Work[LoopState]:
-        """The trunk at the run's branch step."""
+    def _advance_trunk(self, run: RunConfig) -> ChunkGenerator[LoopState]:
+        """Train the trunk to the run's branch step."""
         if self.trunk_diverged is not None:
             raise self.trunk_diverged
         folder = run_dirs.trunk_dir(self.out, run)
@@ -233,17 +284,25 @@ class Trainer:
             folder / "checkpoints", protected=[run.branch_step for run in self.runs]
         )
         try:
-            at = self.trunk or self._restore(checkpoints, run.branch_step)
-            if at is not None:
-                self._credit(at.step, 0)
-            at = at or LoopState(0, self.program.init(run.seed), 0.0)
-            fresh = at.step < run.branch_step
+            start = self.trunk
+            if start is None:
+                start = self._restore_checkpoint(checkpoints, run.branch_step)
+            if start is None:
+                start = LoopState(0, self.executable.init(run.seed), 0.0)
+            else:
+                self._report_restored(trunk_steps=start.step, cooldown_steps=0)
+            has_steps_left = start.step < run.branch_step
             self.trunk = yield from self._advance(
-                at, run, "trunk", run.branch_step, folder, checkpoints
+                start,
+                run,
+                stage="trunk",
+                stop=run.branch_step,
+                folder=folder,
+                checkpoints=checkpoints,
             )
-            self.done = max(self.done, self.trunk.step)
-            if fresh:
-                self._save(checkpoints, self.trunk)
+            self.trunk_steps_done = max(self.trunk_steps_done, self.trunk.step)
+            if has_steps_left:
+                self._save_checkpoint(checkpoints, self.trunk)
         except LossNotFinite as diverged:
             self.trunk_diverged = diverged
             raise
@@ -253,142 +312,161 @@ class Trainer:
 
     def _advance(
         self,
-        at: LoopState,
+        start: LoopState,
         run: RunConfig,
+        *,
         stage: Stage,
         stop: int,
         folder: Path,
         checkpoints: Checkpoints,
-    ) -> Work[LoopState]:
-        """Train to step `stop`. A chunk's metrics are read after the next one is
-        dispatched.
+    ) -> ChunkGenerator[LoopState]:
+        """Train to step `stop`.
+
+        The metrics of a chunk are read after the next one was dispatched, so that the
+        devices do not wait for the host.
         """
-        started, timer = (
-            time.monotonic() - at.seconds,
-            multihost.Timer(self.loop.checkpoint_seconds),
-        )
-        state, step, unread = at.state, at.step, None
+        started = time.monotonic() - start.seconds
+        timer = multihost.Timer(self.loop.checkpoint_seconds)
+        state = start.state
+        step = start.step
+        unread: TrainedChunk | None = None
         log = folder / "metrics.jsonl"
         while step < stop:
-            n = min(self.loop.chunk_steps, stop - step)
-            state, metrics = yield self._chunk(state, run, stage, step, n)
-            self._read(unread, run, log)
-            step, unread = step + n, (step + n, n, metrics)
-            preempted = not multihost.is_multihost() and preemption.requested()
-            if (timer.due() or preempted) and step < stop:
-                self._read(unread, run, log)
+            count = min(self.loop.chunk_steps, stop - step)
+            chunk = self._make_chunk(state, run, stage, step, count)
+            state, metrics = yield chunk
+            self._record_metrics(unread, run, log)
+            step += count
+            unread = TrainedChunk(step, count, metrics)
+            is_preempted = not multihost.is_multihost() and preemption.is_requested()
+            if (timer.is_due() or is_preempted) and step < stop:
+                self._record_metrics(unread, run, log)
                 unread = None
-                self._save(
-                    checkpoints, LoopState(step, state, time.monotonic() - started)
-                )
+                seconds = time.monotonic() - started
+                self._save_checkpoint(checkpoints, LoopState(step, state, seconds))
                 timer.restart()
-                if preempted:
+                if is_preempted:
                     raise preemption.Preempted
-        self._read(unread, run, log)
-        return LoopState(step, materialize(state), time.monotonic() - started)
+        self._record_metrics(unread, run, log)
+        return LoopState(step, materialize_state(state), time.monotonic() - started)
 
-    def _chunk(
-        self, state: Any, run: RunConfig, stage: Stage, step: int, n: int
+    def _make_chunk(
+        self, state: State, run: RunConfig, stage: Stage, step: int, count: int
     ) -> Chunk:
         S = self.loop.chunk_steps
         factor = learning_rate_factor(run, np.arange(step, step + S), stage)
         rates = StepRates(
-            *(
-                np.asarray(factor * peak, np.float32)
-                for peak in (run.optim.lr, run.optim.weight_decay)
-            )
+            rate=np.asarray(factor * run.optim.lr, np.float32),
+            decay=np.asarray(factor * run.optim.weight_decay, np.float32),
         )
-        batches = self.windows.batches(
-            step, S, self.program.strategy.local_rows(run.optim.batch_size)
+        rows = self.executable.strategy.local_rows(run.optim.batch_size)
+        return Chunk(
+            state=state,
+            batches=self.windows.batches(step, S, rows),
+            rates=rates,
+            count=np.int32(count),
+            seed=np.uint32(run.seed),
         )
-        return Chunk(state, batches, rates, np.int32(n), np.uint32(run.seed))
 
-    def _read(self, unread: Any, run: RunConfig, log: Path) -> None:
-        """Wait for a chunk, record it, and stop where its loss is not finite."""
-        if unread is None:
+    def _record_metrics(
+        self, chunk: TrainedChunk | None, run: RunConfig, log: Path
+    ) -> None:
+        """Wait for a chunk, append its mean metrics to the log, and report its steps.
+
+        Raises:
+            LossNotFinite: the loss of one of its steps is not finite.
+        """
+        if chunk is None:
             return
-        step, n, metrics = unread
-        metrics = {
-            name: np.asarray(values, np.float64)[:n]
-            for name, values in self.program.strategy.gather(metrics).items()
-        }
-        finite = np.isfinite(metrics["loss"])
-        if not finite.all():
-            raise LossNotFinite(step - n + int(np.argmin(finite)))
-        means = {name: float(values.mean()) for name, values in metrics.items()}
+        gathered = self.executable.strategy.gather(chunk.metrics)
+        metrics: dict[str, np.ndarray] = {}
+        for name, values in gathered.items():
+            metrics[name] = np.asarray(values, np.float64)[: chunk.count]
+        is_finite = np.isfinite(metrics["loss"])
+        if not is_finite.all():
+            first = chunk.stop - chunk.count + int(np.argmin(is_finite))
+            raise LossNotFinite(first)
         if multihost.is_process_0():
-            run_dirs.append_metrics(
-                log, [{"step": step, "tokens": step * run.batch_tokens, **means}]
-            )
-        self.report(Progress(self.trunk_id, n * self.flops_per_step))
+            line: dict[str, object] = {
+                "step": chunk.stop,
+                "tokens": chunk.stop * run.batch_tokens,
+            }
+            for name, values in metrics.items():
+                line[name] = float(values.mean())
+            run_dirs.append_metrics(log, [line])
+        self.report(Progress(self.trunk_id, chunk.count * self.flops_per_step))
 
-    def _save(self, checkpoints: Checkpoints, at: LoopState) -> None:
-        state = self.program.strategy.gather(materialize(at.state))
-        checkpoints.save(at.step, checkpoint_tree(state, at.seconds, self._text))
-
-    def _restore(self, checkpoints: Checkpoints, at_most: int) -> LoopState | None:
-        found = checkpoints.restore_latest(
-            checkpoint_tree(self.program.abstract_state), at_most
+    def _save_checkpoint(self, checkpoints: Checkpoints, at: LoopState) -> None:
+        state = self.executable.strategy.gather(materialize_state(at.state))
+        fingerprint = bytes.fromhex(self.dataset.fingerprint)
+        tree = make_checkpoint_tree(
+            state, at.seconds, np.frombuffer(fingerprint, np.uint8)
         )
+        checkpoints.save(at.step, tree)
+
+    def _restore_checkpoint(
+        self, checkpoints: Checkpoints, at_most: int
+    ) -> LoopState | None:
+        """The latest checkpoint at or before a step; None if there is none."""
+        like = make_checkpoint_tree(self.executable.abstract_state)
+        found = checkpoints.restore_latest(like, at_most)
         if found is None:
             return None
         step, tree = found
         self.dataset.check_trained_on(tree["text"].tobytes().hex(), self.runs[0].run_id)
-        return LoopState(
-            step, self.program.strategy.place(tree["state"]), float(tree["seconds"])
-        )
+        state = self.executable.strategy.place(tree["state"])
+        return LoopState(step, state, float(tree["seconds"]))
 
-    def _credit(self, trunk: int, cooldown: int) -> None:
-        """Report steps that need not be trained because a checkpoint has them; those of
-        the trunk only once.
-        """
-        new = max(0, trunk - self.done) + cooldown
-        self.done = max(self.done, trunk)
+    def _report_restored(self, *, trunk_steps: int, cooldown_steps: int) -> None:
+        """Report the steps that a checkpoint has; those of the trunk only once."""
+        new = max(0, trunk_steps - self.trunk_steps_done) + cooldown_steps
+        self.trunk_steps_done = max(self.trunk_steps_done, trunk_steps)
         if new:
             self.report(Restored(self.trunk_id, new * self.flops_per_step))
 
-    def _copy(self, state: TrainState) -> TrainState:
-        """A state that may be donated while the trunk's own lives on."""
-        return self.program.strategy.copy(state)
-
-    def _row(
+    def _make_row(
         self, run: RunConfig, evaluation: Evaluation, seconds: float
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
+        """The run's row of the run table."""
         tokens = run.steps * run.batch_tokens
-        diverged = not np.isfinite(evaluation.loss)
+        has_diverged = not np.isfinite(evaluation.loss)
+        bits_per_token = evaluation.loss / math.log(2.0)
         return {
             **run_dirs.describe_run(run),
             "sweep": self.loop.sweep,
             "fingerprint": self.dataset.fingerprint,
-            "status": "diverged" if diverged else "finished",
+            "status": "diverged" if has_diverged else "finished",
             "unique_tokens": min(tokens, self.windows.tokens_per_epoch),
             "epochs": max(1.0, self.windows.epochs(tokens)),  # tokens / unique_tokens
             "loss": evaluation.loss,
             "loss_se": evaluation.loss_se,
-            "bits_per_byte": evaluation.loss
-            / math.log(2.0)
-            / self.dataset.bytes_per_token,
-            "diverged": diverged,
+            "bits_per_byte": bits_per_token / self.dataset.bytes_per_token,
+            "diverged": has_diverged,
             "wall_seconds": seconds,
             **provenance.read_provenance(),
         }
 
 
-@dataclass
-class LoopState:
-    """A state, its step, and the seconds of training that led to it."""
+class CheckpointTree(TypedDict):
+    """What a checkpoint holds. The keys are names on disk.
 
-    step: int
-    state: Any  # a TrainState; within a pack whatever stands for it
-    seconds: float
-
-
-def checkpoint_tree(
-    state: Any, seconds: float = 0.0, text: np.ndarray | None = None
-) -> dict[str, Any]:
-    """What a checkpoint holds: a state, its seconds of training, and the sha256 of the
-    text it was trained on.
+    Attributes:
+        state: The state, on the host.
+        seconds: Seconds of training that led to it.
+        text: The sha256 of the dataset on which it was trained, as 32 bytes.
     """
+
+    state: TrainState
+    seconds: np.float64
+    text: UInt8[np.ndarray, " 32"]
+
+
+def make_checkpoint_tree(
+    state: TrainState,
+    seconds: float = 0.0,
+    text: UInt8[np.ndarray, " 32"] | None = None,
+) -> CheckpointTree:
+    """The tree of a checkpoint; without `text`, with zeros in its place."""
     return {
         "state": state,
         "seconds": np.float64(seconds),
@@ -397,7 +475,7 @@ def checkpoint_tree(
 
 
 def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
-    """Whether a model can be trained on a data set.
+    """Check that a model can be trained on a dataset.
 
     Raises:
         ConfigError: the vocabulary is too small.
@@ -405,5 +483,7 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     """
     dataset.check_context(run.model.context)
     if run.model.vocab < dataset.vocab:
-        remedy = f"source {run.data.source!r} has {dataset.vocab} token ids: raise it to at least that"
-        raise ConfigError(f"model.vocab = {run.model.vocab}: {remedy}")
+        raise ConfigError(
+            f"model.vocab = {run.model.vocab}: source {run.data.source!r} has "
+            f"{dataset.vocab} token ids: raise it to at least that"
+        )

@@ -6,7 +6,7 @@ Axes: S steps of a chunk, B batch, T position.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,18 @@ class Lowered:
         argument_bytes: Bytes of the arguments on one device.
     """
 
-    stages: Any
+    stages: jax.stages.Lowered
     argument_bytes: int
 
 
 class AbstractArguments(NamedTuple):
-    """Shapes of the arguments of a chunk on a single device."""
+    """Shapes of the arguments of a chunk on a single device.
+
+    `windows` is int32 (S, B, T + 1).
+    """
 
     state: TrainState
-    windows: Shape  # int32 (S, B, T + 1)
+    windows: Shape
     rates: StepRates
     count: Shape
     seed: Shape
@@ -45,12 +48,12 @@ def abstract_arguments(
     state: TrainState, run: RunConfig, steps: int
 ) -> AbstractArguments:
     """Shapes of the arguments of a chunk of `steps` steps on a single device."""
-    rates = Shape((steps,), jnp.float32)
+    rates = jax.eval_shape(lambda: StepRates(jnp.zeros(steps), jnp.zeros(steps)))
     windows_shape = (steps, run.optim.batch_size, run.model.context + 1)
     return AbstractArguments(
         state=state,
         windows=Shape(windows_shape, jnp.int32),
-        rates=StepRates(rates, rates),
+        rates=rates,
         count=Shape((), jnp.int32),
         seed=Shape((), jnp.uint32),
     )

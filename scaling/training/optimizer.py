@@ -1,124 +1,130 @@
-"""Optimisers as optax chains, and learning-rate schedules.
+"""Optimizers as optax chains.
 
-An optimiser turns gradients into updates given this step's `rate` and `decay`, two
-scalars of the program's
-input: runs that differ only in learning rate, weight decay, schedule or length share
-one compiled program.
+An optimizer turns gradients into updates, given the learning rate and the weight decay
+of the step. These two are inputs of the executable, so that runs that differ only in
+learning rate, weight decay, schedule or length share it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from optax import contrib
 
 from scaling.config import OptimConfig
-from scaling.model.parametrization import Role, Rule
+from scaling.model.parametrization import VECTOR_ROLES, Role, Rule
 from scaling.model.transformer import Family, Params
 
-Tree = Any
-_VECTORS = ("gain", "bias", "final_gain", "final_bias", "scale")
-_UNITS = {
+_UNIT_AXIS: dict[Role, int] = {
     "embedding": -1,
     "hidden": -2,
     "residual_out": -2,
     "readout": -2,
-}  # axis of the weights of one unit
-_MUON_ROLES = ("hidden", "residual_out")
-_MUON_RMS = 0.2  # update RMS of Adam, so that one rate serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2)
+}
+"""The axis of the weights into one unit."""
+
+_MUON_ROLES: tuple[Role, ...] = ("hidden", "residual_out")
+_MUON_RMS = 0.2
+"""Root mean square of an update of Muon. It is that of Adam, so that one learning rate
+serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2)."""
 
 
 def make_optimizer(
     config: OptimConfig, family: Family
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip, precondition, then step: `update(grads, state, params, rate=...,
-    decay=...)`.
+    """Clip the gradient, precondition it, and take a step.
 
-    The update of a parameter w of rule r is  -rate * r.lr * direction - decay *
-    r.weight_decay * w:  weight decay is independent of the rate (Loshchilov & Hutter
-    2019, arXiv:1711.05101), masked where r.weight_decay is 0.
+    It is called as `update(grads, state, params, rate=..., decay=...)`. The update of a
+    parameter w with rule r is
+
+        -rate * r.lr * direction - decay * r.weight_decay * w
+
+    Weight decay is independent of the learning rate (Loshchilov & Hutter 2019,
+    arXiv:1711.05101).
     """
-    rules = family.rules
-    clip = (
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
-    )
-    chain = optax.chain(clip, _preconditioner(config, family, rules))
+    clip = optax.identity()
+    if config.clip_norm is not None:
+        clip = optax.clip_by_global_norm(config.clip_norm)
+    chain = optax.chain(clip, _make_preconditioner(config, family))
 
     def update(
-        updates: Tree, state: optax.OptState, params: Tree | None = None, **inputs: Any
-    ) -> tuple[Tree, optax.OptState]:
-        rate, decay = inputs["rate"], inputs["decay"]
+        updates: PyTree,
+        state: optax.OptState,
+        params: PyTree | None = None,
+        **inputs: float | Array,
+    ) -> tuple[PyTree, optax.OptState]:
+        rate = inputs["rate"]
+        decay = inputs["decay"]
 
-        def step(rule: Rule, direction: Any, weight: Any) -> Any:
-            move = -(rate * rule.lr) * direction
-            return (
-                move - (decay * rule.weight_decay) * weight
-                if rule.weight_decay
-                else move
-            )
+        def make_step(rule: Rule, direction: Array, weight: Array) -> Array:
+            step = -(rate * rule.lr) * direction
+            if rule.weight_decay == 0:
+                return step
+            return step - (decay * rule.weight_decay) * weight
 
         direction, state = chain.update(updates, state, params)
-        return jax.tree.map(
-            step, rules, direction, params, is_leaf=lambda r: isinstance(r, Rule)
-        ), state
+        steps = jax.tree.map(
+            make_step,
+            family.rules,
+            direction,
+            params,
+            is_leaf=lambda leaf: isinstance(leaf, Rule),
+        )
+        return steps, state
 
     return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def apply_constraints(family: Family, params: Params) -> Params:
-    """Parameters after a step, those that their rule holds at norm 1 divided by it. A
-    zero vector stays zero.
+    """Divide the parameters that a rule holds at norm 1 by their norm.
+
+    A zero vector stays zero.
     """
 
-    def project(role: Role, rule: Rule, w: Array) -> Array:
+    def project(role: Role, rule: Rule, weight: Array) -> Array:
         if rule.constraint == "none":
-            return w
-        axes = (
-            -1
-            if role in _VECTORS
-            else _UNITS[role]
-            if rule.constraint == "unit"
-            else (-2, -1)
-        )
-        norm = jnp.linalg.norm(w, axis=axes, keepdims=True)
-        return w / jnp.where(norm > 0, norm, 1.0)
+            return weight
+        if role in VECTOR_ROLES:
+            axes = -1
+        elif rule.constraint == "unit":
+            axes = _UNIT_AXIS[role]
+        else:
+            axes = (-2, -1)
+        norm = jnp.linalg.norm(weight, axis=axes, keepdims=True)
+        return weight / jnp.where(norm > 0, norm, 1.0)
 
     return jax.tree.map(project, family.roles, family.rules, params)
 
 
-def _preconditioner(
-    config: OptimConfig, family: Family, rules: Tree
+def _make_preconditioner(
+    config: OptimConfig, family: Family
 ) -> optax.GradientTransformation:
-    """Group the parameters by (method, epsilon): one group needs no partition."""
+    """A transformation for each group of parameters with one method and one epsilon."""
 
-    def label(role: str, rule: Rule) -> str:
-        matrix = config.optimizer == "muon" and role in _MUON_ROLES
-        return f"{'muon' if matrix else 'base'} {config.epsilon * rule.epsilon!r}"
+    def choose_group(role: Role, rule: Rule) -> str:
+        uses_muon = config.optimizer == "muon" and role in _MUON_ROLES
+        epsilon = config.epsilon * rule.epsilon
+        return f"{'muon' if uses_muon else 'base'} {epsilon!r}"
 
-    labels = jax.tree.map(label, family.roles, rules)
-    groups = {
-        name: _method(config, *name.split())
-        for name in sorted(set(jax.tree.leaves(labels)))
-    }
-    return (
-        next(iter(groups.values()))
-        if len(groups) == 1
-        else optax.partition(groups, labels)
-    )
+    groups = jax.tree.map(choose_group, family.roles, family.rules)
+    transformations: dict[Hashable, optax.GradientTransformation] = {}
+    for group in sorted(set(jax.tree.leaves(groups))):
+        kind, epsilon = group.split()
+        transformations[group] = _make_transformation(config, kind, float(epsilon))
+    if len(transformations) == 1:
+        return next(iter(transformations.values()))
+    return optax.partition(transformations, groups)
 
 
-def _method(
-    config: OptimConfig, kind: str, epsilon_text: str
+def _make_transformation(
+    config: OptimConfig, kind: str, epsilon: float
 ) -> optax.GradientTransformation:
-    epsilon = float(epsilon_text)
     if kind == "muon":
-        return _muon(config.beta1)
+        return _make_muon(config.beta1)
     if config.optimizer == "sgd":
         return optax.trace(decay=config.beta1)
     if config.optimizer == "rmsprop":
@@ -128,28 +134,34 @@ def _method(
     return optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=epsilon)
 
 
-def _muon(beta: float) -> optax.GradientTransformation:
-    """Orthogonalised momentum on the last two axes; a leading layer axis is a batch
-    (Jordan 2024).
+def _make_muon(beta: float) -> optax.GradientTransformation:
+    """Momentum, orthogonalized on the last two axes (Jordan 2024).
+
+    A leading layer axis is a batch of matrices.
     """
 
-    def is_masked(w: Any) -> bool:
-        return isinstance(w, optax.MaskedNode)
+    def is_masked(weight: object) -> bool:
+        return isinstance(weight, optax.MaskedNode)
 
-    def dims(params: Tree) -> Tree:
-        def spec(w: Any) -> Any:
-            return (
-                w
-                if is_masked(w)
-                else contrib.MuonDimensionNumbers(w.ndim - 2, w.ndim - 1)
-            )
+    def list_matrix_axes(params: PyTree) -> PyTree:
+        def list_axes(
+            weight: Array | optax.MaskedNode,
+        ) -> optax.MaskedNode | contrib.MuonDimensionNumbers:
+            if isinstance(weight, optax.MaskedNode):
+                return weight
+            return contrib.MuonDimensionNumbers(weight.ndim - 2, weight.ndim - 1)
 
-        return jax.tree.map(spec, params, is_leaf=is_masked)
+        return jax.tree.map(list_axes, params, is_leaf=is_masked)
 
-    def as_large_as_adam(updates: Tree, _: Tree | None) -> Tree:
-        return jax.tree.map(
-            lambda u: u * (_MUON_RMS * max(u.shape[-2:]) ** 0.5), updates
-        )
+    def scale_to_adam(updates: PyTree, params: PyTree | None) -> PyTree:
+        del params
 
-    orthogonal = contrib.scale_by_muon(beta=beta, weight_dimension_numbers=dims)
-    return optax.chain(orthogonal, optax.stateless(as_large_as_adam))
+        def scale_update(update: Array) -> Array:
+            return update * (_MUON_RMS * max(update.shape[-2:]) ** 0.5)
+
+        return jax.tree.map(scale_update, updates)
+
+    orthogonalized = contrib.scale_by_muon(
+        beta=beta, weight_dimension_numbers=list_matrix_axes
+    )
+    return optax.chain(orthogonalized, optax.stateless(scale_to_adam))

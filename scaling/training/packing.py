@@ -1,10 +1,10 @@
-"""Runs of one shape trained together in one program: seeds, rates and lengths are its
-inputs.
+"""Run packing: runs of one shape trained together in one executable.
 
-Small models leave an accelerator idle between their operations; members side by side
-(`vmap`) fill it, and several devices take a share of the members each. On CPU one
-member after the other (`map`) is at best as fast as a program a run. Which is fastest
-here is measured once for each shape and written to `packing.json`.
+Seeds, rates and lengths of the runs are its inputs. Small models leave an accelerator
+idle between their operations. Members that train at once (`vmap`) fill it, and several
+devices each take a share of the members. On CPU, members that train one after the other
+(`map`) are at best as fast as one executable for each run (`solo`). The fastest way is
+measured once for each shape and written to `packing.json`.
 
 Axes: P devices, M members on each, S steps, B batch, T position.
 """
@@ -16,14 +16,15 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt
+from numpy.typing import DTypeLike
 
 from scaling.config import RunConfig, Trunk, canonical_json, to_dict
 from scaling.data import load_dataset
@@ -31,7 +32,13 @@ from scaling.events import Report
 from scaling.store import provenance
 from scaling.store.files import write_atomically
 from scaling.training import multihost
-from scaling.training.loop import How, LoopConfig, Trainer, Work, select_unfinished
+from scaling.training.loop import (
+    ChunkGenerator,
+    LoopConfig,
+    PackingMode,
+    Trainer,
+    select_unfinished,
+)
 from scaling.training.preemption import Preempted
 from scaling.training.sharding import (
     Single,
@@ -41,7 +48,10 @@ from scaling.training.sharding import (
 )
 from scaling.training.step import (
     Chunk,
+    ChunkResult,
     Executable,
+    Metrics,
+    State,
     StepRates,
     StepSpec,
     TrainState,
@@ -49,162 +59,194 @@ from scaling.training.step import (
     train_chunk,
 )
 
-Tree = Any
-_ROUNDS = 3  # of a measurement, after one to compile
-_WORTH_MEASURING = (
-    4000  # steps of all members: fewer are over before three ways are compiled
-)
+_ROUNDS = 3
+"""Rounds of a measurement, after one that compiles."""
+
+_WORTH_MEASURING = 4000
+"""Steps of all members. Fewer are trained before three executables are compiled."""
 
 
 def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
-    """Trunks that one program can train, at most `members` at a time; the order is that
-    of the first of each.
+    """Group the trunks that one executable can train, at most `members` in a group.
+
+    The groups have the order of their first trunks, grouped by shape.
     """
-    groups: dict[Any, list[list[Trunk]]] = {}
+    groups_of_shape: dict[tuple[RunConfig, str, str], list[list[Trunk]]] = {}
     for trunk in trunks:
         run = trunk.runs[0]
-        packs = groups.setdefault(
-            (run.shape, run.data.source, run.data.tokenizer), [[]]
-        )
-        if len(packs[-1]) == members:
-            packs.append([])
-        packs[-1].append(trunk)
-    return [pack for packs in groups.values() for pack in packs]
+        key = (run.shape, run.data.source, run.data.tokenizer)
+        groups = groups_of_shape.setdefault(key, [[]])
+        if len(groups[-1]) == members:
+            groups.append([])
+        groups[-1].append(trunk)
+    return [group for groups in groups_of_shape.values() for group in groups]
 
 
-def packed_chunk(
-    states: Tree,
-    batches: jax.Array,
-    schedule: StepRates,
-    counts: jax.Array,
-    seeds: jax.Array,
+def train_packed_chunk(
+    states: PyTree,
+    batches: Int[Array, "M S B T"],
+    rates: StepRates,
+    counts: Int[Array, " M"],
+    seeds: UInt[Array, " M"],
     *,
-    recipe: StepSpec,
-    how: How,
-) -> tuple[Tree, dict[str, jax.Array]]:
+    spec: StepSpec,
+    mode: PackingMode,
+) -> tuple[PyTree, Metrics]:
     """`train_chunk` of each member of a device; every argument has a leading axis M."""
-    one = functools.partial(train_chunk, spec=recipe, axis=None)
-    if how == "vmap":
-        return jax.vmap(one)(states, batches, schedule, counts, seeds)
-    return jax.lax.map(
-        lambda member: one(*member), (states, batches, schedule, counts, seeds)
-    )
+    train_member = functools.partial(train_chunk, spec=spec, axis=None)
+    arguments = (states, batches, rates, counts, seeds)
+    if mode == "vmap":
+        return jax.vmap(train_member)(*arguments)
+    return jax.lax.map(lambda member: train_member(*member), arguments)
 
 
-def _put(states: Tree, state: Tree, index: jax.Array, here: jax.Array) -> Tree:
-    """Replace a member's state on the device where `here` is true."""
-    return jax.tree.map(
-        lambda all_, one: jnp.where(here, all_.at[index].set(one), all_), states, state
-    )
+def _replace_member(
+    states: PyTree, state: PyTree, index: Int[Array, ""], is_here: Bool[Array, ""]
+) -> PyTree:
+    """Replace the state of a member on the device where `is_here` is true."""
+
+    def replace_array(members: Array, member: Array) -> Array:
+        return jnp.where(is_here, members.at[index].set(member), members)
+
+    return jax.tree.map(replace_array, states, state)
 
 
 @dataclass(frozen=True)
 class MemberState:
-    """The state of a member as of the last chunk, still among the others; called, it is
-    a tree of its own.
+    """The state of a member after the last chunk, still stacked with the others.
+
+    A call copies it out.
     """
 
-    pack: Pack
+    packed: PackedRuns
     member: int
 
     def __call__(self) -> TrainState:
-        return self.pack.take(self.member)
+        return self.packed.take_state(self.member)
 
 
-class Pack:
-    """Members side by side on the devices; their states stay there, stacked, between
-    chunks.
+class PackedRuns:
+    """Members that train together.
+
+    Their states stay on the devices between chunks, stacked to arrays (P, M, ...).
     """
 
-    def __init__(self, program: Executable, members: int, how: How) -> None:
+    def __init__(self, executable: Executable, members: int, mode: PackingMode) -> None:
         self.devices = min(count_local_devices(), members)
-        self.members = -(-members // self.devices)  # on each device
-        chunk = functools.partial(packed_chunk, recipe=program.spec, how=how)
-        self._chunk = pmap_members(chunk, self.devices)
-        self._put = pmap_members(_put, self.devices, axes=(0, None, None, 0))
-        empty = lambda x: np.zeros((self.devices, self.members, *x.shape), x.dtype)
-        self._states = jax.tree.map(empty, program.abstract_state)
+        self.members_per_device = -(-members // self.devices)
+        chunk = functools.partial(train_packed_chunk, spec=executable.spec, mode=mode)
+        self._train_chunk = pmap_members(chunk, self.devices)
+        self._replace_member = pmap_members(
+            _replace_member, self.devices, axes=(0, None, None, 0)
+        )
 
-    def train(
-        self, chunks: dict[int, Chunk]
-    ) -> dict[int, tuple[MemberState, dict[str, Any]]]:
-        """Train the next steps of some members; the others stand still."""
+        def make_empty(x: jax.ShapeDtypeStruct) -> np.ndarray:
+            shape = (self.devices, self.members_per_device, *x.shape)
+            return np.zeros(shape, x.dtype)
+
+        self._states = jax.tree.map(make_empty, executable.abstract_state)
+
+    def train(self, chunks: dict[int, Chunk]) -> dict[int, ChunkResult]:
+        """Train the next steps of some members; the states of the others do not change.
+
+        Args:
+            chunks: A chunk for each of these members.
+        """
         for member, chunk in chunks.items():
             if not isinstance(chunk.state, MemberState):
-                device, index = divmod(member, self.members)
-                here = np.arange(self.devices) == device
-                self._states = self._put(
-                    self._states, chunk.state, np.int32(index), here
-                )
-        some = next(iter(chunks.values()))
-        idle = some._replace(count=np.int32(0))
-        rows = [
-            chunks.get(member, idle)[1:]
-            for member in range(self.devices * self.members)
-        ]  # all but the state
-        shape = (self.devices, self.members)
-        stacked = jax.tree.map(
-            lambda *x: np.stack([np.asarray(v) for v in x]).reshape(
-                *shape, *np.shape(x[0])
-            ),
-            *rows,
-        )
-        self._states, metrics = self._chunk(self._states, *stacked)
-        metrics = {name: _Rows(values) for name, values in metrics.items()}
-        return {
-            i: (
-                MemberState(self, i),
-                {n: _Row(r, *divmod(i, self.members)) for n, r in metrics.items()},
-            )
-            for i in chunks
-        }
+                self._put_state(member, chunk.state)
 
-    def take(self, member: int) -> TrainState:
-        """A host copy of a member's state."""
-        device, index = divmod(member, self.members)
+        # A member without a chunk trains 0 steps on the data of another.
+        idle = next(iter(chunks.values()))._replace(count=np.int32(0))
+        inputs = []
+        for member in range(self.devices * self.members_per_device):
+            chunk = chunks.get(member, idle)
+            inputs.append((chunk.batches, chunk.rates, chunk.count, chunk.seed))
+        stacked = jax.tree.map(self._stack_members, *inputs)
+        self._states, metrics = self._train_chunk(self._states, *stacked)
+
+        fetched = {name: _PackedValues(values) for name, values in metrics.items()}
+        results: dict[int, ChunkResult] = {}
+        for member in chunks:
+            device, index = self._locate_member(member)
+            member_metrics = {
+                name: _MemberValues(values, device, index)
+                for name, values in fetched.items()
+            }
+            results[member] = ChunkResult(MemberState(self, member), member_metrics)
+        return results
+
+    def take_state(self, member: int) -> TrainState:
+        """A host copy of the state of a member."""
+        device, index = self._locate_member(member)
         return jax.tree.map(
             lambda x: np.asarray(x.addressable_shards[device].data[0, index]),
             self._states,
         )
 
+    def _put_state(self, member: int, state: State) -> None:
+        device, index = self._locate_member(member)
+        is_here = np.arange(self.devices) == device
+        self._states = self._replace_member(
+            self._states, state, np.int32(index), is_here
+        )
 
-class _Rows:
-    """Metrics of all members, fetched when the first of them is read: until then the
-    host does not wait.
+    def _locate_member(self, member: int) -> tuple[int, int]:
+        """The device of a member, and its index there."""
+        return divmod(member, self.members_per_device)
+
+    def _stack_members(self, *values: np.ndarray | np.generic) -> np.ndarray:
+        stacked = np.stack([np.asarray(value) for value in values])
+        shape = (self.devices, self.members_per_device, *np.shape(values[0]))
+        return stacked.reshape(shape)
+
+
+class _PackedValues:
+    """Values of all members, copied to the host when the first of them is read.
+
+    Until then the host does not wait for the devices.
     """
 
-    def __init__(self, values: jax.Array) -> None:
+    def __init__(self, values: Float[Array, "P M S"]) -> None:
         self._values = values
 
     @functools.cached_property
-    def host(self) -> np.ndarray:
+    def on_host(self) -> Float[np.ndarray, "P M S"]:
         return np.asarray(self._values)
 
 
 @dataclass(frozen=True)
-class _Row:
-    rows: _Rows
+class _MemberValues:
+    """The values of one member, as NumPy reads them."""
+
+    packed: _PackedValues
     device: int
     index: int
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(
+        self, dtype: DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
         del copy
-        return np.asarray(self.rows.host[self.device, self.index], dtype)
+        return np.asarray(self.packed.on_host[self.device, self.index], dtype)
 
 
 def train_packed(
-    trunks: Sequence[Trunk], out: Path, loop: LoopConfig, report: Report, how: How
+    trunks: Sequence[Trunk],
+    out: Path,
+    loop: LoopConfig,
+    report: Report,
+    mode: PackingMode,
 ) -> dict[str, Exception]:
-    """Train trunks of one shape in one executable, as `train_trunk` trains one.
+    """Train trunks of one shape in one executable, each as `train_trunk` trains it.
 
-    A member whose loss diverges is recorded as diverged, one that fails is left out,
-    and one that ends stands still; the others train on.
+    A member whose loss diverges is recorded as diverged, a member that fails is left
+    out, and a member that has ended is idle. The others train on.
 
     Returns:
         What stopped the trunks that failed, by their id.
 
     Raises:
-        Preempted: the process was told to end; every member has saved a checkpoint.
+        Preempted: the process will be killed soon; every member has saved a checkpoint.
     """
     loop = dataclasses.replace(loop, strategy="single")
     trainers: dict[int, Trainer] = {}
@@ -214,19 +256,20 @@ def train_packed(
             trainers[member] = Trainer(pending, out, loop, report)
     if not trainers:
         return {}
-    works: dict[int, Work[None]] = {
-        member: trainer.work() for member, trainer in trainers.items()
+    generators: dict[int, ChunkGenerator[None]] = {
+        member: trainer.generate_chunks() for member, trainer in trainers.items()
     }
-    program = next(iter(trainers.values())).program
-    pack = Pack(program, len(trunks), how)
+    executable = next(iter(trainers.values())).executable
+    packed = PackedRuns(executable, len(trunks), mode)
     errors: dict[str, Exception] = {}
-    answers: dict[int, Any] = dict.fromkeys(works)
-    while answers:
+    # A generator is started by sending it None.
+    results: dict[int, ChunkResult | None] = dict.fromkeys(generators)
+    while results:
         chunks: dict[int, Chunk] = {}
         preempted: Preempted | None = None
-        for member, answer in answers.items():
+        for member, result in results.items():
             try:
-                chunks[member] = works[member].send(answer)
+                chunks[member] = generators[member].send(result)  # type: ignore[arg-type]
             except StopIteration:
                 pass
             except Preempted as error:
@@ -235,96 +278,111 @@ def train_packed(
                 errors[trunks[member].id] = error  # the other members go on
         if preempted is not None:
             raise preempted
-        answers = pack.train(chunks) if chunks else {}
+        results = dict(packed.train(chunks)) if chunks else {}
     return errors
 
 
-# --- which way is fastest --------------------------------------------------------------------------------------
+# --- the fastest mode -----------------------------------------------------------------
 
 
-def choose_packing(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> How:
-    """The fastest way to train trunks of one shape: measured, or as measured before in
-    this folder.
+def choose_packing(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> PackingMode:
+    """The fastest way to train trunks of one shape.
+
+    It is measured, unless `packing.json` in the folder of the sweep has the measurement.
     """
-    if (
-        len(trunks) == 1
-        or loop.strategy not in ("auto", "single")
-        or multihost.is_multihost()
-    ):
+    can_pack = loop.strategy in ("auto", "single") and not multihost.is_multihost()
+    if len(trunks) == 1 or not can_pack:
         return "solo"
     if loop.pack != "auto":
         return loop.pack
     if sum(trunk.steps for trunk in trunks) < _WORTH_MEASURING:
         return "solo"
-    path, run = out / "packing.json", trunks[0].runs[0]
-    known = _measured(path)
+    path = out / "packing.json"
+    run = trunks[0].runs[0]
+    measured = _read_measurements(path)
     shape = hashlib.sha256(canonical_json(to_dict(run.shape)).encode()).hexdigest()[:16]
     key = f"{shape} x{len(trunks)} on {provenance.read_provenance()['device']}"
-    if key not in known:
-        known[key] = measure(run, len(trunks), loop)
+    if key not in measured:
+        measured[key] = measure_modes(run, len(trunks), loop)
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(known, indent=1))
-    return min(known[key], key=known[key].__getitem__)
+        write_atomically(path, json.dumps(measured, indent=1))
+    seconds = measured[key]
+    return min(seconds, key=seconds.__getitem__)
 
 
-def _measured(path: Path) -> dict[str, Any]:
-    """What is known of earlier measurements; a damaged file is one that knows nothing,
-    and is written anew.
-    """
+Measurements = dict[str, Mapping[PackingMode, float]]
+"""Seconds of a step by packing mode, for each shape, number of members and device."""
+
+
+def _read_measurements(path: Path) -> Measurements:
+    """Earlier measurements. A damaged file counts as empty and is overwritten."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def measure(run: RunConfig, members: int, loop: LoopConfig) -> dict[How, float]:
-    """Seconds of a step of one member, by each way, on random tokens."""
-    S, rng = loop.chunk_steps, np.random.default_rng(0)
-    batches = rng.integers(
+def measure_modes(
+    run: RunConfig, members: int, loop: LoopConfig
+) -> dict[PackingMode, float]:
+    """Seconds of a step of one member in each packing mode, on random tokens."""
+    S = loop.chunk_steps
+    batches = np.random.default_rng(0).integers(
         0,
         run.model.vocab,
         (S, run.optim.batch_size, run.model.context + 1),
         dtype=np.int32,
     )
     rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
-    chunk = Chunk(None, batches, rates, np.int32(S), np.uint32(0))
     loss_range = load_dataset(run.data).loss_range
-    alone = get_executable(
-        run,
-        choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate),
-        loss_range,
+    strategy = choose_strategy(
+        loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    single = get_executable(run, Single(), loss_range)
+    solo_executable = get_executable(run, strategy, loss_range)
+    packed_executable = get_executable(run, Single(), loss_range)
 
-    def solo(state: Any) -> tuple[Any, Any]:
-        metrics = None
-        for _ in range(members):
-            state, metrics = alone.train(chunk._replace(state=state))
-        return state, metrics
+    def make_chunk(state: State) -> Chunk:
+        return Chunk(
+            state=state,
+            batches=batches,
+            rates=rates,
+            count=np.int32(S),
+            seed=np.uint32(0),
+        )
 
-    def packed(how: How) -> Any:
-        pack = Pack(single, members, how)
+    def train_solo(state: State) -> ChunkResult:
+        result = solo_executable.train(make_chunk(state))
+        for _ in range(members - 1):
+            result = solo_executable.train(make_chunk(result.state))
+        return result
 
-        def call(state: Any) -> tuple[Any, Any]:
-            state, metrics = pack.train(
-                dict.fromkeys(range(members), chunk._replace(state=state))
-            )[0]
-            return state, np.asarray(metrics["loss"])
+    def make_train_packed(mode: PackingMode) -> Callable[[State], ChunkResult]:
+        packed = PackedRuns(packed_executable, members, mode)
 
-        return call
+        def train_packed_members(state: State) -> ChunkResult:
+            chunk = make_chunk(state)
+            result = packed.train(dict.fromkeys(range(members), chunk))[0]
+            loss = np.asarray(result.metrics["loss"])  # waits for the devices
+            return ChunkResult(result.state, {"loss": loss})
 
-    seconds: dict[How, float] = {"solo": _seconds(solo, alone.init(0))}
-    ways: tuple[How, ...] = ("vmap", "map")
-    seconds |= {how: _seconds(packed(how), single.init(0)) for how in ways}
-    return {how: total / (S * members) for how, total in seconds.items()}
+        return train_packed_members
+
+    seconds: dict[PackingMode, float] = {
+        "solo": _time_chunks(train_solo, solo_executable.init(0))
+    }
+    modes: tuple[PackingMode, ...] = ("vmap", "map")
+    for mode in modes:
+        train = make_train_packed(mode)
+        seconds[mode] = _time_chunks(train, packed_executable.init(0))
+    return {mode: total / (S * members) for mode, total in seconds.items()}
 
 
-def _seconds(call: Any, state: Any) -> float:
-    """Median of a call."""
+def _time_chunks(train: Callable[[State], ChunkResult], state: State) -> float:
+    """Median seconds of a call."""
     times = []
     for _ in range(_ROUNDS + 1):
         start = time.perf_counter()
-        state, metrics = call(state)
+        state, metrics = train(state)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))

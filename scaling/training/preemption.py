@@ -1,8 +1,7 @@
-"""A notice that this process is about to be killed: training saves where it is and
-ends.
+"""The notice that this process will be killed soon: training saves a checkpoint and ends.
 
-Nothing depends on it: a process that is killed without notice loses the steps since its
-last checkpoint.
+No result depends on the notice. A process that is killed without one loses the steps
+since its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,30 +16,32 @@ _requested = threading.Event()
 
 
 class Preempted(KeyboardInterrupt):
-    """Training has stopped at a checkpoint because the process was told to end."""
+    """Training has stopped at a checkpoint because the process received the notice."""
 
 
-def requested() -> bool:
-    """Whether the process was told to end."""
+def is_requested() -> bool:
+    """Whether this process has received the notice."""
     return _requested.is_set()
 
 
-def request(number: int = 0, frame: FrameType | None = None) -> None:
-    """End at the next chance: a signal handler."""
+def request_preemption(number: int = 0, frame: FrameType | None = None) -> None:
+    """Give the notice; has the signature of a signal handler."""
     del number, frame
     _requested.set()
 
 
 @contextmanager
 def sigterm_as_preemption() -> Iterator[None]:
-    """Take SIGTERM, what schedulers send before they kill, for such a notice."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only there may handlers be set
+    """Take SIGTERM, which schedulers send before they kill, as the notice.
+
+    In another thread than the main one it does nothing, because only the main thread
+    may set signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     _requested.clear()
-    before = signal.signal(signal.SIGTERM, request)
+    before = signal.signal(signal.SIGTERM, request_preemption)
     try:
         yield
     finally:

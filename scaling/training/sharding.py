@@ -8,7 +8,7 @@ None: XLA splits the work of fsdp, guided by the layout of the state and by
 `scaling.model.sharding_axes.split_rows`.
 
 No other file of the package names devices, except `scaling.training.lowering`, which
-lowers programs for other machines.
+lowers the training chunk for other machines.
 
 Axes: S steps of a chunk, B batch over all devices, b batch of one process, T position,
 M held-out windows.
@@ -20,38 +20,80 @@ import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+from jax.stages import Lowered
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, PyTree, UInt
 
 from scaling.config import ConfigError
 from scaling.model.sharding_axes import SHARDS
 
-Tree = Any  # a pytree of arrays
-Device = Any  # a device of JAX, which exports no type for it
+Device = Any
+"""A `jax.Device`, whose type is not visible to type checkers."""
+
 Shape = jax.ShapeDtypeStruct
-AXIS = "data"  # the mapped axis of pmap
+AXIS = "data"
+"""Name of the mapped axis of pmap."""
+
 StrategyName = Literal["auto", "single", "pmap", "fsdp"]
+
+Init = Callable[[int | UInt[Array, ""]], PyTree]
+"""Seed to state."""
+
+_Result = TypeVar("_Result")
+
+
+@runtime_checkable
+class CompiledFunction(Protocol):
+    """What `jax.jit` and `jax.pmap` return: compiled when it is called first."""
+
+    def __call__(self, *args: PyTree) -> PyTree:
+        """Call the function."""
+        ...
+
+    def lower(self, *args: PyTree) -> Lowered:
+        """Lower the function for arguments of these shapes."""
+        ...
 
 
 class AbstractInputs(NamedTuple):
-    """Shapes of a chunk's state and windows as a strategy lays them out, and the bytes
-    that they take on each device.
+    """Shapes of a chunk's state and windows as a strategy lays them out.
+
+    Attributes:
+        state: The state.
+        windows: The windows.
+        bytes_per_device: Bytes of both on each device.
     """
 
-    state: Tree
+    state: PyTree
     windows: Shape
     bytes_per_device: int
 
 
 @dataclass(frozen=True)
 class Strategy(abc.ABC):
-    """How a compiled program runs on `devices` devices, counted over all processes.
+    """How a compiled function runs on `devices` devices, counted over all processes.
 
     Attributes:
         devices: Number of devices.
@@ -62,50 +104,53 @@ class Strategy(abc.ABC):
     devices: int
     named_devices: tuple[Device, ...] = ()
 
-    # --- what each strategy does its own way ---
+    # --- what each strategy defines ---
 
     @abc.abstractmethod
-    def compile_init(
-        self, init: Callable[[Any], Tree], abstract: Tree
-    ) -> Callable[[int], Tree]:
+    def compile_init(self, init: Init, abstract: PyTree) -> Callable[[int], PyTree]:
         """Compile `init(seed)`, whose result has the shapes of `abstract`."""
 
     @abc.abstractmethod
-    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_chunk(
+        self, chunk: Callable[..., tuple[PyTree, PyTree]]
+    ) -> CompiledFunction:
         """Compile `chunk(state, batches, *replicated, axis=...)`.
 
         The state is donated, and its layout is that of the result.
         """
 
     @abc.abstractmethod
-    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_evaluation(self, evaluate: Callable[..., PyTree]) -> CompiledFunction:
         """Compile `evaluate(params, windows)`, with the windows split over devices."""
 
     @abc.abstractmethod
-    def place(self, host: Tree) -> Tree:
+    def place(self, host: PyTree) -> PyTree:
         """Copy a host tree to the devices."""
 
     @abc.abstractmethod
-    def gather(self, tree: Tree) -> Tree:
-        """Copy a tree on the devices to the host; the result is the same under all
-        strategies.
+    def gather(self, tree: PyTree) -> PyTree:
+        """Copy a tree on the devices to the host.
+
+        The result is the same under all strategies.
         """
 
     @abc.abstractmethod
-    def shard_batches(self, batches_SxbxT: Int[np.ndarray, "S b T"]) -> Any:
+    def shard_batches(
+        self, batches_SxbxT: Int[np.ndarray, "S b T"]
+    ) -> Array | np.ndarray:
         """Split this process's rows of S batches over its devices."""
 
     @abc.abstractmethod
-    def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Any:
+    def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Array | np.ndarray:
         """Split held-out windows over the devices; M is a multiple of `devices`."""
 
     @abc.abstractmethod
-    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+    def abstract_inputs(self, state: PyTree, windows: Shape) -> AbstractInputs:
         """Lay out the shapes of a state and of the windows (S, B, T + 1) of a chunk."""
 
-    # --- what most share ---
+    # --- what most strategies share ---
 
-    def copy(self, tree: Tree) -> Tree:
+    def copy(self, tree: PyTree) -> PyTree:
         """A second copy on the devices. It may be donated while the first stays valid."""
         return self.place(self.gather(tree))
 
@@ -147,22 +192,22 @@ class Single(Strategy):
     name: ClassVar[Literal["single"]] = "single"
     devices: int = 1
 
-    def compile_init(
-        self, init: Callable[[Any], Tree], abstract: Tree
-    ) -> Callable[[int], Tree]:
+    def compile_init(self, init: Init, abstract: PyTree) -> Callable[[int], PyTree]:
         del abstract
         return lambda seed: self.place(init(seed))
 
-    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_chunk(
+        self, chunk: Callable[..., tuple[PyTree, PyTree]]
+    ) -> CompiledFunction:
         return jax.jit(functools.partial(chunk, axis=None), donate_argnums=0)
 
-    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_evaluation(self, evaluate: Callable[..., PyTree]) -> CompiledFunction:
         return jax.jit(evaluate)
 
-    def place(self, host: Tree) -> Tree:
+    def place(self, host: PyTree) -> PyTree:
         return jax.device_put(host, self.first_device)
 
-    def gather(self, tree: Tree) -> Tree:
+    def gather(self, tree: PyTree) -> PyTree:
         return jax.device_get(tree)
 
     def shard_batches(self, batches_SxbxT: Int[np.ndarray, "S b T"]) -> Array:
@@ -171,7 +216,7 @@ class Single(Strategy):
     def shard_windows(self, windows_MxT: Int[np.ndarray, "M T"]) -> Array:
         return jnp.asarray(windows_MxT)
 
-    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+    def abstract_inputs(self, state: PyTree, windows: Shape) -> AbstractInputs:
         sharding = SingleDeviceSharding(self.first_device)
         placed = jax.tree.map(lambda x: _with_sharding(x, sharding), state)
         return AbstractInputs(
@@ -181,21 +226,20 @@ class Single(Strategy):
 
 @dataclass(frozen=True)
 class Pmap(Strategy):
-    """A copy of the state on each device of this process, and an equal share of the
-    rows.
+    """Each device of this process has a copy of the state and an equal share of the rows.
 
     Arrays on the devices have a leading device axis.
     """
 
     name: ClassVar[Literal["pmap"]] = "pmap"
 
-    def compile_init(
-        self, init: Callable[[Any], Tree], abstract: Tree
-    ) -> Callable[[int], Tree]:
+    def compile_init(self, init: Init, abstract: PyTree) -> Callable[[int], PyTree]:
         del abstract
         return lambda seed: self.place(init(seed))
 
-    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_chunk(
+        self, chunk: Callable[..., tuple[PyTree, PyTree]]
+    ) -> CompiledFunction:
         return jax.pmap(
             functools.partial(chunk, axis=AXIS),
             axis_name=AXIS,
@@ -204,15 +248,15 @@ class Pmap(Strategy):
             donate_argnums=0,
         )
 
-    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_evaluation(self, evaluate: Callable[..., PyTree]) -> CompiledFunction:
         return jax.pmap(evaluate, axis_name=AXIS, devices=self.list_devices())
 
-    def place(self, host: Tree) -> Tree:
+    def place(self, host: PyTree) -> PyTree:
         return jax.tree.map(
             lambda x: jnp.broadcast_to(x, (self.devices, *jnp.shape(x))), host
         )
 
-    def gather(self, tree: Tree) -> Tree:
+    def gather(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
     def shard_batches(
@@ -227,7 +271,7 @@ class Pmap(Strategy):
     ) -> Int[np.ndarray, "D M_D T"]:
         return windows_MxT.reshape(self.devices, -1, windows_MxT.shape[1])
 
-    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+    def abstract_inputs(self, state: PyTree, windows: Shape) -> AbstractInputs:
         S, B, T1 = windows.shape
         mapped_state = jax.tree.map(
             lambda x: Shape((self.devices, *x.shape), x.dtype), state
@@ -239,41 +283,41 @@ class Pmap(Strategy):
 
 @dataclass(frozen=True)
 class Fsdp(Strategy):
-    """Each array of the state split over the devices of all processes (fully sharded
-    data parallelism).
+    """Fully sharded data parallelism over the devices of all processes.
 
-    The arrays of a layer are gathered when the layer uses them.
+    Each array of the state is split over the devices, and the arrays of a layer are
+    gathered when the layer uses them.
     """
 
     name: ClassVar[Literal["fsdp"]] = "fsdp"
 
-    def compile_init(
-        self, init: Callable[[Any], Tree], abstract: Tree
-    ) -> Callable[[int], Tree]:
+    def compile_init(self, init: Init, abstract: PyTree) -> Callable[[int], PyTree]:
         """No device ever holds all of the state."""
         compiled = jax.jit(init, out_shardings=self.shardings(abstract))
         return lambda seed: compiled(np.uint32(seed))
 
-    def compile_chunk(self, chunk: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_chunk(
+        self, chunk: Callable[..., tuple[PyTree, PyTree]]
+    ) -> CompiledFunction:
         whole = functools.partial(chunk, axis=None)
 
-        def sharded_chunk(*args: Any) -> tuple[Tree, Tree]:
+        def sharded_chunk(*args: PyTree) -> tuple[PyTree, PyTree]:
             state, metrics = self._trace_on_mesh(whole, *args)
             state = jax.lax.with_sharding_constraint(state, self.shardings(state))
             return state, self._replicate(metrics)
 
         return jax.jit(sharded_chunk, donate_argnums=0)
 
-    def compile_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
-        def sharded_evaluate(*args: Any) -> Tree:
+    def compile_evaluation(self, evaluate: Callable[..., PyTree]) -> CompiledFunction:
+        def sharded_evaluate(*args: PyTree) -> PyTree:
             return self._replicate(self._trace_on_mesh(evaluate, *args))
 
         return jax.jit(sharded_evaluate)
 
-    def place(self, host: Tree) -> Tree:
+    def place(self, host: PyTree) -> PyTree:
         return jax.tree.map(_shard_host_array, host, self.shardings(host))
 
-    def gather(self, tree: Tree) -> Tree:
+    def gather(self, tree: PyTree) -> PyTree:
         """One array at a time, so that no device holds the whole tree."""
         return jax.tree.map(_gather_array, tree)
 
@@ -286,40 +330,43 @@ class Fsdp(Strategy):
         """Every device has all windows: the compiled function splits them."""
         return _shard_host_array(windows_MxT, self.sharding())
 
-    def abstract_inputs(self, state: Tree, windows: Shape) -> AbstractInputs:
+    def abstract_inputs(self, state: PyTree, windows: Shape) -> AbstractInputs:
         placed = jax.tree.map(_with_sharding, state, self.shardings(state))
         split = _with_sharding(windows, self.sharding(None, SHARDS))
         return AbstractInputs(
             placed, split, _bytes_per_device(placed) + _bytes_per_device(split)
         )
 
-    def copy(self, tree: Tree) -> Tree:
+    def copy(self, tree: PyTree) -> PyTree:
         return jax.tree.map(jnp.copy, tree)
 
     def rows_at_once(self, rows: int) -> int:
         return rows * self.devices
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """The sharding of an array with these mesh axes; without axes every device has
-        a copy.
+        """The sharding of an array whose dimensions are split along these mesh axes.
+
+        Without axes every device has a copy.
         """
         mesh = Mesh(np.array(self.list_devices()), (SHARDS,))
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    def shardings(self, tree: Tree) -> Tree:
+    def shardings(self, tree: PyTree) -> PyTree:
         """The sharding of each array of a state."""
 
-        def choose_sharding(x: Any) -> NamedSharding:
+        def choose_sharding(x: ArrayLike | Shape) -> NamedSharding:
             return self.sharding(*choose_split_axis(jnp.shape(x), self.devices))
 
         return jax.tree.map(choose_sharding, tree)
 
-    def _trace_on_mesh(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Trace a function so that its `split_rows` split."""
+    def _trace_on_mesh(
+        self, function: Callable[..., _Result], *args: PyTree
+    ) -> _Result:
+        """Trace a function so that its calls of `split_rows` take effect."""
         with jax.sharding.use_abstract_mesh(self.sharding().mesh.abstract_mesh):
             return function(*args)
 
-    def _replicate(self, tree: Tree) -> Tree:
+    def _replicate(self, tree: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(tree, self.sharding())
 
 
@@ -352,10 +399,10 @@ def choose_split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None,
 def choose_strategy(
     name: StrategyName, batch_size: int, accumulate: int = 1
 ) -> Strategy:
-    """Choose a strategy for this machine, or for all processes that train together.
+    """Choose a strategy for this machine, or for all processes of a multi-host run.
 
     `auto` takes as many devices as divide the batch: `single` for one device, `pmap`
-    for several of one process, `fsdp` for several processes.
+    for several of one process, `fsdp` for a multi-host run.
 
     Raises:
         ConfigError: a micro-batch does not split over the devices, the strategy cannot
@@ -415,21 +462,27 @@ def count_local_devices() -> int:
 
 
 def pmap_members(
-    function: Callable[..., Any], devices: int, axes: Any = 0
-) -> Callable[..., Any]:
+    function: Callable[..., PyTree],
+    devices: int,
+    axes: int | tuple[int | None, ...] = 0,
+) -> CompiledFunction:
     """Compile a function of stacked members; each device takes its share of axis 0.
 
     The first argument is donated.
+
+    Args:
+        function: The function.
+        devices: Number of devices of this process.
+        axes: The axis of each argument that is split over devices; None for an argument
+            that every device has.
     """
     return jax.pmap(
         function, devices=jax.local_devices()[:devices], in_axes=axes, donate_argnums=0
     )
 
 
-def _shard_host_array(x: Any, sharding: NamedSharding) -> Array:
-    """Place an array of which every process has the whole: each device takes its
-    part.
-    """
+def _shard_host_array(x: ArrayLike, sharding: NamedSharding) -> Array:
+    """Place an array that every process holds in full: each device takes its part."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -440,11 +493,11 @@ def _gather_array(x: Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def _with_sharding(leaf: Shape, sharding: Any) -> Shape:
+def _with_sharding(leaf: Shape, sharding: Sharding) -> Shape:
     return Shape(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _bytes_per_device(tree: Tree) -> int:
+def _bytes_per_device(tree: PyTree) -> int:
     """Bytes of shapes; of a sharded one, the bytes of one device's part."""
     total = 0
     for leaf in jax.tree.leaves(tree):

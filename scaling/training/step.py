@@ -1,5 +1,6 @@
-"""The training step, a chunk of steps in one dispatch, and evaluation: pure functions
-and their compilation.
+"""The training step, a chunk of steps in one dispatch, and the evaluation.
+
+They are pure functions here, and `get_executable` compiles them.
 
 Axes: S steps of a chunk, B batch, T position (windows hold T + 1 tokens: the inputs
 and, shifted by one, the targets), M held-out windows, A micro-batches.
@@ -8,33 +9,38 @@ and, shifted by one, the targets), M held-out windows, A micro-batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt
+from numpy.typing import ArrayLike
 
 from scaling.config import RunConfig
 from scaling.model.kernels import cross_entropy
 from scaling.model.parametrization import bind_parametrization
 from scaling.model.transformer import Family, Key, Params, build_family
 from scaling.training.optimizer import apply_constraints, make_optimizer
-from scaling.training.sharding import Strategy
+from scaling.training.sharding import CompiledFunction, Strategy
 
 Range = tuple[int, int] | None
 """Token ids lo <= id < hi that count as targets in the loss; None if all do."""
 
 Metrics = dict[str, Array]
+"""Values of each step of a chunk, by name."""
+
+GradientSum = tuple[Float[Array, ""], Float[Array, ""], Params]
+"""Sum of the losses, number of targets that count, and gradient of the sum."""
 
 CACHED_TOKENS = 512
-"""Tokens seen at once on CPU, so that their activations stay in the cache of a core."""
+"""Tokens computed at once on CPU. Their activations stay in the cache of a core."""
 
 _EVALUATED_TOKENS = 4096
-"""Tokens seen at once by an accelerator that evaluates."""
+"""Tokens that an accelerator evaluates at once."""
 
 
 class TrainState(NamedTuple):
@@ -67,20 +73,40 @@ class StepSpec:
 class StepRates(NamedTuple):
     """The learning rate and the weight decay of each step of a chunk, float32."""
 
-    rate: Any  # (S,)
-    decay: Any  # (S,)
+    rate: Float[Array | np.ndarray, " S"]
+    decay: Float[Array | np.ndarray, " S"]
+
+
+State = TrainState | Callable[[], TrainState]
+"""The state of a run, or a function that copies it out of the states of packed runs."""
+
+
+ChunkMetrics = Mapping[str, ArrayLike]
+""""loss" and "grad_norm" of each of the S steps; under pmap with a device axis first."""
+
+
+class ChunkResult(NamedTuple):
+    """What training a chunk gave."""
+
+    state: State
+    metrics: ChunkMetrics
 
 
 class Chunk(NamedTuple):
-    """The next steps of a run, as the host has them: the arguments of `train_chunk`."""
+    """The next steps of a run: the arguments of `train_chunk`, as the host has them.
 
-    state: Any
-    """A TrainState on the devices, or its stand-in when runs are packed."""
-    batches: np.ndarray
-    """int32 (S, b, T + 1): the rows of this process."""
+    Attributes:
+        state: The state before the first step.
+        batches: The rows of this process.
+        rates: The rates of each step.
+        count: Number of the S steps to train.
+        seed: The seed of dropout.
+    """
+
+    state: State
+    batches: Int[np.ndarray, "S b T1"]
     rates: StepRates
     count: np.int32
-    """Number of the S steps to train."""
     seed: np.uint32
 
 
@@ -104,11 +130,8 @@ def token_losses(
 
 def compute_gradient_sum(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key
-) -> tuple[Float[Array, ""], Float[Array, ""], Params]:
-    """Sum of the losses, number of targets that count, and gradient of the sum.
-
-    The batch is computed in `spec.accumulate` micro-batches.
-    """
+) -> GradientSum:
+    """Losses and gradient of a batch, computed in `spec.accumulate` micro-batches."""
 
     def sum_losses(
         params: Params, windows: Int[Array, "b T1"], key: Key
@@ -121,11 +144,13 @@ def compute_gradient_sum(
         (loss, count), grads = value_and_gradient(params, windows, key)
         return loss, count, grads
 
-    def add_micro_batch(carry: Any, piece: Any) -> tuple[Any, None]:
+    def add_micro_batch(
+        total: GradientSum, piece: tuple[Int[Array, "b T1"], Int[Array, ""]]
+    ) -> tuple[GradientSum, None]:
         micro_batch, index = piece
         micro_key = None if key is None else jax.random.fold_in(key, index)
         (loss, count), grads = value_and_gradient(params, micro_batch, micro_key)
-        return jax.tree.map(jnp.add, carry, (loss, count, grads)), None
+        return jax.tree.map(jnp.add, total, (loss, count, grads)), None
 
     zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     # Each micro-batch takes every A-th row. Where rows are split over devices, every
@@ -143,7 +168,7 @@ def train_step(
     decay: Float[Array, ""],
     key: Key,
     axis: str | None,
-) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, Metrics]:
     """One step on the mean loss over all devices of `axis`.
 
     The metrics are the mean loss in nats per target and the norm of its gradient.
@@ -175,7 +200,7 @@ def train_chunk(
     *,
     spec: StepSpec,
     axis: str | None,
-) -> tuple[TrainState, dict[str, Float[Array, " S"]]]:
+) -> tuple[TrainState, Metrics]:
     """Train the first `count` of S steps in one dispatch; later metrics are 0.
 
     The loop has a run-time trip count instead of being a scan, so that a shorter last
@@ -237,14 +262,20 @@ class Executable:
     """The compiled functions of one shape.
 
     All runs that differ only in rates, lengths, seeds and data share them.
+
+    Attributes:
+        spec: What the compiled step depends on.
+        strategy: How the devices are used.
+        chunk: `train_chunk`, compiled.
+        evaluator: `window_losses`, compiled.
+        rows: Windows that each device evaluates at a time.
     """
 
     spec: StepSpec
     strategy: Strategy
-    chunk: Callable[..., tuple[TrainState, Metrics]]
-    evaluator: Callable[..., tuple[Array, Array]]
+    chunk: CompiledFunction
+    evaluator: CompiledFunction
     rows: int
-    """Windows that each device evaluates at a time."""
 
     def init(self, seed: int) -> TrainState:
         """A fresh state on the devices."""
@@ -254,15 +285,16 @@ class Executable:
     def _compiled_init(self) -> Callable[[int], TrainState]:
         return self.strategy.compile_init(self.spec.init, self.abstract_state)
 
-    def train(self, chunk: Chunk) -> tuple[TrainState, Metrics]:
+    def train(self, chunk: Chunk) -> ChunkResult:
         """Dispatch a chunk and return without waiting for it. Its state is donated."""
-        return self.chunk(
+        state, metrics = self.chunk(
             chunk.state,
             self.strategy.shard_batches(chunk.batches),
             chunk.rates,
             chunk.count,
             chunk.seed,
         )
+        return ChunkResult(state, metrics)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

@@ -104,7 +104,7 @@ def test_a_job_that_is_not_wanted_saves_and_ends(
             job_files.serve_job(posted.path)
         done.result()
     assert list((run_dirs.trunk_dir(tmp_path, run) / "checkpoints").glob("[0-9]*"))
-    assert not run_dirs.is_finished(tmp_path, run) and not preemption.requested()
+    assert not run_dirs.is_finished(tmp_path, run) and not preemption.is_requested()
 
 
 def test_a_job_whose_trunk_is_held_is_busy(

@@ -44,7 +44,7 @@ def test_unknown_names_are_errors(make_model: MakeModel) -> None:
     ):
         bind_parametrization(make_model(parametrization="spp"))
     rules = bind_parametrization(make_model())
-    empty = dataclasses.replace(rules, row=dataclasses.replace(rules.row, rules={}))
+    empty = dataclasses.replace(rules, spec=dataclasses.replace(rules.spec, rules={}))
     with pytest.raises(
         ConfigError, match="role 'hidden' has no rule in parametrization 'sp'"
     ):

@@ -22,7 +22,7 @@ from scaling import events as event_types
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.execution.in_process import train_in_process
 from scaling.execution.sweep import SweepError, sweep
-from scaling.model.kernels import _attention, causal_attention
+from scaling.model.kernels import _compute_attention, causal_attention
 from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -167,7 +167,7 @@ def test_attention_of_cudnn_is_ours(heads: int) -> None:
         return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     with jax.default_matmul_precision("highest"):
-        expected = weighted(_attention, jnp.float32)
+        expected = weighted(_compute_attention, jnp.float32)
     program = jax.jit(
         lambda *x: causal_attention(*(a.astype(jnp.bfloat16) for a in x), scale)
     ).lower(q, k, v)

@@ -209,7 +209,7 @@ def test_processes_that_disagree_stop_all_of_them(
 ) -> None:
     for found in together:
         assert found["plan"].startswith(
-            "the plan: processes [1] have another than the first"
+            "the plan: processes [1] have another than process 0"
         )
         assert (
             found["workers"]
@@ -224,7 +224,7 @@ def test_what_fails_in_one_process_stops_all_of_them(
     failed says why.
     """
     assert [found["reading"] for found in together] == [
-        "reading failed in processes [1]: see what they say",
+        "reading failed in processes [1]: see their messages",
         "no such file",
     ]
     assert all(
@@ -421,9 +421,9 @@ def test_a_timer_is_due_at_the_first_call_after_its_time(
         begin = now[0]
         asked.clear()
         while now[0] - begin <= 30.0:
-            assert not now[0] > begin or not timer.due()
+            assert not now[0] > begin or not timer.is_due()
             now[0] += pace
-        assert timer.due()
+        assert timer.is_due()
         timer.restart()
         assert not several or len(asked) <= 4 + np.log2(max(1.0, 30.0 / pace))
 

@@ -20,7 +20,7 @@ from scaling.execution.in_process import train_in_process
 from scaling.store import run_dirs
 from scaling.store.table import run_table
 from scaling.training import packing
-from scaling.training.loop import How, LoopConfig, Trainer, train_trunk
+from scaling.training.loop import LoopConfig, PackingMode, Trainer, train_trunk
 
 MakeRun = Callable[..., RunConfig]
 Trunks = list[Trunk]
@@ -75,9 +75,13 @@ def alone(trunks: Trunks, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     )
 
 
-@pytest.mark.parametrize("how", ["vmap", "map"])
+@pytest.mark.parametrize("mode", ["vmap", "map"])
 def test_packed_equals_solo(
-    trunks: Trunks, alone: dict[str, float], make_run: MakeRun, tmp_path: Path, how: How
+    trunks: Trunks,
+    alone: dict[str, float],
+    make_run: MakeRun,
+    tmp_path: Path,
+    mode: PackingMode,
 ) -> None:
     """To 1e-5, though they end at different steps and the loss of one is no number from
     its second step on.
@@ -91,7 +95,7 @@ def test_packed_equals_solo(
         }
     )
     together = losses(
-        [Trunk((broken,)), *trunks], tmp_path, LoopConfig(pack=how, chunk_steps=4)
+        [Trunk((broken,)), *trunks], tmp_path, LoopConfig(pack=mode, chunk_steps=4)
     )
     assert np.isnan(together.pop(broken.run_id))
     assert together == pytest.approx(alone, abs=1e-5)
@@ -103,11 +107,11 @@ def test_a_pack_resumes_where_its_members_were(
     """One member done, one on its way, one not begun."""
     loop = LoopConfig(pack="map", chunk_steps=4, checkpoint_seconds=0.0)
     train_trunk(trunks[0], tmp_path, loop, lambda event: None)
-    work = Trainer(list(trunks[1].runs), tmp_path, loop, lambda event: None)
-    steps = work.work()
+    trainer = Trainer(list(trunks[1].runs), tmp_path, loop, lambda event: None)
+    steps = trainer.generate_chunks()
     chunk = next(steps)
     for _ in range(3):
-        chunk = steps.send(work.program.train(chunk))
+        chunk = steps.send(trainer.executable.train(chunk))
     steps.close()
     assert losses(trunks, tmp_path, loop) == pytest.approx(alone, abs=1e-5)
 
@@ -144,10 +148,10 @@ def test_a_pack_that_fails_as_a_whole_is_trained_one_by_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(self: packing.Pack, chunks: Any) -> Any:
+    def full(self: packing.PackedRuns, chunks: Any) -> Any:
         raise MemoryError("out of memory")
 
-    monkeypatch.setattr(packing.Pack, "train", full)
+    monkeypatch.setattr(packing.PackedRuns, "train", full)
     assert losses(trunks, tmp_path, LoopConfig(pack="map", chunk_steps=4)) == alone
 
 
@@ -184,7 +188,9 @@ def test_the_way_is_measured_once_and_recorded(
     (tmp_path / "packing.json").write_text(
         json.dumps({key: {"solo": 2.0, "vmap": 1.0, "map": 3.0}})
     )
-    monkeypatch.setattr(packing, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        packing, "measure_modes", lambda *_: pytest.fail("measured again")
+    )
     assert packing.choose_packing(trunks, tmp_path, LoopConfig()) == "vmap"
     assert packing.choose_packing(trunks, tmp_path, LoopConfig(pack="map")) == "map"
     assert (
