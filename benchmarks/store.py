@@ -1,5 +1,5 @@
 """What one directory carries: a run table of many runs, the start of their sweep,
-claims, and the size of it all.
+leases, and the size of it all.
 
     python benchmarks/store.py [--runs 100000] [--json]
 
@@ -8,7 +8,7 @@ a folder, a configuration, a log and a result for each run, into a temporary fol
 Then, each in a fresh process with its peak of resident memory: listing the folder,
 reading the run table, exporting it, and asking of each run whether it is finished, as a
 sweep does when it starts; the table and the asking a second time with every file a
-millisecond late (`far`), as over a network. Claims are taken and released one after the
+millisecond late (`far`), as over a network. Leases are taken and released one after the
 other in folders of their own. A checkpoint of the least and of the largest model says
 what those add. Files are read back from the memory of the machine, not from its disk.
 Linux only.
@@ -37,7 +37,7 @@ from scaling.config import RunConfig, read_toml, to_dict
 from scaling.store import run_dirs
 from scaling.store.table import export_table, run_table
 
-CLAIMS = 500  # taken and released, for a rate
+LEASES = 500  # taken and released, for a rate
 DELAY = 1e-3  # seconds that a file is late in the tasks that are far
 TASKS = ("list", "table", "far", "export", "start", "start_far")
 LINES = 20  # of a log: the quickstart's runs have 40 to 200 of this length
@@ -232,35 +232,35 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     ), seconds
 
 
-def claim_traffic(folder: Path) -> dict[str, float]:
-    """Claims taken and released in a second by one process, and what a worker that
+def measure_leases(folder: Path) -> dict[str, float]:
+    """Leases that one process takes and releases in a second, and what a worker that
     holds one writes in an hour.
     """
     from scaling.store import leases
 
-    taker = leases.Claims()
+    taker = leases.Leases()
     taker.take(folder / "first")  # who this process is, is found once
 
     def take(number: int) -> None:
-        claim = taker.take(folder / f"trunk-{number}")
-        assert claim is not None
-        claim.release()
+        lease = taker.take(folder / f"trunk-{number}")
+        assert lease is not None
+        lease.release()
 
-    seconds, _ = timed(lambda: [take(number) for number in range(CLAIMS)])
+    seconds, _ = timed(lambda: [take(number) for number in range(LEASES)])
     size = np.mean(
         [
             (folder / f"trunk-{number}" / "claims" / "1").stat().st_size
-            for number in range(CLAIMS)
+            for number in range(LEASES)
         ]
     )
     held = taker.take(folder / "beaten")
     assert held is not None
-    beat, _ = timed(lambda: [held.beat() for _ in range(CLAIMS)])
+    beat, _ = timed(lambda: [held.beat() for _ in range(LEASES)])
     return {
-        "claims_per_second": CLAIMS / seconds,
+        "claims_per_second": LEASES / seconds,
         "claim_bytes": float(size),
-        "beats_per_hour": 3600 * leases._BEATS / leases.EXPIRY,
-        "seconds_per_beat": beat / CLAIMS,
+        "beats_per_hour": 3600 * leases._BEATS_PER_EXPIRY / leases.EXPIRY,
+        "seconds_per_beat": beat / LEASES,
     }
 
 
@@ -289,7 +289,7 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
         plan.runs[:: max(1, len(plan) // 1000)], key=lambda run: run.model.width
     )
     with tempfile.TemporaryDirectory(dir=out.parent) as aside:
-        answer |= claim_traffic(Path(aside))
+        answer |= measure_leases(Path(aside))
         for name, run in (("least", by_size[0]), ("largest", by_size[-1])):
             size, seconds = checkpoint(run, Path(aside) / name)
             parameters = run_dirs.describe_run(run)["n_total"]

@@ -27,9 +27,8 @@ from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.table import run_table
-from scaling.training.loop import LoopConfig
+from scaling.training.loop import LoopConfig, PackingMode
 from scaling.training.lowering import lower_for_devices
-from scaling.training.packing import How
 
 MakeRun = Callable[..., RunConfig]
 LOOP = LoopConfig(pack="solo", chunk_steps=4, checkpoint_seconds=0.0)
@@ -72,14 +71,14 @@ def test_a_run_repeats_itself(
     assert losses(runs, tmp_path) == pytest.approx(alone, abs=1e-5)
 
 
-@pytest.mark.parametrize("how", ["vmap", "map"])
+@pytest.mark.parametrize("mode", ["vmap", "map"])
 def test_packed_equals_solo(
-    runs: list[RunConfig], alone: list[float], tmp_path: Path, how: How
+    runs: list[RunConfig], alone: list[float], tmp_path: Path, mode: PackingMode
 ) -> None:
     """As far as products in TF32 are equal."""
-    assert losses(runs, tmp_path, dataclasses.replace(LOOP, pack=how)) == pytest.approx(
-        alone, abs=1e-3
-    )
+    assert losses(
+        runs, tmp_path, dataclasses.replace(LOOP, pack=mode)
+    ) == pytest.approx(alone, abs=1e-3)
 
 
 def test_pmap_and_fsdp_are_single(
