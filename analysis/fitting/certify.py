@@ -199,7 +199,7 @@ def find_flat_directions(
     """Nonlinear parameters that may sit at the end of their range, and the values that
     fit as well.
     """
-    solver, z = solver.searched(solution.z[0])
+    solver, z = solver.restrict_to_sample(solution.z[0])
     k, found = len(solver.binding.linear), {}
     low, high = solver.bounds
     for i, entry in enumerate(solver.binding.nonlinear, start=k):

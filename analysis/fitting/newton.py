@@ -12,6 +12,9 @@ theta = the other parameters, or ln(parameter / unit) where they are scales.
 
 Shapes: n rows, P parameters, K coefficients, Q others, B replicates, G grid points, L
 trajectories.
+
+The module is a numeric kernel. A formula stays one expression where it is one on paper,
+because a different order of operations would change the last digits of every fit.
 """
 
 from __future__ import annotations
@@ -19,27 +22,31 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.laws.base import Binding
+from analysis.laws.base import Binding, Nonlinear
 
 STEPS_PER_DISPATCH = 3
-DIAGONAL = 0.001  # share of the damping that does not know of correlations
+DIAGONAL = 0.001  # share of the damping that ignores correlations between parameters
 _TINY = 1e-300
+
+Named = dict[str, jax.Array]
+Bounds = tuple[jax.Array, jax.Array]  # lowest and highest z
 
 
 @contextlib.contextmanager
-def float64() -> Iterator[None]:
-    """Float64 on the CPU inside the block; the caller's precision and default device
-    stay as they are.
+def use_float64() -> Iterator[None]:
+    """Compute in float64 on the CPU inside the block. The caller's precision and default
+    device stay as they are.
     """
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
         yield
 
 
@@ -48,12 +55,14 @@ class Data:
     """What a law is fitted to.
 
     Attributes:
-        x: variables [n] each. loss: [n], the law's target. fixed: values of the fixed
-        parameters.
+        x: the law's variables, [n] each.
+        loss: [n], the law's target.
+        fixed: values of the fixed parameters.
         delta: Huber's threshold on the scaled residual, inf for least squares.
-        log: residuals in the logarithm of the target, else in its own units.
-        quantile: 1/2 fits the middle; 0.1 a lower envelope. scale: [n] of the noise.
-        weight: [n] of the rows.
+        log: residuals are in the logarithm of the target, else in its own units.
+        quantile: 1/2 fits the middle of the runs; 0.1 fits a lower envelope.
+        scale: [n] relative scale of the noise; None if it is the same for all rows.
+        weight: [n] weights of the rows; None if they are all 1.
         prior: parameter -> (mean, precision) in z.
     """
 
@@ -75,416 +84,507 @@ class Data:
             for name, values in self.x.items()
         }
 
-    def unit(self, entry: Any) -> float:
-        """What the range of a `Nonlinear` counts in."""
-        size = {
-            **self.reference,
-            "loss": float(np.exp(np.mean(np.log(np.abs(self.loss))))),
-        }
+    def unit(self, entry: Nonlinear) -> float:
+        """The unit of the range of a `Nonlinear`, from the geometric-mean run."""
+        size = self.reference
+        size["loss"] = float(np.exp(np.mean(np.log(np.abs(self.loss)))))
         return float(np.prod([size[name] ** exponent for name, exponent in entry.unit]))
 
     def take(self, rows: np.ndarray) -> Data:
-        """The given rows alone."""
-        some = {
-            name: None if v is None else v[rows]
-            for name, v in (("scale", self.scale), ("weight", self.weight))
-        }
-        x = {name: values[rows] for name, values in self.x.items()}
-        return Data(
-            x,
-            self.loss[rows],
-            self.fixed,
-            self.delta,
-            self.log,
-            self.quantile,
-            **some,
-            prior=self.prior,
+        """The data of the given rows only."""
+        return replace(
+            self,
+            x={name: values[rows] for name, values in self.x.items()},
+            loss=self.loss[rows],
+            scale=None if self.scale is None else self.scale[rows],
+            weight=None if self.weight is None else self.weight[rows],
         )
 
 
+class DeviceData(NamedTuple):
+    """`Data` as the compiled programs take it, a pytree of float64 arrays.
+
+    Attributes:
+        x, loss, scale: of the padded rows, [n] each.
+        fixed, reference: by parameter and by variable, scalars.
+        unit: of each free nonlinear parameter, scalars.
+        delta, log, quantile: scalars.
+        mean, precision: [P] the prior of z; precision 0 where there is none.
+    """
+
+    x: Named
+    loss: jax.Array
+    scale: jax.Array
+    fixed: Named
+    reference: Named
+    unit: Named
+    delta: jax.Array
+    log: jax.Array
+    quantile: jax.Array
+    mean: jax.Array
+    precision: jax.Array
+
+
 class Trajectory(NamedTuple):
-    """One (replicate, start) on its way to a minimum."""
+    """One (replicate, start) on its way to a minimum, or several on a leading axis."""
 
-    z: Any  # [P]
-    damping: Any
-    objective: Any
-    gradient: Any
+    z: jax.Array  # [P]
+    damping: jax.Array
+    objective: jax.Array
+    gradient: jax.Array
 
 
-def huber(r: Any, delta: Any) -> Any:
+class Response(NamedTuple):
+    """g(prediction) and its derivatives by z.
+
+    Attributes:
+        value: [n].
+        jacobian: [P, n].
+        curvature: pull [n] -> (w [n], H [P, P]), where J diag(w) J' + H is the sum over
+            rows of pull times second derivatives.
+    """
+
+    value: jax.Array
+    jacobian: jax.Array
+    curvature: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Derivatives(NamedTuple):
+    """The objective at one z, and what a Newton step needs there.
+
+    Attributes:
+        objective: scalar.
+        gradient: [P].
+        hessian: [P, P].
+        metric: [P, P] Gauss-Newton matrix of the iteratively reweighted least squares.
+        gross: [P] sum of the rows' contributions to the gradient without their signs.
+            gradient / gross says how exactly they cancel, whatever the units of loss,
+            parameters and objective.
+    """
+
+    objective: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    metric: jax.Array
+    gross: jax.Array
+
+
+class GridTerms(NamedTuple):
+    """The terms of a law at each grid point.
+
+    Attributes:
+        theta: [G, Q] the grid points.
+        terms: [G, K, n] terms over their value at the reference run.
+        offset: [G, n] the part of the sum that fixed coefficients give.
+        precision: [G, n] weight of a squared error of the sum of terms.
+        penalty: [G] the prior's part of the objective for theta.
+    """
+
+    theta: jax.Array
+    terms: jax.Array
+    offset: jax.Array
+    precision: jax.Array
+    penalty: jax.Array
+
+
+def compute_huber_loss(r: jax.Array, delta: jax.Array | float) -> jax.Array:
     """r^2/2 up to delta, delta (|r| - delta/2) beyond (Huber 1964)."""
     size = jnp.abs(r)
     inner = jnp.minimum(size, delta)
     return inner * (size - 0.5 * inner)
 
 
-def weigh_side(r: Any, quantile: Any) -> Any:
+def weigh_side(r: jax.Array, quantile: jax.Array) -> jax.Array:
+    """[n] 2 q where the prediction is below the run, 2 (1 - q) above it."""
     return 2.0 * jnp.where(r < 0, quantile, 1.0 - quantile)
 
 
-def device_arrays(binding: Binding, data: Data, rows: np.ndarray) -> dict[str, Any]:
-    """The given rows as arrays that the compiled programs take. Call inside
-    `float64()`.
-    """
+def load_rows(binding: Binding, data: Data, rows: np.ndarray) -> DeviceData:
+    """The given rows as the compiled programs take them. Call inside `use_float64()`."""
     prior = [data.prior.get(name, (0.0, 0.0)) for name in binding.free]
     scale = np.ones(len(data.loss)) if data.scale is None else data.scale
-    return {
-        "x": {name: jnp.asarray(v[rows], float) for name, v in data.x.items()},
-        "loss": jnp.asarray(data.loss[rows], float),
-        "scale": jnp.asarray(scale[rows], float),
-        "fixed": {name: jnp.asarray(v, float) for name, v in data.fixed.items()},
-        "reference": {
-            name: jnp.asarray(v, float) for name, v in data.reference.items()
-        },
-        "unit": {
-            entry.name: jnp.asarray(data.unit(entry), float)
-            for entry in binding.nonlinear
-        },
-        "delta": jnp.asarray(data.delta, float),
-        "log": jnp.asarray(data.log),
-        "quantile": jnp.asarray(data.quantile, float),
-        "mean": jnp.asarray([mean for mean, _ in prior], float),
-        "precision": jnp.asarray([precision for _, precision in prior], float),
-    }
+    units = {entry.name: data.unit(entry) for entry in binding.nonlinear}
+    return DeviceData(
+        x={name: jnp.asarray(values[rows], float) for name, values in data.x.items()},
+        loss=jnp.asarray(data.loss[rows], float),
+        scale=jnp.asarray(scale[rows], float),
+        fixed=_load_scalars(data.fixed),
+        reference=_load_scalars(data.reference),
+        unit=_load_scalars(units),
+        delta=jnp.asarray(data.delta, float),
+        log=jnp.asarray(data.log),
+        quantile=jnp.asarray(data.quantile, float),
+        mean=jnp.asarray([mean for mean, _ in prior], float),
+        precision=jnp.asarray([precision for _, precision in prior], float),
+    )
 
 
-def scale_parameters(
-    binding: Binding, theta: Any, arrays: Mapping[str, Any]
-) -> dict[str, Any]:
+def _load_scalars(values: Mapping[str, float]) -> Named:
+    return {name: jnp.asarray(value, float) for name, value in values.items()}
+
+
+def scale_parameters(binding: Binding, theta: jax.Array, data: DeviceData) -> Named:
     """The free nonlinear parameters in their own units."""
-    named = zip(binding.nonlinear, theta, strict=True)
-    return {
-        e.name: arrays["unit"][e.name] * jnp.exp(t) if e.log else t for e, t in named
-    }
+    scaled = {}
+    for entry, value in zip(binding.nonlinear, theta, strict=True):
+        if entry.log:
+            scaled[entry.name] = data.unit[entry.name] * jnp.exp(value)
+        else:
+            scaled[entry.name] = value
+    return scaled
 
 
 def normalize_terms(
-    binding: Binding, theta: Any, arrays: Mapping[str, Any]
-) -> tuple[Any, Any]:
+    binding: Binding, theta: jax.Array, data: DeviceData
+) -> tuple[jax.Array, jax.Array]:
     """([K, n] terms over their value at the reference run, [n] sum given by fixed
     coefficients).
     """
-    known = scale_parameters(binding, theta, arrays)
-    columns, offset = binding.columns(known, arrays["fixed"], arrays["x"])
-    at_reference, _ = binding.columns(known, arrays["fixed"], arrays["reference"])
-    n = arrays["loss"].shape[-1]
-    scaled = [
-        jnp.broadcast_to(jnp.asarray(c) / jnp.abs(r), (n,))
-        for c, r in zip(columns, at_reference, strict=True)
-    ]
-    return jnp.stack(scaled) if scaled else jnp.zeros((0, n)), jnp.broadcast_to(
-        jnp.asarray(offset, float), (n,)
-    )
+    known = scale_parameters(binding, theta, data)
+    columns, offset = binding.columns(known, data.fixed, data.x)
+    at_reference, _ = binding.columns(known, data.fixed, data.reference)
+    n = data.loss.shape[-1]
+    scaled = []
+    for column, reference in zip(columns, at_reference, strict=True):
+        term = jnp.asarray(column) / jnp.abs(reference)
+        scaled.append(jnp.broadcast_to(term, (n,)))
+    terms = jnp.stack(scaled) if scaled else jnp.zeros((0, n))
+    return terms, jnp.broadcast_to(jnp.asarray(offset, float), (n,))
 
 
 def apply_link(
-    binding: Binding,
-    theta: Any,
-    value: Any,
-    arrays: Mapping[str, Any],
-    inverse: bool = False,
-) -> Any:
-    """The loss of a sum of terms, or the reverse."""
+    binding: Binding, theta: jax.Array, total: jax.Array, data: DeviceData
+) -> jax.Array:
+    """The loss of a sum of terms."""
     link = binding.law.link
     if link is None:
-        return value
-    known = binding.complete(
-        {**arrays["fixed"], **scale_parameters(binding, theta, arrays)}
-    )
-    return (
-        link.inverse(known, value)
-        if inverse
-        else link.forward(known, jnp.maximum(value, _TINY))
+        return total
+    return link.forward(
+        _complete_parameters(binding, theta, data), jnp.maximum(total, _TINY)
     )
 
 
-def transform_loss(value: Any, arrays: Mapping[str, Any]) -> Any:
+def invert_link(
+    binding: Binding, theta: jax.Array, loss: jax.Array, data: DeviceData
+) -> jax.Array:
+    """The sum of terms of a loss."""
+    link = binding.law.link
+    if link is None:
+        return loss
+    return link.inverse(_complete_parameters(binding, theta, data), loss)
+
+
+def _complete_parameters(binding: Binding, theta: jax.Array, data: DeviceData) -> Named:
+    return binding.complete({**data.fixed, **scale_parameters(binding, theta, data)})
+
+
+def transform_loss(loss: jax.Array, data: DeviceData) -> jax.Array:
     """g: the logarithm or the value itself."""
-    return jnp.where(
-        arrays["log"], jnp.log(jnp.maximum(value, jnp.finfo(value.dtype).tiny)), value
-    )
+    positive = jnp.maximum(loss, jnp.finfo(loss.dtype).tiny)
+    return jnp.where(data.log, jnp.log(positive), loss)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict_response(binding: Binding, z: Any, arrays: Any) -> Any:
+def predict_response(binding: Binding, z: jax.Array, data: DeviceData) -> jax.Array:
     """[n] g(prediction)."""
     k = len(binding.linear)
-    terms, offset = normalize_terms(binding, z[k:], arrays)
-    return transform_loss(
-        apply_link(binding, z[k:], z[:k] @ terms + offset, arrays), arrays
-    )
+    theta = z[k:]
+    terms, offset = normalize_terms(binding, theta, data)
+    loss = apply_link(binding, theta, z[:k] @ terms + offset, data)
+    return transform_loss(loss, data)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def compute_jacobian(binding: Binding, z: Any, arrays: Any) -> Any:
+def compute_jacobian(binding: Binding, z: jax.Array, data: DeviceData) -> jax.Array:
     """[n, P] of g(prediction) by z."""
-    return jax.jacfwd(lambda z: predict_response(binding, z, arrays))(z)
+    return jax.jacfwd(lambda z: predict_response(binding, z, data))(z)
 
 
 def compute_objective(
-    binding: Binding, z: Any, arrays: Any, weight: Any, observed: Any
-) -> Any:
-    r = (predict_response(binding, z, arrays) - observed) / arrays["scale"]
+    binding: Binding,
+    z: jax.Array,
+    data: DeviceData,
+    weight: jax.Array,
+    observed: jax.Array,
+) -> jax.Array:
+    """The objective at z [P], for the weights and the observed g(loss) [n]."""
+    r = (predict_response(binding, z, data) - observed) / data.scale
     rows = jnp.dot(
-        weight, weigh_side(r, arrays["quantile"]) * huber(r, arrays["delta"])
+        weight, weigh_side(r, data.quantile) * compute_huber_loss(r, data.delta)
     )
-    return rows + 0.5 * jnp.dot(arrays["precision"], (z - arrays["mean"]) ** 2)
+    return rows + 0.5 * jnp.dot(data.precision, (z - data.mean) ** 2)
 
 
-def _cholesky_solve(A: Any, b: Any) -> Any:
-    """x with A x = b for a small symmetric A, unrolled so that vmap makes it
-    elementwise; NaN unless A > 0.
+def _solve_cholesky(A: jax.Array, b: jax.Array) -> jax.Array:
+    """x with A x = b for a small symmetric A; NaN unless A > 0.
+
+    The loops are unrolled, so that vmap makes every operation elementwise.
     """
     p = A.shape[0]
-    low: dict[tuple[int, int], Any] = {}
+    lower: dict[tuple[int, int], jax.Array] = {}
     for i, j in itertools.combinations_with_replacement(range(p), 2):
-        rest = A[i, j] - sum(low[i, k] * low[j, k] for k in range(i))
-        low[j, i] = jnp.sqrt(rest) if i == j else rest / low[i, i]
-    y: list[Any] = []
+        rest = A[i, j] - sum(lower[i, k] * lower[j, k] for k in range(i))
+        lower[j, i] = jnp.sqrt(rest) if i == j else rest / lower[i, i]
+    y: list[jax.Array] = []
     for i in range(p):
-        y.append((b[i] - sum(low[i, k] * y[k] for k in range(i))) / low[i, i])
-    x: dict[int, Any] = {}
+        y.append((b[i] - sum(lower[i, k] * y[k] for k in range(i))) / lower[i, i])
+    x: dict[int, jax.Array] = {}
     for i in reversed(range(p)):
-        x[i] = (y[i] - sum(low[k, i] * x[k] for k in range(i + 1, p))) / low[i, i]
+        known = sum(lower[k, i] * x[k] for k in range(i + 1, p))
+        x[i] = (y[i] - known) / lower[i, i]
     return jnp.stack([x[i] for i in range(p)])
 
 
-def solve_nnls(gram: Any, rhs: Any) -> Any:
+def solve_nnls(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     """argmin_{c >= 0} c.gram.c/2 - rhs.c over all active sets; gram [K, K]."""
     k = gram.shape[0]
-    best, best_value = jnp.zeros(k), jnp.asarray(0.0)
+    best = jnp.zeros(k)
+    best_value = jnp.asarray(0.0)
     for mask in itertools.product((0.0, 1.0), repeat=k):
         if not any(mask):
             continue
         m = jnp.array(mask)
-        c = _cholesky_solve(gram * jnp.outer(m, m) + jnp.diag(1 - m), rhs * m)
+        c = _solve_cholesky(gram * jnp.outer(m, m) + jnp.diag(1 - m), rhs * m)
         value = -0.5 * jnp.dot(rhs, c)
-        better = jnp.all(c >= 0) & (value < best_value)  # NaN compares false
-        best, best_value = (
-            jnp.where(better, c, best),
-            jnp.where(better, value, best_value),
-        )
+        # NaN compares false, so a singular active set is never the best.
+        is_better = jnp.all(c >= 0) & (value < best_value)
+        best = jnp.where(is_better, c, best)
+        best_value = jnp.where(is_better, value, best_value)
     return best
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def screen_grid(
-    binding: Binding, grid: Any, arrays: Any, weight: Any, observed: Any
-) -> tuple[Any, Any]:
+    binding: Binding,
+    grid: jax.Array,
+    data: DeviceData,
+    weight: jax.Array,
+    observed: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """Objective [B, G] and coefficients [B, G, K] at each grid point [G, Q]; weight,
     observed g(loss) [B, n].
 
     The coefficients are found in float64, the losses they give in float32: good enough
     to rank grid points by.
     """
-
-    def single(value: Any) -> Any:
-        return value.astype(jnp.float32)
-
     k = len(binding.linear)
-    terms, offset = jax.vmap(lambda theta: normalize_terms(binding, theta, arrays))(
-        grid
-    )  # [G, K, n], [G, n]
-    base = jax.vmap(
-        lambda theta: apply_link(binding, theta, arrays["loss"], arrays, inverse=True)
-    )(grid)
-    base = jnp.broadcast_to(base, offset.shape)
-    relative = arrays["log"] | (
-        binding.law.link is not None
-    )  # relative residuals stand in for log residuals
-    precise = (
-        jnp.where(relative, 1 / base**2, 1.0) / arrays["scale"][None, :] ** 2
-    )  # [G, n]
-    products = jnp.einsum("gkn,gln,gn->gkln", terms, terms, precise).reshape(
-        -1, weight.shape[1]
-    )
+    on_grid = _expand_on_grid(binding, grid, data)
+    products = jnp.einsum(
+        "gkn,gln,gn->gkln", on_grid.terms, on_grid.terms, on_grid.precision
+    ).reshape(-1, weight.shape[1])
     gram = (weight @ products.T).reshape(len(weight), len(grid), k, k)
-    gram = gram + jnp.diag(arrays["precision"][:k])[None, None]
-    pull = (arrays["precision"] * arrays["mean"])[:k]
-    coarse = single(terms)
-    single_if_plain = (
-        float if binding.law.link else jnp.float32
-    )  # links may need the range of float64
-    away = 0.5 * ((grid - arrays["mean"][k:][None]) ** 2 @ arrays["precision"][k:])
+    gram = gram + jnp.diag(data.precision[:k])[None, None]
 
-    def one(gram_r: Any, weight_r: Any, observed_r: Any) -> tuple[Any, Any]:
-        loss = jnp.where(arrays["log"], jnp.exp(observed_r), observed_r)
-        target = jax.vmap(
-            lambda theta: apply_link(binding, theta, loss, arrays, inverse=True)
-        )(grid)
-        target = jnp.broadcast_to(target, offset.shape) - offset
-        rhs = (
-            jnp.einsum("gkn,gn,gn->gk", terms, target, precise * weight_r[None, :])
-            + pull[None]
-        )
-        c = jax.vmap(solve_nnls)(gram_r, rhs)
-        total = (jnp.einsum("gk,gkn->gn", single(c), coarse) + single(offset)).astype(
-            single_if_plain
-        )
-        predicted = jax.vmap(lambda theta, s: apply_link(binding, theta, s, arrays))(
-            grid, total
-        )
-        r = (
-            transform_loss(predicted, arrays)
-            - observed_r.astype(predicted.dtype)[None, :]
-        )
-        r = single(r) / single(arrays["scale"])[None, :]
-        rows = (
-            weigh_side(r, single(arrays["quantile"]))
-            * huber(r, single(arrays["delta"]))
-        ) @ single(weight_r)
-        prior = 0.5 * ((c - arrays["mean"][None, :k]) ** 2 @ arrays["precision"][:k])
-        return rows + prior + away, c
+    def screen_one(
+        replicate: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        return _screen_replicate(binding, on_grid, data, *replicate)
 
-    return jax.lax.map(lambda args: one(*args), (gram, weight, observed))
+    return jax.lax.map(screen_one, (gram, weight, observed))
 
 
-def differentiate_sum(binding: Binding, z: Any, arrays: Any) -> tuple[Any, Any, Any]:
-    """g(prediction) [n], its Jacobian J [P, n], and pull [n] -> (w [n], H [P, P]) with
-    J diag(w) J' + H = sum of pull times second derivatives.
+def _expand_on_grid(binding: Binding, grid: jax.Array, data: DeviceData) -> GridTerms:
+    terms, offset = jax.vmap(lambda theta: normalize_terms(binding, theta, data))(grid)
+    base = jax.vmap(lambda theta: invert_link(binding, theta, data.loss, data))(grid)
+    base = jnp.broadcast_to(base, offset.shape)
+    # Relative residuals stand in for residuals of the logarithm.
+    is_relative = data.log | (binding.law.link is not None)
+    k = len(binding.linear)
+    away = (grid - data.mean[k:][None]) ** 2
+    return GridTerms(
+        theta=grid,
+        terms=terms,
+        offset=offset,
+        precision=jnp.where(is_relative, 1 / base**2, 1.0) / data.scale[None, :] ** 2,
+        penalty=0.5 * (away @ data.precision[k:]),
+    )
 
-    A plain sum of terms: only the exponents need second derivatives, by forward mode.
+
+def _screen_replicate(
+    binding: Binding,
+    on_grid: GridTerms,
+    data: DeviceData,
+    gram: jax.Array,
+    weight: jax.Array,
+    observed: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Objective [G] and coefficients [G, K] of one replicate; gram [G, K, K], weight and
+    observed [n].
+    """
+    k = len(binding.linear)
+    theta, offset = on_grid.theta, on_grid.offset
+    loss = jnp.where(data.log, jnp.exp(observed), observed)
+    target = jax.vmap(lambda theta: invert_link(binding, theta, loss, data))(theta)
+    target = jnp.broadcast_to(target, offset.shape) - offset
+    rhs = jnp.einsum(
+        "gkn,gn,gn->gk", on_grid.terms, target, on_grid.precision * weight[None, :]
+    )
+    pull = (data.precision * data.mean)[:k]
+    c = jax.vmap(solve_nnls)(gram, rhs + pull[None])
+
+    total = jnp.einsum("gk,gkn->gn", _to_float32(c), _to_float32(on_grid.terms))
+    total = total + _to_float32(offset)
+    # Links may need the range of float64.
+    total = total.astype(float if binding.law.link else jnp.float32)
+    predicted = jax.vmap(lambda theta, sums: apply_link(binding, theta, sums, data))(
+        theta, total
+    )
+    r = transform_loss(predicted, data) - observed.astype(predicted.dtype)[None, :]
+    r = _to_float32(r) / _to_float32(data.scale)[None, :]
+    side = weigh_side(r, _to_float32(data.quantile))
+    rho = compute_huber_loss(r, _to_float32(data.delta))
+    rows = (side * rho) @ _to_float32(weight)
+    prior = 0.5 * ((c - data.mean[None, :k]) ** 2 @ data.precision[:k])
+    return rows + prior + on_grid.penalty, c
+
+
+def _to_float32(value: jax.Array) -> jax.Array:
+    return value.astype(jnp.float32)
+
+
+def differentiate_sum(binding: Binding, z: jax.Array, data: DeviceData) -> Response:
+    """g(prediction) and its derivatives for a law that is a plain sum of terms.
+
+    Only the exponents need second derivatives, by forward mode.
     """
     k = len(binding.linear)
     weights = jnp.append(z[:k], 1.0)
+    theta = z[k:]
+    exponents = range(len(z) - k)
 
-    def terms(
-        theta: Any,
-    ) -> Any:  # [K + 1, n]: the loss that fixed coefficients give comes last
-        free, offset = normalize_terms(binding, theta, arrays)
+    def stack_terms(theta: jax.Array) -> jax.Array:
+        """[K + 1, n]; the part that fixed coefficients give comes last."""
+        free, offset = normalize_terms(binding, theta, data)
         return jnp.concatenate([free, offset[None, :]])
 
-    def along(function: Any, q: int) -> Any:  # derivative by the q-th exponent
+    def differentiate_by(
+        function: Callable[[jax.Array], jax.Array], q: int
+    ) -> Callable[[jax.Array], jax.Array]:
+        """The derivative of a function of theta by the q-th exponent."""
         direction = jnp.zeros(len(z) - k).at[q].set(1.0)
         return lambda theta: jax.jvp(function, (theta,), (direction,))[1]
 
-    theta, exponents = z[k:], range(len(z) - k)
-    T = terms(theta)
-    total = weights @ T
-    inverse = jnp.where(arrays["log"], 1 / jnp.maximum(total, _TINY), 1.0)  # g'
-    slopes = [along(terms, q)(theta) for q in exponents]  # [K + 1, n] each
-    J = jnp.stack(
-        [
-            *(T[i] * inverse for i in range(k)),
-            *((weights @ slope) * inverse for slope in slopes),
-        ]
-    )
+    terms = stack_terms(theta)
+    total = weights @ terms
+    slope_of_g = jnp.where(data.log, 1 / jnp.maximum(total, _TINY), 1.0)
+    slopes = [differentiate_by(stack_terms, q)(theta) for q in exponents]
+    by_coefficient = [terms[i] * slope_of_g for i in range(k)]
+    by_exponent = [(weights @ slope) * slope_of_g for slope in slopes]
+    jacobian = jnp.stack(by_coefficient + by_exponent)
 
-    def curvature(pull: Any) -> Any:
-        along_g = pull * inverse
-        cross = (
-            jnp.stack([slope[:k] @ along_g for slope in slopes])
-            if slopes
-            else jnp.zeros((0, k))
-        )
-        bend = [
-            [weights @ (along(along(terms, q), p)(theta) @ along_g) for p in exponents]
-            for q in exponents
-        ]
-        corner = (
-            jnp.stack([jnp.stack(row) for row in bend]) if bend else jnp.zeros((0, 0))
-        )
-        return jnp.where(arrays["log"], -pull, 0.0), jnp.block(
-            [[jnp.zeros((k, k)), cross.T], [cross, corner]]
-        )
+    def sum_curvature(pull: jax.Array) -> tuple[jax.Array, jax.Array]:
+        along_g = pull * slope_of_g
+        cross = jnp.zeros((0, k))
+        corner = jnp.zeros((0, 0))
+        if slopes:
+            cross = jnp.stack([slope[:k] @ along_g for slope in slopes])
+            corner = jnp.stack([bend_row(q, along_g) for q in exponents])
+        blocks = jnp.block([[jnp.zeros((k, k)), cross.T], [cross, corner]])
+        return jnp.where(data.log, -pull, 0.0), blocks
 
-    return transform_loss(total, arrays), J, curvature
+    def bend_row(q: int, along_g: jax.Array) -> jax.Array:
+        """[Q] second derivatives by the q-th exponent and each other one."""
+        row = []
+        for p in exponents:
+            second = differentiate_by(differentiate_by(stack_terms, q), p)(theta)
+            row.append(weights @ (second @ along_g))
+        return jnp.stack(row)
+
+    return Response(transform_loss(total, data), jacobian, sum_curvature)
 
 
-def differentiate_any_law(
-    binding: Binding, z: Any, arrays: Any
-) -> tuple[Any, Any, Any]:
-    """The same for any law, by differentiating all of it."""
+def differentiate_any_law(binding: Binding, z: jax.Array, data: DeviceData) -> Response:
+    """g(prediction) and its derivatives for any law, by differentiating all of it."""
 
-    def f(z: Any) -> Any:
-        return predict_response(binding, z, arrays)
+    def predict(z: jax.Array) -> jax.Array:
+        return predict_response(binding, z, data)
 
-    def curvature(pull: Any) -> Any:
-        return jnp.zeros_like(pull), jax.jacfwd(jax.jacrev(lambda z: pull @ f(z)))(z)
+    def sum_curvature(pull: jax.Array) -> tuple[jax.Array, jax.Array]:
+        second = jax.jacfwd(jax.jacrev(lambda z: pull @ predict(z)))(z)
+        return jnp.zeros_like(pull), second
 
-    return f(z), jax.jacfwd(f)(z).T, curvature
+    return Response(predict(z), jax.jacfwd(predict)(z).T, sum_curvature)
 
 
 def compute_derivatives(
-    binding: Binding, z: Any, arrays: Any, weight: Any, observed: Any
-) -> tuple[Any, ...]:
-    """Objective, its gradient [P], Hessian and reweighted Gauss-Newton matrix [P, P],
-    and gross gradient [P].
-
-    The gross gradient sums the rows' contributions without their signs: gradient /
-    gross says how exactly they cancel, whatever the units of loss, parameters and
-    objective.
-    """
-    delta, scale = arrays["delta"], arrays["scale"]
-    way = differentiate_sum if binding.law.link is None else differentiate_any_law
-    value, J, curvature = way(binding, z, arrays)
-    r = (value - observed) / scale
-    side = weight * weigh_side(r, arrays["quantile"])
+    binding: Binding,
+    z: jax.Array,
+    data: DeviceData,
+    weight: jax.Array,
+    observed: jax.Array,
+) -> Derivatives:
+    """The derivatives of the objective at z [P]; weight and observed [n]."""
+    delta, scale = data.delta, data.scale
+    if binding.law.link is None:
+        response = differentiate_sum(binding, z, data)
+    else:
+        response = differentiate_any_law(binding, z, data)
+    J = response.jacobian
+    r = (response.value - observed) / scale
+    size = jnp.abs(r)
+    side = weight * weigh_side(r, data.quantile)
     pull = side * jnp.clip(r, -delta, delta) / scale
-    inside = side * (jnp.abs(r) <= delta) / scale**2
-    irls = side * jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), _TINY)) / scale**2
-    floor = jnp.minimum(1e-9, 1e-3 * delta)  # below it a residual is rounding
-    gross = jnp.abs(J) @ (side * jnp.clip(jnp.abs(r), floor, delta) / scale)
-    off, precision = z - arrays["mean"], arrays["precision"]
-    objective = jnp.dot(side, huber(r, delta)) + 0.5 * jnp.dot(precision, off**2)
-    prior = jnp.diag(precision)
-    bent, second = curvature(pull)
-    hessian = (J * (inside + bent)[None, :]) @ J.T + second + prior
-    metric = (J * irls[None, :]) @ J.T + prior
-    return (
-        objective,
-        J @ pull + precision * off,
-        hessian,
-        metric,
-        gross + precision * jnp.abs(off),
+    inside = side * (size <= delta) / scale**2
+    reweighted = side * jnp.minimum(1.0, delta / jnp.maximum(size, _TINY)) / scale**2
+    smallest = jnp.minimum(1e-9, 1e-3 * delta)  # a smaller residual is rounding
+    gross = jnp.abs(J) @ (side * jnp.clip(size, smallest, delta) / scale)
+    off = z - data.mean
+    objective = jnp.dot(side, compute_huber_loss(r, delta))
+    bend, second = response.curvature(pull)
+    prior = jnp.diag(data.precision)
+    return Derivatives(
+        objective=objective + 0.5 * jnp.dot(data.precision, off**2),
+        gradient=J @ pull + data.precision * off,
+        hessian=(J * (inside + bend)[None, :]) @ J.T + second + prior,
+        metric=(J * reweighted[None, :]) @ J.T + prior,
+        gross=gross + data.precision * jnp.abs(off),
     )
 
 
 def take_step(
     binding: Binding,
     trajectory: Trajectory,
-    bounds: Any,
-    arrays: Any,
-    weight: Any,
-    observed: Any,
+    bounds: Bounds,
+    data: DeviceData,
+    weight: jax.Array,
+    observed: jax.Array,
 ) -> Trajectory:
     """One damped, projected Newton step, kept if the objective does not grow."""
     low, high = bounds
-    before, gradient, hessian, metric, gross = compute_derivatives(
-        binding, trajectory.z, arrays, weight, observed
-    )
+    here = compute_derivatives(binding, trajectory.z, data, weight, observed)
     # A coordinate is held where it sits on a bound and the objective falls beyond it.
-    free = ~(
-        ((trajectory.z <= low) & (gradient >= 0))
-        | ((trajectory.z >= high) & (gradient <= 0))
-    )
-    scale = 1 / jnp.sqrt(
-        jnp.maximum(jnp.diag(metric), _TINY + 1e-14 * jnp.max(jnp.diag(metric)))
-    )
+    held_low = (trajectory.z <= low) & (here.gradient >= 0)
+    held_high = (trajectory.z >= high) & (here.gradient <= 0)
+    is_free = ~(held_low | held_high)
+    diagonal = jnp.diag(here.metric)
+    scale = 1 / jnp.sqrt(jnp.maximum(diagonal, _TINY + 1e-14 * jnp.max(diagonal)))
     # The diagonal part turns the step towards the gradient where the metric is nearly
     # singular (Marquardt 1963).
-    damped = (hessian + trajectory.damping * metric) * jnp.outer(scale, scale)
-    damped = damped + (DIAGONAL * trajectory.damping + 1e-13) * jnp.eye(len(scale))
-    system = jnp.where(jnp.outer(free, free), damped, jnp.eye(len(scale)))
-    step = scale * jax.scipy.linalg.cho_solve(
-        jax.scipy.linalg.cho_factor(system), jnp.where(free, -gradient * scale, 0.0)
-    )
+    identity = jnp.eye(len(scale))
+    damped = here.hessian + trajectory.damping * here.metric
+    damped = damped * jnp.outer(scale, scale)
+    damped = damped + (DIAGONAL * trajectory.damping + 1e-13) * identity
+    system = jnp.where(jnp.outer(is_free, is_free), damped, identity)
+    downhill = jnp.where(is_free, -here.gradient * scale, 0.0)
+    factor = jax.scipy.linalg.cho_factor(system)
+    step = scale * jax.scipy.linalg.cho_solve(factor, downhill)
     z = jnp.clip(trajectory.z + step, low, high)
-    after = compute_objective(binding, z, arrays, weight, observed)
+    after = compute_objective(binding, z, data, weight, observed)
     # Near the optimum the decrease drowns in the rounding of the sum while the gradient
     # can still shrink.
-    better = after <= before * (1 + 1e-14)
-    damping = jnp.where(
-        better, jnp.maximum(trajectory.damping * 0.2, 1e-12), trajectory.damping * 5
-    )
-    # gradient is the one at the z before the step: a trajectory reported as converged has not
-    # got worse since.
-    size = jnp.max(jnp.where(free, jnp.abs(gradient) / jnp.maximum(gross, _TINY), 0.0))
+    is_better = after <= here.objective * (1 + 1e-14)
+    # The gradient is the one at the z before the step: a trajectory that is reported as
+    # converged has not got worse since.
+    cancellation = jnp.abs(here.gradient) / jnp.maximum(here.gross, _TINY)
     return Trajectory(
-        jnp.where(better, z, trajectory.z),
-        damping,
-        jnp.where(better, after, before),
-        size,
+        z=jnp.where(is_better, z, trajectory.z),
+        damping=jnp.where(
+            is_better,
+            jnp.maximum(trajectory.damping * 0.2, 1e-12),
+            trajectory.damping * 5,
+        ),
+        objective=jnp.where(is_better, after, here.objective),
+        gradient=jnp.max(jnp.where(is_free, cancellation, 0.0)),
     )
 
 
@@ -492,17 +592,21 @@ def take_step(
 def advance_trajectories(
     binding: Binding,
     trajectories: Trajectory,
-    bounds: Any,
-    arrays: Any,
-    weight: Any,
-    observed: Any,
+    bounds: Bounds,
+    data: DeviceData,
+    weight: jax.Array,
+    observed: jax.Array,
 ) -> Trajectory:
-    """A few Newton steps of every trajectory; bounds: two [L, P]; weight and observed [L, n]."""
+    """A few Newton steps of every trajectory; bounds: two [L, P]; weight and observed
+    [L, n].
+    """
 
-    def body(_: Any, trajectories: Trajectory) -> Trajectory:
-        step = jax.vmap(
-            lambda trajectory, b, w, y: take_step(binding, trajectory, b, arrays, w, y)
-        )
-        return step(trajectories, bounds, weight, observed)
+    def advance_one(
+        trajectory: Trajectory, bounds: Bounds, weight: jax.Array, observed: jax.Array
+    ) -> Trajectory:
+        return take_step(binding, trajectory, bounds, data, weight, observed)
 
-    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, body, trajectories)
+    def advance_all(_: jax.Array, trajectories: Trajectory) -> Trajectory:
+        return jax.vmap(advance_one)(trajectories, bounds, weight, observed)
+
+    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, advance_all, trajectories)

@@ -69,7 +69,7 @@ def profile(fit: FitResult, name: str, level: float = 0.90) -> Profile:
             "the fit has no degree of freedom left: how far the objective may rise is unknown"
         )
     index = find_index(fit.binding, name)
-    solver, z = fit.solver().searched(fit.solver().coordinates(fit.params))
+    solver, z = fit.solver().restrict_to_sample(fit.solver().coordinates(fit.params))
     low, high = (float(end[index]) for end in solver.bounds)
     high = high if np.isfinite(high) else 2.0 * float(solver.data.loss.max())
     error = fit.standard_errors[name] / max(compute_slope(fit, name), 1e-300)

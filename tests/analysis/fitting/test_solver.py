@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from analysis.fitting.newton import Data, float64, huber, solve_nnls
-from analysis.fitting.solver import Solver, exponent_grid
+from analysis.fitting.newton import Data, compute_huber_loss, solve_nnls, use_float64
+from analysis.fitting.solver import Solver, make_exponent_grid
 from analysis.laws.base import bind
 from analysis.laws.library import LAWS
 
@@ -34,15 +34,15 @@ def _objective(solver: Solver, z: np.ndarray) -> float:
 
 def test_huber_is_quadratic_then_linear() -> None:
     r = jnp.array([0.0, 0.5, -1.0, 3.0])
-    np.testing.assert_allclose(huber(r, 1.0), [0.0, 0.125, 0.5, 2.5])
-    np.testing.assert_allclose(huber(r, jnp.inf), [0.0, 0.125, 0.5, 4.5])
+    np.testing.assert_allclose(compute_huber_loss(r, 1.0), [0.0, 0.125, 0.5, 2.5])
+    np.testing.assert_allclose(compute_huber_loss(r, jnp.inf), [0.0, 0.125, 0.5, 4.5])
 
 
 def test_small_nonnegative_least_squares_agrees_with_scipy() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         a, b = rng.standard_normal((8, 3)), rng.standard_normal(8)
-        with float64():
+        with use_float64():
             found = np.asarray(solve_nnls(jnp.asarray(a.T @ a), jnp.asarray(a.T @ b)))
         np.testing.assert_allclose(found, scipy.optimize.nnls(a, b)[0], atol=1e-10)
 
@@ -122,8 +122,8 @@ def test_the_callers_precision_is_untouched(solver: Solver) -> None:
 
 def test_the_grid_covers_every_exponents_range() -> None:
     for name, q in (("chinchilla", 2), ("power_law_N", 1)):
-        grid = exponent_grid(bind(LAWS[name]))
+        grid = make_exponent_grid(bind(LAWS[name]))
         assert grid.shape[1] == q
         assert grid.min() < 0.02
         assert grid.max() > 3.0
-    assert exponent_grid(bind(LAWS["power_law_N"], {"alpha": 0.5})).shape == (1, 0)
+    assert make_exponent_grid(bind(LAWS["power_law_N"], {"alpha": 0.5})).shape == (1, 0)
