@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
-from analysis.fitting.bootstrap import quantiles
+from analysis.fitting.bootstrap import find_central_interval
 from analysis.laws.base import ClosedFormFrontier, Law
 
 FlopsPerToken = Callable[[np.ndarray], np.ndarray]
@@ -407,9 +407,9 @@ def compute_interval(
             "certificate"
         )
     if np.all(np.isfinite(known)):
-        low, high = quantiles(known, level)
+        low, high = find_central_interval(known, level)
         return float(low), float(high)
-    quantiles(np.zeros(1), level)  # raises if the level is outside (0, 1)
+    find_central_interval(np.zeros(1), level)  # raises if the level is outside (0, 1)
     low = np.quantile(known, (1 - level) / 2, method="lower")
     high = np.quantile(known, (1 + level) / 2, method="higher")
     return float(low), float(high)

@@ -32,7 +32,7 @@ from analysis.decisions.frontier import (
     make_frontier,
     make_single_draw,
 )
-from analysis.fitting.bootstrap import Bootstrap, quantiles
+from analysis.fitting.bootstrap import Bootstrap, find_central_interval
 from analysis.fitting.fit import Fit
 
 COLUMNS = {"N": ("N", "n_matmul"), "D": ("D", "tokens"), "C": ("C", "flops")}
@@ -407,7 +407,7 @@ def _winsorize_columns(columns: Float[np.ndarray, "R K"]) -> Float[np.ndarray, "
 
     Products of columns are then covariances.
     """
-    clipped = np.clip(columns, *quantiles(columns, WINSOR))
+    clipped = np.clip(columns, *find_central_interval(columns, WINSOR))
     return (clipped - clipped.mean(axis=0)) / np.sqrt(max(len(columns) - 1, 1))
 
 

@@ -1,5 +1,5 @@
-"""Bootstrap of a fit: resample what is independent, refit with a global search, keep
-every draw.
+"""Bootstrap of a fit: resample the independent units, refit each table with a global
+search, keep every draw.
 """
 
 from __future__ import annotations
@@ -7,19 +7,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from analysis.fitting.result import FitResult
-from analysis.laws.base import Law
+from analysis.laws.base import Array, Law
 from analysis.laws.library import get_law
 from analysis.table.readers import read_json_object
 
 FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
-CONVERGED = (
-    1e-6  # scaled projected gradient of a replicate that has reached its optimum
-)
+# Scaled projected gradient of a replicate that has reached its optimum.
+CONVERGED = 1e-6
 MAX_DRAW_CELLS = 2**20  # replicates x rows held at once
 METHODS = ("resample", "residual", "parametric")
 
@@ -29,19 +27,22 @@ class Bootstrap:
     """Draws of a fit's parameters.
 
     Attributes:
+        law: of the fit.
         draws: every parameter of the law, [R] each; derived quantities follow from
-        them.
-        unit: "trunk" or "row". n_units: how many there are. seed: of the resampling.
+            them.
+        unit: "trunk" or "row".
+        n_units: number of units.
+        seed: of the resampling.
         unconverged: replicates whose Newton search stopped before its tolerance; their
-        draws are kept.
+            draws are kept.
         scatter: standard deviation of a run's log loss about the law, corrected for the
-        parameters fitted.
+            number of fitted parameters.
         degrees_of_freedom: rows minus free parameters of the fit.
-        method: "resample": units drawn with replacement; "residual" or "parametric":
-        rows kept, noise drawn anew.
-        log: the scatter is of the log loss, else of the loss. growth: (power, centre):
-        scatter grows as
-            (loss / centre)^power.
+        notes: warnings about the intervals.
+        method: "resample": units are drawn with replacement; "residual" or
+            "parametric": rows are kept and their noise is redrawn.
+        log: the scatter is of the log loss, else of the loss.
+        growth: (power, center): the scatter grows as (loss / center)^power.
     """
 
     law: Law
@@ -72,50 +73,70 @@ class Bootstrap:
         if name in derived:
             return np.asarray(derived[name](self.draws))
         raise ValueError(
-            f"law {self.law.name!r} has no {name!r}; it has {', '.join([*self.draws, *derived])}"
+            f"law {self.law.name!r} has no {name!r}; "
+            f"it has {', '.join([*self.draws, *derived])}"
         )
 
     def interval(self, name: str, level: float = 0.90) -> tuple[float, float]:
         """Percentile interval of a parameter or derived quantity."""
-        low, high = quantiles(self.values(name), level)
+        low, high = find_central_interval(self.values(name), level)
         return float(low), float(high)
 
-    def predictions(self, **x: Any) -> np.ndarray:
-        """[R, ...] loss of the law in every replicate at the (broadcast) points N=, D=,
-        ...
+    def predictions(self, **x: Array) -> np.ndarray:
+        """[R, ...] loss of the law in every replicate at the points N=, D=, ..., which
+        broadcast.
         """
-        known = {k: np.asarray(v, float) for k, v in x.items() if v is not None}
-        shape = np.broadcast_shapes(*(v.shape for v in known.values()))
-        points = {k: np.broadcast_to(v, shape) for k, v in known.items()}
-        draws = {k: v.reshape(-1, *(1,) * len(shape)) for k, v in self.draws.items()}
-        return self.law.predict(draws, **{k: v[None] for k, v in points.items()})
+        known = {}
+        for name, values in x.items():
+            if values is not None:
+                known[name] = np.asarray(values, float)
+        shape = np.broadcast_shapes(*(values.shape for values in known.values()))
+        points = {}
+        for name, values in known.items():
+            points[name] = np.broadcast_to(values, shape)[None]
+        ones = (1,) * len(shape)
+        draws = {name: v.reshape(-1, *ones) for name, v in self.draws.items()}
+        return self.law.predict(draws, **points)
 
     def predict_interval(
-        self, *, level: float = 0.90, new_run: bool = False, **x: Any
-    ) -> tuple[Any, Any]:
+        self, *, level: float = 0.90, new_run: bool = False, **x: Array
+    ) -> tuple[Array, Array]:
         """(low, high) loss at N=, D=, ...: of the law, or with `new_run` of one more
-        run measured there.
+        run measured there. Two floats for a scalar query.
 
         A new run scatters about the law as the fitted runs do: Student's t with the
         fit's degrees of freedom times `scatter` is added to each draw's log loss, so
         that few runs give wide intervals.
+
+        Raises:
+            ValueError: level outside (0, 1), or a new run of a fit that has no degree
+                of freedom left.
         """
-        draws = self.predictions(**x)
+        predicted = self.predictions(**x)
         if new_run:
-            if self.degrees_of_freedom < 1:
-                raise ValueError(
-                    "the fit has no degree of freedom left: the scatter of a new run is unknown"
-                )
-            rng = np.random.default_rng([self.seed, 1])
-            noise = self.scatter * rng.standard_t(
-                self.degrees_of_freedom, size=len(self)
+            noise = self._draw_noise(predicted)
+            predicted = predicted * np.exp(noise) if self.log else predicted + noise
+        low, high = find_central_interval(predicted, level)
+        if np.ndim(low) == 0:
+            return float(low), float(high)
+        return low, high
+
+    def _draw_noise(self, predicted: np.ndarray) -> np.ndarray:
+        """Noise of one new run per draw, [R, 1, ...], or [R, ...] if it grows with the
+        loss.
+        """
+        if self.degrees_of_freedom < 1:
+            raise ValueError(
+                "the fit has no degree of freedom left: the scatter of a new run is unknown; "
+                "ask for the interval of the law (new_run=False), or fit more runs"
             )
-            noise = noise.reshape(-1, *(1,) * (draws.ndim - 1))
-            exponent, centre = self.growth
-            noise = noise * (np.abs(draws) / centre) ** exponent if exponent else noise
-            draws = draws * np.exp(noise) if self.log else draws + noise
-        low, high = quantiles(draws, level)
-        return (float(low), float(high)) if np.ndim(low) == 0 else (low, high)
+        rng = np.random.default_rng([self.seed, 1])
+        draws = rng.standard_t(self.degrees_of_freedom, size=len(self))
+        noise = (self.scatter * draws).reshape(-1, *(1,) * (predicted.ndim - 1))
+        power, center = self.growth
+        if power:
+            noise = noise * (np.abs(predicted) / center) ** power
+        return noise
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The draws as JSON text, written to `path` when given; floats survive exactly."""
@@ -158,7 +179,7 @@ class Bootstrap:
             ) from None
 
 
-def quantiles(draws: np.ndarray, level: float) -> tuple[Any, Any]:
+def find_central_interval(draws: np.ndarray, level: float) -> tuple[Array, Array]:
     """Central interval of draws along the first axis.
 
     Raises:
@@ -180,21 +201,64 @@ def bootstrap(
     """Refit n tables, each with its own global search over the exponents.
 
     "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8
-    trunks the intervals of the
-    exponents are wide, because resampled tables miss sizes, and those of the law itself
-    a little narrow: a note says so. "residual" keeps every run and gives it the law's
-    loss with a residual drawn from all rows; "parametric" with Gaussian noise of their
-    scatter. Both take the law's form and the rows' independence for granted; residuals
-    are enlarged by sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
+    trunks the intervals of the exponents are wide, because resampled tables miss sizes,
+    and those of the law itself a little narrow: a note says so. "residual" keeps every
+    run and gives it the law's loss with a residual drawn from all rows; "parametric"
+    adds Gaussian noise of the residuals' scatter. Both assume that the law's form is
+    right and the rows are independent. Residuals are enlarged by
+    sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
 
     Args:
+        fit: the fit.
+        n: replicates.
+        seed: of the draws.
         unit: "trunk" (rows of one trunk stay together) or "row"; the fit's own unit
-        when left out.
+            when left out.
+        method: "resample", "residual" or "parametric".
 
     Raises:
-        ValueError: bad n, unit or method, trunks asked of a fit without them, a single
-        trunk, or redrawn noise for
-            rows that share trunks.
+        ValueError: bad n, unit or method; unit="trunk" for a fit without trunks; a
+            single unit; or redrawn noise for rows that share trunks.
+    """
+    unit = unit or fit.protocol.unit
+    check_request(n, unit, method)
+    labels = label_units(fit, unit)
+    n_units = int(labels.max()) + 1
+    if n_units < 2:
+        raise ValueError(
+            f"all runs share one {unit}: nothing to resample; give unit='row', or runs of several trunks"
+        )
+    notes: tuple[str, ...] = ()
+    if n_units < FEW_UNITS:
+        notes = (f"only {n_units} {unit}s: intervals of the parameters are rough",)
+    degrees_of_freedom = len(fit.residuals) - len(fit.free)
+    squares = np.sum(fit.residuals**2)
+    scatter = float(np.sqrt(squares / max(degrees_of_freedom, 1)))
+    draws, unconverged = refit_replicates(fit, n, seed, labels, method, scatter)
+    growth = (0.0, 1.0)
+    if fit.protocol.growth:
+        center = float(np.exp(np.mean(np.log(fit.data[fit.law.target]))))
+        growth = (fit.protocol.growth, center)
+    return Bootstrap(
+        law=fit.law,
+        draws=draws,
+        unit=unit,
+        n_units=n_units,
+        seed=seed,
+        unconverged=unconverged,
+        scatter=scatter,
+        degrees_of_freedom=degrees_of_freedom,
+        notes=notes,
+        method=method,
+        log=fit.protocol.residual == "log",
+        growth=growth,
+    )
+
+
+def check_request(n: int, unit: str, method: str) -> None:
+    """
+    Raises:
+        ValueError: bad n or method, or a method that the unit rules out.
     """
     if n < 1:
         raise ValueError(
@@ -204,61 +268,41 @@ def bootstrap(
         raise ValueError(
             f"method {method!r} is unknown; choose one of {', '.join(METHODS)}"
         )
-    unit = unit or fit.protocol.unit
-    labels = label_units(fit, unit)
-    units = int(labels.max()) + 1
     if method != "resample" and unit == "trunk":
         raise ValueError(
             f"method={method!r} draws each row's noise by itself: give unit='row' if rows are independent"
         )
-    if units < 2:
-        raise ValueError(
-            f"all runs share one {unit}: nothing to resample; give unit='row', or runs of several trunks"
-        )
-    notes = (
-        [f"only {units} {unit}s: intervals of the parameters are rough"]
-        if units < FEW_UNITS
-        else []
-    )
-    dof = len(fit.residuals) - len(fit.free)
-    scatter = float(np.sqrt(np.sum(fit.residuals**2) / max(dof, 1)))
+
+
+def refit_replicates(
+    fit: FitResult, n: int, seed: int, labels: np.ndarray, method: str, scatter: float
+) -> tuple[dict[str, np.ndarray], int]:
+    """(every parameter of the law in each of n replicates, number of replicates that
+    did not converge).
+
+    Args:
+        labels: [rows] the unit of each row.
+        scatter: standard deviation of the residuals.
+    """
+    rows = len(labels)
+    units = int(labels.max()) + 1
     solver = fit.solver()
     warm = solver.coordinates(fit.params)
     rng = np.random.default_rng(seed)
-    z, unconverged = [], 0
-    block = max(1, MAX_DRAW_CELLS // len(labels))
+    block = max(1, MAX_DRAW_CELLS // rows)
+    z = []
+    unconverged = 0
     for start in range(0, n, block):
         size = min(block, n - start)
         if method == "resample":
-            solution = solver.replicate_fits(
-                unit_counts(rng, size, units)[:, labels], warm
-            )
+            counts = draw_unit_counts(rng, size, units)[:, labels]
+            solution = solver.replicate_fits(counts, warm)
         else:
             loss = redraw_losses(fit, rng, size, method, scatter)
-            solution = solver.replicate_fits(np.ones((size, len(labels))), warm, loss)
+            solution = solver.replicate_fits(np.ones((size, rows)), warm, loss)
         z.append(solution.z)
         unconverged += int(np.sum(~(solution.gradient <= CONVERGED)))
-    draws = solver.params(np.concatenate(z))
-    log, target = fit.protocol.residual == "log", fit.data[fit.law.target]
-    growth = (
-        (fit.protocol.growth, float(np.exp(np.mean(np.log(target)))))
-        if fit.protocol.growth
-        else (0.0, 1.0)
-    )
-    return Bootstrap(
-        fit.law,
-        draws,
-        unit,
-        units,
-        seed,
-        unconverged,
-        scatter,
-        dof,
-        tuple(notes),
-        method,
-        log,
-        growth,
-    )
+    return solver.params(np.concatenate(z)), unconverged
 
 
 def redraw_losses(
@@ -270,20 +314,21 @@ def redraw_losses(
     if method == "parametric":
         noise = scatter * rng.standard_normal((size, n))
     else:
-        centred = fit.residuals - fit.residuals.mean()
-        noise = -rng.choice(centred, size=(size, n)) * np.sqrt(
-            n / max(n - len(fit.free), 1)
-        )
+        centered = fit.residuals - fit.residuals.mean()
+        enlargement = np.sqrt(n / max(n - len(fit.free), 1))
+        noise = -rng.choice(centered, size=(size, n)) * enlargement
     noise = noise * fit.scale[None, :]
-    return (
-        law[None, :] * np.exp(noise)
-        if fit.protocol.residual == "log"
-        else law[None, :] + noise
-    )
+    if fit.protocol.residual == "log":
+        return law[None, :] * np.exp(noise)
+    return law[None, :] + noise
 
 
 def label_units(fit: FitResult, unit: str) -> np.ndarray:
-    """[n] integer label of the independent unit that each row belongs to."""
+    """[n] integer label of the independent unit that each row belongs to.
+
+    Raises:
+        ValueError: unknown unit, or trunks of a fit that has none.
+    """
     if unit not in ("trunk", "row"):
         raise ValueError(f"unit {unit!r} is unknown; choose 'trunk' or 'row'")
     if unit == "row":
@@ -295,8 +340,9 @@ def label_units(fit: FitResult, unit: str) -> np.ndarray:
     return np.unique(fit.data["trunk"].astype(str), return_inverse=True)[1]
 
 
-def unit_counts(rng: np.random.Generator, replicates: int, units: int) -> np.ndarray:
+def draw_unit_counts(
+    rng: np.random.Generator, replicates: int, units: int
+) -> np.ndarray:
     """[replicates, units] how often each unit is drawn in each replicate."""
-    return rng.multinomial(units, np.full(units, 1 / units), size=replicates).astype(
-        float
-    )
+    shares = np.full(units, 1 / units)
+    return rng.multinomial(units, shares, size=replicates).astype(float)

@@ -1,31 +1,31 @@
-"""What the runs determine: refusals before a fit, the certificate and the covariance
-after it.
+"""What the runs determine: rejected designs before a fit, the certificate and the
+covariance after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from analysis.fitting import noise
-from analysis.laws.base import Binding, NotIdentifiedError
+from analysis.laws.base import Binding, Law, NotIdentifiedError
 
 if TYPE_CHECKING:
     from analysis.fitting.solver import Solution, Solver
 
-GRADIENT_OK = (
-    1e-6  # scaled projected gradient below which a solution counts as converged
-)
-COLLINEAR = (
-    0.02  # rms of ln D about its line in ln N below which the two are one variable
-)
-RANK = 1e-7  # singular values of the scaled Jacobian below this share of the largest are zero
-RIDGE_LEVEL = 0.95  # a parameter that its profile cannot keep off the end of its range at this level is on a ridge
-RIDGE_POINTS = 24
+# Scaled projected gradient below which a solution counts as converged.
+GRADIENT_OK = 1e-6
+# RMS distance of ln D from its line in ln N below which the two are one variable.
+COLLINEAR = 0.02
+# Singular values of the scaled Jacobian below this share of the largest are zero.
+RANK = 1e-7
+# A parameter is unbounded if its profile at this level reaches the end of its range.
+UNBOUNDED_LEVEL = 0.95
+UNBOUNDED_POINTS = 24
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,21 @@ class Certificate:
     """Whether the solution is one.
 
     Attributes:
-        ok: converged, found from more than one start, every parameter identified and
-        off its bounds.
-        gradient: scaled projected gradient, size of the sum of the rows' pulls over the
-        sum of their
-        sizes: 0 at an optimum, at most 1.
-        starts, agree: starts tried, and those that end at this objective (to 1e-8).
+        ok: the search converged, found the solution from more than one start, and every
+            parameter is identified, bounded by the runs and off its bounds.
+        gradient: scaled projected gradient: size of the sum of the rows' pulls over the
+            sum of their sizes, 0 at an optimum and at most 1.
+        starts: starts tried.
+        agree: starts that end at this objective (to 1e-8).
         condition: condition number of the scaled Jacobian.
         not_identified: parameters in the null space of the Jacobian.
         at_bound: parameters on a bound of their range (a coefficient at 0, an exponent
-        at an end).
+            at an end).
         weak: parameters whose standard error exceeds their value.
         degrees_of_freedom: rows minus free parameters.
-        ridges: parameter -> (low, high), the values that fit as well at 95 % (profile
-        likelihood), for parameters
-        that the runs do not keep off the end of their range: a point estimate of them
-        means nothing.
+        ridges: flat directions, parameter -> (low, high): the values that fit as well
+            at 95 % (profile likelihood), for parameters whose profile is unbounded. A
+            point estimate of them means nothing.
     """
 
     ok: bool
@@ -63,53 +62,87 @@ class Certificate:
     ridges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def design_problem(
-    binding: Binding, data: Mapping[str, np.ndarray], prior: Collection[str] = ()
-) -> tuple[tuple[str, ...], str] | None:
-    """(parameters, message) when no loss at these N, D, C could identify the law; None
-    when it might.
+class DesignProblem(NamedTuple):
+    """Why no losses at these points could identify the law.
 
-    prior: parameters that something else is known of; they need no run of their own.
-
-    Checked: fewer distinct runs than parameters need, a variable that never changes,
-    and N and D that rise together (D = 20 N at every size), where sums of powers of N
-    and D are functions of one variable.
+    Attributes:
+        lost: the parameters that are not identified.
+        message: the reason and the fix.
     """
-    law, free = binding.law, tuple(name for name in binding.free if name not in prior)
-    points = np.unique(
-        np.round(np.log(np.column_stack([data[v] for v in law.variables])), 9), axis=0
-    )
+
+    lost: tuple[str, ...]
+    message: str
+
+
+def find_design_problem(
+    binding: Binding, data: Mapping[str, np.ndarray], prior: Collection[str] = ()
+) -> DesignProblem | None:
+    """The problem when no losses at these N, D, C could identify the law; None when
+    they might.
+
+    Three things are checked: fewer distinct points than free parameters, a variable
+    that never changes, and N and D that rise together (D = 20 N at every size), where
+    sums of powers of N and D are functions of one variable.
+
+    Args:
+        binding: the law with what is fixed and tied.
+        data: the columns of the runs, [n] each.
+        prior: parameters with a prior; they need no run of their own.
+    """
+    law = binding.law
+    free = tuple(name for name in binding.free if name not in prior)
+    variables = np.column_stack([data[v] for v in law.variables])
+    points = np.unique(np.round(np.log(variables), 9), axis=0)
     if len(points) <= len(free):
-        return free, (
-            f"law {law.name!r} has {len(free)} free parameters ({', '.join(free)}) and the runs give "
-            f"{len(points)} distinct points: a curve through them proves nothing; add runs at other "
-            f"{' and '.join(law.variables)}, or hold parameters fixed with fixed={{...}}"
+        return DesignProblem(
+            free,
+            f"law {law.name!r} has {len(free)} free parameters ({', '.join(free)}) and "
+            f"the runs give {len(points)} distinct points: a curve through them proves "
+            f"nothing; add runs at other {' and '.join(law.variables)}, or hold "
+            "parameters fixed with fixed={...}",
         )
-    for v, column in zip(law.variables, points.T, strict=True):
+    for variable, column in zip(law.variables, points.T, strict=True):
         if np.ptp(column) < COLLINEAR:
-            return (
+            return DesignProblem(
                 free,
-                f"every run has {v} = {np.exp(column[0]):g}: law {law.name!r} needs runs at several {v}",
+                f"every run has {variable} = {np.exp(column[0]):g}: "
+                f"law {law.name!r} needs runs at several {variable}",
             )
     exponents = [entry.name for entry in binding.nonlinear if entry.name not in prior]
     if len(law.variables) == 2 and len(exponents) >= 2:
-        first, second = (points - points.mean(axis=0)).T
-        slope = float(first @ second / (first @ first))
-        if slope > 0 and np.sqrt(np.mean((second - slope * first) ** 2)) < COLLINEAR:
-            u, v = law.variables
-            ratio = np.exp(np.mean(points[:, 1] - points[:, 0]))
-            rule = (
-                f"{v} = {ratio:.3g} {u}"
-                if abs(slope - 1) < 0.02
-                else f"{v} ~ {u}^{slope:.2f}"
-            )
-            lost = tuple(name for name in free if name != law.floor)
-            return lost, (
-                f"every run has {rule}: {u} and {v} never vary apart, so law {law.name!r} cannot separate their "
-                f"effects; not identified: {', '.join(lost)}. Add runs at other {v}/{u} ratios (an IsoFLOP grid "
-                f"has them), or fit law='power_law_{u}' or 'power_law_C', which such runs can identify"
-            )
+        lost = tuple(name for name in free if name != law.floor)
+        return find_collinear_variables(law, points, lost)
     return None
+
+
+def find_collinear_variables(
+    law: Law, points: np.ndarray, lost: tuple[str, ...]
+) -> DesignProblem | None:
+    """The problem when one of the law's two variables is a power of the other.
+
+    Args:
+        law: a law of two variables.
+        points: [n, 2] logarithms of the variables.
+        lost: the parameters that are not identified in that case.
+    """
+    first, second = (points - points.mean(axis=0)).T
+    slope = float(first @ second / (first @ first))
+    distance = np.sqrt(np.mean((second - slope * first) ** 2))
+    if slope <= 0 or distance >= COLLINEAR:
+        return None
+    u, v = law.variables
+    if abs(slope - 1) < 0.02:
+        ratio = np.exp(np.mean(points[:, 1] - points[:, 0]))
+        rule = f"{v} = {ratio:.3g} {u}"
+    else:
+        rule = f"{v} ~ {u}^{slope:.2f}"
+    return DesignProblem(
+        lost,
+        f"every run has {rule}: {u} and {v} never vary apart, so law {law.name!r} "
+        f"cannot separate their effects; not identified: {', '.join(lost)}. Add runs "
+        f"at other {v}/{u} ratios (an IsoFLOP grid has them), or fit "
+        f"law='power_law_{u}' or 'power_law_C', which such runs can identify",
+    )
 
 
 def refuse_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> None:
@@ -118,14 +151,16 @@ def refuse_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> N
         NotIdentifiedError: any parameter is in the null space of the Jacobian.
     """
     if lost:
+        variables = " and ".join(binding.law.variables)
         raise NotIdentifiedError(
-            f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on these {runs} runs (the Jacobian "
-            f"has lost rank there); train runs that vary {' and '.join(binding.law.variables)} more widely, or hold "
-            f"one of them fixed with fixed={{{lost[0]!r}: ...}}"
+            f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on these "
+            f"{runs} runs (the Jacobian has lost rank there); train runs that vary "
+            f"{variables} more widely, or hold one of them fixed with "
+            f"fixed={{{lost[0]!r}: ...}}"
         )
 
 
-def certify(
+def certify_solution(
     solver: Solver,
     solution: Solution,
     params: Mapping[str, float],
@@ -134,43 +169,46 @@ def certify(
 ) -> tuple[Certificate, np.ndarray]:
     """(certificate, [P, P] covariance of the free parameters) of a solution with scaled
     residuals r [n].
+
+    Args:
+        solver: that found it.
+        solution: the best fit.
+        params: the law's parameters there.
+        r: [n] scaled residuals.
+        trunk: [n] the trunk of each row; None if the table has none.
     """
+    binding = solver.binding
+    names = np.array(binding.free)
     z = solution.z[0]
-    J = solver.jacobian(z)
     low, high = solver.bounds
     bound = (z <= low) | (z >= high)
+    # A coefficient at 0 may be there because another one stands in for it, so that its
+    # column takes part in the search for the null space.
     seen = ~bound
-    seen[: len(solver.binding.linear)] = (
-        True  # a coefficient at 0 may be there because another stands in for it
-    )
-    precision = np.array(
-        [solver.data.prior.get(name, (0.0, 0.0))[1] for name in solver.binding.free]
-    )
-    lost, condition = find_null_space(
-        np.concatenate([J, np.diag(np.sqrt(precision))[precision > 0]])[:, seen]
-    )
-    names = np.array(solver.binding.free)
+    seen[: len(binding.linear)] = True
+    priors = [solver.data.prior.get(name, (0.0, 0.0)) for name in binding.free]
+    precision = np.array([entry for _, entry in priors])
+    J = solver.jacobian(z)
+    prior_rows = np.diag(np.sqrt(precision))[precision > 0]
+    lost, condition = find_null_space(np.concatenate([J, prior_rows])[:, seen])
+
     slopes = differentiate_parameters(solver, z)
     half = compute_sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
-    covariance = half.T @ half  # so formed, no rounding makes a variance negative
+    # No rounding makes a variance negative in a product of this form.
+    covariance = half.T @ half
     weak = np.sqrt(np.diag(covariance)) > np.abs([params[name] for name in names])
-    gradient, agree = float(solution.gradient[0]), int(solution.agree[0])
-    found_again = (
-        agree > 1 or not solver.binding.nonlinear
-    )  # without exponents the problem is convex
-    ridges = (
-        find_flat_directions(solver, solution, r, bound | (precision > 0))
-        if not lost.any() and len(r) > len(names)
-        else {}
-    )
+
+    degrees_of_freedom = len(r) - len(names)
+    flat: dict[str, tuple[float, float]] = {}
+    if not lost.any() and degrees_of_freedom > 0:
+        flat = find_flat_directions(solver, solution, r, bound | (precision > 0))
+    gradient = float(solution.gradient[0])
+    agree = int(solution.agree[0])
+    # Without exponents the problem is convex, and one start is enough.
+    is_found_again = agree > 1 or not binding.nonlinear
+    is_determined = not lost.any() and not bound.any() and not flat
     certificate = Certificate(
-        ok=bool(
-            gradient <= GRADIENT_OK
-            and found_again
-            and not lost.any()
-            and not bound.any()
-            and not ridges
-        ),
+        ok=bool(gradient <= GRADIENT_OK and is_found_again and is_determined),
         gradient=gradient,
         starts=int(solution.starts[0]),
         agree=agree,
@@ -178,8 +216,8 @@ def certify(
         not_identified=tuple(names[seen][lost].tolist()),
         at_bound=tuple(names[bound].tolist()),
         weak=tuple(names[weak].tolist()),
-        degrees_of_freedom=len(r) - len(names),
-        ridges=ridges,
+        degrees_of_freedom=degrees_of_freedom,
+        ridges=flat,
     )
     return certificate, covariance
 
@@ -189,34 +227,41 @@ def compute_threshold(solver: Solver, r: np.ndarray, level: float) -> float:
     dof) quantile / 2.
     """
     p = len(solver.binding.free)
-    spread = noise.estimate_variance(r, solver.data.delta, p, solver.data.weight)
-    return 0.5 * spread * float(scipy.stats.f.ppf(level, 1, max(len(r) - p, 1)))
+    variance = noise.estimate_variance(r, solver.data.delta, p, solver.data.weight)
+    return 0.5 * variance * float(scipy.stats.f.ppf(level, 1, max(len(r) - p, 1)))
 
 
 def find_flat_directions(
     solver: Solver, solution: Solution, r: np.ndarray, skip: np.ndarray
 ) -> dict[str, tuple[float, float]]:
-    """Nonlinear parameters that may sit at the end of their range, and the values that
-    fit as well.
+    """Nonlinear parameters whose profile reaches the end of their range, each with the
+    lowest and the highest value that fit as well.
+
+    Args:
+        solver: that found the solution.
+        solution: the best fit.
+        r: [n] scaled residuals.
+        skip: [P] coordinates that are not examined.
     """
     solver, z = solver.restrict_to_sample(solution.z[0])
-    k, found = len(solver.binding.linear), {}
     low, high = solver.bounds
-    for i, entry in enumerate(solver.binding.nonlinear, start=k):
+    rise = compute_threshold(solver, solver.residuals(z), UNBOUNDED_LEVEL)
+    found = {}
+    for i, entry in enumerate(
+        solver.binding.nonlinear, start=len(solver.binding.linear)
+    ):
         if skip[i]:
             continue
-        here, *ends = solver.profile_fits(
-            i, np.array([z[i], low[i], high[i]]), z
-        ).objective
-        limit = here + compute_threshold(solver, solver.residuals(z), RIDGE_LEVEL)
-        if min(ends) > limit:
+        candidates = np.array([z[i], low[i], high[i]])
+        here, at_low, at_high = solver.profile_fits(i, candidates, z).objective
+        limit = here + rise
+        if min(at_low, at_high) > limit:
             continue
-        values = np.unique(np.append(np.linspace(low[i], high[i], RIDGE_POINTS), z[i]))
-        fits = solver.profile_fits(i, values, z)
+        grid = np.linspace(low[i], high[i], UNBOUNDED_POINTS)
+        fits = solver.profile_fits(i, np.unique(np.append(grid, z[i])), z)
         as_good = fits.z[fits.objective <= max(limit, fits.objective.min())]
-        ends = solver.params(
-            as_good[[np.argmin(as_good[:, i]), np.argmax(as_good[:, i])]]
-        )[entry.name]
+        outermost = [np.argmin(as_good[:, i]), np.argmax(as_good[:, i])]
+        ends = solver.params(as_good[outermost])[entry.name]
         found[entry.name] = (float(ends[0]), float(ends[1]))
     return found
 
@@ -229,14 +274,14 @@ def find_null_space(J: np.ndarray) -> tuple[np.ndarray, float]:
     scaled = J / np.where(norms > 0, norms, 1.0)
     _, s, vt = np.linalg.svd(scaled, full_matrices=False)
     null = s <= RANK * s[0]
-    return np.any(np.abs(vt[null]) > 1e-3, axis=0), float(s[0] / s[-1]) if s[
-        -1
-    ] > 0 else float("inf")
+    mask = np.any(np.abs(vt[null]) > 1e-3, axis=0)
+    condition = float(s[0] / s[-1]) if s[-1] > 0 else float("inf")
+    return mask, condition
 
 
 def differentiate_parameters(solver: Solver, z: np.ndarray) -> np.ndarray:
-    """[P, P] derivative of the free parameters by z, from central differences (the map
-    is smooth and cheap).
+    """[P, P] derivative of the free parameters by z, from central differences: the map
+    is smooth and cheap.
     """
     step = 1e-6 * np.maximum(np.abs(z), 1e-3)
     both = np.concatenate([z + np.diag(step), z - np.diag(step)])
@@ -258,22 +303,28 @@ def compute_sandwich(
     1981, 7.6).
 
     Rows of one trunk are summed before squaring. Coordinates on a bound get 0.
+
+    Args:
+        J: [n, P] Jacobian of the scaled residuals.
+        bound: [P] coordinates on a bound.
+        r: [n] scaled residuals.
+        solver: whose data they are.
+        precision: [P] of the prior.
+        trunk: [n] the trunk of each row; None if the table has none.
     """
     n, p = J.shape
     data = solver.data
     weight = np.ones(n) if data.weight is None else data.weight
     side = weight * 2 * np.where(r < 0, data.quantile, 1 - data.quantile)
     free = J[:, ~bound]
-    bread = np.linalg.pinv(
-        (free.T * (side * noise.estimate_psi_slope(r, data.delta))) @ free
-        + np.diag(precision[~bound]),
-        rcond=1e-14,
-    )
+    curvature = side * noise.estimate_psi_slope(r, data.delta)
+    hessian = (free.T * curvature) @ free + np.diag(precision[~bound])
+    bread = np.linalg.pinv(hessian, rcond=1e-14)
     scores = free * (side * np.clip(r, -data.delta, data.delta))[:, None]
     if trunk is not None and len(set(trunk)) > p:
         labels = np.unique(trunk.astype(str), return_inverse=True)[1]
         scores = np.stack([np.bincount(labels, column) for column in scores.T], axis=1)
-    dof = n / max(n - free.shape[1], 1)
+    enlargement = np.sqrt(n / max(n - free.shape[1], 1))
     half = np.zeros((len(scores), p))
-    half[:, ~bound] = scores @ bread * np.sqrt(dof)
+    half[:, ~bound] = scores @ bread * enlargement
     return half

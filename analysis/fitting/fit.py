@@ -1,5 +1,5 @@
-"""fit(runs, law) -> Fit: parameters with a certificate, or an error that says what the
-runs cannot determine.
+"""Fit a law to runs: parameters with a certificate, or an error that says what the runs
+cannot determine.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import pandas as pd
 from analysis.fitting import noise
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.bootstrap import bootstrap as bootstrap_fit
-from analysis.fitting.certify import certify, design_problem, refuse_unidentified
+from analysis.fitting.certify import (
+    certify_solution,
+    find_design_problem,
+    refuse_unidentified,
+)
 from analysis.fitting.profile import Profile
 from analysis.fitting.profile import profile as profile_fit
 from analysis.fitting.protocol import (
     Protocol,
     check_options,
     check_prior,
-    objective_value,
-    row_scales,
+    compute_row_scales,
+    evaluate_objective,
 )
-from analysis.fitting.result import FitResult, build_solver
-from analysis.laws.base import Binding, Law, NotIdentifiedError, bind
+from analysis.fitting.result import FitResult, build_solver, read_pairs
+from analysis.laws.base import Binding, Law, NotIdentifiedError, bind_law
 from analysis.laws.library import get_law
 from analysis.table.runs import Runs, load_runs
 
@@ -73,35 +77,34 @@ def fit(
         runs: a run table; a DataFrame is read by `load_runs` with its default columns.
         law: a law or its name.
         objective: "huber", "least_squares" (half the sum of squares) or "lad" (sum of
-        absolute residuals).
+            absolute residuals).
         delta: Huber's threshold on the residual.
         residual: "log" of the loss, or "raw".
-        quantile: 0.5; smaller for a lower envelope, of runs that are not all tuned:
-        runs above the law then count
-            quantile / (1 - quantile) times those below it.
+        quantile: 0.5 for the middle of the runs. A smaller one fits a lower envelope of
+            runs that are not all tuned: runs above the law then count
+            quantile / (1 - quantile) times as much as those below it.
         noise: "constant"; "loss_se": in proportion to each row's standard error;
-        "growing": a power of the loss, fitted
-            to the residuals. Scales have geometric mean 1, so that delta keeps its
-            meaning.
+            "growing": a power of the loss, fitted to the residuals. Scales have
+            geometric mean 1, so that delta keeps its meaning.
         prior: parameter -> (mean, standard deviation), for E and the parameters inside
-        the terms (exponents).
-        fixed: parameter -> value held fixed. tied: parameter -> the one whose value it
-            takes.
-        allow_unidentified: return the fit, with `certificate.ok` false, instead of
-            refusing it.
+            the terms (exponents).
+        fixed: parameter -> value held fixed.
+        tied: parameter -> the one whose value it takes.
+        allow_unidentified: return a fit that the runs do not determine, with
+            `certificate.ok` false, instead of raising NotIdentifiedError.
 
     Raises:
         NotIdentifiedError: the runs do not determine the parameters.
         ValueError: unknown law, objective, option or parameter, or a variable of the
-        law that the runs lack.
+            law that the runs lack.
     """
     law = get_law(law)
     if not isinstance(runs, Runs):
         runs = load_runs(runs)
     check_options(objective, delta, residual, quantile, noise)
-    binding = bind(law, fixed, tied)
+    binding = bind_law(law, fixed, tied)
     data = collect_data(runs, law)
-    known_prior = check_prior(prior or {}, binding)
+    check_prior(prior or {}, binding)
     protocol = Protocol(
         objective=objective,
         delta=float(delta) if objective == "huber" else None,
@@ -116,25 +119,26 @@ def fit(
         residual=residual,
         quantile=float(quantile),
         noise=noise,
-        prior={
-            name: (float(mean), float(sd)) for name, (mean, sd) in known_prior.items()
-        },
+        prior=read_pairs(prior or {}),
         weighted="weight" in data,
     )
-    problem = design_problem(binding, data, protocol.prior)
+    problem = find_design_problem(binding, data, protocol.prior)
     if problem and not allow_unidentified:
-        raise NotIdentifiedError(problem[1])
+        raise NotIdentifiedError(problem.message)
     result = solve_law(law, binding, protocol, data)
-    lost = result.certificate.not_identified
-    if problem:
-        lost = tuple(dict.fromkeys((*problem[0], *lost)))
-        result = replace(
-            result,
-            certificate=replace(result.certificate, ok=False, not_identified=lost),
-        )
     if not allow_unidentified:
-        refuse_unidentified(lost, binding, len(runs))
-    return result
+        refuse_unidentified(result.certificate.not_identified, binding, len(runs))
+    return mark_unidentified(result, problem.lost) if problem else result
+
+
+def mark_unidentified(result: Fit, lost: tuple[str, ...]) -> Fit:
+    """The fit with a certificate that names these parameters, besides its own, as not
+    identified.
+    """
+    certificate = result.certificate
+    named = tuple(dict.fromkeys((*lost, *certificate.not_identified)))
+    marked = replace(certificate, ok=False, not_identified=named)
+    return replace(result, certificate=marked)
 
 
 def collect_data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
@@ -188,8 +192,8 @@ def name_trunks(trunk: pd.Series) -> np.ndarray:
 def solve_law(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
-    """The fit. A noise that grows and a prior each need a first fit without them, whose
-    residuals show how the noise grows and how much the prior weighs.
+    """The fit. Growing noise and a prior each need a first fit without them: its
+    residuals show how the noise grows and how much the prior counts.
     """
     if protocol.noise == "growing":
         plain = replace(protocol, noise="constant", prior={})
@@ -210,7 +214,7 @@ def solve_protocol(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
     """The fit by one global search, with its certificate."""
-    scale = row_scales(protocol, law, data)
+    scale = compute_row_scales(protocol, law, data)
     solver = build_solver(binding, protocol, data, scale)
     solution = solver.global_fit()
     draws = solver.params(solution.z[:1])
@@ -224,8 +228,8 @@ def solve_protocol(
     else:
         difference = predicted - measured
     residuals = difference / scale
-    notes = note_losses_below_floor(law, params, data)
-    certificate, covariance = certify(
+    notes = note_impossible_losses(law, params, data)
+    certificate, covariance = certify_solution(
         solver, solution, params, residuals, data.get("trunk")
     )
     return Fit(
@@ -234,14 +238,14 @@ def solve_protocol(
         params=params,
         free=binding.free,
         covariance=covariance,
-        objective=objective_value(protocol, residuals, data.get("weight")),
+        objective=evaluate_objective(protocol, residuals, data.get("weight")),
         certificate=certificate,
         residuals=residuals,
         data=data,
     )
 
 
-def note_losses_below_floor(
+def note_impossible_losses(
     law: Law, params: Mapping[str, float], data: Mapping[str, np.ndarray]
 ) -> tuple[str, ...]:
     """A note on runs whose loss is below the fitted irreducible loss, which no N and D

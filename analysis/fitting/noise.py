@@ -1,5 +1,5 @@
-"""Noise models: how far a run may scatter about the law, row by row; and the variance
-that the residuals show.
+"""Noise models: the relative scale of each row's noise, and the variance that the
+residuals show.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ NOISES = ("constant", "loss_se", "growing")
 GROWTH = (-5.0, 5.0)  # range of the fitted power of the loss
 
 
-def given_scale(data: Mapping[str, np.ndarray], target: str, log: bool) -> np.ndarray:
-    """[n] scales in proportion to each row's `loss_se`, with geometric mean 1, for
-    residuals in log or raw loss.
+def scale_by_standard_error(
+    data: Mapping[str, np.ndarray], target: str, log: bool
+) -> np.ndarray:
+    """[n] scales in proportion to each row's `loss_se`, with geometric mean 1.
+
+    Args:
+        data: the columns of the rows, [n] each.
+        target: the column that the law predicts.
+        log: residuals are in the logarithm of the target.
 
     Raises:
-        ValueError: the column is missing, or not known for every row.
+        ValueError: `loss_se` is missing, or not positive in every row.
     """
     if "loss_se" not in data:
         raise ValueError(
@@ -27,8 +33,8 @@ def given_scale(data: Mapping[str, np.ndarray], target: str, log: bool) -> np.nd
     unknown = np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))
     if len(unknown):
         raise ValueError(
-            f"noise='loss_se': {len(unknown)} rows have none, the first at position {unknown[0]}; exclude them, "
-            "or use noise='constant'"
+            f"noise='loss_se': {len(unknown)} rows have none, the first at position "
+            f"{unknown[0]}; exclude them, or use noise='constant'"
         )
     return normalize_scale(spread / data[target] if log else spread)
 
@@ -36,9 +42,8 @@ def given_scale(data: Mapping[str, np.ndarray], target: str, log: bool) -> np.nd
 def fit_growth(residuals: np.ndarray, loss: np.ndarray) -> float:
     """Power p of sigma ~ loss^p that the residuals of a first fit show.
 
-    Least squares of ln|r| on ln loss (Harvey 1976, Econometrica 44), residuals below a
-    tenth of the median kept at that, so that those that happen to be near zero do not
-    decide.
+    Least squares of ln|r| on ln loss (Harvey 1976, Econometrica 44). Residuals below a
+    tenth of the median are raised to it, so that a few near zero do not decide.
     """
     size = np.abs(residuals)
     x = np.log(loss) - np.mean(np.log(loss))
@@ -48,12 +53,13 @@ def fit_growth(residuals: np.ndarray, loss: np.ndarray) -> float:
     return float(np.clip(x @ (y - y.mean()) / (x @ x), *GROWTH))
 
 
-def grown_scale(loss: np.ndarray, exponent: float) -> np.ndarray:
+def scale_by_growth(loss: np.ndarray, exponent: float) -> np.ndarray:
     """[n] scales loss^exponent, with geometric mean 1."""
     return normalize_scale(loss**exponent)
 
 
 def normalize_scale(scale: np.ndarray) -> np.ndarray:
+    """The scales over their geometric mean."""
     return scale / np.exp(np.mean(np.log(scale)))
 
 
@@ -66,23 +72,30 @@ def estimate_variance(
     """Variance that turns twice a difference of objectives into a chi-squared variable:
     E psi^2 / E psi'.
 
-    sigma^2 for least squares; for Huber's function see Heritier & Ronchetti 1994 (J.
-    Am. Stat. Assoc. 89). Where delta is too narrow to count rows in, psi' is counted in
-    a wider window (Powell 1991).
+    It is sigma^2 for least squares; for Huber's function see Heritier & Ronchetti 1994
+    (J. Am. Stat. Assoc. 89). Where few rows lie within delta, psi' is counted in a
+    wider window (Powell 1991).
+
+    Args:
+        residuals: [n], scaled.
+        delta: Huber's threshold.
+        parameters: number of free parameters.
+        weight: [n] of the rows; None if they are all 1.
     """
     n = len(residuals)
     w = np.ones(n) if weight is None else weight
     psi = np.clip(residuals, -delta, delta)
     sharp = float(np.sum(w * estimate_psi_slope(residuals, delta)))
-    return float(np.sum(w * psi**2) * n / max(n - parameters, 1) / max(sharp, 1e-300))
+    degrees_of_freedom = max(n - parameters, 1)
+    return float(np.sum(w * psi**2) * n / degrees_of_freedom / max(sharp, 1e-300))
 
 
 def estimate_psi_slope(residuals: np.ndarray, delta: float) -> np.ndarray:
-    """[n] estimate of psi': 1 within delta, or its share of the rows within a wider
-    window where few are.
+    """[n] estimate of psi': 1 within delta; where few rows lie there, delta / window
+    within a wider window.
     """
-    spread = 1.4826 * float(np.median(np.abs(residuals)))
+    size = np.abs(residuals)
+    spread = 1.4826 * float(np.median(size))
     window = max(delta, 1.06 * spread * len(residuals) ** -0.2)
-    return (np.abs(residuals) <= window) * (
-        min(1.0, delta / window) if np.isfinite(delta) else 1.0
-    )
+    slope = min(1.0, delta / window) if np.isfinite(delta) else 1.0
+    return (size <= window) * slope

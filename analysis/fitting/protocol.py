@@ -1,6 +1,4 @@
-"""How a fit is made: objective, noise, prior; checked, and enough to make the fit
-again.
-"""
+"""How a fit is made: objective, noise and prior, and the checks of these options."""
 
 from __future__ import annotations
 
@@ -19,25 +17,27 @@ LAD_DELTA = 1e-6  # least absolute deviations are fitted as Huber with this thre
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the fit was made: enough to make it again.
+    """How the fit was made: enough to make it again from the same table.
 
     Attributes:
         objective: "huber", "least_squares" or "lad", a sum over rows of a function of
-        the residual.
+            the residual.
         delta: Huber's threshold on the residual; None for the two others.
         columns: canonical name -> source column or formula.
+        source: the table, in words.
         n_rows: rows fitted.
         excluded: (row of the source, reason).
-        unit: what is resampled: "trunk" or "row".
-        fixed, tied: parameters not free, and their values or leaders.
-        notes: remarks on the rows.
+        unit: the unit of resampling: "trunk" or "row".
+        fixed: parameter -> value held fixed.
+        tied: parameter -> the one whose value it takes.
+        notes: warnings about the rows.
         residual: "log": log prediction - log loss; "raw": prediction - loss.
         quantile: 0.5 for the middle of the runs; 0.1, say, for a lower envelope.
-        noise: "constant", "loss_se" or "growing"; growth: the power of the loss that
-        "growing" found.
-        prior: parameter -> (mean, standard deviation); prior_variance: of the noise,
-        against which it counts.
+        noise: "constant", "loss_se" or "growing".
+        growth: the power of the loss that "growing" found.
+        prior: parameter -> (mean, standard deviation).
         weighted: whether the rows carry weights.
+        prior_variance: of the noise, against which the prior counts.
     """
 
     objective: str
@@ -61,35 +61,39 @@ class Protocol:
     @property
     def threshold(self) -> float:
         """Huber's threshold as the solver takes it: inf for least squares."""
-        return {"least_squares": float("inf"), "lad": LAD_DELTA}.get(
-            self.objective, self.delta or 1e-3
-        )
+        if self.objective == "least_squares":
+            return float("inf")
+        if self.objective == "lad":
+            return LAD_DELTA
+        return self.delta or 1e-3
 
     def options(self) -> list[str]:
-        """What departs from the defaults, in words."""
-        parts = [f"quantile {self.quantile:g}"] if self.quantile != 0.5 else []
-        if self.noise != "constant":
-            grown = f" (loss^{self.growth:.2f})" if self.noise == "growing" else ""
-            parts.append(f"noise {self.noise}{grown}")
-        parts += [
-            f"prior {name} = {mean:g} ± {sd:g}"
-            for name, (mean, sd) in self.prior.items()
-        ]
-        return parts + (["weighted rows"] if self.weighted else [])
+        """The options that differ from the defaults, in words."""
+        parts = []
+        if self.quantile != 0.5:
+            parts.append(f"quantile {self.quantile:g}")
+        if self.noise == "growing":
+            parts.append(f"noise growing (loss^{self.growth:.2f})")
+        elif self.noise != "constant":
+            parts.append(f"noise {self.noise}")
+        for name, (mean, sd) in self.prior.items():
+            parts.append(f"prior {name} = {mean:g} ± {sd:g}")
+        if self.weighted:
+            parts.append("weighted rows")
+        return parts
 
 
 def check_options(
     objective: str, delta: float, residual: str, quantile: float, noise: str
 ) -> None:
-    for name, value, known in (
-        ("objective", objective, OBJECTIVES),
-        ("residual", residual, RESIDUALS),
-        ("noise", noise, noise_models.NOISES),
-    ):
-        if value not in known:
-            raise ValueError(
-                f"{name} {value!r} is unknown; choose one of {', '.join(known)}"
-            )
+    """Check the options of `analysis.fitting.fit.fit`.
+
+    Raises:
+        ValueError: an unknown word, or a number out of its range.
+    """
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("residual", residual, RESIDUALS)
+    check_choice("noise", noise, noise_models.NOISES)
     if not delta > 0:
         raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
     if not 0 < quantile < 1:
@@ -98,11 +102,23 @@ def check_options(
         )
 
 
-def check_prior(
-    prior: Mapping[str, tuple[float, float]], binding: Binding
-) -> Mapping[str, tuple[float, float]]:
+def check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"{option} {value!r} is unknown; choose one of {', '.join(known)}"
+        )
+
+
+def check_prior(prior: Mapping[str, tuple[float, float]], binding: Binding) -> None:
+    """Check a prior, parameter -> (mean, standard deviation).
+
+    Raises:
+        ValueError: a parameter that can have no prior, or no finite mean and positive
+            standard deviation.
+    """
     known = {entry.name for entry in binding.nonlinear}
-    known |= {name for name in binding.linear if name == binding.law.floor}
+    if binding.law.floor in binding.linear:
+        known.add(binding.law.floor)
     for name, (mean, sd) in prior.items():
         if name not in known:
             raise ValueError(
@@ -112,25 +128,30 @@ def check_prior(
             raise ValueError(
                 f"prior[{name!r}] is {(mean, sd)!r}; give a finite mean and a positive standard deviation"
             )
-    return prior
 
 
-def row_scales(
+def compute_row_scales(
     protocol: Protocol, law: Law, data: Mapping[str, np.ndarray]
 ) -> np.ndarray:
+    """[n] relative scale of the noise of each row, with geometric mean 1."""
     if protocol.noise == "loss_se":
-        return noise_models.given_scale(data, law.target, protocol.residual == "log")
+        log = protocol.residual == "log"
+        return noise_models.scale_by_standard_error(data, law.target, log)
     if protocol.noise == "growing":
-        return noise_models.grown_scale(data[law.target], protocol.growth)
+        return noise_models.scale_by_growth(data[law.target], protocol.growth)
     return np.ones(len(data[law.target]))
 
 
-def objective_value(
+def evaluate_objective(
     protocol: Protocol, residuals: np.ndarray, weight: np.ndarray | None
 ) -> float:
     """The objective: a sum over rows of weight * side * rho(residual)."""
-    size, delta = np.abs(residuals), protocol.threshold
-    inner = np.minimum(size, delta)
-    rho = size if protocol.objective == "lad" else inner * (size - 0.5 * inner)
+    size = np.abs(residuals)
+    if protocol.objective == "lad":
+        rho = size
+    else:
+        inner = np.minimum(size, protocol.threshold)
+        rho = inner * (size - 0.5 * inner)
     side = 2 * np.where(residuals < 0, protocol.quantile, 1 - protocol.quantile)
-    return float(np.sum((1.0 if weight is None else weight) * side * rho))
+    row_weight = 1.0 if weight is None else weight
+    return float(np.sum(row_weight * side * rho))

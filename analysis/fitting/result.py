@@ -7,7 +7,7 @@ as methods of the class `Fit`, which is what users hold.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from analysis.fitting.certify import Certificate
-from analysis.fitting.protocol import Protocol, row_scales
-from analysis.laws.base import Binding, Law, bind
+from analysis.fitting.protocol import Protocol, compute_row_scales
+from analysis.laws.base import Array, Binding, Law, bind_law
 from analysis.laws.library import get_law
 from analysis.table.readers import read_json_object
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # The class whose `from_json` was called. The run-time checks of the tests reject `Self`.
 SomeFit = TypeVar("SomeFit", bound="FitResult")
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +34,18 @@ class FitResult:
     """A fitted law as plain data.
 
     Attributes:
+        law: the law that was fitted.
+        protocol: how it was fitted.
         params: every parameter of the law at full precision, fixed and tied ones
-        included.
+            included.
         free: names of the free parameters, the order of `covariance`.
         covariance: [P, P] robust (sandwich) covariance of the free parameters.
-        objective: sum over rows of weight * rho(residual); without the prior's part.
+        objective: sum over rows of weight * rho(residual), without the prior's part.
+        certificate: whether the solution is one.
         residuals: [n] log prediction - log loss (or prediction - loss), over the
-        noise's scale.
+            noise's scale.
         data: the fitted columns, [n] each: the law's variables and target, weight,
-        loss_se and trunk where known.
+            loss_se and trunk where known.
     """
 
     law: Law
@@ -54,22 +58,21 @@ class FitResult:
     residuals: np.ndarray
     data: dict[str, np.ndarray]
 
-    def predict(self, **x: Any) -> Any:
-        """The law's target, loss in nats per token, at N=, D=, ...; arguments
-        broadcast, a scalar query gives a float.
+    def predict(self, **x: Array) -> Array:
+        """The law's target, loss in nats per token, at N=, D=, .... Arguments
+        broadcast, and a scalar query gives a float.
 
         Raises:
             ValueError: a variable of the law is missing or not positive.
         """
-        out = self.law.predict(self.params, **x)
-        return float(out) if out.ndim == 0 else out
+        predicted = self.law.predict(self.params, **x)
+        return float(predicted) if predicted.ndim == 0 else predicted
 
     @property
     def standard_errors(self) -> dict[str, float]:
         """Square roots of the covariance's diagonal, by parameter."""
-        return dict(
-            zip(self.free, np.sqrt(np.diag(self.covariance)).tolist(), strict=True)
-        )
+        errors = np.sqrt(np.diag(self.covariance)).tolist()
+        return dict(zip(self.free, errors, strict=True))
 
     def derived(self) -> dict[str, float]:
         """The law's derived quantities, such as a = beta / (alpha + beta)."""
@@ -80,12 +83,12 @@ class FitResult:
     @property
     def binding(self) -> Binding:
         """The law with what is fixed and tied."""
-        return bind(self.law, self.protocol.fixed, self.protocol.tied)
+        return bind_law(self.law, self.protocol.fixed, self.protocol.tied)
 
     @property
     def scale(self) -> np.ndarray:
         """[n] relative scale of the noise of each row."""
-        return row_scales(self.protocol, self.law, self.data)
+        return compute_row_scales(self.protocol, self.law, self.data)
 
     def solver(self) -> Solver:
         """The solver of this fit's own law, rows and objective."""
@@ -103,7 +106,8 @@ class FitResult:
         if {"N", "D"} <= set(self.data):
             return 6 * self.data["N"] * self.data["D"]
         raise ValueError(
-            f"the runs of {self.protocol.source} have no C, nor N and D; name its column when loading"
+            f"the runs of {self.protocol.source} have no C, nor N and D; "
+            "name its column when loading: load_runs(..., C='...')"
         )
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -128,8 +132,11 @@ class FitResult:
     def from_json(
         cls: type[SomeFit], source: str | Path, law: Law | None = None
     ) -> SomeFit:
-        """Read what `to_json` wrote: a path, or the text itself. `law` is needed for
-        one that is not registered.
+        """Read what `to_json` wrote.
+
+        Args:
+            source: a path, or the text itself.
+            law: the law, needed if it is not registered.
 
         Raises:
             ValueError: the text is not a fit.
@@ -138,17 +145,19 @@ class FitResult:
         missing = {"law", "protocol", "params", "data"} - set(raw)
         if missing:
             raise ValueError(
-                f"not a fit: {', '.join(sorted(missing))} missing; give what Fit.to_json wrote"
+                f"not a fit: {', '.join(sorted(missing))} missing; "
+                "give what Fit.to_json wrote"
             )
         try:
             return cls._from_fields(raw, law or get_law(raw["law"]))
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
-                f"not a fit ({type(error).__name__}: {error}); give what Fit.to_json wrote"
+                f"not a fit ({type(error).__name__}: {error}); "
+                "give what Fit.to_json wrote"
             ) from None
 
     @classmethod
-    def _from_fields(cls: type[SomeFit], fields: dict[str, Any], law: Law) -> SomeFit:
+    def _from_fields(cls: type[SomeFit], fields: JsonObject, law: Law) -> SomeFit:
         """The fit of the fields that `to_json` wrote: JSON has neither tuples nor
         arrays, and older files lack some fields.
         """
@@ -180,22 +189,33 @@ class FitResult:
         )
 
     def __str__(self) -> str:
-        certificate = self.certificate
+        lines = [
+            f"{self.law.name}: {self.law.equation}",
+            f"  {self._describe_method()}",
+            *self._list_parameters(),
+            *self._list_findings(),
+        ]
+        lines += [f"  note: {note}" for note in self.protocol.notes]
+        return "\n".join(lines)
+
+    def _describe_method(self) -> str:
         protocol = self.protocol
         objective = protocol.objective
         if protocol.delta is not None:
             objective += f"(delta={protocol.delta:g})"
-        method = ", ".join(
-            [f"{objective} of {protocol.residual} loss", *protocol.options()]
+        method = [f"{objective} of {protocol.residual} loss", *protocol.options()]
+        columns = []
+        for name in self.law.variables:
+            columns.append(f"{name}={protocol.columns.get(name, name)}")
+        return (
+            f"{protocol.n_rows} rows, {', '.join(method)}, "
+            f"objective {self.objective:.9g}; {', '.join(columns)}"
         )
-        columns = ", ".join(
-            f"{name}={protocol.columns.get(name, name)}" for name in self.law.variables
-        )
-        lines = [
-            f"{self.law.name}: {self.law.equation}",
-            f"  {protocol.n_rows} rows, {method}, objective {self.objective:.9g}; {columns}",
-        ]
+
+    def _list_parameters(self) -> list[str]:
+        protocol = self.protocol
         errors = self.standard_errors
+        lines = []
         for name, value in self.params.items():
             if name in protocol.fixed:
                 note = "fixed"
@@ -206,13 +226,17 @@ class FitResult:
             lines.append(f"  {name:>8} {value:<12.6g} {note}")
         for name, value in self.derived().items():
             lines.append(f"  {name:>8} {value:<12.6g}")
-        lines.append(
+        return lines
+
+    def _list_findings(self) -> list[str]:
+        certificate = self.certificate
+        lines = [
             f"  certificate: {'ok' if certificate.ok else 'NOT OK'}; "
             f"scaled gradient {certificate.gradient:.1e}; "
             f"{certificate.agree} of {certificate.starts} starts agree; "
             f"condition {certificate.condition:.3g}; "
             f"{certificate.degrees_of_freedom} degrees of freedom"
-        )
+        ]
         if certificate.not_identified:
             lines.append(f"  not identified: {', '.join(certificate.not_identified)}")
         if certificate.at_bound:
@@ -223,14 +247,13 @@ class FitResult:
             )
         for name, (low, high) in certificate.ridges.items():
             lines.append(
-                f"  ridge: {name} from {low:.4g} to {high:.4g} fits as well (95 %): "
-                "no value can be named"
+                f"  flat direction: {name} from {low:.4g} to {high:.4g} fits as well "
+                "(95 %): no value can be named"
             )
-        lines += [f"  note: {note}" for note in protocol.notes]
-        return "\n".join(lines)
+        return lines
 
 
-def read_pairs(values: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def read_pairs(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
     """Pairs of numbers by name, from the lists that JSON has for them."""
     return {name: (float(first), float(last)) for name, (first, last) in values.items()}
 
@@ -244,6 +267,8 @@ def build_solver(
     """The solver of a law for these rows and this objective.
 
     Args:
+        binding: the law with what is fixed and tied.
+        protocol: the objective.
         data: the columns of the rows, [n] each.
         scale: [n] relative scale of the noise of each row.
     """
@@ -279,10 +304,14 @@ def transform_prior(
     precision there.
 
     Args:
+        binding: the law with what is fixed and tied.
+        data: what it is fitted to.
         prior: parameter -> (mean, standard deviation), in the parameter's own unit.
-        variance: of the noise, in units of which the precision counts.
+        variance: of the noise. The precision is relative to it.
     """
-    found = {name: (mean, variance / sd**2) for name, (mean, sd) in prior.items()}
+    found = {}
+    for name, (mean, sd) in prior.items():
+        found[name] = (mean, variance / sd**2)
     for entry in binding.nonlinear:
         if entry.log and entry.name in prior:
             mean, sd = prior[entry.name]

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.bootstrap import unit_counts
+from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.fitting.fit import name_trunks
 from analysis.hoffmann.isoflop import PowerLaws, fit_lines, size_text
 from analysis.table.runs import Runs, load_runs
@@ -314,7 +314,7 @@ def _draws(curves: _Curves, n: int, seed: int) -> dict[str, np.ndarray]:
     1979); NaN where one is lost.
     """
     K, G = curves.loss.shape
-    present = unit_counts(np.random.default_rng(seed), n, K) > 0
+    present = draw_unit_counts(np.random.default_rng(seed), n, K) > 0
     step = max(1, MAX_CELLS // (K * G))
     blocks = [
         curves.power_laws(*curves.best(present[i : i + step]))

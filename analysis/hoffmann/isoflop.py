@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.bootstrap import quantiles, unit_counts
+from analysis.fitting.bootstrap import draw_unit_counts, find_central_interval
 from analysis.fitting.fit import name_trunks
 from analysis.table.runs import Runs, load_runs
 
@@ -55,7 +55,9 @@ class PowerLaws:
                 f"{self.approach} has no {name!r}; it has {', '.join(self.draws)}"
             )
         draws = self.draws[name]
-        low, high = quantiles(draws, level) if len(draws) else (np.nan, np.nan)
+        low, high = (
+            find_central_interval(draws, level) if len(draws) else (np.nan, np.nan)
+        )
         return float(low), float(high)
 
     def optimum(self, C: Any) -> tuple[Any, Any]:
@@ -76,7 +78,10 @@ class PowerLaws:
             + np.multiply.outer(self.draws[e], ln_C)
             for g, e in (("ln_G_N", "a"), ("ln_G_D", "b"))
         ]
-        n, d = (tuple(np.exp(q) for q in quantiles(curve, level)) for curve in curves)
+        n, d = (
+            tuple(np.exp(q) for q in find_central_interval(curve, level))
+            for curve in curves
+        )
         return n, d  # type: ignore[return-value]
 
     def exponents_text(self, unit: str) -> str:
@@ -395,7 +400,7 @@ def _draws(
     """[n] bootstrap draws of the power laws; NaN where fewer than two budgets keep a
     minimum inside their sizes.
     """
-    counts = unit_counts(np.random.default_rng(seed), n, int(labels.max()) + 1)
+    counts = draw_unit_counts(np.random.default_rng(seed), n, int(labels.max()) + 1)
     columns: dict[str, list[np.ndarray]] = {"C": [], "N": [], "D": []}
     for group in (g for g in groups if g.sizes >= MIN_SIZES):
         ln_N = group.vertices(counts[:, labels.loc[group.rows.index].to_numpy()])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ Terms = Callable[[Params, Variables], tuple[Array, ...]]
 Derived = Callable[[Params], Array]
 
 
-def namespace(x: Array) -> Any:
+def namespace(x: Array) -> ModuleType:
     """Return NumPy, or jax.numpy for a JAX array."""
     # Python and NumPy scalars have no __array_namespace__.
     method = getattr(x, "__array_namespace__", None)
@@ -51,7 +52,9 @@ class Nonlinear(NamedTuple):
     searches.
 
     Attributes:
-        low, high: the range.
+        name: of the parameter.
+        low: lower end of the range.
+        high: upper end of the range.
         log: the solver moves along the parameter's logarithm (for positive scales;
             exponents move as they are).
         unit: ((variable or "loss", power), ...): low and high are multiples of that
@@ -66,8 +69,11 @@ class Nonlinear(NamedTuple):
 
 
 class Link(NamedTuple):
-    """loss = forward(parameters, sum of terms); inverse(parameters, loss) gives the sum
-    of terms.
+    """How the loss follows from the sum of terms, for laws that are not a plain sum.
+
+    Attributes:
+        forward: (parameters, sum of terms) -> loss.
+        inverse: (parameters, loss) -> sum of terms.
     """
 
     forward: Callable[[Params, Array], Array]
@@ -93,16 +99,16 @@ class Law:
 
     Attributes:
         name: how `fit(law=...)` finds it.
-        formula: for people.
+        formula: as text, for people.
         variables: columns that the law reads: "N", "D", "C", or any other that
             `load_runs` was given.
         linear: names of the non-negative coefficients, one per term.
         nonlinear: each other parameter with its range, as `Nonlinear` or (name, lowest,
             highest). The solver searches the whole range and stays in it.
         terms: (parameters, variables) -> one array or float per coefficient.
-        derived: (name, function of all parameters) of quantities worth an interval,
-            such as a = beta/(alpha+beta).
-        link: between the sum of terms and the loss, for laws that are not a plain sum.
+        derived: (name, function of all parameters) of quantities that deserve an
+            interval, such as a = beta/(alpha+beta).
+        link: from the sum of terms to the loss; None for a plain sum.
         target: the column that the law predicts.
         source: where the formula was published.
         floor: the parameter that is the irreducible loss; None if the law has none.
@@ -145,7 +151,8 @@ class Law:
 
     @property
     def asymptotes(self) -> tuple[str, ...]:
-        """Coefficients that the target approaches: floor and ceiling, where linear.
+        """Coefficients that the target approaches: the irreducible loss and the
+        ceiling, where they are linear.
 
         They multiply a constant term, so that none trades with an exponent.
         """
@@ -158,7 +165,7 @@ class Law:
             return self.formula
         return f"{self.target} = {self.formula}"
 
-    def predict(self, params: Params, **x: Any) -> np.ndarray:
+    def predict(self, params: Params, **x: Array) -> np.ndarray:
         """The target (loss in nats per token) at the law's variables. Parameters and
         variables broadcast.
 
@@ -190,7 +197,9 @@ class Binding:
     compiles once per binding.
 
     Attributes:
-        fixed: names of the fixed parameters (their values travel separately).
+        law: the law.
+        fixed: names of the fixed parameters. Their values are inputs of the compiled
+            programs.
         tied: (follower, leader): the follower always has the leader's value.
     """
 
@@ -245,12 +254,12 @@ class Binding:
         return [columns[name] for name in self.linear], offset
 
 
-def bind(
+def bind_law(
     law: Law,
     fixed: Mapping[str, float] | None = None,
     tied: Mapping[str, str] | None = None,
 ) -> Binding:
-    """Check `fixed` and `tied` against the law.
+    """The law with these parameters fixed and tied, after checking both.
 
     Raises:
         ValueError: unknown name, a parameter that is both fixed and tied, a chain of

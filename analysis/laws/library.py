@@ -55,6 +55,7 @@ __all__ = [
 # No fit of a language model has been published with an exponent outside this range. A
 # fit that ends at one of its ends reports it.
 EXPONENT = (0.01, 4.0)
+# The range of an exponent of either sign, of `monomial`.
 SIGNED = (-2.0, 2.0)
 
 LAWS: dict[str, Law] = {}
@@ -432,7 +433,7 @@ register(
         name="data_constrained",
         formula=(
             "E + A / N'^alpha + B / D'^beta, "
-            "D' = U (1 + R_D (1 - exp(-(D/U - 1)/R_D))), N' alike from ratio * U"
+            "D' = U (1 + R_D (1 - exp(-(D/U - 1)/R_D))), N' likewise from ratio * U"
         ),
         variables=("N", "D", "U"),
         linear=("E", "A", "B"),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import Bootstrap, Fit, fit, load_runs
-from analysis.fitting.bootstrap import unit_counts
+from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.laws.library import LAWS
 
 
@@ -96,7 +96,7 @@ def test_rows_of_a_trunk_stay_together(sweep) -> None:
 
 
 def test_units_are_drawn_with_replacement() -> None:
-    counts = unit_counts(np.random.default_rng(0), 500, 6)
+    counts = draw_unit_counts(np.random.default_rng(0), 500, 6)
     np.testing.assert_array_equal(counts.sum(axis=1), 6)
     assert counts.mean(axis=0) == pytest.approx(np.ones(6), abs=0.15)
     assert counts.max() > 2

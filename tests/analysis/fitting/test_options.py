@@ -293,7 +293,7 @@ def test_the_ridge_of_muennighoff_2023_is_flagged(data_dir: Path) -> None:
     found = fit(runs, "data_constrained", fixed=fixed)
     assert not found.certificate.ok
     assert "R_D" in found.certificate.ridges
-    assert "ridge: R_D from" in str(found)
+    assert "flat direction: R_D from" in str(found)
     profile = found.profile("R_D", 0.95)
     low, high = profile.interval
     assert low < 15.4 < high == pytest.approx(1e5)

@@ -12,7 +12,7 @@ import scipy.optimize
 
 from analysis.fitting.newton import Data, compute_huber_loss, solve_nnls, use_float64
 from analysis.fitting.solver import Solver, make_exponent_grid
-from analysis.laws.base import bind
+from analysis.laws.base import bind_law
 from analysis.laws.library import LAWS
 
 
@@ -20,7 +20,9 @@ from analysis.laws.library import LAWS
 def solver(sweep) -> Solver:
     table = sweep(noise=0.01)
     x = {v: table[v].to_numpy() for v in ("N", "D")}
-    return Solver(bind(LAWS["chinchilla"]), Data(x, table["loss"].to_numpy(), {}, 1e-3))
+    return Solver(
+        bind_law(LAWS["chinchilla"]), Data(x, table["loss"].to_numpy(), {}, 1e-3)
+    )
 
 
 def _objective(solver: Solver, z: np.ndarray) -> float:
@@ -122,8 +124,11 @@ def test_the_callers_precision_is_untouched(solver: Solver) -> None:
 
 def test_the_grid_covers_every_exponents_range() -> None:
     for name, q in (("chinchilla", 2), ("power_law_N", 1)):
-        grid = make_exponent_grid(bind(LAWS[name]))
+        grid = make_exponent_grid(bind_law(LAWS[name]))
         assert grid.shape[1] == q
         assert grid.min() < 0.02
         assert grid.max() > 3.0
-    assert make_exponent_grid(bind(LAWS["power_law_N"], {"alpha": 0.5})).shape == (1, 0)
+    assert make_exponent_grid(bind_law(LAWS["power_law_N"], {"alpha": 0.5})).shape == (
+        1,
+        0,
+    )

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import fit
-from analysis.laws.base import Law, bind, power
+from analysis.laws.base import Law, bind_law, power
 from analysis.laws.library import LAWS, get_law, register
 
 # Parameters as published, or of the published size, by law; those of one variable stand
@@ -231,7 +231,7 @@ def test_contradictory_bindings_are_refused(
     fixed: dict, tied: dict, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        bind(LAWS["chinchilla"], fixed, tied)
+        bind_law(LAWS["chinchilla"], fixed, tied)
 
 
 def test_columns_times_coefficients_are_the_prediction() -> None:
@@ -239,7 +239,7 @@ def test_columns_times_coefficients_are_the_prediction() -> None:
     x = {"N": np.geomspace(1e6, 1e9, 4), "D": np.geomspace(1e9, 1e8, 4)}
     params = {"E": 1.8, "A": 400.0, "B": 400.0, "alpha": 0.35, "beta": 0.35}
     fixed = {"E": 1.8}
-    binding = bind(law, fixed, {"beta": "alpha", "B": "A"})
+    binding = bind_law(law, fixed, {"beta": "alpha", "B": "A"})
     assert binding.free == ("A", "alpha")
     columns, offset = binding.columns({"alpha": 0.35}, fixed, x)
     np.testing.assert_allclose(
