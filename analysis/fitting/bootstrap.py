@@ -127,8 +127,8 @@ class Bootstrap:
         """
         if self.degrees_of_freedom < 1:
             raise ValueError(
-                "the fit has no degree of freedom left: the scatter of a new run is unknown; "
-                "ask for the interval of the law (new_run=False), or fit more runs"
+                "the fit has no degree of freedom left: the scatter of a new run is "
+                "unknown; ask for the interval of the law (new_run=False), or fit more runs"
             )
         rng = np.random.default_rng([self.seed, 1])
         draws = rng.standard_t(self.degrees_of_freedom, size=len(self))
@@ -175,7 +175,8 @@ class Bootstrap:
             return cls(**raw)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
-                f"not a bootstrap ({type(error).__name__}: {error}); give what Bootstrap.to_json wrote"
+                f"not a bootstrap ({type(error).__name__}: {error}); "
+                "give what Bootstrap.to_json wrote"
             ) from None
 
 
@@ -224,10 +225,6 @@ def bootstrap(
     check_request(n, unit, method)
     labels = label_units(fit, unit)
     n_units = int(labels.max()) + 1
-    if n_units < 2:
-        raise ValueError(
-            f"all runs share one {unit}: nothing to resample; give unit='row', or runs of several trunks"
-        )
     notes: tuple[str, ...] = ()
     if n_units < FEW_UNITS:
         notes = (f"only {n_units} {unit}s: intervals of the parameters are rough",)
@@ -262,7 +259,8 @@ def check_request(n: int, unit: str, method: str) -> None:
     """
     if n < 1:
         raise ValueError(
-            f"n is {n!r}; ask for at least one replicate (1000 give a steady 90 % interval)"
+            f"n is {n!r}; ask for at least one replicate "
+            "(1000 give a steady 90 % interval)"
         )
     if method not in METHODS:
         raise ValueError(
@@ -270,7 +268,8 @@ def check_request(n: int, unit: str, method: str) -> None:
         )
     if method != "resample" and unit == "trunk":
         raise ValueError(
-            f"method={method!r} draws each row's noise by itself: give unit='row' if rows are independent"
+            f"method={method!r} draws each row's noise by itself: "
+            "give unit='row' if rows are independent"
         )
 
 
@@ -327,17 +326,25 @@ def label_units(fit: FitResult, unit: str) -> np.ndarray:
     """[n] integer label of the independent unit that each row belongs to.
 
     Raises:
-        ValueError: unknown unit, or trunks of a fit that has none.
+        ValueError: unknown unit, trunks of a fit that has none, or a single unit.
     """
     if unit not in ("trunk", "row"):
         raise ValueError(f"unit {unit!r} is unknown; choose 'trunk' or 'row'")
     if unit == "row":
-        return np.arange(len(fit.residuals))
-    if "trunk" not in fit.data:
+        labels = np.arange(len(fit.residuals))
+    elif "trunk" in fit.data:
+        labels = np.unique(fit.data["trunk"].astype(str), return_inverse=True)[1]
+    else:
         raise ValueError(
-            "unit='trunk' needs a trunk column; name it when loading: load_runs(..., trunk='...')"
+            "unit='trunk' needs a trunk column; "
+            "name it when loading: load_runs(..., trunk='...')"
         )
-    return np.unique(fit.data["trunk"].astype(str), return_inverse=True)[1]
+    if labels.max() == 0:
+        raise ValueError(
+            f"all runs share one {unit}: nothing to resample; "
+            "give unit='row', or runs of several trunks"
+        )
+    return labels
 
 
 def draw_unit_counts(

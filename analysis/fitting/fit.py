@@ -122,22 +122,40 @@ def fit(
         prior=read_pairs(prior or {}),
         weighted="weight" in data,
     )
+    if allow_unidentified:
+        return solve_unidentified(law, binding, protocol, data)
+    return solve_identified(law, binding, protocol, data)
+
+
+def solve_identified(
+    law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
+) -> Fit:
+    """The fit.
+
+    Raises:
+        NotIdentifiedError: the runs do not determine the parameters.
+    """
     problem = find_design_problem(binding, data, protocol.prior)
-    if problem and not allow_unidentified:
+    if problem:
         raise NotIdentifiedError(problem.message)
     result = solve_law(law, binding, protocol, data)
-    if not allow_unidentified:
-        refuse_unidentified(result.certificate.not_identified, binding, len(runs))
-    return mark_unidentified(result, problem.lost) if problem else result
+    refuse_unidentified(result.certificate.not_identified, binding, protocol.n_rows)
+    return result
 
 
-def mark_unidentified(result: Fit, lost: tuple[str, ...]) -> Fit:
-    """The fit with a certificate that names these parameters, besides its own, as not
-    identified.
+def solve_unidentified(
+    law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
+) -> Fit:
+    """The fit, with a certificate that names every parameter that the runs do not
+    determine.
     """
+    result = solve_law(law, binding, protocol, data)
+    problem = find_design_problem(binding, data, protocol.prior)
+    if not problem:
+        return result
     certificate = result.certificate
-    named = tuple(dict.fromkeys((*lost, *certificate.not_identified)))
-    marked = replace(certificate, ok=False, not_identified=named)
+    lost = tuple(dict.fromkeys((*problem.lost, *certificate.not_identified)))
+    marked = replace(certificate, ok=False, not_identified=lost)
     return replace(result, certificate=marked)
 
 

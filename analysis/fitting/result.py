@@ -21,7 +21,7 @@ from analysis.laws.library import get_law
 from analysis.table.readers import read_json_object
 
 if TYPE_CHECKING:
-    from analysis.fitting.newton import Data
+    from analysis.fitting.data import Data
     from analysis.fitting.solver import Solver
 
 # The class whose `from_json` was called. The run-time checks of the tests reject `Self`.
@@ -273,7 +273,7 @@ def build_solver(
         scale: [n] relative scale of the noise of each row.
     """
     # JAX is imported when a fit is made, not with the package.
-    from analysis.fitting.newton import Data
+    from analysis.fitting.data import Data
     from analysis.fitting.solver import Solver
 
     solver_data = Data(

@@ -30,13 +30,8 @@ import scipy.stats
 from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis.fitting import newton
-from analysis.fitting.newton import (
-    STEPS_PER_DISPATCH,
-    Bounds,
-    Data,
-    Trajectory,
-    use_float64,
-)
+from analysis.fitting.data import Data, load_rows, use_float64
+from analysis.fitting.newton import STEPS_PER_DISPATCH, Bounds, Trajectory
 from analysis.laws.base import Array, Binding, Params
 
 MAX_STEPS = 360
@@ -147,7 +142,7 @@ class Solver:
         padded = np.arange(pad_row_count(self._n))
         self._rows = np.minimum(padded, self._n - 1)
         with use_float64():
-            self._device_data = newton.load_rows(binding, data, self._rows)
+            self._device_data = load_rows(binding, data, self._rows)
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

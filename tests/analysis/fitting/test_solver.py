@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from analysis.fitting.newton import Data, compute_huber_loss, solve_nnls, use_float64
+from analysis.fitting.data import Data, use_float64
+from analysis.fitting.newton import compute_huber_loss, solve_nnls
 from analysis.fitting.solver import Solver, make_exponent_grid
 from analysis.laws.base import bind_law
 from analysis.laws.library import LAWS

@@ -1,0 +1,129 @@
+"""What a law is fitted to: as NumPy arrays of the runs, and as the float64 arrays that
+the compiled programs of `analysis.fitting.newton` take.
+
+Shapes: n rows, P parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from analysis.laws.base import Binding, Nonlinear
+
+Named = dict[str, jax.Array]
+
+
+@contextlib.contextmanager
+def use_float64() -> Iterator[None]:
+    """Compute in float64 on the CPU inside the block. The caller's precision and default
+    device stay as they are.
+    """
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a law is fitted to.
+
+    Attributes:
+        x: the law's variables, [n] each.
+        loss: [n], the law's target.
+        fixed: values of the fixed parameters.
+        delta: Huber's threshold on the scaled residual, inf for least squares.
+        log: residuals are in the logarithm of the target, else in its own units.
+        quantile: 1/2 fits the middle of the runs; 0.1 fits a lower envelope.
+        scale: [n] relative scale of the noise; None if it is the same for all rows.
+        weight: [n] weights of the rows; None if they are all 1.
+        prior: parameter -> (mean, precision) in z.
+    """
+
+    x: Mapping[str, np.ndarray]
+    loss: np.ndarray
+    fixed: Mapping[str, float]
+    delta: float
+    log: bool = True
+    quantile: float = 0.5
+    scale: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> dict[str, float]:
+        """The geometric-mean run."""
+        return {
+            name: float(np.exp(np.mean(np.log(values))))
+            for name, values in self.x.items()
+        }
+
+    def unit(self, entry: Nonlinear) -> float:
+        """The unit of the range of a `Nonlinear`, from the geometric-mean run."""
+        size = self.reference
+        size["loss"] = float(np.exp(np.mean(np.log(np.abs(self.loss)))))
+        return float(np.prod([size[name] ** exponent for name, exponent in entry.unit]))
+
+    def take(self, rows: np.ndarray) -> Data:
+        """The data of the given rows only."""
+        return replace(
+            self,
+            x={name: values[rows] for name, values in self.x.items()},
+            loss=self.loss[rows],
+            scale=None if self.scale is None else self.scale[rows],
+            weight=None if self.weight is None else self.weight[rows],
+        )
+
+
+class DeviceData(NamedTuple):
+    """`Data` as the compiled programs take it, a pytree of float64 arrays.
+
+    Attributes:
+        x, loss, scale: of the padded rows, [n] each.
+        fixed, reference: by parameter and by variable, scalars.
+        unit: of each free nonlinear parameter, scalars.
+        delta, log, quantile: scalars.
+        mean, precision: [P] the prior of z; precision 0 where there is none.
+    """
+
+    x: Named
+    loss: jax.Array
+    scale: jax.Array
+    fixed: Named
+    reference: Named
+    unit: Named
+    delta: jax.Array
+    log: jax.Array
+    quantile: jax.Array
+    mean: jax.Array
+    precision: jax.Array
+
+
+def load_rows(binding: Binding, data: Data, rows: np.ndarray) -> DeviceData:
+    """The given rows as the compiled programs take them. Call inside `use_float64()`."""
+    prior = [data.prior.get(name, (0.0, 0.0)) for name in binding.free]
+    scale = np.ones(len(data.loss)) if data.scale is None else data.scale
+    units = {entry.name: data.unit(entry) for entry in binding.nonlinear}
+    return DeviceData(
+        x={name: jnp.asarray(values[rows], float) for name, values in data.x.items()},
+        loss=jnp.asarray(data.loss[rows], float),
+        scale=jnp.asarray(scale[rows], float),
+        fixed=_load_scalars(data.fixed),
+        reference=_load_scalars(data.reference),
+        unit=_load_scalars(units),
+        delta=jnp.asarray(data.delta, float),
+        log=jnp.asarray(data.log),
+        quantile=jnp.asarray(data.quantile, float),
+        mean=jnp.asarray([mean for mean, _ in prior], float),
+        precision=jnp.asarray([precision for _, precision in prior], float),
+    )
+
+
+def _load_scalars(values: Mapping[str, float]) -> Named:
+    return {name: jnp.asarray(value, float) for name, value in values.items()}
