@@ -27,7 +27,8 @@ def scale_by_standard_error(
     """
     if "loss_se" not in data:
         raise ValueError(
-            "noise='loss_se' needs that column; name it when loading: load_runs(..., loss_se='...')"
+            "noise='loss_se' needs that column; "
+            "name it when loading: load_runs(..., loss_se='...')"
         )
     spread = data["loss_se"]
     unknown = np.flatnonzero(~(np.isfinite(spread) & (spread > 0)))

@@ -126,7 +126,8 @@ def check_prior(prior: Mapping[str, tuple[float, float]], binding: Binding) -> N
             )
         if not (np.isfinite(mean) and np.isfinite(sd) and sd > 0):
             raise ValueError(
-                f"prior[{name!r}] is {(mean, sd)!r}; give a finite mean and a positive standard deviation"
+                f"prior[{name!r}] is {(mean, sd)!r}; "
+                "give a finite mean and a positive standard deviation"
             )
 
 
