@@ -145,7 +145,7 @@ def find_collinear_variables(
     )
 
 
-def refuse_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> None:
+def reject_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> None:
     """
     Raises:
         NotIdentifiedError: any parameter is in the null space of the Jacobian.

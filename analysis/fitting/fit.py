@@ -16,7 +16,7 @@ from analysis.fitting.bootstrap import bootstrap as bootstrap_fit
 from analysis.fitting.certify import (
     certify_solution,
     find_design_problem,
-    refuse_unidentified,
+    reject_unidentified,
 )
 from analysis.fitting.profile import Profile
 from analysis.fitting.profile import profile as profile_fit
@@ -139,7 +139,7 @@ def solve_identified(
     if problem:
         raise NotIdentifiedError(problem.message)
     result = solve_law(law, binding, protocol, data)
-    refuse_unidentified(result.certificate.not_identified, binding, protocol.n_rows)
+    reject_unidentified(result.certificate.not_identified, binding, protocol.n_rows)
     return result
 
 

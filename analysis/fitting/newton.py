@@ -106,7 +106,7 @@ def compute_huber_loss(r: jax.Array, delta: jax.Array | float) -> jax.Array:
     return inner * (size - 0.5 * inner)
 
 
-def weigh_side(r: jax.Array, quantile: jax.Array) -> jax.Array:
+def compute_side_weight(r: jax.Array, quantile: jax.Array) -> jax.Array:
     """[n] 2 q where the prediction is below the run, 2 (1 - q) above it."""
     return 2.0 * jnp.where(r < 0, quantile, 1.0 - quantile)
 
@@ -198,7 +198,8 @@ def compute_objective(
     """The objective at z [P], for the weights and the observed g(loss) [n]."""
     r = (predict_response(binding, z, data) - observed) / data.scale
     rows = jnp.dot(
-        weight, weigh_side(r, data.quantile) * compute_huber_loss(r, data.delta)
+        weight,
+        compute_side_weight(r, data.quantile) * compute_huber_loss(r, data.delta),
     )
     return rows + 0.5 * jnp.dot(data.precision, (z - data.mean) ** 2)
 
@@ -319,7 +320,7 @@ def _screen_replicate(
     )
     r = transform_loss(predicted, data) - observed.astype(predicted.dtype)[None, :]
     r = _to_float32(r) / _to_float32(data.scale)[None, :]
-    side = weigh_side(r, _to_float32(data.quantile))
+    side = compute_side_weight(r, _to_float32(data.quantile))
     rho = compute_huber_loss(r, _to_float32(data.delta))
     rows = (side * rho) @ _to_float32(weight)
     prior = 0.5 * ((c - data.mean[None, :k]) ** 2 @ data.precision[:k])
@@ -410,7 +411,7 @@ def compute_derivatives(
     J = response.jacobian
     r = (response.value - observed) / scale
     size = jnp.abs(r)
-    side = weight * weigh_side(r, data.quantile)
+    side = weight * compute_side_weight(r, data.quantile)
     pull = side * jnp.clip(r, -delta, delta) / scale
     inside = side * (size <= delta) / scale**2
     reweighted = side * jnp.minimum(1.0, delta / jnp.maximum(size, _TINY)) / scale**2

@@ -1,4 +1,4 @@
-"""A fit recovers a known law, does not depend on order or units, and refuses what runs
+"""A fit recovers a known law, does not depend on order or units, and rejects what runs
 cannot determine.
 """
 

@@ -195,7 +195,7 @@ def test_06_compute_is_counted_not_6ND(sweep: Sweep, true: dict[str, float]) -> 
 
 
 def test_07_schedules_that_do_not_match_are_flagged(table: pd.DataFrame) -> None:
-    """Remarks on warm-up and schedule, which stay with the fit and are printed."""
+    """Warnings about warm-up and schedule stay with the fit and are printed."""
     mixed = table.assign(
         warmup_tokens=2e8, schedule=np.where(np.arange(28) < 5, "constant", "cosine")
     )
