@@ -14,7 +14,9 @@ Shapes: n rows, P parameters, K coefficients, Q others, B replicates, G grid poi
 trajectories.
 
 The module is a numeric kernel. A formula stays one expression where it is one on paper,
-because a different order of operations would change the last digits of every fit.
+because a different order of operations would change the last digits of every fit. A
+value such as |r| is written out wherever it is used for the same reason: sharing it
+changes how XLA fuses the operations around it.
 """
 
 from __future__ import annotations
@@ -176,9 +178,8 @@ def transform_loss(loss: jax.Array, data: DeviceData) -> jax.Array:
 def predict_response(binding: Binding, z: jax.Array, data: DeviceData) -> jax.Array:
     """[n] g(prediction)."""
     k = len(binding.linear)
-    theta = z[k:]
-    terms, offset = normalize_terms(binding, theta, data)
-    loss = apply_link(binding, theta, z[:k] @ terms + offset, data)
+    terms, offset = normalize_terms(binding, z[k:], data)
+    loss = apply_link(binding, z[k:], z[:k] @ terms + offset, data)
     return transform_loss(loss, data)
 
 
@@ -410,22 +411,25 @@ def compute_derivatives(
         response = differentiate_any_law(binding, z, data)
     J = response.jacobian
     r = (response.value - observed) / scale
-    size = jnp.abs(r)
     side = weight * compute_side_weight(r, data.quantile)
     pull = side * jnp.clip(r, -delta, delta) / scale
-    inside = side * (size <= delta) / scale**2
-    reweighted = side * jnp.minimum(1.0, delta / jnp.maximum(size, _TINY)) / scale**2
+    inside = side * (jnp.abs(r) <= delta) / scale**2
+    bounded_slope = jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), _TINY))
+    reweighted = side * bounded_slope / scale**2
     smallest = jnp.minimum(1e-9, 1e-3 * delta)  # a smaller residual is rounding
-    gross = jnp.abs(J) @ (side * jnp.clip(size, smallest, delta) / scale)
+    gross = jnp.abs(J) @ (side * jnp.clip(jnp.abs(r), smallest, delta) / scale)
     off = z - data.mean
     objective = jnp.dot(side, compute_huber_loss(r, delta))
-    bend, second = response.curvature(pull)
+    objective = objective + 0.5 * jnp.dot(data.precision, off**2)
     prior = jnp.diag(data.precision)
+    bend, second = response.curvature(pull)
+    hessian = (J * (inside + bend)[None, :]) @ J.T + second + prior
+    metric = (J * reweighted[None, :]) @ J.T + prior
     return Derivatives(
-        objective=objective + 0.5 * jnp.dot(data.precision, off**2),
+        objective=objective,
         gradient=J @ pull + data.precision * off,
-        hessian=(J * (inside + bend)[None, :]) @ J.T + second + prior,
-        metric=(J * reweighted[None, :]) @ J.T + prior,
+        hessian=hessian,
+        metric=metric,
         gross=gross + data.precision * jnp.abs(off),
     )
 
@@ -445,35 +449,35 @@ def take_step(
     held_low = (trajectory.z <= low) & (here.gradient >= 0)
     held_high = (trajectory.z >= high) & (here.gradient <= 0)
     is_free = ~(held_low | held_high)
-    diagonal = jnp.diag(here.metric)
-    scale = 1 / jnp.sqrt(jnp.maximum(diagonal, _TINY + 1e-14 * jnp.max(diagonal)))
+    smallest = _TINY + 1e-14 * jnp.max(jnp.diag(here.metric))
+    scale = 1 / jnp.sqrt(jnp.maximum(jnp.diag(here.metric), smallest))
     # The diagonal part turns the step towards the gradient where the metric is nearly
     # singular (Marquardt 1963).
-    identity = jnp.eye(len(scale))
     damped = here.hessian + trajectory.damping * here.metric
     damped = damped * jnp.outer(scale, scale)
-    damped = damped + (DIAGONAL * trajectory.damping + 1e-13) * identity
-    system = jnp.where(jnp.outer(is_free, is_free), damped, identity)
-    downhill = jnp.where(is_free, -here.gradient * scale, 0.0)
+    added = DIAGONAL * trajectory.damping + 1e-13
+    damped = damped + added * jnp.eye(len(scale))
+    system = jnp.where(jnp.outer(is_free, is_free), damped, jnp.eye(len(scale)))
     factor = jax.scipy.linalg.cho_factor(system)
+    downhill = jnp.where(is_free, -here.gradient * scale, 0.0)
     step = scale * jax.scipy.linalg.cho_solve(factor, downhill)
     z = jnp.clip(trajectory.z + step, low, high)
     after = compute_objective(binding, z, data, weight, observed)
     # Near the optimum the decrease drowns in the rounding of the sum while the gradient
     # can still shrink.
     is_better = after <= here.objective * (1 + 1e-14)
+    damping = jnp.where(
+        is_better, jnp.maximum(trajectory.damping * 0.2, 1e-12), trajectory.damping * 5
+    )
     # The gradient is the one at the z before the step: a trajectory that is reported as
     # converged has not got worse since.
     cancellation = jnp.abs(here.gradient) / jnp.maximum(here.gross, _TINY)
+    scaled_gradient = jnp.max(jnp.where(is_free, cancellation, 0.0))
     return Trajectory(
         z=jnp.where(is_better, z, trajectory.z),
-        damping=jnp.where(
-            is_better,
-            jnp.maximum(trajectory.damping * 0.2, 1e-12),
-            trajectory.damping * 5,
-        ),
+        damping=damping,
         objective=jnp.where(is_better, after, here.objective),
-        gradient=jnp.max(jnp.where(is_free, cancellation, 0.0)),
+        gradient=scaled_gradient,
     )
 
 
