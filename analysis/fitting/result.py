@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from analysis.fitting.certify import Certificate
 from analysis.fitting.protocol import Protocol, compute_row_scales
 from analysis.laws.base import Array, Binding, Law, bind_law
 from analysis.laws.library import get_law
-from analysis.table.readers import read_json_object
+from analysis.table.readers import JsonObject, read_json_object
 
 if TYPE_CHECKING:
     from analysis.fitting.data import Data
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # The class whose `from_json` was called. The run-time checks of the tests reject `Self`.
 SomeFit = TypeVar("SomeFit", bound="FitResult")
-JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
