@@ -38,7 +38,7 @@ class Sweeps:
     again: Fit
 
 
-def simulated(params: dict[str, float], seed: int) -> pd.DataFrame:
+def simulate_sweep(params: dict[str, float], seed: int) -> pd.DataFrame:
     C, N = np.meshgrid(
         1e18 * 4.0 ** np.arange(5), np.geomspace(2e7, 3e9, 7), indexing="ij"
     )
@@ -54,7 +54,7 @@ def sweeps(true: dict[str, float]) -> Sweeps:
     better = true | {"B": true["B"] * 1.5 ** -true["beta"]}
     steeper = true | {"beta": true["beta"] + 0.03, "B": true["B"] * 1e10**0.03}
     recipes = ((true, 0), (better, 1), (steeper, 2), (true, 3))
-    return Sweeps(*(fit(simulated(params, seed)) for params, seed in recipes))
+    return Sweeps(*(fit(simulate_sweep(params, seed)) for params, seed in recipes))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def constant(sweeps: Sweeps) -> Comparison:
     return compare(sweeps.plain, sweeps.better, draws=DRAWS)
 
 
-def inside(comparison: Comparison, value: float) -> np.ndarray:
+def is_covered(comparison: Comparison, value: float) -> np.ndarray:
     table = comparison.table
     return ((table["low"] <= value) & (value <= table["high"])).to_numpy(bool)
 
@@ -71,8 +71,8 @@ def test_a_constant_multiplier_is_covered_and_no_exponent_differs(
     constant: Comparison,
 ) -> None:
     """Tokens that count 1.5 times make a run of C FLOPs one of 1.5 C, at every C."""
-    assert inside(constant, 1.5).all()
-    assert not inside(constant, 1.0).any()
+    assert is_covered(constant, 1.5).all()
+    assert not is_covered(constant, 1.0).any()
     assert not constant.exponents["differs"].any()
     assert constant.slope[1] < 0 < constant.slope[2]
     assert (
@@ -109,7 +109,7 @@ def test_a_steeper_recipe_is_flagged(sweeps: Sweeps) -> None:
 
 def test_one_recipe_is_no_better_than_itself(sweeps: Sweeps) -> None:
     found = compare(sweeps.plain, sweeps.again, draws=DRAWS)
-    assert inside(found, 1.0).all()
+    assert is_covered(found, 1.0).all()
     assert not found.exponents["differs"].any()
     assert "cannot be told apart there" in found.verdict
 
@@ -131,10 +131,10 @@ def test_a_table_is_fitted_and_the_text_is_complete(
     sweeps: Sweeps, true: dict[str, float]
 ) -> None:
     runs = load_runs(
-        simulated(true, 0).rename(columns={"N": "params"}).assign(tokenizer="bpe"),
+        simulate_sweep(true, 0).rename(columns={"N": "params"}).assign(tokenizer="bpe"),
         N="params",
     )
-    other = simulated(true, 3).assign(tokenizer="bytes")
+    other = simulate_sweep(true, 3).assign(tokenizer="bytes")
     found = compare(runs, other, draws=20)
     assert found.a.fit.params == pytest.approx(sweeps.plain.params, rel=1e-5)
     text = str(found)
@@ -150,7 +150,7 @@ def test_a_table_is_fitted_and_the_text_is_complete(
     assert compare(runs, other, draws=20).table.equals(found.table)
 
 
-def side_of(
+def make_side(
     law: str, params: dict[str, float], draws: dict[str, Any], like: Fit
 ) -> Side:
     """A recipe whose law and draws are given."""
@@ -165,14 +165,16 @@ def test_below_the_irreducible_loss_the_multiplier_is_infinite(
     sweeps: Sweeps, true: dict[str, float]
 ) -> None:
     lower = true | {"E": 1.2}
-    a = side_of("chinchilla", true, {}, sweeps.plain)
-    some = side_of("chinchilla", true, {"E": [1.7, 1.7, 1.7, 1.7, 1.2]}, sweeps.plain)
+    a = make_side("chinchilla", true, {}, sweeps.plain)
+    some = make_side("chinchilla", true, {"E": [1.7, 1.7, 1.7, 1.7, 1.2]}, sweeps.plain)
     row = _compute_row(a, some, 1e23, 0.9)
     assert row["multiplier"] == pytest.approx(1) and row["low"] == pytest.approx(1)
     assert np.isinf(row["high"]) and row["beyond_floor"] == 0.2
-    always = side_of("chinchilla", lower, {}, sweeps.plain)
+    always = make_side("chinchilla", lower, {}, sweeps.plain)
     assert np.isinf(_compute_multiplier(a, always, 1e23, of_fits=True).value[0])
-    found = compare(sweeps.plain, simulated(lower, 4), budgets=[1e18, 1e23], draws=20)
+    found = compare(
+        sweeps.plain, simulate_sweep(lower, 4), budgets=[1e18, 1e23], draws=20
+    )
     assert np.isinf(found.table["multiplier"][1]) and "b needs" in found.verdict
     assert any(
         "below a's irreducible loss in 100 % of the draws at 1e+23 FLOPs" in note
@@ -183,8 +185,8 @@ def test_below_the_irreducible_loss_the_multiplier_is_infinite(
 
 def test_laws_of_compute_and_given_flops(sweeps: Sweeps) -> None:
     params = {"E": 1.7, "A": 2000.0, "alpha": 0.16}
-    a = side_of("power_law_C", params, {}, sweeps.plain)
-    b = side_of("power_law_C", params | {"A": 2000.0 * 2**-0.16}, {}, sweeps.plain)
+    a = make_side("power_law_C", params, {}, sweeps.plain)
+    b = make_side("power_law_C", params | {"A": 2000.0 * 2**-0.16}, {}, sweeps.plain)
     assert _compute_multiplier(a, b, 1e20, of_fits=True).value[0] == pytest.approx(
         2, rel=1e-6
     )

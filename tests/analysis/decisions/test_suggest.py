@@ -35,7 +35,7 @@ class Trial:
     after: float
 
 
-def measured(
+def measure_runs(
     true: dict[str, float], points: pd.DataFrame, rng: np.random.Generator
 ) -> pd.DataFrame:
     N, D = points["N"].to_numpy(float), points["D"].to_numpy(float)
@@ -45,13 +45,13 @@ def measured(
     return pd.DataFrame({"N": N, "D": D, "C": 6 * N * D, "loss": loss})
 
 
-def width(table: pd.DataFrame) -> tuple[float, Fit, Bootstrap]:
+def measure_width(table: pd.DataFrame) -> tuple[float, Fit, Bootstrap]:
     found = fit(table, objective="least_squares")
     boot = found.bootstrap(150)
     return float(np.ptp(allocate(found, TARGET, boot).intervals["loss"])), found, boot
 
 
-def true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:
+def compute_true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:
     """Standard deviation, for large samples, of the loss at the target's optimum when
     the runs at those points are
     fitted by least squares: noise * sqrt(g' (J'J)^-1 g), J and g the derivatives of log
@@ -76,7 +76,7 @@ def true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:
     )
 
 
-def at_random(
+def choose_at_random(
     candidates: pd.DataFrame, flops: float, rng: np.random.Generator
 ) -> pd.DataFrame:
     """Random candidates of as many FLOPs together, or a few per cent less."""
@@ -96,17 +96,19 @@ def trials(true: dict[str, float]) -> list[Trial]:
             g.ravel()
             for g in np.meshgrid(1e18 * 4.0 ** np.arange(4), np.geomspace(2e7, 3e9, 9))
         )
-        table = measured(true, pd.DataFrame({"N": N, "D": C / (6 * N)}), rng)
-        now, found, boot = width(table)
+        table = measure_runs(true, pd.DataFrame({"N": N, "D": C / (6 * N)}), rng)
+        now, found, boot = measure_width(table)
         chosen = suggest(
             found, default_candidates(found, BUDGET), TARGET, boot=boot, budget=BUDGET
         )
-        after = width(pd.concat([table, measured(true, chosen.table, rng)]))[0]
+        after = measure_width(
+            pd.concat([table, measure_runs(true, chosen.table, rng)])
+        )[0]
         made.append(Trial(table, found, boot, chosen, now, after))
     return made
 
 
-def mean_log(values: list[float]) -> float:
+def average_geometrically(values: list[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
@@ -119,13 +121,16 @@ def test_suggested_runs_beat_random_ones_of_the_same_flops(
     for seed, trial in enumerate(trials):
         rng = np.random.default_rng(seed)
         candidates = default_candidates(trial.fit, BUDGET)
-        runs = [at_random(candidates, trial.found.flops, rng) for _ in range(20)]
+        runs = [choose_at_random(candidates, trial.found.flops, rng) for _ in range(20)]
         random = [
-            true_deviation(true, pd.concat([trial.table, points])) for points in runs
+            compute_true_deviation(true, pd.concat([trial.table, points]))
+            for points in runs
         ]
-        suggested = true_deviation(true, pd.concat([trial.table, trial.found.table]))
+        suggested = compute_true_deviation(
+            true, pd.concat([trial.table, trial.found.table])
+        )
         assert suggested < 0.92 * np.mean(random)
-        assert suggested < 0.8 * true_deviation(true, trial.table)
+        assert suggested < 0.8 * compute_true_deviation(true, trial.table)
         assert trial.found.flops <= BUDGET
 
 
@@ -135,15 +140,17 @@ def test_the_expected_width_is_the_width_found(
     """The bootstrap's width once the runs were made, on average, and its fall at the
     true law, in each.
     """
-    ratio = mean_log([trial.after / trial.found.width_final for trial in trials])
+    ratio = average_geometrically(
+        [trial.after / trial.found.width_final for trial in trials]
+    )
     assert 1 / 1.5 < ratio < 1.5
     for trial in trials:
         assert trial.found.width_now == pytest.approx(trial.now)
-        fall = true_deviation(
+        fall = compute_true_deviation(
             true, pd.concat([trial.table, trial.found.table])
-        ) / true_deviation(true, trial.table)
+        ) / compute_true_deviation(true, trial.table)
         assert trial.found.width_final / trial.now == pytest.approx(fall, rel=0.2)
-    assert mean_log([trial.after / trial.now for trial in trials]) < 0.95
+    assert average_geometrically([trial.after / trial.now for trial in trials]) < 0.95
 
 
 def test_a_run_tells_a_robust_objective_less() -> None:

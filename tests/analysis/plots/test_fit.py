@@ -73,7 +73,7 @@ def isoflop(known: Fitted) -> IsoFlop:
     return analysis.isoflop(known.fitted, n_bootstrap=50)
 
 
-def by_gid(fig: Figure, start: str) -> list[Line2D]:
+def find_lines(fig: Figure, start: str) -> list[Line2D]:
     return [
         line
         for line in fig.findobj(Line2D)
@@ -81,12 +81,12 @@ def by_gid(fig: Figure, start: str) -> list[Line2D]:
     ]
 
 
-def texts(fig: Figure) -> str:
+def read_texts(fig: Figure) -> str:
     return "\n".join(t.get_text() for t in fig.findobj(Text) if isinstance(t, Text))
 
 
-def points(fig: Figure, start: str) -> tuple[np.ndarray, np.ndarray]:
-    lines = by_gid(fig, start)
+def read_points(fig: Figure, start: str) -> tuple[np.ndarray, np.ndarray]:
+    lines = find_lines(fig, start)
     return tuple(
         np.concatenate([np.asarray(line.get_data()[k], float) for line in lines])
         for k in (0, 1)
@@ -156,15 +156,15 @@ def test_frontier_has_a_line_per_size_an_envelope_and_the_fitted_optimum(
     known: Fitted, figures: dict[str, Figure]
 ) -> None:
     fig = figures["frontier"]
-    assert len(by_gid(fig, "size-")) == SIZES
+    assert len(find_lines(fig, "size-")) == SIZES
     for N in known.runs.table["N"].unique():
-        assert format_count(N) in texts(fig)
-    C, loss = points(fig, "envelope")
+        assert format_count(N) in read_texts(fig)
+    C, loss = read_points(fig, "envelope")
     for c, value in zip(
         C, loss, strict=True
     ):  # nothing measured at that compute or less is lower
         assert value <= known.runs.table.loc[known.runs.table["C"] <= c, "loss"].min()
-    C, best = points(fig, "frontier")
+    C, best = read_points(fig, "frontier")
     at_budget = np.interp(np.log(known.fit.data["C"]), np.log(C), best)
     law = known.fit.predict(N=known.fit.data["N"], D=known.fit.data["D"])
     assert np.all(
@@ -178,8 +178,8 @@ def test_runs_outside_the_fit_are_hollow(
     fig = figures["frontier"]
     hollow = [p for p in fig.findobj(HoverPoints) if p.get_markerfacecolor() == "white"]  # type: ignore[attr-defined]
     assert sum(len(p.titles) for p in hollow) == SIZES  # type: ignore[attr-defined]
-    assert "not in the fit" in texts(fig)
-    assert "not in the fit" not in texts(
+    assert "not in the fit" in read_texts(fig)
+    assert "not in the fit" not in read_texts(
         analysis.plot_frontier(known.fitted, known.fit)
     )
 
@@ -195,7 +195,7 @@ def test_every_point_carries_its_run(known: Fitted, figures: dict[str, Figure]) 
 
 
 def test_frontier_without_fit_or_compute(known: Fitted) -> None:
-    assert not by_gid(analysis.plot_frontier(known.runs), "frontier")
+    assert not find_lines(analysis.plot_frontier(known.runs), "frontier")
     with pytest.raises(ValueError, match="needs C"):
         analysis.plot_frontier(known.runs.table[["N", "loss"]])
 
@@ -209,13 +209,15 @@ def test_isoflop_has_a_parabola_and_a_minimum_per_budget(
     known: Fitted, isoflop: IsoFlop
 ) -> None:
     fig = analysis.plot_isoflop(known.runs, isoflop)
-    assert len(by_gid(fig, "parabola-")) == BUDGETS - 1
-    N, loss = points(fig, "minimum-used")
+    assert len(find_lines(fig, "parabola-")) == BUDGETS - 1
+    N, loss = read_points(fig, "minimum-used")
     used = isoflop.minima[isoflop.minima["used"]]
     np.testing.assert_allclose(np.sort(N), np.sort(used["N"]))
     np.testing.assert_allclose(np.sort(loss), np.sort(used["loss"]))
-    assert f"{isoflop.a:.3f}" in texts(fig)
-    assert len(points(fig, "other-runs")[0]) == SIZES  # the budget that was held out
+    assert f"{isoflop.a:.3f}" in read_texts(fig)
+    assert (
+        len(read_points(fig, "other-runs")[0]) == SIZES
+    )  # the budget that was held out
 
 
 def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
@@ -228,10 +230,10 @@ def test_excluded_minima_are_hollow_and_named(known: Fitted) -> None:
     out = iso.minima[~iso.minima["used"]]
     assert set(out["budget"]) == {smallest, largest}
     fig = analysis.plot_isoflop(runs, iso)
-    hollow = by_gid(fig, "minimum-excluded")
+    hollow = find_lines(fig, "minimum-excluded")
     assert len(hollow) == 1 and hollow[0].get_markerfacecolor() == "white"
-    assert f"{format_flops(largest)}: left out" in texts(fig)
-    words = " ".join(texts(fig).split())
+    assert f"{format_flops(largest)}: left out" in read_texts(fig)
+    words = " ".join(read_texts(fig).split())
     for budget in (smallest, largest):
         assert f"{format_flops(budget)} FLOPs left out" in words
     assert "fewer than 4 sizes" in words and "train larger sizes" in words
@@ -241,21 +243,21 @@ def test_fit_shows_a_curve_per_size_and_the_residuals_in_per_cent(
     known: Fitted,
 ) -> None:
     fig = analysis.plot_fit(known.fitted, known.fit, known.boot)
-    assert len(by_gid(fig, "law")) == SIZES
+    assert len(find_lines(fig, "law")) == SIZES
     assert len([c for c in fig.axes[0].collections if c.get_gid() == "band"]) == SIZES
     assert not [
         c
         for c in analysis.plot_fit(known.fitted, known.fit).axes[0].collections
         if c.get_gid() == "band"
     ]
-    D, residual = points(fig, "residual-")
+    D, residual = read_points(fig, "residual-")
     t = known.fitted.table
     expected = 100 * (t["loss"] / known.fit.predict(N=t["N"], D=t["D"]) - 1)
     order = np.argsort(D)
     np.testing.assert_allclose(
         residual[order], expected.to_numpy()[np.argsort(t["D"].to_numpy())], atol=1e-9
     )
-    assert f"rms {np.sqrt(np.mean(expected**2)):.2g} %" in texts(fig)
+    assert f"rms {np.sqrt(np.mean(expected**2)):.2g} %" in read_texts(fig)
     assert "%" in fig.axes[1].get_ylabel()
 
 
@@ -264,7 +266,7 @@ def test_a_law_of_one_variable_has_one_curve(
 ) -> None:
     fit = fit_at(known.fitted, {"E": 1.7, "A": 2e5, "alpha": 0.3}, "power_law_C")
     fig = analysis.plot_fit(known.fitted, fit)
-    assert len(by_gid(fig, "law")) == 1 and "FLOPs" in fig.axes[1].get_xlabel()
+    assert len(find_lines(fig, "law")) == 1 and "FLOPs" in fig.axes[1].get_xlabel()
     held = known.runs.table.iloc[-2:]
     holdout: list[HeldOutRun] = []
     for row in held.to_dict("records"):
@@ -280,7 +282,7 @@ def test_a_law_of_one_variable_has_one_curve(
                 "measured": row["loss"],
             }
         )
-    assert len(by_gid(analysis.plot_extrapolation(fit, None, holdout), "law")) == 1
+    assert len(find_lines(analysis.plot_extrapolation(fit, None, holdout), "law")) == 1
 
 
 def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
@@ -290,10 +292,10 @@ def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
     holdout[0]["lower_90"] = holdout[0]["measured"] * 1.01
     holdout[0]["upper_90"] = holdout[0]["measured"] * 1.03
     fig = analysis.plot_extrapolation(known.fit, known.boot, holdout)
-    error, _ = points(fig, "error-")
+    error, _ = read_points(fig, "error-")
     expected = [100 * (row["predicted"] / row["measured"] - 1) for row in holdout]
     np.testing.assert_allclose(np.sort(error), np.sort(expected))
-    _, measured = points(fig, "measured-")
+    _, measured = read_points(fig, "measured-")
     np.testing.assert_allclose(
         np.sort(measured), np.sort([row["measured"] for row in holdout])
     )
@@ -302,11 +304,11 @@ def test_extrapolation_shows_each_relative_error_and_how_far_out_it_is(
     ).get_window_extent()
     edge = fig.axes[0].transData.transform([(known.fit.data["C"].max(), 2.0)])[0, 0]
     assert beyond.x0 > edge  # the tint begins past the largest fitted compute
-    assert texts(fig).count(", outside") == 1 + sum(
+    assert read_texts(fig).count(", outside") == 1 + sum(
         not row["lower_90"] <= row["measured"] <= row["upper_90"] for row in holdout[1:]
     )
-    assert "4× C" in texts(fig).replace("\N{MULTIPLICATION SIGN}", "×")  # noqa: RUF001
-    assert len(by_gid(fig, "law")) == SIZES
+    assert "4× C" in read_texts(fig).replace("\N{MULTIPLICATION SIGN}", "×")  # noqa: RUF001
+    assert len(find_lines(fig, "law")) == SIZES
 
 
 def test_extrapolation_needs_held_out_runs(known: Fitted) -> None:

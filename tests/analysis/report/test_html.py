@@ -116,7 +116,7 @@ def page(text: str) -> Page:
     return Page(text)
 
 
-def row_of(page: Page, first: str) -> list[list[str]]:
+def find_rows(page: Page, first: str) -> list[list[str]]:
     return [cells for cells in page.cells if cells and cells[0] == first]
 
 
@@ -147,7 +147,7 @@ def test_what_was_given_is_shown_and_not_executed(text: str, page: Page) -> None
         and "<img" not in text
     )
     assert (
-        row_of(page, HOSTILE) and HOSTILE in page.text
+        find_rows(page, HOSTILE) and HOSTILE in page.text
     )  # run table; title, plan, provenance
 
 
@@ -173,7 +173,7 @@ def test_every_run_is_listed_with_its_numbers(
 ) -> None:
     held = {row["run_id"] for row in parts["holdout"]}
     for run in parts["runs"].table.to_dict("records"):
-        rows = row_of(page, run["run_id"])
+        rows = find_rows(page, run["run_id"])
         listed = next(cells for cells in rows if len(cells) > 8 and cells[-1] == "64")
         assert {
             f"{run['N']:,.0f}",
@@ -189,7 +189,7 @@ def test_held_out_runs_show_prediction_beside_measurement(
     for run in parts["holdout"]:
         wanted = {f"{run[name]:.4f}" for name in ("predicted", "measured")}
         wanted.add(f"{run['lower_90']:.4f} to {run['upper_90']:.4f}")
-        assert any(wanted <= set(cells) for cells in row_of(page, run["run_id"]))
+        assert any(wanted <= set(cells) for cells in find_rows(page, run["run_id"]))
 
 
 def test_parameters_optimum_plan_provenance_and_refused_rows_are_there(
@@ -197,7 +197,7 @@ def test_parameters_optimum_plan_provenance_and_refused_rows_are_there(
 ) -> None:
     for name in parts["fit"].params:
         low, high = parts["boot"].interval(name, 0.90)
-        (cells,) = row_of(page, name)
+        (cells,) = find_rows(page, name)
         assert float(cells[1].replace(",", "")) == pytest.approx(
             parts["fit"].params[name], rel=1e-3
         )
@@ -218,7 +218,7 @@ def test_parameters_optimum_plan_provenance_and_refused_rows_are_there(
         '{"jax": "9.9"}',
     ):
         assert words in page.text
-    assert row_of(page, "certified")[0][1] == "yes"
+    assert find_rows(page, "certified")[0][1] == "yes"
 
 
 def test_each_point_of_a_figure_has_a_hover_text(

@@ -17,7 +17,7 @@ from analysis.report.study import study_runs, write_study
 TRUTH = dict(E=1.6, A=60.0, alpha=0.36, B=400.0, beta=0.38)
 
 
-def simulated(seed: int) -> pd.DataFrame:
+def simulate_sweep(seed: int) -> pd.DataFrame:
     """Five budgets a factor of two apart, five sizes each, trunks shared by size, 0.2 %
     noise.
     """
@@ -49,7 +49,7 @@ def simulated(seed: int) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    return simulated(1)
+    return simulate_sweep(1)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_intervals_of_new_runs_cover_what_was_measured():
     inside = []
     for seed in range(12):
         for row in study_runs(
-            simulated(seed), holdout="largest_budget", draws=100
+            simulate_sweep(seed), holdout="largest_budget", draws=100
         ).holdout:
             inside.append(row["lower_90"] <= row["measured"] <= row["upper_90"])
     assert 0.75 <= np.mean(inside) < 1

@@ -1,5 +1,5 @@
 """The command line: exit statuses, JSON that a script may read, and messages that name
-the remedy.
+the fix.
 """
 
 from __future__ import annotations
@@ -16,39 +16,26 @@ from scaling.cli.main import main
 from scaling.cli.plan_sweep import make_executor_args
 from scaling.execution.config import EXECUTORS, ClusterConfig, ExecutorEntry
 
-TINY = [
-    "--model.width",
-    "8",
-    "--model.n-heads",
-    "2",
-    "--model.depth",
-    "1",
-    "--model.vocab",
-    "16",
-    "--model.context",
-    "16",
-]
-TINY += [
-    "--data.source",
-    "markov:states=16,tokens=20000",
-    "--optim.batch-size",
-    "4",
-    "--warmup-fraction",
-    "0.05",
-]
-TINY += [
-    "--widths",
-    "8",
-    "12",
-    "--budgets",
-    "2e8",
-    "4e8",
-    "--sizes-per-budget",
-    "2",
-    "--eval-tokens",
-    "400",
-]
-TINY += ["--min-steps", "10", "--min-tokens-per-parameter", "1"]
+TINY = (
+    "--model.width 8 --model.n-heads 2 --model.depth 1 --model.vocab 16 "
+    "--model.context 16 --data.source markov:states=16,tokens=20000 "
+    "--optim.batch-size 4 --warmup-fraction 0.05 --widths 8 12 --budgets 2e8 4e8 "
+    "--sizes-per-budget 2 --eval-tokens 400 --min-steps 10 "
+    "--min-tokens-per-parameter 1"
+)
+COLUMNS = "--columns.N params --columns.D seen --columns.loss val_loss"
+
+
+def run_command(line: str) -> int:
+    """The exit status of `scaling LINE`; no word of it may hold a space."""
+    return main(line.split())
+
+
+def read_answer(line, capsys):
+    """What `scaling LINE --json` prints."""
+    capsys.readouterr()
+    assert run_command(f"{line} --json") == 0
+    return json.loads(capsys.readouterr().out)
 
 
 @pytest.fixture(scope="module")
@@ -90,69 +77,36 @@ def better(table, tmp_path_factory):
 def saved(table, tmp_path_factory):
     """A fit of the table and its draws."""
     path = tmp_path_factory.mktemp("saved") / "fit.json"
-    assert (
-        main(["fit", str(table), *COLUMNS, "--draws", "50", "--save", str(path)]) == 0
-    )
+    assert run_command(f"fit {table} {COLUMNS} --draws 50 --save {path}") == 0
     return path
-
-
-def answer(argv, capsys):
-    """What a command prints as JSON."""
-    capsys.readouterr()
-    assert main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-COLUMNS = ["--columns.N", "params", "--columns.D", "seen", "--columns.loss", "val_loss"]
 
 
 def test_fit_then_predict_from_a_foreign_table(table, tmp_path, capsys):
     saved = tmp_path / "fit.json"
-    assert (
-        main(
-            [
-                "fit",
-                str(table),
-                *COLUMNS,
-                "--draws",
-                "50",
-                "--save",
-                str(saved),
-                "--json",
-            ]
-        )
-        == 0
-    )
-    summary = json.loads(capsys.readouterr().out)
+    summary = read_answer(f"fit {table} {COLUMNS} --draws 50 --save {saved}", capsys)
     assert summary["n_runs"] == 35
     assert summary["params"]["E"] == pytest.approx(1.7, rel=0.02)
     low, high = summary["a_interval_90"]
     assert low < summary["a"] < high
-    assert main(["predict", str(saved), "--N", "1e8", "--D", "1e10", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["loss"] == pytest.approx(
+    point = read_answer(f"predict {saved} --N 1e8 --D 1e10", capsys)
+    assert point["loss"] == pytest.approx(
         1.7 + 400 / 1e8**0.34 + 900 / 1e10**0.3, rel=2e-3
     )
-    assert (
-        answer["new_run_90"][0]
-        < answer["law_90"][0]
-        < answer["law_90"][1]
-        < answer["new_run_90"][1]
-    )
-    assert main(["predict", str(saved), "--C", "1e20", "--json"]) == 0
-    best = json.loads(capsys.readouterr().out)
+    low, high = point["law_90"]
+    assert point["new_run_90"][0] < low < high < point["new_run_90"][1]
+    best = read_answer(f"predict {saved} --C 1e20", capsys)
     assert 6 * best["N"] * best["D"] == pytest.approx(1e20, rel=1e-6)
 
 
 def test_a_negative_loss_is_named(table, capsys):
-    assert main(["fit", str(table), *COLUMNS, "--draws", "10"]) == 0
+    assert run_command(f"fit {table} {COLUMNS} --draws 10") == 0
     out = capsys.readouterr().out
     assert "1 rejected" in out
     assert "row 3" in out
 
 
 def test_predict_says_what_is_missing(saved, capsys):
-    assert main(["predict", str(saved), "--N", "1e8"]) == 2
+    assert run_command(f"predict {saved} --N 1e8") == 2
     assert "--D" in capsys.readouterr().err
 
 
@@ -162,230 +116,123 @@ def test_every_option_of_a_fit_reaches_it(table, tmp_path, capsys):
         frame.assign(rate=rate, val_loss=frame["val_loss"] * (1 + (rate - 2) ** 2))
         for rate in (1.0, 2.0, 3.0)
     ]
-    pd.concat(rates).to_csv(tmp_path / "millions.csv", index=False)
-    columns = [
-        *COLUMNS[2:],
-        "--columns.N",
-        "n",
-        "--unit",
-        "N=millions",
-        "--weight",
-        "w",
-        "--columns.loss-se",
-        "se",
-    ]
-    columns += ["--tuned", "rate"]
-    how = [
-        "--objective",
-        "lad",
-        "--residual",
-        "raw",
-        "--quantile",
-        "0.4",
-        "--noise",
-        "loss_se",
-        "--tie",
-        "beta=alpha",
-    ]
-    how += [
-        "--fix",
-        "E=1.7",
-        "--fix",
-        "A=400",
-        "--prior",
-        "alpha=0.34,0.01",
-        "--save",
-        str(tmp_path / "fit.json"),
-    ]
-    summary = answer(
-        ["fit", tmp_path / "millions.csv", *columns, "--draws", "5", *how], capsys
+    source = tmp_path / "millions.csv"
+    saved = tmp_path / "fit.json"
+    pd.concat(rates).to_csv(source, index=False)
+    columns = (
+        "--columns.N n --unit N=millions --columns.D seen --columns.loss val_loss "
+        "--weight w --columns.loss-se se --tuned rate"
     )
+    how = (
+        "--objective lad --residual raw --quantile 0.4 --noise loss_se --tie beta=alpha "
+        "--fix E=1.7 --fix A=400 --prior alpha=0.34,0.01"
+    )
+    line = f"fit {source} {columns} --draws 5 {how} --save {saved}"
+    summary = read_answer(line, capsys)
     assert summary["n_runs"] == 35  # the best of three
     assert summary["params"]["E"] == 1.7
     assert summary["params"]["beta"] == summary["params"]["alpha"]
-    protocol = json.loads((tmp_path / "fit.json").read_text())["protocol"]
-    kept = (
-        "objective",
-        "residual",
-        "quantile",
-        "noise",
-        "fixed",
-        "tied",
-        "prior",
-        "weighted",
-    )
-    assert [protocol[name] for name in kept] == [
-        *(
-            "lad",
-            "raw",
-            0.4,
-            "loss_se",
-            {"E": 1.7, "A": 400.0},
-            {"beta": "alpha"},
-            {"alpha": [0.34, 0.01]},
-            True,
-        )
-    ]
+    protocol = json.loads(saved.read_text())["protocol"]
+    expected = {
+        "objective": "lad",
+        "residual": "raw",
+        "quantile": 0.4,
+        "noise": "loss_se",
+        "fixed": {"E": 1.7, "A": 400.0},
+        "tied": {"beta": "alpha"},
+        "prior": {"alpha": [0.34, 0.01]},
+        "weighted": True,
+    }
+    assert {name: protocol[name] for name in expected} == expected
     assert protocol["columns"]["N"] == "n [millions]"
 
 
 def test_a_law_of_another_variable(table, tmp_path, capsys):
     frame = pd.read_csv(table).assign(unique=lambda t: t["seen"] / 2)
-    frame.to_csv(tmp_path / "unique.csv", index=False)
-    path = tmp_path / "fit.json"
-    rest = {
-        "A": 400,
-        "B": 900,
-        "alpha": 0.34,
-        "beta": 0.3,
-        "R_D": 10,
-        "R_N": 10,
-        "ratio": 0.05,
-    }
-    held = [
-        word for name, value in rest.items() for word in ("--fix", f"{name}={value}")
-    ]
-    argv = [
-        "fit",
-        tmp_path / "unique.csv",
-        *COLUMNS,
-        "--variable",
-        "U=unique",
-        "--law",
-        "data_constrained",
-        *held,
-    ]
-    assert answer(
-        [*argv, "--draws", "5", "--save", path, "--holdout", "largest_D"], capsys
-    )["holdout"]
-    best = answer(["predict", path, "--C", "1e20", "--at", "U=1e10"], capsys)
-    assert (
-        best["loss"]
-        > answer(["predict", path, "--C", "1e20", "--at", "U=1e12"], capsys)["loss"]
+    source = tmp_path / "unique.csv"
+    saved = tmp_path / "fit.json"
+    frame.to_csv(source, index=False)
+    fixed = (
+        "--fix A=400 --fix B=900 --fix alpha=0.34 --fix beta=0.3 --fix R_D=10 "
+        "--fix R_N=10 --fix ratio=0.05"
     )
-    point = answer(
-        ["predict", path, "--N", "1e8", "--D", "1e10", "--at", "U=1e10"], capsys
+    line = (
+        f"fit {source} {COLUMNS} --variable U=unique --law data_constrained {fixed} "
+        f"--draws 5 --save {saved} --holdout largest_D"
     )
+    assert read_answer(line, capsys)["holdout"]
+    few = read_answer(f"predict {saved} --C 1e20 --at U=1e10", capsys)
+    many = read_answer(f"predict {saved} --C 1e20 --at U=1e12", capsys)
+    assert few["loss"] > many["loss"]
+    point = read_answer(f"predict {saved} --N 1e8 --D 1e10 --at U=1e10", capsys)
     assert point["loss"] == pytest.approx(
         1.7 + 400 / 1e8**0.34 + 900 / 1e10**0.3, rel=5e-3
     )
 
 
 def test_predict_for_serving_limits_sizes_and_losses(saved, capsys):
-    plain = answer(["predict", saved, "--C", "1e20"], capsys)
-    served = answer(
-        ["predict", saved, "--C", "1e20", "--served-tokens", "1e11"], capsys
-    )
+    plain = read_answer(f"predict {saved} --C 1e20", capsys)
+    served = read_answer(f"predict {saved} --C 1e20 --served-tokens 1e11", capsys)
     assert served["N"] < plain["N"]
     assert served["training_flops"] + served["inference_flops"] == pytest.approx(1e20)
-    limited = answer(["predict", saved, "--C", "1e20", "--max-tokens", "1e9"], capsys)
+    limited = read_answer(f"predict {saved} --C 1e20 --max-tokens 1e9", capsys)
     assert limited["data_limited"]
     assert limited["notes"]
-    given = answer(["predict", saved, "--C", "1e20", "--N", "1e8"], capsys)
+    given = read_answer(f"predict {saved} --C 1e20 --N 1e8", capsys)
     assert given["D"] == pytest.approx(1e20 / 6e8)
-    target = answer(["predict", saved, "--loss", str(plain["loss"])], capsys)
+    target = read_answer(f"predict {saved} --loss {plain['loss']}", capsys)
     assert target["C"] == pytest.approx(1e20, rel=1e-6)
     assert target["C_90"][0] < 1e20 < target["C_90"][1]
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("flags", "message"),
     [
-        (["--C", "1e20", "--D", "1e9"], "--D 1e+09: D follows"),
-        (["--N", "1e8", "--D", "1e9", "--at", "U=3"], "leave out --at U="),
-        (
-            ["--N", "1e8", "--D", "1e9", "--served-tokens", "3"],
-            "leave out --inference-tokens",
-        ),
-        (["--C", "1e20", "--at", "U"], "--at U=1e11"),
-        (["--C", "1e20", "--at", "U=many"], "--at U=1e11"),
-        (["--C", "1e20", "--at", "U=1", "--at", "U=2"], "given twice"),
+        ("--C 1e20 --D 1e9", "--D 1e+09: D follows"),
+        ("--N 1e8 --D 1e9 --at U=3", "leave out --at U="),
+        ("--N 1e8 --D 1e9 --served-tokens 3", "leave out --inference-tokens"),
+        ("--C 1e20 --at U", "--at U=1e11"),
+        ("--C 1e20 --at U=many", "--at U=1e11"),
+        ("--C 1e20 --at U=1 --at U=2", "given twice"),
     ],
 )
-def test_predict_refuses_what_it_would_not_use(saved, argv, message, capsys):
-    assert main(["predict", str(saved), *argv]) == 2
+def test_predict_refuses_what_it_would_not_use(saved, flags, message, capsys):
+    assert run_command(f"predict {saved} {flags}") == 2
     assert message in capsys.readouterr().err
 
 
 def test_compare_two_tables_or_fits(table, better, saved, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "compare",
-                str(table),
-                str(better),
-                *COLUMNS,
-                "--draws",
-                "30",
-                "--figures",
-                str(tmp_path),
-            ]
-        )
-        == 0
-    )
+    line = f"compare {table} {better} {COLUMNS} --draws 30 --figures {tmp_path}"
+    assert run_command(line) == 0
     out = capsys.readouterr().out
     assert "of a's compute" in out
     assert (tmp_path / "comparison.png").stat().st_size > 1000
-    found = answer(
-        [
-            "compare",
-            saved,
-            better,
-            *COLUMNS,
-            "--draws",
-            "30",
-            "--budgets",
-            "1e19",
-            "1e20",
-        ],
-        capsys,
-    )
+    line = f"compare {saved} {better} {COLUMNS} --draws 30 --budgets 1e19 1e20"
+    found = read_answer(line, capsys)
     assert [row["C"] for row in found["budgets"]] == [1e19, 1e20]
     assert 1.3 < found["budgets"][1]["multiplier"] < 1.7
     assert found["verdict"]
 
 
 def test_suggest_of_a_table_or_a_fit(table, saved, capsys):
-    found = answer(["suggest", saved, "--target-C", "1e22", "--budget", "1e20"], capsys)
+    goal = "--target-C 1e22 --budget 1e20"
+    found = read_answer(f"suggest {saved} {goal}", capsys)
     assert found["width_final"] < found["width_now"]
     assert found["flops"] == pytest.approx(sum(row["C"] for row in found["runs"]))
     assert found["flops"] <= 1e20
-    again = answer(
-        [
-            "suggest",
-            table,
-            *COLUMNS,
-            "--draws",
-            "50",
-            "--target-C",
-            "1e22",
-            "--budget",
-            "1e20",
-        ],
-        capsys,
-    )
+    again = read_answer(f"suggest {table} {COLUMNS} --draws 50 {goal}", capsys)
     assert again == found
-    assert main(["suggest", str(saved), "--quantity", "a", "--count", "2"]) == 0
+    assert run_command(f"suggest {saved} --quantity a --count 2") == 0
     assert "a = " in capsys.readouterr().out
-    assert main(["suggest", str(saved)]) == 2
+    assert run_command(f"suggest {saved}") == 2
     assert "--target-C" in capsys.readouterr().err
 
 
 def test_suggest_chooses_among_candidates(saved, tmp_path, capsys):
-    pd.DataFrame({"N": [1e6, 1e9], "D": [1e11, 1e8]}).to_csv(
-        tmp_path / "could.csv", index=False
-    )
-    argv = [
-        "suggest",
-        saved,
-        "--quantity",
-        "a",
-        "--candidates",
-        tmp_path / "could.csv",
-        "--count",
-        "1",
-    ]
-    (row,) = answer(argv, capsys)["runs"]
+    candidates = tmp_path / "could.csv"
+    pd.DataFrame({"N": [1e6, 1e9], "D": [1e11, 1e8]}).to_csv(candidates, index=False)
+    line = f"suggest {saved} --quantity a --candidates {candidates} --count 1"
+    (row,) = read_answer(line, capsys)["runs"]
     assert row["C"] == pytest.approx(6 * row["N"] * row["D"])
 
 
@@ -396,16 +243,10 @@ def test_audit_prints_selection_and_extrapolation(tmp_path, capsys):
     )
     noise = np.exp(0.01 * np.random.default_rng(2).standard_normal(16))
     table = pd.DataFrame({"N": N, "C": C, "budget": C, "loss": 400 / N**0.34 * noise})
-    table.to_csv(tmp_path / "grid.csv", index=False)
-    argv = [
-        "audit",
-        str(tmp_path / "grid.csv"),
-        "--figures",
-        str(tmp_path),
-        "--laws",
-        "power_law_N_pure",
-    ]
-    assert main(argv) == 0
+    source = tmp_path / "grid.csv"
+    table.to_csv(source, index=False)
+    line = f"audit {source} --figures {tmp_path} --laws power_law_N_pure"
+    assert run_command(line) == 0
     out = capsys.readouterr().out
     assert "best by bic: power_law_N_pure" in out
     assert "extrapolation audit" in out
@@ -425,49 +266,26 @@ def test_reproduce_passes_its_arguments_on(monkeypatch, capsys):
 
 
 def test_figures_that_a_law_has_no_axes_for_are_named(table, tmp_path, capsys):
-    argv = [
-        "plot",
-        str(table),
-        "--columns.D",
-        "seen",
-        "--columns.loss",
-        "val_loss",
-        "--law",
-        "power_law_D",
-    ]
-    assert (
-        main(
-            [
-                *argv,
-                "--draws",
-                "5",
-                "--figures",
-                str(tmp_path),
-                "--holdout",
-                "largest_D",
-            ]
-        )
-        == 0
+    columns = "--columns.D seen --columns.loss val_loss"
+    line = (
+        f"plot {table} {columns} --law power_law_D --draws 5 --figures {tmp_path} "
+        "--holdout largest_D"
     )
+    assert run_command(line) == 0
     out, err = capsys.readouterr()
     assert "fit.png" in out
     assert "no figure frontier: " in err
 
 
 def test_plan_and_sweep_and_runs(tmp_path, capsys):
-    assert main(["plan", *TINY, "--no-timing", "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    planned = read_answer(f"plan {TINY} --no-timing", capsys)
     assert len(planned["runs"]) == 4
     out = tmp_path / "runs"
-    assert main(["sweep", *TINY, "--out", str(out), "--workers", "0", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    rows = read_answer(f"sweep {TINY} --out {out} --workers 0", capsys)
     assert {row["run_id"] for row in rows} == {run["run_id"] for run in planned["runs"]}
-    assert main(["runs", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == rows
-    assert (
-        main(["watch", str(out), "--once", "--json"]) == 0
-    )  # which knows of the plan that the sweep left there
-    seen = json.loads(capsys.readouterr().out)
+    assert read_answer(f"runs {out}", capsys) == rows
+    # The sweep left its plan in the folder, so that `watch` knows what is left.
+    seen = read_answer(f"watch {out} --once", capsys)
     assert (seen["finished"], seen["waiting"], seen["left"]) == (4, 0, 0)
     assert seen["flops"] == pytest.approx(planned["flops"])
     assert [path.name for path in (out / "plans").iterdir()] == ["quickstart.json"]
@@ -475,8 +293,8 @@ def test_plan_and_sweep_and_runs(tmp_path, capsys):
 
 def test_saved_plan_is_the_same_plan(tmp_path, capsys):
     path = tmp_path / "plan.json"
-    assert main(["plan", *TINY, "--no-timing", "--save", str(path), "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)["runs"]
+    line = f"plan {TINY} --no-timing --save {path}"
+    planned = read_answer(line, capsys)["runs"]
     from scaling import Plan
 
     assert [run.run_id for run in Plan.from_json(path)] == [
@@ -553,26 +371,13 @@ def test_an_unknown_verb_is_wrong_usage(capsys):
 
 
 def test_settings_of_a_cluster_that_is_not_asked_for_are_refused(tmp_path, capsys):
-    assert main(["sweep", *TINY, "--out", str(tmp_path), "--slurm.minutes", "5"]) == 2
+    line = f"sweep {TINY} --out {tmp_path}"
+    assert run_command(f"{line} --slurm.minutes 5") == 2
     assert (
         "--slurm.*: only with --executor slurm; here it is local"
         in capsys.readouterr().err
     )
-    assert (
-        main(
-            [
-                "sweep",
-                *TINY,
-                "--out",
-                str(tmp_path),
-                "--executor",
-                "ray",
-                "--workers",
-                "2",
-            ]
-        )
-        == 2
-    )
+    assert run_command(f"{line} --executor ray --workers 2") == 2
     assert "leave out `workers`" in capsys.readouterr().err
 
 
