@@ -35,7 +35,7 @@ from scaling import events as event_types
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import ConfigError, Trunk, read_toml
 from scaling.execution.in_process import train_in_process
-from scaling.execution.sweep import prepare
+from scaling.execution.sweep import prepare_data
 from scaling.planning.lr_rules import replace_optim, set_warmup
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
@@ -160,7 +160,7 @@ def equal_loss_flops(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
 def compare(args: Sweep, out: Path) -> dict[str, Any]:
     """Train both ways and print what they took."""
     plan = grid(args.share)
-    prepare(plan)  # tokenised once for both
+    prepare_data(plan)  # tokenized once for both
     start = time.monotonic()
     events = subprocess.run(
         [

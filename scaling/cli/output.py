@@ -119,10 +119,14 @@ def print_plan(
     """Print a plan's table of runs, the rejected sizes, its FLOPs and its estimated
     time.
     """
-    from scaling.execution.sweep import estimate_seconds, prepare, unfinished
+    from scaling.execution.sweep import (
+        estimate_seconds,
+        prepare_data,
+        select_unfinished,
+    )
 
-    facts = prepare(plan)
-    table = plan.table(facts["train_tokens"])
+    data = prepare_data(plan)
+    table = plan.table(data.train_tokens)
     seconds = estimate_seconds(plan, out, workers) if timing else None
     if as_json:
         rejected = []
@@ -147,9 +151,7 @@ def print_plan(
         print(f"rejected: budget {run.budget or float('nan'):.3g}, {reason}")
     repeated = sum(row["repeated_tokens"] > 0 for row in to_records(table))
     if repeated:
-        print(
-            f"{repeated} runs repeat tokens: the stream has {facts['train_tokens']:,}"
-        )
+        print(f"{repeated} runs repeat tokens: the stream has {data.train_tokens:,}")
     alone = table["flops"].sum()
     share = f"{plan.flops / alone:.0%} of training each alone"
     print(
@@ -161,7 +163,7 @@ def print_plan(
             "no trunk and each is trained from its start"
         )
     if seconds is not None:
-        left = len(unfinished(plan, out))
+        left = len(select_unfinished(plan, out))
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
 
 

@@ -82,13 +82,13 @@ class PlanArgs:
         return 0
 
     def _price(self, plan: Plan, name: str) -> None:
-        from scaling.execution.sweep import default_workers, measure
+        from scaling.execution.sweep import default_workers, measure_timings
         from scaling.planning.cost import estimate_cost
         from scaling.planning.hardware import parse_hardware
 
         workers = default_workers() if self.workers is None else self.workers
         clock = (
-            (lambda fitting: measure(fitting, self.out, workers))
+            (lambda fitting: measure_timings(fitting, self.out, workers))
             if self.timing
             else None
         )

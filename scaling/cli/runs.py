@@ -190,8 +190,10 @@ class WatchArgs:
             if self.json:
                 look = self._lines(watcher)
             elif self.once:
-                look = watcher.look()
-                print("\n".join([watch.summarize(look), *watch.list_details(look)]))
+                look = watcher.take_snapshot()
+                print(
+                    "\n".join([watch.format_summary(look), *watch.list_details(look)])
+                )
             else:
                 look = watch.show_sweep(watcher, self.interval, Console())
         except KeyboardInterrupt:
@@ -200,7 +202,7 @@ class WatchArgs:
 
     def _lines(self, watcher: Watcher) -> Snapshot:
         while True:
-            look = watcher.look()
+            look = watcher.take_snapshot()
             print(
                 json.dumps(null_nonfinite(dataclasses.asdict(look)), allow_nan=False),
                 flush=True,

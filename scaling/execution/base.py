@@ -1,9 +1,10 @@
 """The interface of an executor, and the loop that drives one.
 
-An executor takes jobs and returns outcomes; `drive` submits the jobs and decides what
-follows: it records what failed, submits again what died, and asks again later for a
-trunk that another sweep of the same folder is training. The run directories are the
-truth, whatever an executor says: a job trains what its trunk still lacks, under a lease.
+An executor takes jobs and returns outcomes. `run_jobs` submits the jobs and decides
+what follows: it records jobs that failed, submits jobs again that died, and asks again
+later for a trunk that another sweep of the same folder is training. The run directories
+are the truth, whatever an executor says: a job trains what its trunk still lacks, under
+a lease.
 
 Executors: `in_process` (this process), `local` (worker processes of this machine), and
 those of `scaling.execution.config.EXECUTORS`, which train on a cluster.
@@ -55,8 +56,9 @@ class Outcome:
 
     Attributes:
         ticket: the number that `submit` returned.
-        kind: "done"; "failed", for `reason`; "died", if its process is gone or was
-            stopped; "busy", if another process holds the trunk.
+        kind: "done"; "failed"; "died", if its process is gone or was stopped; "busy",
+            if another process holds the trunk.
+        reason: why it failed or died.
         advanced: whether a job that died had come to a newer checkpoint.
         seconds: of a timing job, for each run (seconds per step, seconds to start).
     """
@@ -115,7 +117,7 @@ class Failure:
     reason: str
 
 
-def drive(
+def run_jobs(
     executor: Executor, jobs: Sequence[Job], report: Report, attempts: int = 3
 ) -> tuple[list[Failure], list[Outcome]]:
     """Run jobs to their ends.

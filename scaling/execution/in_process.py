@@ -12,8 +12,8 @@ from pathlib import Path
 from scaling.config import RunConfig, Trunk
 from scaling.data import load_dataset
 from scaling.events import Packed, Programs, Report, Unpacked
-from scaling.execution.base import Failure, Job, Outcome, drive, explain_error
-from scaling.execution.watchdog import watchdog
+from scaling.execution.base import Failure, Job, Outcome, explain_error, run_jobs
+from scaling.execution.watchdog import watch_training
 from scaling.store.leases import Lease, LeaseLost, Leases
 from scaling.training import compile_cache, multihost, packing
 from scaling.training.loop import LoopConfig, train_trunk
@@ -72,7 +72,7 @@ class InProcess:
             for trunk, error in self._train(trunks)
         ]
         if compiled is not None:
-            # Wait for it. What failed fails again in its own trunk, which reports it.
+            # Wait for it. If it failed, its own trunk fails too and reports the error.
             compiled.exception()
         return outcomes
 
@@ -83,10 +83,14 @@ class InProcess:
         self.report(Programs(**self.programs))
 
     def _train(self, trunks: Sequence[Trunk]) -> list[tuple[Trunk, Exception | None]]:
-        """Train the trunks that no other process holds: each with what stopped it."""
+        """Train the trunks that no other process holds.
+
+        Returns:
+            Each trunk with the error that stopped it, or None.
+        """
         with (
             ExitStack() as stack,
-            watchdog(self.report, self.loop.stall_seconds) as report,
+            watch_training(self.report, self.loop.stall_seconds) as report,
         ):
             leases = {trunk.id: self._take_lease(stack, trunk) for trunk in trunks}
             is_ours = multihost.broadcast_from_process_0(
@@ -123,7 +127,7 @@ def train_in_process(
 ) -> list[Failure]:
     """Train trunks in this process, and return those that failed."""
     executor = InProcess(out, loop, report)
-    failures, _ = drive(executor, [Job(trunk) for trunk in trunks], report)
+    failures, _ = run_jobs(executor, [Job(trunk) for trunk in trunks], report)
     return failures
 
 
@@ -153,21 +157,21 @@ def _train_together(
 ) -> dict[str, Exception]:
     """Train trunks of one shape, in one executable where that is faster.
 
-    A trunk that fails stops no other. Where run packing as a whole fails, for lack of
-    memory perhaps, the trunks continue one by one from where they are.
+    A trunk that fails does not stop the others. If run packing as a whole fails, perhaps
+    for lack of memory, the trunks continue one by one from where they are.
 
     Args:
         leases: the lease on each trunk, by the trunk's id.
 
     Returns:
-        What stopped the trunks that failed, by their id.
+        The errors of the trunks that failed, by the trunk's id.
     """
     if not trunks:
         return {}
     try:
         how = packing.choose_packing(trunks, out, loop)
     except Exception:
-        # The data are missing, say. Training alone, each trunk reports that itself.
+        # The data may be missing. A trunk that trains alone reports that itself.
         how = "solo"
     if len(trunks) > 1:
         report(Packed(len(trunks), how))

@@ -1,12 +1,11 @@
-"""Jobs trained on other machines: what a backend that only starts processes needs
-beside it.
+"""Jobs that are trained on other machines: what an executor needs besides a backend that
+starts processes.
 
-A job travels as a JSON file below the sweep's folder, which all machines see, and what
-it has to say comes back as JSON
-lines in a file beside: the messages of `scaling.execution.worker`, so that a cluster
-trains by the same path as this machine. No
-such line is trusted where the run directories know better: a trunk is done when its
-results are there, and has advanced when a newer checkpoint or one more result is.
+A job travels as a JSON file below the sweep's folder, which all machines must see. Its
+events come back as JSON lines in a file beside it, in the form of
+`scaling.execution.worker`, so that a cluster trains by the same path as this machine.
+The run directories decide, whatever the events say: a trunk is done when its results
+are there, and it has advanced when there is a newer checkpoint or one more result.
 """
 
 from __future__ import annotations
@@ -36,15 +35,18 @@ from scaling.training import preemption
 from scaling.training.child import make_import_variables
 from scaling.training.loop import LoopConfig
 
-_PATIENCE = (
-    1.25 * EXPIRY
-)  # to see that the holder of a trunk, on a machine that is lost perhaps, is silent
-_SHARED = ("SCALING_", "JAX_", "XLA_")  # settings that follow a job to its machine
+# Seconds that a job waits for a busy trunk: long enough to see that the owner of the
+# lease, whose machine may be lost, is silent.
+_BUSY_WAIT_SECONDS = 1.25 * EXPIRY
+
+# Beginnings of environment variables that follow a job to its machine.
+_SHARED_PREFIXES = ("SCALING_", "JAX_", "XLA_")
 
 
 def compute_settings(cpus: int | float, gpus: bool) -> dict[str, str]:
-    """Settings of a job's process: the CPU alone where no GPU was asked for, one thread
-    where one core was.
+    """Environment variables that say where a job computes.
+
+    Without GPUs a job computes on CPU only; with one core it computes in one thread.
     """
     if gpus:
         return {}
@@ -52,163 +54,181 @@ def compute_settings(cpus: int | float, gpus: bool) -> dict[str, str]:
 
 
 def job_settings() -> dict[str, str]:
-    """The variables of this process that a job is to have too."""
+    """The environment variables of this process that a job must have too."""
     shared = {
-        name: value for name, value in os.environ.items() if name.startswith(_SHARED)
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_SHARED_PREFIXES)
     }
     return shared | make_import_variables()
 
 
-# --- where the sweep runs ----------------------------------------------------------------------------------------
+# --- where the sweep runs ---------------------------------------------------------
 
 
 @dataclass
 class PostedJob:
-    """A job on its way: its file, how far its events were read, and where its trunk
-    stood when it was posted.
+    """A job that was handed to a cluster.
+
+    Attributes:
+        ticket: the number that the executor returned for it.
+        job: what it trains.
+        path: its file.
+        marks: progress of its trunk when it was written.
+        offset: bytes of its events that were read; 0 until it has begun.
+        last_event: when its newest event was read, by time.monotonic().
+        end: its last event, if it has sent one.
     """
 
     ticket: int
     job: Job
     path: Path
-    before: list[int]
+    marks: list[int]
     offset: int = 0
-    heard: float = 0.0  # when it last said something
+    last_event: float = 0.0
     end: JobEnd | None = None
 
 
 class JobMailbox:
-    """Writes the jobs of one sweep, reads what they say, and judges how they ended."""
+    """Writes the jobs of one sweep, reads their events, and judges how they ended."""
 
     def __init__(
         self, out: Path, folder: str, loop: LoopConfig, report: Report
     ) -> None:
-        self.out, self.loop, self.report = out.absolute(), loop, report
+        """Use a folder for job files.
+
+        Args:
+            out: the folder of the sweep.
+            folder: the name of the folder for job files in `out`.
+            loop: how the jobs train.
+            report: receives the events of all jobs.
+        """
+        self.out = out.absolute()
         self.folder = self.out / folder
+        self.loop = loop
+        self.report = report
         self.leases = Leases()
 
     def is_free(self, job: Job) -> bool:
-        """Whether no other process trains the trunk, as far as can be seen: a machine
-        is not asked for to find out.
+        """Whether the trunk seems to be trained by no other process.
+
+        It is asked before a job is submitted, so that no machine is requested in vain.
         """
         return job.task != "train" or self.leases.is_free(job.trunk.folder(self.out))
 
-    def write(self, ticket: int, job: Job) -> PostedJob:
-        """The job as a file."""
+    def write_job(self, ticket: int, job: Job) -> PostedJob:
+        """Write the file of a job."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{job.trunk.id}-{uuid.uuid4().hex[:8]}.json"
-        write_atomically(
-            path,
-            json.dumps(
-                job_to_json(job, self.out, self.loop)
-                | {"cwd": os.getcwd(), "alone": True}
-            ),
-        )
+        content = job_to_json(job, self.out, self.loop)
+        content |= {"cwd": os.getcwd(), "alone": True}
+        write_atomically(path, json.dumps(content))
         return PostedJob(
-            ticket,
-            job,
-            path,
-            run_dirs.progress_marks(self.out, job.trunk.runs),
-            heard=time.monotonic(),
+            ticket=ticket,
+            job=job,
+            path=path,
+            marks=run_dirs.progress_marks(self.out, job.trunk.runs),
+            last_event=time.monotonic(),
         )
 
-    def read(self, posted: PostedJob) -> None:
-        """Pass on what the job has said since the last time."""
+    def read_events(self, posted: PostedJob) -> None:
+        """Report the events that the job has sent since the last call."""
         try:
-            with open(
-                events_path(posted.path), "rb"
-            ) as file:  # a fresh open: NFS then asks the server
+            # Because the file is opened each time, an NFS client asks the server.
+            with open(events_path(posted.path), "rb") as file:
                 file.seek(posted.offset)
-                whole, end, _ = file.read().rpartition(b"\n")
+                lines, newline, _ = file.read().rpartition(b"\n")
         except FileNotFoundError:
             return
-        if end:
-            posted.offset, posted.heard = (
-                posted.offset + len(whole) + 1,
-                time.monotonic(),
-            )
-        for line in whole.splitlines():
-            with suppress(
-                ValueError, KeyError, TypeError
-            ):  # a line that was torn when its writer was killed
+        if newline:
+            posted.offset += len(lines) + 1
+            posted.last_event = time.monotonic()
+        for line in lines.splitlines():
+            # A line is torn if its writer was killed.
+            with suppress(ValueError, KeyError, TypeError):
                 event = event_from_json(json.loads(line))
                 if isinstance(event, JobEnd):
                     posted.end = event
                 else:
                     self.report(event)
 
-    def outcome(self, posted: PostedJob, reason: str) -> Outcome | None:
-        """How a job that runs no more has ended; None where it says done and its
-        results are not yet to be seen here.
+    def make_outcome(self, posted: PostedJob, reason: str) -> Outcome | None:
+        """The outcome of a job that no longer runs, whose files are then removed.
 
-        reason: why it ended, should it not have said so itself.
+        None if the job says that it is done and its results are not visible here yet.
+
+        Args:
+            posted: the job.
+            reason: why it ended, if it has not said so itself.
         """
-        self.read(posted)
-        end = posted.end
-        done = isinstance(end, Done)
+        self.read_events(posted)
+        runs = posted.job.trunk.runs
+        is_done = isinstance(posted.end, Done)
         if posted.job.task == "train":
-            missing = [
-                run
-                for run in posted.job.trunk.runs
-                if not run_dirs.is_finished(self.out, run)
-            ]
-            if done and missing and time.monotonic() - posted.heard < EXPIRY:
+            has_results = all(run_dirs.is_finished(self.out, run) for run in runs)
+            silence = time.monotonic() - posted.last_event
+            if is_done and not has_results and silence < EXPIRY:
                 return None
-            done = not missing
-        self._forget(posted)
-        if done:
-            return outcome_of_event(
-                posted.ticket, end if isinstance(end, Done) else Done()
-            )
-        if isinstance(end, Failed | Busy):
+            is_done = has_results
+        self._remove_files(posted)
+        if is_done:
+            end = posted.end if isinstance(posted.end, Done) else Done()
             return outcome_of_event(posted.ticket, end)
+        if isinstance(posted.end, Failed | Busy):
+            return outcome_of_event(posted.ticket, posted.end)
+        marks = run_dirs.progress_marks(self.out, runs)
         return Outcome(
-            posted.ticket,
-            "died",
-            reason,
-            run_dirs.progress_marks(self.out, posted.job.trunk.runs) != posted.before,
+            ticket=posted.ticket,
+            kind="died",
+            reason=reason,
+            advanced=marks != posted.marks,
         )
 
-    def recall(self, posted: PostedJob) -> None:
-        """Tell a job that is under way to save and end."""
+    def recall_job(self, posted: PostedJob) -> None:
+        """Tell a running job to save and end."""
         with suppress(OSError):
             posted.path.unlink()
 
-    def _forget(self, posted: PostedJob) -> None:
+    def _remove_files(self, posted: PostedJob) -> None:
         for path in (posted.path, events_path(posted.path)):
             with suppress(OSError):
                 path.unlink()
 
 
 def events_path(path: Path) -> Path:
-    """The file of what a job says."""
+    """The file of a job's events, beside the file of the job."""
     return path.with_suffix(".events")
 
 
-# --- where a job runs --------------------------------------------------------------------------------------------
+# --- where a job runs -------------------------------------------------------------
 
 
 def serve_job(path: Path) -> str:
-    """Do the job of a file, tell of it in the file beside, and return its last word:
-    done, failed or busy.
+    """Do the job of a file, and write its events to the file beside it.
 
-    The job is wanted as long as its file is there.
+    The job goes on as long as its file exists.
+
+    Returns:
+        How it ended: "done", "failed" or "busy".
 
     Raises:
-        Preempted: the process was told to end, or the job is not wanted; what was
-        trained is in a checkpoint.
+        Preempted: the process was told to end, or the file of the job was removed;
+            what was trained is in a checkpoint.
     """
     job = json.loads(path.read_text())
-    with suppress(
-        OSError
-    ):  # relative paths of data mean what they meant where the sweep was started
+    # A relative path of data means what it meant where the sweep was started.
+    with suppress(OSError):
         os.chdir(job["cwd"])
-    until = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _BUSY_WAIT_SECONDS
     leases = Leases()
-    with open(events_path(path), "a", buffering=1) as events, _wanted(path):
-        events.write("\n")  # ends a line that was torn
+    with (
+        open(events_path(path), "a", buffering=1) as events,
+        _preempt_if_removed(path),
+    ):
+        # A process that was killed here before may have left a torn line.
+        events.write("\n")
         end = do_job(job, leases, events)
-        while isinstance(end, Busy) and time.monotonic() < until:
+        while isinstance(end, Busy) and time.monotonic() < deadline:
             if preemption.is_requested():
                 break
             time.sleep(1.0)
@@ -218,16 +238,18 @@ def serve_job(path: Path) -> str:
 
 
 @contextmanager
-def _wanted(path: Path) -> Iterator[None]:
-    """Take it for a notice when the file of the job is removed."""
-    over = threading.Event()
+def _preempt_if_removed(path: Path) -> Iterator[None]:
+    """Request preemption of this process when the file of its job is removed."""
+    ended = threading.Event()
 
     def watch() -> None:
-        while not over.wait(1.0):
+        while not ended.wait(1.0):
             try:
-                open(path, "rb").close()  # NFS then asks the server
+                # Opening the file makes an NFS client ask the server.
+                open(path, "rb").close()
             except FileNotFoundError:
-                return preemption.request_preemption()
+                preemption.request_preemption()
+                return
             except OSError:
                 continue
 
@@ -236,5 +258,5 @@ def _wanted(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

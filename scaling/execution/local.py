@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from scaling.config import RunConfig, Trunk, to_dict
 from scaling.events import (
@@ -26,8 +25,9 @@ from scaling.events import (
     event_from_json,
     ignore_event,
 )
-from scaling.execution.base import Failure, Job, Outcome, drive
+from scaling.execution.base import Failure, Job, Outcome, run_jobs
 from scaling.store import run_dirs
+from scaling.store.files import JsonObject
 from scaling.training.child import Child, make_python_command
 from scaling.training.loop import LoopConfig
 
@@ -84,7 +84,7 @@ class Workers:
         for slot in self.slots:
             if slot.ticket is None or time.monotonic() - slot.last_message <= stall:
                 continue
-            reason = f"the worker said nothing for {stall:.0f} s"
+            reason = f"the worker sent no event for {stall:.0f} s"
             outcomes.append(self._retire_worker(slot, reason))
         return outcomes
 
@@ -184,7 +184,7 @@ def outcome_of_event(ticket: int, event: JobEnd) -> Outcome:
     return Outcome(ticket, "done", seconds=event.seconds)
 
 
-def job_to_json(job: Job, out: Path, loop: LoopConfig) -> dict[str, Any]:
+def job_to_json(job: Job, out: Path, loop: LoopConfig) -> JsonObject:
     """The JSON object of a job, as `scaling.execution.worker` reads it."""
     return {
         "job": job.task,
@@ -199,11 +199,11 @@ def train_in_workers(
 ) -> list[Failure]:
     """Train trunks on `workers` processes, and return those that failed.
 
-    An interrupt ends all processes.
+    If this process is interrupted, it ends all workers.
     """
     executor = Workers(out, loop, report, workers)
     jobs = [Job(trunk) for trunk in trunks]
-    failures, _ = drive(executor, jobs, report, loop.attempts)
+    failures, _ = run_jobs(executor, jobs, report, loop.attempts)
     return failures
 
 
@@ -219,7 +219,7 @@ def time_in_workers(
     """
     executor = Workers(out, loop, ignore_event, workers)
     jobs = [Job(Trunk((run,)), "time") for run in runs]
-    failures, outcomes = drive(executor, jobs, ignore_event)
+    failures, outcomes = run_jobs(executor, jobs, ignore_event)
     for failure in failures:
         raise RuntimeError(f"the timing of this machine failed: {failure.reason}")
     pairs: list[tuple[float, float]] = []
@@ -294,7 +294,7 @@ def single_thread_settings() -> dict[str, str]:
 def _describe_exit(process: subprocess.Popen[bytes]) -> str:
     code = process.returncode
     if code == -signal.SIGKILL:
-        return "killed: out of memory perhaps"
+        return "killed, perhaps for lack of memory"
     if code < 0:
         return f"signal {-code}"
     return f"exit status {code}"

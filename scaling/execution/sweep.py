@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import pandas as pd
 
 from scaling import data
 from scaling.config import ConfigError, RunConfig
-from scaling.execution.base import Failure, Job, drive, open_executor
+from scaling.execution.base import Failure, Job, open_executor, run_jobs
 from scaling.execution.config import ClusterConfig
 from scaling.execution.in_process import train_in_process
 from scaling.execution.local import time_in_workers, train_in_workers
-from scaling.monitoring.progress import Progress, Show, progress
+from scaling.monitoring.progress import Progress, Show, show_progress
 from scaling.planning import timing
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -29,46 +29,45 @@ from scaling.training.sharding import choose_strategy
 
 
 class SweepError(RuntimeError):
-    """Some runs could not be trained; `failures` says which and why. All others are in
-    the store.
+    """Some runs could not be trained; all others are in the store.
+
+    Attributes:
+        failures: which runs failed and why.
     """
 
     def __init__(self, failures: list[Failure]) -> None:
         self.failures = failures
-        lines = [
-            f"{_row(run)}  {failure.reason}"
+        rows = [
+            f"{_format_run(run)}  {failure.reason}"
             for failure in failures
             for run in failure.runs
         ]
-        head = f"{'run':16}  width  depth        tokens  seed  reason"
-        rest = "mend the cause, then `scaling sweep --retry failed`: a sweep leaves alone what has failed"
-        super().__init__(
-            "\n".join(
-                [
-                    f"{len(lines)} runs failed; what finished is kept:",
-                    head,
-                    *lines,
-                    rest,
-                ]
-            )
-        )
+        lines = [
+            f"{len(rows)} runs failed; the finished runs are kept:",
+            f"{'run':16}  width  depth        tokens  seed  reason",
+            *rows,
+            "remove the cause, then `scaling sweep --retry failed`: a sweep skips the "
+            "runs that failed before",
+        ]
+        super().__init__("\n".join(lines))
 
 
-def _row(run: RunConfig) -> str:
-    return f"{run.run_id}  {run.model.width:5}  {run.model.depth:5}  {run.tokens:12,}  {run.seed:4}"
+def _format_run(run: RunConfig) -> str:
+    shape = f"{run.model.width:5}  {run.model.depth:5}"
+    return f"{run.run_id}  {shape}  {run.tokens:12,}  {run.seed:4}"
 
 
 def default_workers() -> int:
-    """One worker per core on CPU; 0, this process over all its devices, on an
-    accelerator.
+    """The number of workers if the user gives none.
+
+    On CPU there is one worker per core. On an accelerator there is none (0): this
+    process trains over all its devices.
     """
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return 0
-    return (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def sweep(
@@ -83,20 +82,27 @@ def sweep(
 ) -> pd.DataFrame:
     """Train what is missing below `out` and return the run table of the plan.
 
-    `workers` are processes, each on a GPU of its own or else on a core; 0 is this
-    process, None `default_workers()`. `executor` is a cluster to train on instead,
-    `scaling.execution.config.SlurmConfig` or `RayConfig`; its machines must all see
-    `out`. `show` is the display on standard error (`scaling.monitoring.progress`). With
-    `retry` what has failed before is tried again; else such runs are left out, and
-    named in the SweepError. The sweep may be interrupted at any time and called again.
+    The sweep may be interrupted at any time and called again.
 
     Several sweeps, on this machine or on others that see the same folder, share the
     work: each trunk is trained by one of them (`scaling.store.leases`), and all return
     when the plan is done.
 
-    Where the environment says that several processes are to train together
-    (`scaling.training.multihost.join_processes`), all of them call this, over all of their
-    devices; the first writes `out`, and all return the table.
+    If the environment says that several processes train together
+    (`scaling.training.multihost.join_processes`), all of them call this, over all of
+    their devices. Process 0 writes `out`, and all return the table.
+
+    Args:
+        plan: the runs to train.
+        out: the folder of the runs.
+        workers: number of worker processes, each on its own GPU or core. With 0 this
+            process trains; None: `default_workers()`.
+        executor: a cluster to train on instead, `scaling.execution.config.SlurmConfig`
+            or `RayConfig`; its machines must all see `out`.
+        loop: how to train, apart from the configuration of the runs.
+        show: the display on standard error (`scaling.monitoring.progress`).
+        retry: whether to try again what has failed before. Otherwise such runs are
+            skipped, and named in the SweepError.
 
     Raises:
         ConfigError, DataError: the plan cannot be trained; nothing was started.
@@ -107,43 +113,52 @@ def sweep(
     multihost.join_processes()
     if executor is not None and (workers is not None or multihost.is_multihost()):
         raise ConfigError(
-            "executor: a cluster trains in processes of its own; leave out `workers`, start one process"
+            "executor: a cluster trains in processes of its own; "
+            "leave out `workers`, start one process"
         )
-    workers = (
-        default_workers() if workers is None and executor is None else workers or 0
-    )
+    if executor is None and workers is None:
+        workers = default_workers()
     loop = dataclasses.replace(loop or LoopConfig(), sweep=plan.name)
     if multihost.is_multihost():
-        _check_together(plan, loop, workers)
+        _check_multihost(plan, loop, workers or 0)
     with multihost.all_or_none("preparing the data"):
-        prepare(plan)
+        prepare_data(plan)
         check_data(plan, out)
-    pending, failures = _to_train(plan, out, retry)
+    pending, failures = _select_runs_to_train(plan, out, retry)
     if pending.runs:
         if multihost.is_process_0():
             plan.save(out)
+        else:
+            show = "quiet"
         with (
             preemption.sigterm_as_preemption(),
-            progress(pending, show if multihost.is_process_0() else "quiet") as shown,
+            show_progress(pending, show) as progress,
         ):
-            failures += _train(pending, out, loop, executor or workers, shown)
+            failures += _train_plan(
+                pending, out, loop, executor or workers or 0, progress
+            )
     if failures:
         raise SweepError(failures)
-    return _from_first(_exported(plan, out) if multihost.is_process_0() else None)
+    table = _export_tables(plan, out) if multihost.is_process_0() else None
+    return _broadcast_table(table)
 
 
-def _exported(plan: Plan, out: Path) -> pd.DataFrame:
-    """The run table of the plan; that of the whole folder is written beside the runs."""
+def _export_tables(plan: Plan, out: Path) -> pd.DataFrame:
+    """The run table of the plan; the table of the whole folder is written to `out`."""
     table = run_table(out, plan)
     if len(table):
         export_table(run_table(out), out)
     return table
 
 
-def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
-    """What is unfinished, and without `retry` apart from it what has failed before."""
-    pending = unfinished(plan, out)
-    failures = [] if retry else _failed_before(pending, out)
+def _select_runs_to_train(
+    plan: Plan, out: Path, retry: bool
+) -> tuple[Plan, list[Failure]]:
+    """The unfinished runs of a plan, and the earlier failures for which runs are left
+    out; with `retry` none are.
+    """
+    pending = select_unfinished(plan, out)
+    failures = [] if retry else _read_failures(pending, out)
     if retry and multihost.is_process_0():
         for run in pending:
             run_dirs.forget_failure(out, run)
@@ -152,47 +167,59 @@ def _to_train(plan: Plan, out: Path, retry: bool) -> tuple[Plan, list[Failure]]:
     return dataclasses.replace(pending, runs=runs), failures
 
 
-def _train(
-    plan: Plan, out: Path, loop: LoopConfig, where: ClusterConfig | int, shown: Progress
+def _train_plan(
+    plan: Plan,
+    out: Path,
+    loop: LoopConfig,
+    where: ClusterConfig | int,
+    progress: Progress,
 ) -> list[Failure]:
-    """Train a plan's trunks; what fails is recorded for the next sweep, but for runs
-    that finished all the same.
+    """Train a plan's trunks, and record failures for the next sweep.
+
+    Args:
+        where: a cluster, or the number of workers; 0 is this process.
+
+    Returns:
+        The failures, without the runs of a failed trunk that finished all the same.
     """
+    trunks = plan.trunks()
     if not isinstance(where, int):
-        jobs = [Job(trunk) for trunk in plan.trunks()]
-        executor = open_executor(where, out, loop, shown.report)
-        failures, _ = drive(executor, jobs, shown.report, loop.attempts)
+        jobs = [Job(trunk) for trunk in trunks]
+        executor = open_executor(where, out, loop, progress.report)
+        failures, _ = run_jobs(executor, jobs, progress.report, loop.attempts)
     elif where > 0:
-        failures = train_in_workers(plan.trunks(), out, loop, shown.report, where)
+        failures = train_in_workers(trunks, out, loop, progress.report, where)
     else:
-        failures = train_in_process(plan.trunks(), out, loop, shown.report)
-    failures = [
-        Failure(unfinished(Plan("failed", f.runs), out).runs, f.reason)
-        for f in failures
-    ]
+        failures = train_in_process(trunks, out, loop, progress.report)
+    remaining = []
+    for failure in failures:
+        runs = select_unfinished(Plan("failed", failure.runs), out).runs
+        if runs:
+            remaining.append(Failure(runs, failure.reason))
     if multihost.is_process_0():
-        for failure in failures:
+        for failure in remaining:
             for run in failure.runs:
                 run_dirs.write_failure(out, run, failure.reason)
-    return [failure for failure in failures if failure.runs]
+    return remaining
 
 
-def _failed_before(plan: Plan, out: Path) -> list[Failure]:
-    reasons = multihost.broadcast_from_process_0(
+def _read_failures(plan: Plan, out: Path) -> list[Failure]:
+    """The runs of a plan that failed in an earlier sweep."""
+    reasons: list[str | None] = multihost.broadcast_from_process_0(
         [run_dirs.read_failure(out, run) for run in plan]
     )
-    return [
-        Failure((run,), f"{reason} (before)")
-        for run, reason in zip(plan, reasons, strict=True)
-        if reason
-    ]
+    failures = []
+    for run, reason in zip(plan, reasons, strict=True):
+        if reason:
+            failures.append(Failure((run,), f"{reason} (before)"))
+    return failures
 
 
 def check_data(plan: Plan, out: Path) -> None:
     """Check that the folder's finished runs were trained on the plan's data as it is now.
 
-    One table never mixes losses on two texts, or under two tokenizers, of one name: not
-    only the plan's own runs are compared, but all with the same source and tokenizer.
+    One table never mixes losses on two datasets, or under two tokenizers, of one name.
+    So all runs with the same source and tokenizer are compared, not only the plan's own.
 
     Raises:
         DataError: a run was trained on something else.
@@ -207,79 +234,107 @@ def check_data(plan: Plan, out: Path) -> None:
     configs = {run.run_id: run.data for run in plan}
     checked: set[tuple[str, str, str | None]] = set()
     for row in read_results(out):
-        run_id, stored = row["run_id"], row.get("fingerprint")
-        of_plan = run_id in configs
-        trained = (row["source"], row["tokenizer"], stored)
-        if stored is None or (trained in checked and not of_plan):
+        run_id = row["run_id"]
+        fingerprint = row.get("fingerprint")
+        is_of_plan = run_id in configs
+        trained_on = (row["source"], row["tokenizer"], fingerprint)
+        if fingerprint is None or (trained_on in checked and not is_of_plan):
             continue
-        checked.add(trained)
-        config = configs[run_id] if of_plan else run_dirs.read_data_config(out, run_id)
+        checked.add(trained_on)
+        config = configs.get(run_id) or run_dirs.read_data_config(out, run_id)
         if config is None:
             continue
         dataset = datasets.get(data.name_stream(config))
         if dataset is not None:
-            dataset.check_trained_on(stored, run_id)
+            dataset.check_trained_on(fingerprint, run_id)
 
 
-def _check_together(plan: Plan, loop: LoopConfig, workers: int) -> None:
-    """Whether several processes can train this plan as one: what would fail later would
-    fail in the midst of work.
+def _check_multihost(plan: Plan, loop: LoopConfig, workers: int) -> None:
+    """Check that several processes can train this plan together.
+
+    Otherwise it would fail later, when some of the work is done.
+
+    Raises:
+        ConfigError: they cannot.
     """
     if workers > 0:
         raise ConfigError(
-            f"workers = {workers}: must be 0 where {jax.process_count()} processes train together"
+            f"workers = {workers}: must be 0 where {jax.process_count()} processes "
+            "train together"
         )
     for run in plan:
         choose_strategy(loop.strategy, run.optim.batch_size, run.optim.accumulate)
-    multihost.assert_same_on_all(
-        "the plan", json.dumps([[run.run_id for run in plan], dataclasses.asdict(loop)])
-    )
+    run_ids = [run.run_id for run in plan]
+    content = json.dumps([run_ids, dataclasses.asdict(loop)])
+    multihost.assert_same_on_all("the plan", content)
 
 
-def _from_first(table: pd.DataFrame | None) -> pd.DataFrame:
-    """The first process's table, on all."""
+def _broadcast_table(table: pd.DataFrame | None) -> pd.DataFrame:
+    """The table of process 0, on all processes; the others give None."""
     if table is not None and not multihost.is_multihost():
         return table
-    plain = (
-        None
-        if table is None
-        else table.to_dict("split") | {"types": table.dtypes.astype(str).to_dict()}
+    content = None
+    if table is not None:
+        types = table.dtypes.astype(str).to_dict()
+        content = table.to_dict("split") | {"types": types}
+    content = multihost.broadcast_from_process_0(content)
+    rebuilt = pd.DataFrame(content["data"], columns=content["columns"])
+    return rebuilt.astype(content["types"])
+
+
+def select_unfinished(plan: Plan, out: Path) -> Plan:
+    """The runs of a plan that have no result yet, as a plan."""
+    answers: Sequence[bool] = multihost.broadcast_from_process_0(
+        run_dirs.are_finished(out, plan.runs)
     )
-    plain = multihost.broadcast_from_process_0(plain)
-    return pd.DataFrame(plain["data"], columns=plain["columns"]).astype(plain["types"])
+    runs = [
+        run for run, is_finished in zip(plan, answers, strict=True) if not is_finished
+    ]
+    return dataclasses.replace(plan, runs=tuple(runs))
 
 
-def unfinished(plan: Plan, out: Path) -> Plan:
-    """The runs of a plan that have no result yet."""
-    done = multihost.broadcast_from_process_0(run_dirs.are_finished(out, plan.runs))
-    return dataclasses.replace(
-        plan, runs=tuple(run for run, done in zip(plan, done, strict=True) if not done)
-    )
+@dataclass(frozen=True)
+class PreparedData:
+    """The sources of a plan, which have been tokenized.
 
-
-def prepare(plan: Plan) -> dict[str, Any]:
-    """Tokenise every source of a plan once and check that its runs can be trained on
-    it.
-
-    Returns the length of the shortest training stream, `train_tokens`, and the `vocab`
-    needed.
+    Attributes:
+        train_tokens: length of the shortest training stream.
+        vocab: size of the largest vocabulary.
     """
-    lengths, vocab = [], 0
+
+    train_tokens: int
+    vocab: int
+
+
+def prepare_data(plan: Plan) -> PreparedData:
+    """Tokenize every source of a plan once.
+
+    Raises:
+        ConfigError, DataError: a run cannot be trained on its source.
+    """
+    lengths = []
+    vocabularies = []
     for config in dict.fromkeys(run.data for run in plan):
         dataset = data.load_dataset(config)
         for run in plan:
             if run.data == config:
                 check_fits(run, dataset)
         lengths.append(len(dataset.train))
-        vocab = max(vocab, dataset.vocab)
-    return {"train_tokens": min(lengths), "vocab": vocab}
+        vocabularies.append(dataset.vocab)
+    return PreparedData(train_tokens=min(lengths), vocab=max(vocabularies))
 
 
-def measure(
+def measure_timings(
     plan: Plan, out: Path, workers: int, loop: LoopConfig | None = None
 ) -> list[timing.Timing]:
-    """Timings of the plan's `select_calibration_runs`, as `workers` workers, or with 0 this
-    process, would train them.
+    """Timings of the plan's `select_calibration_runs`.
+
+    Args:
+        plan: the plan.
+        out: the folder of the plan's runs, which holds the compilation cache.
+        workers: they are measured as so many workers would train them; 0 is this
+            process.
+        loop: how the runs are trained.
     """
     loop = loop or LoopConfig()
     runs = timing.select_calibration_runs(plan)
@@ -294,13 +349,13 @@ def measure(
 def estimate_seconds(
     plan: Plan, out: Path, workers: int | None = None, loop: LoopConfig | None = None
 ) -> float:
-    """Wall seconds that the unfinished part of a plan will take on this machine, from a
-    short measurement.
+    """Wall seconds that the unfinished part of a plan will take on this machine.
+
+    The estimate rests on a short measurement.
     """
     workers = default_workers() if workers is None else workers
-    pending = unfinished(plan, out)
+    pending = select_unfinished(plan, out)
     if not pending.runs:
         return 0.0
-    return timing.estimate_plan_seconds(
-        pending, measure(pending, out, workers, loop), max(1, workers)
-    )
+    timings = measure_timings(pending, out, workers, loop)
+    return timing.estimate_plan_seconds(pending, timings, max(1, workers))

@@ -1,8 +1,8 @@
-"""A watch over training that no other process watches: where a device hangs, the
-process ends itself.
+"""A watchdog for training in a process that no other process watches.
 
-A thread that waits for a device cannot be interrupted, and nothing else would ever tell
-that it waits in vain.
+A thread that waits for a device cannot be interrupted, and nothing would notice that it
+waits in vain. So if training reports no event for too long, the watchdog ends the
+process.
 """
 
 from __future__ import annotations
@@ -17,39 +17,46 @@ from contextlib import contextmanager
 
 from scaling.events import Event, Report
 
-STATUS = 75  # with which the process ends: EX_TEMPFAIL of sysexits.h, try again
+STATUS = 75
+"""Exit status of a process that hangs: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 
 @contextmanager
-def watchdog(report: Report, seconds: float | int) -> Iterator[Report]:
-    """Pass on events. Where none comes for `seconds`, say so, show what each thread
-    waits for, and end the process.
-    """
-    heard, over = [time.monotonic()], threading.Event()
+def watch_training(report: Report, seconds: float | int) -> Iterator[Report]:
+    """Pass on events, and end the process if none comes for `seconds`.
 
-    def passing(event: Event) -> None:
-        heard[0] = time.monotonic()
+    Before the process ends, it prints what each thread waits for and how to resume.
+
+    Yields:
+        The report to which training must send its events.
+    """
+    last_event = time.monotonic()
+    ended = threading.Event()
+
+    def pass_on(event: Event) -> None:
+        nonlocal last_event
+        last_event = time.monotonic()
         report(event)
 
     def watch() -> None:
-        while not over.wait(min(1.0, seconds / 4)):
-            if time.monotonic() - heard[0] > seconds:
-                _end(seconds)
+        while not ended.wait(min(1.0, seconds / 4)):
+            if time.monotonic() - last_event > seconds:
+                _end_process(seconds)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield passing
+        yield pass_on
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 
-def _end(seconds: float | int) -> None:
+def _end_process(seconds: float | int) -> None:
     faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     text = (
-        f"training said nothing for {seconds:g} s (loop.stall_seconds): a device may hang; "
-        "the same command resumes from the last checkpoint\n"
+        f"training sent no event for {seconds:g} s (loop.stall_seconds): a device may "
+        "hang; the same command resumes from the last checkpoint\n"
     )
     os.write(2, text.encode())
     os._exit(STATUS)

@@ -4,7 +4,7 @@ lines on standard output.
 `{"job": "train", "runs": [...], "out": ..., "loop": {...}}` trains the runs of one
 trunk; with "time" in place of "train" it measures seconds per step. If `"alone"` is
 true, no other process watches this one, and it ends itself when training hangs. The
-last event of a job is `done`, `failed`, or `busy` where another process holds the trunk.
+last event of a job is `done`, `failed`, or `busy` if another process holds the trunk.
 
 `scaling.execution.local` starts workers. An argument names the one core to run on; the
 environment names a GPU. A worker ends when the process that started it ends.
@@ -19,7 +19,7 @@ import threading
 import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from scaling.config import RunConfig, Trunk, from_dict
 from scaling.events import (
@@ -31,7 +31,12 @@ from scaling.events import (
     Programs,
     event_to_json,
 )
+from scaling.store.files import JsonObject
 from scaling.training.child import open_output_for_messages
+
+if TYPE_CHECKING:
+    # Imported when needed, since `main` must choose the core before JAX is imported.
+    from scaling.store.leases import Leases
 
 _ORPHANED = 143  # exit status of a process that SIGTERM ended
 
@@ -53,12 +58,12 @@ def main() -> None:
             write_event(events, do_job(json.loads(line), leases, events))
 
 
-def do_job(job: dict[str, Any], leases: Any, events: TextIO) -> JobEnd:
+def do_job(job: JsonObject, leases: Leases, events: TextIO) -> JobEnd:
     """Do a job and return its last event.
 
     Args:
         job: the JSON object described above.
-        leases: a `scaling.store.leases.Leases`.
+        leases: takes the lease on the trunk.
         events: stream for the events before the last.
 
     Raises:
@@ -77,8 +82,8 @@ def do_job(job: dict[str, Any], leases: Any, events: TextIO) -> JobEnd:
         return Failed(explain_error(error))
 
 
-def _do_task(job: dict[str, Any], trunk: Trunk, leases: Any, events: TextIO) -> JobEnd:
-    from scaling.execution.watchdog import watchdog
+def _do_task(job: JsonObject, trunk: Trunk, leases: Leases, events: TextIO) -> JobEnd:
+    from scaling.execution.watchdog import watch_training
     from scaling.planning.timing import measure_step
     from scaling.training import compile_cache
     from scaling.training.loop import LoopConfig, train_trunk
@@ -97,7 +102,7 @@ def _do_task(job: dict[str, Any], trunk: Trunk, leases: Any, events: TextIO) -> 
             return Busy()
         watch = nullcontext(report)
         if job.get("alone"):
-            watch = watchdog(report, loop.stall_seconds)
+            watch = watch_training(report, loop.stall_seconds)
         with compile_cache.compilation_cache(out) as programs, watch as watched_report:
             train_trunk(trunk, out, loop, lease.check_before(watched_report))
     report(Programs(**programs))
@@ -110,7 +115,7 @@ def write_event(events: TextIO, event: Event) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Exit when the parent is gone: a new sweep will want the trunk."""
+    """Exit when the parent is gone, so that a new sweep can have the trunk."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(_ORPHANED)

@@ -1,21 +1,21 @@
-"""What a person, or a program, sees of a running sweep.
+"""What a person, or a program, sees of a running sweep, all on standard error.
 
-`bar`: one bar in FLOPs with its time left; `plain`: a line for each run; `json`: every
-event as a JSON line; `quiet`: nothing. `auto` is the bar on a terminal, else plain
-lines. All on standard error. The time left is what remains in
-FLOPs at the rate measured since the first step: what is restored from checkpoints
-counts as done, not as speed.
+`bar` shows one bar in FLOPs with the time left; `plain`, a line for each run; `json`,
+every event as a JSON line; `quiet`, nothing. `auto` is the bar on a terminal, otherwise
+plain lines. The time left is the remaining FLOPs at the rate measured since the first
+step: steps that were restored from checkpoints count as done, but not towards the rate.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -35,33 +35,37 @@ from scaling.events import (
     event_to_json,
 )
 from scaling.planning.plan import Plan
+from scaling.store.files import JsonObject
 from scaling.store.run_dirs import replace_nonfinite
 
 Show = Literal["auto", "bar", "plain", "json", "quiet"]
-_WAYS = {
+
+_PACKING_NAMES = {
     "solo": "one after the other",
-    "vmap": "side by side",
-    "map": "in turn, in one program",
+    "vmap": "in one executable (vmap)",
+    "map": "in one executable, sequentially",
 }
 
 
 class Progress:
-    """Takes the events of a sweep."""
+    """Shows the events of a sweep, and counts its FLOPs."""
 
     def __init__(self, plan: Plan, bar: Bar | None, show: Show) -> None:
-        self.total, self.runs = plan.flops, len(plan)
-        self.bar, self.show = bar, show
-        self.flops, self.finished = 0.0, 0
-        self.done: defaultdict[str, float] = defaultdict(float)  # FLOPs of each trunk
-        self.first: tuple[float, float] | None = (
-            None  # FLOPs and time of the first progress: before it, compilation
-        )
-        self.shapes, self.programs = plan.shapes, Counter[str]()
-        self.task = (
-            None
-            if bar is None
-            else bar.add_task(f"{self.runs} runs", total=self.total, loss="")
-        )
+        self.total_flops = plan.flops
+        self.runs = len(plan)
+        self.shapes = plan.shapes
+        self.bar = bar
+        self.show = show
+        self.flops = 0.0
+        self.finished = 0
+        self.trunk_flops: defaultdict[str, float] = defaultdict(float)
+        self.executables: Counter[str] = Counter()
+        # FLOPs and time at the first progress, before which the sweep compiled.
+        self.rate_start: tuple[float, float] | None = None
+        self.task = None
+        if bar is not None:
+            title = f"{self.runs} runs"
+            self.task = bar.add_task(title, total=self.total_flops, loss="")
 
     def report(self, event: Event) -> None:
         """Show one event."""
@@ -71,85 +75,94 @@ class Progress:
             return
         match event:
             case TrunkEvent():
-                self._count(event)
+                self._count_flops(event)
             case Finished(row):
                 self.finished += 1
-                self._line(_describe(row))
+                self._print_line(_describe_result(row))
             case Restarted(reason):
-                self._line(f"{reason}; its runs resume from their checkpoints")
+                self._print_line(f"{reason}; its runs resume from their checkpoints")
             case Mixed(folder, before, now):
-                self._line(f"{folder}: begun under {before}, goes on under {now}")
+                self._print_line(
+                    f"{folder}: began under {before}, continues under {now}"
+                )
             case Packed(members, how):
-                self._line(f"{members} trunks of one shape train {_WAYS[how]}")
+                self._print_line(
+                    f"{members} trunks of one shape train {_PACKING_NAMES[how]}"
+                )
             case Unpacked(reason):
-                self._line(
+                self._print_line(
                     f"training together failed ({reason}); "
                     "the trunks train one after the other"
                 )
             case Programs(compiled, reused):
-                self.programs.update({"compiled": compiled, "reused": reused})
+                self.executables.update({"compiled": compiled, "reused": reused})
 
-    def _count(self, event: TrunkEvent) -> None:
-        """Add FLOPs to those of a trunk.
+    def _count_flops(self, event: TrunkEvent) -> None:
+        """Add the FLOPs of an event to those of its trunk.
 
-        A trunk that starts again has lost what no checkpoint gives back.
+        When a trunk starts again its FLOPs are taken back, and checkpoints restore some.
         """
         added = event.flops
         if isinstance(event, Started):
-            added = -self.done[event.trunk]
-        self.done[event.trunk] += added
-        if isinstance(event, events.Progress):
-            self.first = self.first or (self.flops + added, time.monotonic())
-        else:
-            self.first = self.first and (self.first[0] + added, self.first[1])
+            added = -self.trunk_flops[event.trunk]
+        self.trunk_flops[event.trunk] += added
+        if self.rate_start is not None and not isinstance(event, events.Progress):
+            flops, since = self.rate_start
+            self.rate_start = (flops + added, since)
+        elif self.rate_start is None and isinstance(event, events.Progress):
+            self.rate_start = (self.flops + added, time.monotonic())
         self.flops += added
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, advance=added)
 
     def close(self) -> None:
-        """Say what was compiled."""
+        """Show how many executables were compiled."""
         if self.show == "json":
             return
-        compiled, reused = self.programs["compiled"], self.programs["reused"]
+        compiled = self.executables["compiled"]
+        reused = self.executables["reused"]
         shapes = f"{self.shapes} shape" + ("s" if self.shapes > 1 else "")
-        self._line(
-            f"{shapes} of model and batch: {compiled} programs compiled, {reused} reused"
+        self._print_line(
+            f"{shapes} of model and batch: {compiled} executables compiled, "
+            f"{reused} reused"
         )
 
-    def _line(self, text: str) -> None:
+    def _print_line(self, text: str) -> None:
         if self.bar is not None:
             self.bar.console.print(text, highlight=False)
         elif self.show != "quiet":
-            head = f"[{self.finished}/{self.runs}  {self.flops / self.total:4.0%}  {self._seconds_left():4.0f} s left]"
-            print(f"{head}  {text}", file=sys.stderr, flush=True)
+            runs = f"{self.finished}/{self.runs}"
+            share = f"{self.flops / self.total_flops:4.0%}"
+            seconds = f"{self._estimate_seconds_left():4.0f} s left"
+            line = f"[{runs}  {share}  {seconds}]  {text}"
+            print(line, file=sys.stderr, flush=True)
 
-    def _seconds_left(self) -> float:
-        """At the rate since the first progress; NaN before a second one."""
-        flops, since = self.first or (0.0, 0.0)
+    def _estimate_seconds_left(self) -> float:
+        """Seconds at the rate since the first progress; NaN before the second one."""
+        flops, since = self.rate_start or (0.0, 0.0)
         done = self.flops - flops
-        return (
-            (time.monotonic() - since) * (self.total - self.flops) / done
-            if done > 0
-            else float("nan")
-        )
+        if done <= 0:
+            return math.nan
+        return (time.monotonic() - since) * (self.total_flops - self.flops) / done
 
 
-def _describe(row: dict[str, Any]) -> str:
+def _describe_result(row: JsonObject) -> str:
     outcome = "diverged" if row["diverged"] else f"loss {row['loss']:.4f}"
     shape = f"width {row['width']:>4}  depth {row['depth']:>2}"
-    return f"{row['run_id'][:8]}  {shape}  {row['tokens']:>11,} tokens  {row['flops']:.2e} FLOPs  {outcome}"
+    size = f"{row['tokens']:>11,} tokens  {row['flops']:.2e} FLOPs"
+    return f"{row['run_id'][:8]}  {shape}  {size}  {outcome}"
 
 
 @contextmanager
-def progress(plan: Plan, show: Show = "auto") -> Iterator[Progress]:
+def show_progress(plan: Plan, show: Show = "auto") -> Iterator[Progress]:
     """The display of a sweep, on standard error."""
     console = Console(stderr=True)
     if show == "auto":
         show = "bar" if console.is_terminal else "plain"
     if show != "bar":
-        shown = Progress(plan, None, show)
-        yield shown
-        shown.close()
+        progress = Progress(plan, None, show)
+        yield progress
+        progress.close()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -158,6 +171,6 @@ def progress(plan: Plan, show: Show = "auto") -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
-        shown = Progress(plan, bar, show)
-        yield shown
-        shown.close()
+        progress = Progress(plan, bar, show)
+        yield progress
+        progress.close()

@@ -1,11 +1,10 @@
-"""Run directories, mirrored to a tracker: what is new there is written, what was
-written is not written again.
+"""Run directories, synced to a tracker: what is new there is written, and nothing is
+written twice.
 
-The directory stays the truth. So tracking is no part of training: a mirror reads
-configurations, metrics and results from disk, during a sweep from a thread of its own,
-or at any later time, of a sweep that knew of no tracker. What was mirrored is kept in
-`OUT/tracked/<kind>-<project>.json`: per run the last step, and whether its row is
-there.
+Tracking is no part of training, because the run directories are the truth. A sync reads
+configurations, metrics and results from disk: during a sweep from a thread, or at any
+later time, even if the sweep knew of no tracker. `OUT/tracked/<kind>-<project>.json`
+records what was synced: for each run the last step, and whether its row is there.
 """
 
 from __future__ import annotations
@@ -17,20 +16,32 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
+
+import pandas as pd
 
 from scaling.config import ConfigError, RunConfig
 from scaling.monitoring.trackers import Kind, Tracker, TrackerLocation, make_opener
 from scaling.store import query, run_dirs
 from scaling.store.files import write_atomically
 
-_SECONDS = 10.0  # between two looks during a sweep
-_MEMORY = 2**24  # bytes that what was mirrored may take: a hundred for each run
+_INTERVAL_SECONDS = 10.0  # between two updates during a sweep
+_LARGEST_STATE = 2**24  # bytes; a run takes a hundred of them
+
+
+class RunState(TypedDict):
+    """How much of a run a tracker has."""
+
+    step: int
+    """The last step that was written."""
+    finished: bool
+    """Whether the row was written."""
 
 
 class TrackerSync:
-    """Mirrors one folder to one tracker. Runs that are under way stay open between
-    updates.
+    """Syncs one folder to one tracker.
+
+    Runs that are under way stay open between updates.
     """
 
     def __init__(
@@ -40,125 +51,150 @@ class TrackerSync:
         project: str | None = None,
         state: Path | None = None,
     ) -> None:
-        """state: the file that says what was mirrored, where that is not to lie in
-        `out`.
+        """Prepare a sync; nothing is written yet.
+
+        Args:
+            out: the folder of the runs.
+            kind: of the tracker.
+            project: name of the project there. Default: the name of the folder.
+            state: the file that records what was synced, if it must not be in `out`.
 
         Raises:
-            ConfigError: the tracker's package is not installed.
+            ConfigError: the package of the tracker is not installed.
+            UnreadableFile: the file with the record holds something else.
         """
         project = project or out.resolve().name
-        self.out, self.kind = out, kind
-        self.make = make_opener(kind, TrackerLocation(project, out))
+        self.out = out
+        self.kind = kind
+        self.open_tracker = make_opener(kind, TrackerLocation(project, out))
         name = re.sub(r"[^\w.-]", "_", f"{kind}-{project}")[:100]
-        self.path = state or out / "tracked" / f"{name}.json"
-        self.state = _read_state(self.path)
-        self.open: dict[str, Tracker] = {}
+        self.state_path = state or out / "tracked" / f"{name}.json"
+        self.states = _read_states(self.state_path)
+        self.trackers: dict[str, Tracker] = {}
         self.runs: dict[str, RunConfig] = {}
 
     def update(self) -> tuple[int, int]:
-        """Write what is new: the number of steps and of finished runs."""
-        steps, rows = 0, 0
+        """Write what is new.
+
+        Returns:
+            The number of steps and the number of finished runs that were written.
+        """
+        steps = 0
+        rows = 0
         for run_id in query.list_run_ids(self.out):
-            if not self.state.get(run_id, {}).get("finished"):
-                with suppress(query.UnreadableFile):
-                    if run_id not in self.runs:
-                        self.runs[run_id] = query.read_config(self.out, run_id)
-                    new, over = self._mirror(self.runs[run_id])
-                    steps, rows = steps + new, rows + over
+            state = self.states.get(run_id)
+            if state is not None and state["finished"]:
+                continue
+            with suppress(query.UnreadableFile):
+                if run_id not in self.runs:
+                    self.runs[run_id] = query.read_config(self.out, run_id)
+                new_steps, has_row = self._sync_run(self.runs[run_id])
+                steps += new_steps
+                rows += has_row
         return steps, rows
 
     def show(self, paths: Sequence[Path]) -> int:
-        """Write figures, PNG files or folders of them, by the names of their files; how
-        many.
+        """Write figures under the names of their files.
+
+        Args:
+            paths: PNG files, or folders of them.
+
+        Returns:
+            The number of figures.
 
         Raises:
             ConfigError: a path is neither, or two figures have one name.
         """
-        files = [
-            file
-            for path in paths
-            for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])
-        ]
+        files: list[Path] = []
+        for path in paths:
+            files += sorted(path.glob("*.png")) if path.is_dir() else [path]
         figures = {file.stem: file for file in files}
         for file in files:
             if file.suffix != ".png" or not file.is_file():
                 raise ConfigError(
-                    f"--images {file}: no PNG file; give what `scaling plot` writes, with --format png"
+                    f"--images {file}: not a PNG file; give what `scaling plot` "
+                    "writes, with --format png"
                 )
             if figures[file.stem] != file:
                 raise ConfigError(
-                    f"--images: {figures[file.stem]} and {file} have one name; give one of them"
+                    f"--images: {figures[file.stem]} and {file} have one name; "
+                    "give one of them"
                 )
         if figures:
-            self.make().show(figures)
+            self.open_tracker().show(figures)
         return len(figures)
 
     def close(self) -> None:
-        """Leave the runs that are not finished to a later mirror."""
-        for tracker in self.open.values():
+        """Pause the runs that are not finished; a later sync continues them."""
+        for tracker in self.trackers.values():
             tracker.pause()
-        self.open.clear()
+        self.trackers.clear()
 
-    def _mirror(self, run: RunConfig) -> tuple[int, bool]:
-        before = self.state.get(run.run_id)
-        is_over = (run_dirs.run_dir(self.out, run) / "result.json").exists()
-        row = (
-            query.read_result(self.out, run.run_id) if is_over else None
-        )  # before the metrics: these are whole then
-        steps = _group_by_step(
-            query.read_history(self.out, run), 0 if before is None else before["step"]
-        )
+    def _sync_run(self, run: RunConfig) -> tuple[int, bool]:
+        """Write what is new of one run.
+
+        Returns:
+            The number of steps, and whether its row was written.
+        """
+        state = self.states.get(run.run_id)
+        last_step = 0 if state is None else state["step"]
+        row = None
+        # Read the result first: if it exists, the metrics are complete.
+        if run_dirs.is_finished(self.out, run):
+            row = query.read_result(self.out, run.run_id)
+        steps = _group_by_step(query.read_history(self.out, run), last_step)
         if not steps and row is None:
             return 0, False
-        tracker = self.open.get(run.run_id)
+        tracker = self.trackers.get(run.run_id)
         if tracker is None:
-            tracker = self.open[run.run_id] = self.make()
-            tracker.start(run, before is not None)
+            tracker = self.open_tracker()
+            self.trackers[run.run_id] = tracker
+            tracker.start(run, again=state is not None)
         tracker.log(steps)
         if row is not None:
             tracker.finish(row)
-            del self.open[run.run_id]
-        last = max(steps, default=0 if before is None else before["step"])
-        self.state[run.run_id] = {"step": last, "finished": row is not None}
-        write_atomically(self.path, json.dumps(self.state, indent=1))
+            del self.trackers[run.run_id]
+        self.states[run.run_id] = {
+            "step": max(steps, default=last_step),
+            "finished": row is not None,
+        }
+        write_atomically(self.state_path, json.dumps(self.states, indent=1))
         return len(steps), row is not None
 
 
-def _group_by_step(history: Any, after: int) -> dict[int, dict[str, float]]:
-    """The metrics of the steps after one, those that are numbers, named as trackers
-    have them.
-    """
-    rows = history.loc[history["step"] > after].to_dict("records")
-    return {
-        int(row["step"]): {
-            f"train/{query.clean_text(name)}": float(v)
-            for name, v in row.items()
-            if name != "step" and v == v
-        }
-        for row in rows
-    }
+def _group_by_step(history: pd.DataFrame, after: int) -> dict[int, dict[str, float]]:
+    """The metrics of the steps after `after` that are numbers, under trackers' names."""
+    steps = {}
+    for row in history.loc[history["step"] > after].to_dict("records"):
+        metrics = {}
+        for name, value in row.items():
+            if name != "step" and not pd.isna(value):
+                metrics[f"train/{query.clean_text(name)}"] = float(value)
+        steps[int(row["step"])] = metrics
+    return steps
 
 
-def _read_state(path: Path) -> dict[str, dict[str, Any]]:
-    """What was mirrored before.
+def _read_states(path: Path) -> dict[str, RunState]:
+    """What was synced before, by run id.
 
     Raises:
-        Unreadable: the file is not one of ours: to begin anew would write everything
-        twice.
+        UnreadableFile: the file holds something else. To begin with an empty record
+            would write everything twice.
     """
     if not path.exists():
         return {}
-    state = query.read_json(path, _MEMORY)
-    for entry in state.values():
+    states = query.read_json(path, _LARGEST_STATE)
+    for state in states.values():
         if (
-            not isinstance(entry, dict)
-            or type(entry.get("step")) is not int
-            or type(entry.get("finished")) is not bool
+            not isinstance(state, dict)
+            or type(state.get("step")) is not int
+            or type(state.get("finished")) is not bool
         ):
             raise query.UnreadableFile(
-                f"{path}: does not say what was mirrored; remove it to mirror everything again"
+                f"{path}: does not say what was synced; remove it to sync everything "
+                "again"
             )
-    return state
+    return cast(dict[str, RunState], states)
 
 
 @contextmanager
@@ -166,44 +202,52 @@ def sync_during_sweep(
     out: Path,
     kinds: Sequence[Kind],
     project: str | None = None,
-    seconds: float = _SECONDS,
+    seconds: float = _INTERVAL_SECONDS,
 ) -> Iterator[None]:
-    """Sync a folder while a sweep writes it. A tracker that fails stops no training;
-    it is told at the end.
+    """Sync a folder to trackers while a sweep writes it.
+
+    A tracker that fails does not stop training; its error is printed at the end.
+
+    Args:
+        out: the folder of the sweep.
+        kinds: of the trackers.
+        project: name of the project there. Default: the name of the folder.
+        seconds: between two updates.
 
     Raises:
-        ConfigError: a tracker's package is not installed.
+        ConfigError: the package of a tracker is not installed.
     """
-    mirrors = [TrackerSync(out, kind, project) for kind in dict.fromkeys(kinds)]
+    syncs = [TrackerSync(out, kind, project) for kind in dict.fromkeys(kinds)]
     failures: dict[str, Exception] = {}
-    over = threading.Event()
+    ended = threading.Event()
 
-    def work() -> None:
-        while True:
-            last = over.wait(seconds)
-            for mirror in mirrors:
-                if mirror.kind not in failures:
-                    try:
-                        mirror.update()
-                        if last:
-                            mirror.close()
-                    except Exception as error:
-                        failures[mirror.kind] = error
-            if last:
-                return
+    def update_until_end() -> None:
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(seconds)
+            for sync in syncs:
+                if sync.kind in failures:
+                    continue
+                try:
+                    sync.update()
+                    if is_last:
+                        sync.close()
+                except Exception as error:
+                    failures[sync.kind] = error
 
-    thread = threading.Thread(target=work, daemon=True)
-    if mirrors:
+    thread = threading.Thread(target=update_until_end, daemon=True)
+    if syncs:
         thread.start()
     try:
         yield
     finally:
-        over.set()
-        if mirrors:
+        ended.set()
+        if syncs:
             thread.join()
         for kind, error in failures.items():
-            rest = f"the runs are in {out}; `scaling track {out} --to {kind}` mirrors what is missing"
+            message = f"{type(error).__name__}: {query.clean_text(error)}"
             print(
-                f"tracker {kind}: {type(error).__name__}: {query.clean_text(error)}; {rest}",
+                f"tracker {kind}: {message}; the runs are in {out}; "
+                f"`scaling track {out} --to {kind}` syncs what is missing",
                 file=sys.stderr,
             )

@@ -1,12 +1,12 @@
 """Experiment trackers behind one small interface: TensorBoard, Weights & Biases, MLflow
 and Trackio.
 
-A tracker is told of one run: where it begins, its metrics by step, its row of the run
-table. Columns keep their names, so that `analysis.from_wandb`, `from_mlflow`,
-`from_tensorboard` and `from_trackio` read the table back; what is logged by step is
-named `train/...`, because `loss` is the held-out loss and nothing else. Figures are of
-no run: a tracker that was not told of one shows them in a run named `figures`. The
-packages are extras, imported when asked for.
+A tracker receives one run: its configuration, its metrics by step, and its row of the
+run table. Columns keep their names, so that `analysis.from_wandb`, `from_mlflow`,
+`from_tensorboard` and `from_trackio` read the table back. Metrics by step are named
+`train/...`, because `loss` is the held-out loss and nothing else. Figures belong to no
+run: a tracker that has not started one shows them in a run named `figures`. The packages
+are extras, imported when a tracker needs them.
 """
 
 from __future__ import annotations
@@ -23,32 +23,36 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from scaling.config import ConfigError, RunConfig, to_dict
 from scaling.store import run_dirs
+from scaling.store.files import JsonObject
 
 Kind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-_BATCH = 1000  # metrics that MLflow takes at once
-_LONGEST = 6000  # characters of a parameter of MLflow
-_FIGURES = "figures"
+StepMetrics = Mapping[int, Mapping[str, float]]
+"""Metrics by step, then by name."""
+
+_MLFLOW_BATCH = 1000  # metrics that MLflow takes at once
+_MLFLOW_LONGEST = 6000  # characters of a parameter of MLflow
+_FIGURES_RUN = "figures"
 
 
 class Tracker(Protocol):
-    """What is told of one run. A run that is paused may be started again, by another
-    process too.
+    """Receives one run. A run that is paused may be started again, also by another
+    process.
     """
 
     def start(self, run: RunConfig, again: bool) -> None:
-        """Begin a run, or go on with one that was paused."""
+        """Begin a run, or continue one that was paused."""
         ...
 
-    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
-        """Metrics by step, the steps in order and later than all before."""
+    def log(self, steps: StepMetrics) -> None:
+        """Write metrics. The steps are in order, and later than all steps before."""
         ...
 
-    def finish(self, row: Mapping[str, Any]) -> None:
-        """The run's row of the run table: it is over."""
+    def finish(self, row: Mapping[str, object]) -> None:
+        """Write the run's row of the run table, and end the run."""
         ...
 
     def pause(self) -> None:
@@ -56,43 +60,84 @@ class Tracker(Protocol):
         ...
 
     def show(self, figures: Mapping[str, Path]) -> None:
-        """Pictures by name, PNG files, in the run `figures` of the project."""
+        """Write PNG files by name, to the run `figures` of the project."""
+        ...
+
+
+@runtime_checkable
+class TrackioRun(Protocol):
+    """A run of the package trackio."""
+
+    def log(self, metrics: Mapping[str, object], step: int | None = None) -> None:
+        """Write metrics."""
+        ...
+
+    def finish(self) -> None:
+        """End the run."""
+        ...
+
+
+@runtime_checkable
+class WandBRun(Protocol):
+    """A run of the package wandb."""
+
+    summary: dict[str, object]
+
+    def log(self, metrics: Mapping[str, object], step: int | None = None) -> None:
+        """Write metrics."""
+        ...
+
+    def finish(self, exit_code: int) -> None:
+        """End the run; any exit code but 0 marks it as failed."""
         ...
 
 
 @dataclass(frozen=True)
 class TrackerLocation:
-    """Where a tracker keeps its runs: under a project's name, and in files below a
-    folder if it has no server.
+    """Where a tracker keeps its runs.
+
+    Attributes:
+        project: the name of the project.
+        folder: for the files of a tracker that has no server.
     """
 
     project: str
     folder: Path
 
 
-_Made = TypeVar("_Made", bound=Callable[[TrackerLocation], Tracker])
+TrackerClass = TypeVar("TrackerClass", bound=Callable[[TrackerLocation], Tracker])
 
 
 @dataclass(frozen=True)
-class _Registered:
-    package: str  # that must be importable
+class TrackerEntry:
+    """A tracker in the registry.
+
+    Attributes:
+        package: the Python package that it needs.
+        make: its class.
+    """
+
+    package: str
     make: Callable[[TrackerLocation], Tracker]
 
 
-_TRACKERS: dict[str, _Registered] = {}
+_TRACKERS: dict[str, TrackerEntry] = {}
 
 
-def register_tracker(kind: Kind, package: str) -> Callable[[_Made], _Made]:
+def register_tracker(
+    kind: Kind, package: str
+) -> Callable[[TrackerClass], TrackerClass]:
     """Register a class of trackers under its kind.
 
     A new tracker is a class with this decorator, and its name in `Kind`.
 
     Args:
+        kind: the name of the tracker.
         package: the Python package that it needs.
     """
 
-    def register(make: _Made) -> _Made:
-        _TRACKERS[kind] = _Registered(package, make)
+    def register(make: TrackerClass) -> TrackerClass:
+        _TRACKERS[kind] = TrackerEntry(package, make)
         return make
 
     return register
@@ -115,56 +160,52 @@ def make_opener(kind: Kind, location: TrackerLocation) -> Callable[[], Tracker]:
     return functools.partial(tracker.make, location)
 
 
-def select_numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The columns of a row that are finite numbers; a truth value is none."""
-    plain = {
-        name: value
-        for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    return {name: float(value) for name, value in plain.items() if math.isfinite(value)}
+def select_numbers(row: Mapping[str, object]) -> dict[str, float]:
+    """The columns of a row that are finite numbers; a boolean is not a number."""
+    numbers = {}
+    for name, value in row.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if math.isfinite(value):
+            numbers[name] = float(value)
+    return numbers
 
 
-def select_known(row: Mapping[str, Any]) -> dict[str, Any]:
+def select_known(row: Mapping[str, object]) -> JsonObject:
     """The columns of a row that have a value."""
-    return {
-        name: value
-        for name, value in run_dirs.replace_nonfinite(dict(row)).items()
-        if value is not None
-    }
+    finite = run_dirs.replace_nonfinite(dict(row))
+    return {name: value for name, value in finite.items() if value is not None}
 
 
 @register_tracker("tensorboard", package="tensorboardX")
 class TensorBoard:
-    """Event files in `FOLDER/tensorboard/<run id>`. They hold numbers alone, of 32
-    bits.
+    """Event files in `FOLDER/tensorboard/<run id>`.
+
+    They hold only numbers, of 32 bits.
     """
 
     def __init__(self, location: TrackerLocation) -> None:
-        self.location = location
+        self.folder = location.folder / "tensorboard"
 
     def start(self, run: RunConfig, again: bool) -> None:
         from tensorboardX import SummaryWriter  # type: ignore
 
-        self.steps = run.steps
-        self.writer = SummaryWriter(
-            str(self.location.folder / "tensorboard" / run.run_id), flush_secs=10
-        )
+        self.last_step = run.steps
+        self.writer = SummaryWriter(str(self.folder / run.run_id), flush_secs=10)
         if not again:
-            self.writer.add_text(
-                "config", f"```json\n{json.dumps(to_dict(run), indent=1)}\n```", 0
-            )
+            config = json.dumps(to_dict(run), indent=1)
+            self.writer.add_text("config", f"```json\n{config}\n```", 0)
 
-    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+    def log(self, steps: StepMetrics) -> None:
         for step, metrics in steps.items():
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, step)
 
-    def finish(self, row: Mapping[str, Any]) -> None:
-        truths = {
+    def finish(self, row: Mapping[str, object]) -> None:
+        flags = {
             name: float(value) for name, value in row.items() if isinstance(value, bool)
         }
-        self.log({self.steps: {**select_numbers(row), **truths}})
+        self.log({self.last_step: {**select_numbers(row), **flags}})
         self.pause()
 
     def pause(self) -> None:
@@ -174,44 +215,41 @@ class TensorBoard:
         from matplotlib.image import imread
         from tensorboardX import SummaryWriter  # type: ignore
 
-        with SummaryWriter(
-            str(self.location.folder / "tensorboard" / _FIGURES)
-        ) as writer:
+        with SummaryWriter(str(self.folder / _FIGURES_RUN)) as writer:
             for name, path in figures.items():
-                pixels = imread(path)[..., :3]  # floats; ours have no transparent parts
-                writer.add_image(
-                    name, (255 * pixels).round().astype("uint8"), 0, dataformats="HWC"
-                )
+                # Floats; the fourth channel goes, since no part is transparent.
+                pixels = imread(path)[..., :3]
+                image = (255 * pixels).round().astype("uint8")
+                writer.add_image(name, image, 0, dataformats="HWC")
 
 
 @register_tracker("wandb", package="wandb")
 class WandB:
-    """Runs of a project of Weights & Biases under their own ids; offline as WANDB_MODE
-    says, then in `FOLDER/wandb`.
+    """Runs of a project of Weights & Biases, which keep their ids.
+
+    With WANDB_MODE=offline they are written to `FOLDER/wandb`.
     """
 
     def __init__(self, location: TrackerLocation) -> None:
         self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
-        self.columns = {
-            name: value
-            for name, value in select_known(run_dirs.describe_run(run)).items()
-            if name != "run_id"
-        }
-        self.run = self._begin(
-            run.run_id, run.run_id[:8], {**self.columns, "config": to_dict(run)}
-        )
+        self.columns = select_known(run_dirs.describe_run(run))
+        del self.columns["run_id"]
+        config = {**self.columns, "config": to_dict(run)}
+        self.run = self._open_run(run.run_id, run.run_id[:8], config)
 
-    def _begin(self, run_id: str, name: str, config: dict[str, Any]) -> Any:
+    def _open_run(self, run_id: str, name: str, config: JsonObject) -> WandBRun:
         import wandb  # type: ignore
 
-        quiet: dict[str, Any] = {
-            "silent": True,
-            "console": "off",
-            "x_disable_stats": True,
-            "x_disable_meta": True,
-        }
+        settings = wandb.Settings(
+            disable_git=True,
+            save_code=False,
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+            x_disable_meta=True,
+        )
         return wandb.init(
             project=self.location.project,
             id=run_id,
@@ -220,22 +258,23 @@ class WandB:
             config=config,
             resume="allow",
             reinit="create_new",
-            settings=wandb.Settings(disable_git=True, save_code=False, **quiet),
+            settings=settings,
         )
 
-    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+    def log(self, steps: StepMetrics) -> None:
         for step, metrics in steps.items():
             self.run.log(dict(metrics), step=step)
 
-    def finish(self, row: Mapping[str, Any]) -> None:
-        rest = {
+    def finish(self, row: Mapping[str, object]) -> None:
+        summary = {
             name: value
             for name, value in select_known(row).items()
             if name not in ("run_id", *self.columns)
         }
-        state = rest.pop("status")  # W&B has a state of its own
-        self.run.summary.update(rest)
-        self.run.finish(exit_code=0 if state == "finished" else 1)
+        # W&B has a state of its own.
+        status = summary.pop("status")
+        self.run.summary.update(summary)
+        self.run.finish(exit_code=0 if status == "finished" else 1)
 
     def pause(self) -> None:
         self.run.finish(exit_code=1)
@@ -243,9 +282,10 @@ class WandB:
     def show(self, figures: Mapping[str, Path]) -> None:
         import wandb  # type: ignore
 
-        run = self._begin(_FIGURES, _FIGURES, {})
+        run = self._open_run(_FIGURES_RUN, _FIGURES_RUN, {})
         run.log({name: wandb.Image(str(path)) for name, path in figures.items()})
-        run.finish(exit_code=1)  # no finished run of the table
+        # With another exit code it would be a finished run of the table.
+        run.finish(exit_code=1)
 
 
 @register_tracker("mlflow", package="mlflow")
@@ -253,8 +293,8 @@ class MLflow:
     """Runs of an experiment, at MLFLOW_TRACKING_URI or in the database
     `FOLDER/mlflow.db`.
 
-    MLflow gives ids of its own; a run of ours is known by its tag `scaling.run_id`, and
-    is not begun twice.
+    MLflow chooses the ids of its runs. The tag `scaling.run_id` holds the id of ours, so
+    that no run is created twice.
     """
 
     def __init__(self, location: TrackerLocation) -> None:
@@ -262,47 +302,45 @@ class MLflow:
 
     def start(self, run: RunConfig, again: bool) -> None:
         columns = run_dirs.describe_run(run)
-        self.steps, self.there = run.steps, set(columns)
-        if self._begin(
-            run.run_id, run.run_id[:8], {"config": json.dumps(to_dict(run))}
-        ):
-            self._columns(columns)
+        self.last_step = run.steps
+        self.written = set(columns)
+        tags = {"config": json.dumps(to_dict(run))}
+        is_new = self._open_run(run.run_id, run.run_id[:8], tags)
+        if is_new:
+            self._write_columns(columns)
 
-    def _begin(self, run_id: str, name: str, tags: dict[str, str]) -> bool:
-        """Go on with a run of ours or begin it; whether it was begun."""
+    def _open_run(self, run_id: str, name: str, tags: dict[str, str]) -> bool:
+        """Continue a run of ours, or create it.
+
+        Returns:
+            Whether it was created.
+        """
         from mlflow import MlflowClient  # type: ignore
 
-        folder, server = (
-            self.location.folder.resolve(),
-            os.environ.get("MLFLOW_TRACKING_URI"),
-        )
-        self.client = MlflowClient(
-            tracking_uri=server or f"sqlite:///{folder / 'mlflow.db'}"
-        )
-        there = self.client.get_experiment_by_name(self.location.project)
-        if there is None:
+        folder = self.location.folder.resolve()
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        database = f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(tracking_uri=server or database)
+        known = self.client.get_experiment_by_name(self.location.project)
+        if known is None:
             files = None if server else (folder / "mlflow-artifacts").as_uri()
             experiment = self.client.create_experiment(
                 self.location.project, artifact_location=files
             )
         else:
-            experiment = there.experiment_id
-        found = list(
-            self.client.search_runs(
-                [experiment], f"tags.`scaling.run_id` = '{run_id}'", max_results=1
-            )
-        )
+            experiment = known.experiment_id
+        query = f"tags.`scaling.run_id` = '{run_id}'"
+        found = list(self.client.search_runs([experiment], query, max_results=1))
         if found:
-            self.id = found[0].info.run_id
-            self.client.update_run(self.id, status="RUNNING")
-        else:
-            tags = {"scaling.run_id": run_id, **tags}
-            self.id = self.client.create_run(
-                experiment, run_name=name, tags=tags
-            ).info.run_id
-        return not found
+            self.mlflow_id = found[0].info.run_id
+            self.client.update_run(self.mlflow_id, status="RUNNING")
+            return False
+        tags = {"scaling.run_id": run_id, **tags}
+        created = self.client.create_run(experiment, run_name=name, tags=tags)
+        self.mlflow_id = created.info.run_id
+        return True
 
-    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+    def log(self, steps: StepMetrics) -> None:
         from mlflow.entities import Metric  # type: ignore
 
         now = int(time.time() * 1000)
@@ -311,45 +349,42 @@ class MLflow:
             for step, row in steps.items()
             for name, value in row.items()
         ]
-        for first in range(0, len(metrics), _BATCH):
-            self.client.log_batch(self.id, metrics=metrics[first : first + _BATCH])
+        for start in range(0, len(metrics), _MLFLOW_BATCH):
+            batch = metrics[start : start + _MLFLOW_BATCH]
+            self.client.log_batch(self.mlflow_id, metrics=batch)
 
-    def finish(self, row: Mapping[str, Any]) -> None:
-        self._columns(
-            {
-                name: value
-                for name, value in row.items()
-                if name not in ("status", *self.there)
-            }
-        )
-        self.client.set_terminated(
-            self.id, "FINISHED" if row["status"] == "finished" else "FAILED"
-        )
+    def finish(self, row: Mapping[str, object]) -> None:
+        new = {
+            name: value
+            for name, value in row.items()
+            if name not in ("status", *self.written)
+        }
+        self._write_columns(new)
+        state = "FINISHED" if row["status"] == "finished" else "FAILED"
+        self.client.set_terminated(self.mlflow_id, state)
 
-    def _columns(self, row: Mapping[str, Any]) -> None:
-        """Numbers as metrics, which keep all digits, the rest as parameters."""
+    def _write_columns(self, row: Mapping[str, object]) -> None:
+        """Write numbers as metrics, which keep all digits, and the rest as parameters."""
         from mlflow.entities import Param  # type: ignore
 
-        values = select_numbers(row)
-        self.log({self.steps: values})
-        rest = {
-            name: str(value)[:_LONGEST]
-            for name, value in select_known(row).items()
-            if name not in values
-        }
-        self.client.log_batch(
-            self.id,
-            params=[Param(name, value) for name, value in rest.items() if value],
-        )
+        numbers = select_numbers(row)
+        self.log({self.last_step: numbers})
+        parameters = []
+        for name, value in select_known(row).items():
+            text = str(value)[:_MLFLOW_LONGEST]
+            if name not in numbers and text:
+                parameters.append(Param(name, text))
+        self.client.log_batch(self.mlflow_id, params=parameters)
 
     def pause(self) -> None:
-        self.client.set_terminated(self.id, "KILLED")
+        self.client.set_terminated(self.mlflow_id, "KILLED")
 
     def show(self, figures: Mapping[str, Path]) -> None:
-        self._begin(_FIGURES, _FIGURES, {})
+        self._open_run(_FIGURES_RUN, _FIGURES_RUN, {})
         for path in figures.values():
-            self.client.log_artifact(self.id, str(path))
-        self.pause()  # no finished run of the table
+            self.client.log_artifact(self.mlflow_id, str(path))
+        # With another state it would be a finished run of the table.
+        self.pause()
 
 
 @register_tracker("trackio", package="trackio")
@@ -362,37 +397,35 @@ class Trackio:
         self.location = location
 
     def start(self, run: RunConfig, again: bool) -> None:
-        self.steps = run.steps
-        self.run = self._begin(
-            run.run_id,
-            {**select_known(run_dirs.describe_run(run)), "config": to_dict(run)},
-        )
+        self.last_step = run.steps
+        columns = select_known(run_dirs.describe_run(run))
+        config = {**columns, "config": to_dict(run)}
+        self.run = self._open_run(run.run_id, config)
 
-    def _begin(self, name: str, config: dict[str, Any]) -> Any:
+    def _open_run(self, name: str, config: JsonObject) -> TrackioRun:
         import trackio  # type: ignore
 
-        own: Any = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        begin = functools.partial(
+        open_run = functools.partial(
             trackio.init,
             self.location.project,
             name=name,
             config=config,
             resume="allow",
-            **own,
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
         )
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # a sweep's own output is a table
-            return contextvars.copy_context().run(
-                begin
-            )  # else it ends the run that was begun before
+        # What Trackio prints must not mix with the output of a sweep, which is a table.
+        with contextlib.redirect_stdout(io.StringIO()):
+            # In the context of this thread it would end the run that was opened before.
+            return contextvars.copy_context().run(open_run)
 
-    def log(self, steps: Mapping[int, Mapping[str, float]]) -> None:
+    def log(self, steps: StepMetrics) -> None:
         for step, metrics in steps.items():
             self.run.log(dict(metrics), step=step)
 
-    def finish(self, row: Mapping[str, Any]) -> None:
-        self.run.log(select_known(row), step=self.steps)
+    def finish(self, row: Mapping[str, object]) -> None:
+        self.run.log(select_known(row), step=self.last_step)
         self.pause()
 
     def pause(self) -> None:
@@ -402,6 +435,7 @@ class Trackio:
     def show(self, figures: Mapping[str, Path]) -> None:
         import trackio  # type: ignore
 
-        self.run = self._begin(_FIGURES, {})
-        self.run.log({name: trackio.Image(str(path)) for name, path in figures.items()})
+        self.run = self._open_run(_FIGURES_RUN, {})
+        images = {name: trackio.Image(str(path)) for name, path in figures.items()}
+        self.run.log(images)
         self.pause()

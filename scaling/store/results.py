@@ -16,30 +16,35 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from scaling.store.columns import COLUMNS, Column
 from scaling.store.files import (
+    JsonObject,
     StoreError,
     parse_json,
     read_plain_file,
     replace_unprintable,
 )
 
+THREADS = 16
+"""Threads that ask a file system at once."""
+
 _ID = re.compile(r"[0-9a-f]{16}")
 _BATCH = 64  # results that a thread reads one after the other
-THREADS = 16
+
+Cell = str | int | float | bool
+"""A value of the run table; a missing number is NaN."""
 
 
-def check_row(row: Any, name: str) -> dict[str, Any]:
+def check_row(row: object, name: str) -> JsonObject:
     """The columns of a row that was found in the folder `name`.
 
-    Where a number is missing, the value is NaN.
+    A missing number becomes NaN.
 
     Raises:
         ValueError: it is not the row of that run.
     """
-    found: dict[str, Any] = row if isinstance(row, dict) else {}
+    found: JsonObject = row if isinstance(row, dict) else {}
     missing = [
         column.name
         for column in COLUMNS
@@ -56,8 +61,8 @@ def check_row(row: Any, name: str) -> dict[str, Any]:
     }
 
 
-def _check_value(column: Column, value: Any) -> Any:
-    """A value of its column's kind.
+def _check_value(column: Column, value: object) -> Cell:
+    """Return the value if it is of its column's kind.
 
     Raises:
         ValueError: it is of another kind.
@@ -80,28 +85,29 @@ def _check_value(column: Column, value: Any) -> Any:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{wrong} a number")
     limit = math.inf if isinstance(value, float) else 2**63
-    if not abs(value) < limit:  # a NaN is not below it either
+    # The comparison with NaN is false too.
+    if not abs(value) < limit:
         raise ValueError(f"{wrong} a number of moderate size")
     if column.positive and value <= 0:
         raise ValueError(f"{wrong} a positive number")
     return value
 
 
-def read_rows(
-    out: Path, names: Iterable[str] | None = None
-) -> Iterator[dict[str, Any]]:
+def read_rows(out: Path, names: Iterable[str] | None = None) -> Iterator[JsonObject]:
     """The rows of the finished runs below a folder, in the order of their names.
 
     Args:
+        out: the folder of the runs.
         names: run ids to read; None: all.
 
     Raises:
-        StoreError: a result is damaged or is no result; names the file and the fix.
+        StoreError: a file is damaged or holds no result; the message names the file
+            and the fix.
     """
     folders = sorted(_list_run_folders(out) if names is None else set(names))
     starts = range(0, len(folders), _BATCH)
     with ThreadPoolExecutor(THREADS if len(folders) > _BATCH else 1) as pool:
-        waiting: deque[Future[list[dict[str, Any]]]] = deque()
+        waiting: deque[Future[list[JsonObject]]] = deque()
         for start in starts:
             batch = folders[start : start + _BATCH]
             waiting.append(pool.submit(_read_batch, out, batch))
@@ -124,7 +130,7 @@ def _list_run_folders(out: Path) -> list[str]:
         return []
 
 
-def _read_batch(out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _read_batch(out: Path, names: Sequence[str]) -> list[JsonObject]:
     rows = []
     for name in names:
         path = f"{out}/{name}/result.json"

@@ -1,10 +1,10 @@
-"""Run directories and the run table.
+"""Run directories.
 
 `OUT/<run id>/` holds `config.json`, `metrics.jsonl` (append-only), `checkpoints/` and
-last, written atomically, `result.json`: a run is finished if and only if that file is
-there. A run that could not be trained has a `failure.json` in its place.
-`OUT/trunk-<trunk id>/` holds what runs on one trunk share. Nothing is parsed from logs
-or names. The columns are documented in `analysis/table/runs.py`.
+`result.json`, which is written last and atomically: a run is finished if and only if
+that file exists. A run that could not be trained has a `failure.json` instead.
+`OUT/trunk-<trunk id>/` holds what the runs on one trunk share. Nothing is parsed from
+logs or names. `scaling/store/columns.toml` declares the columns of a result.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from scaling.config import DataConfig, RunConfig, from_dict, to_dict
 from scaling.store.files import (
+    JsonObject,
     StoreError,
     create_file,
     parse_json,
@@ -33,7 +33,7 @@ from scaling.store.files import (
 )
 from scaling.store.results import THREADS
 
-_ASKED = 64  # runs that a thread asks for one after the other
+_BATCH = 64  # runs that a thread looks up one after the other
 
 
 def run_dir(out: Path, run: RunConfig) -> Path:
@@ -52,70 +52,76 @@ def is_finished(out: Path, run: RunConfig) -> bool:
 
 
 def are_finished(out: Path, runs: Sequence[RunConfig]) -> list[bool]:
-    """Whether each run has its result. Many are asked by several threads: over a
-    network each answer takes long.
+    """Whether each run has its result.
+
+    Several threads look up many runs, because each answer takes long over a network.
     """
 
-    def ask(some: Sequence[RunConfig]) -> list[bool]:
-        return [is_finished(out, run) for run in some]
+    def check_batch(batch: Sequence[RunConfig]) -> list[bool]:
+        return [is_finished(out, run) for run in batch]
 
-    pieces = [runs[first : first + _ASKED] for first in range(0, len(runs), _ASKED)]
-    with ThreadPoolExecutor(THREADS if len(pieces) > 1 else 1) as pool:
-        return [done for piece in pool.map(ask, pieces) for done in piece]
+    batches = [runs[start : start + _BATCH] for start in range(0, len(runs), _BATCH)]
+    answers: list[bool] = []
+    with ThreadPoolExecutor(THREADS if len(batches) > 1 else 1) as pool:
+        for finished in pool.map(check_batch, batches):
+            answers += finished
+    return answers
 
 
 def progress_marks(out: Path, runs: Sequence[RunConfig]) -> list[int]:
-    """How far a trunk and its runs have come: their newest checkpoints, and how many
-    are finished.
+    """How far a trunk and its runs have come.
 
-    Progress that no checkpoint holds is none, as the next process would begin without
-    it.
+    Progress that no checkpoint holds does not count, since the next process would
+    begin without it.
+
+    Returns:
+        The newest checkpoint of the trunk, the newest checkpoint of each run (-1
+        without one), and the number of finished runs.
     """
-    folders = [trunk_dir(out, runs[0]), *(run_dir(out, run) for run in runs)]
-    return [_find_newest_checkpoint(folder / "checkpoints") for folder in folders] + [
-        sum(is_finished(out, run) for run in runs)
-    ]
+    folders = [trunk_dir(out, runs[0])]
+    folders += [run_dir(out, run) for run in runs]
+    marks = [_find_newest_checkpoint(folder / "checkpoints") for folder in folders]
+    marks.append(sum(is_finished(out, run) for run in runs))
+    return marks
 
 
 def _find_newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder; -1 without one."""
     try:
-        return max(
-            (
-                int(name)
-                for name in os.listdir(folder)
-                if name.isascii() and name.isdecimal()
-            ),
-            default=-1,
-        )
+        names = os.listdir(folder)
     except OSError:
         return -1
+    steps = [int(name) for name in names if name.isascii() and name.isdecimal()]
+    return max(steps, default=-1)
 
 
 def open_run(out: Path, run: RunConfig) -> Path:
-    """Make the run's folder with its configuration; an existing one must hold the same
-    configuration.
+    """Make the run's folder with its configuration.
+
+    Raises:
+        StoreError: the folder exists, and its configuration cannot be read or belongs
+            to another run.
     """
     folder = run_dir(out, run)
     path = folder / "config.json"
-    if path.exists():
-        try:
-            there = from_dict(RunConfig, parse_json(read_plain_file(path)))
-        except (OSError, ValueError, RecursionError) as error:
-            remedy = "remove the folder and the next sweep trains the run again"
-            raise StoreError(
-                replace_unprintable(f"{path}: cannot be read ({error}); {remedy}")
-            ) from None
-        if there.run_id != run.run_id:
-            raise StoreError(
-                f"{path}: holds run {there.run_id}, not {run.run_id}; move the folder away"
-            )
-    else:
+    if not path.exists():
         write_atomically(path, json.dumps(to_dict(run), indent=1))
+        return folder
+    try:
+        found = from_dict(RunConfig, parse_json(read_plain_file(path)))
+    except (OSError, ValueError, RecursionError) as error:
+        fix = "remove the folder and the next sweep trains the run again"
+        message = f"{path}: cannot be read ({error}); {fix}"
+        raise StoreError(replace_unprintable(message)) from None
+    if found.run_id != run.run_id:
+        raise StoreError(
+            f"{path}: holds run {found.run_id}, not {run.run_id}; move the folder away"
+        )
     return folder
 
 
 def read_data_config(out: Path, run_id: str) -> DataConfig | None:
-    """The data configuration of a run; None where its `config.json` cannot be read."""
+    """The data configuration of a run; None if its `config.json` cannot be read."""
     try:
         content = parse_json(read_plain_file(out / run_id / "config.json"))
         return from_dict(RunConfig, content).data
@@ -123,80 +129,77 @@ def read_data_config(out: Path, run_id: str) -> DataConfig | None:
         return None
 
 
-def write_result(out: Path, run: RunConfig, outcome: dict[str, Any]) -> bool:
-    """End a run: its one row of the run table. NaN is stored as null, so that the file
-    is JSON.
+def write_result(out: Path, run: RunConfig, outcome: JsonObject) -> bool:
+    """End a run by storing its row of the run table, with null for NaN.
 
-    Returns whether this is the run's result: one that is there already stays.
+    Returns:
+        Whether this is now the run's result. An earlier result is kept.
     """
-    written = create_file(
-        run_dir(out, run) / "result.json",
-        json.dumps(replace_nonfinite(outcome), indent=1, allow_nan=False),
-    )
+    row = replace_nonfinite(outcome)
+    text = json.dumps(row, indent=1, allow_nan=False)
+    is_written = create_file(run_dir(out, run) / "result.json", text)
     forget_failure(out, run)
-    return written
+    return is_written
 
 
-def replace_nonfinite(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON has it: null for what is not finite."""
+def replace_nonfinite(row: JsonObject) -> JsonObject:
+    """A row as JSON stores it: null in place of NaN and infinity."""
     return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v
-        for k, v in row.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
     }
 
 
 def write_failure(out: Path, run: RunConfig, reason: str) -> None:
-    """Record why a run could not be trained, if the disk lets us: the next sweep leaves
-    it out unless told to retry.
+    """Record why a run could not be trained, unless it is finished.
+
+    The next sweep skips the run, unless it is asked to retry. If the disk does not
+    accept the record, nothing is recorded.
     """
-    if not is_finished(out, run):
-        with suppress(OSError):
-            write_atomically(
-                run_dir(out, run) / "failure.json",
-                json.dumps({"reason": reason, "time": time.time()}),
-            )
+    if is_finished(out, run):
+        return
+    text = json.dumps({"reason": reason, "time": time.time()})
+    with suppress(OSError):
+        write_atomically(run_dir(out, run) / "failure.json", text)
 
 
 def read_failure(out: Path, run: RunConfig) -> str | None:
-    """Why an unfinished run could not be trained; None where nothing is recorded."""
+    """Why an unfinished run could not be trained; None if nothing is recorded."""
     if is_finished(out, run):
         return None
     try:
-        reason = str(
-            parse_json(read_plain_file(run_dir(out, run) / "failure.json"))["reason"]
-        )
-        return "\n".join(replace_unprintable(line) for line in reason.splitlines())
+        content = parse_json(read_plain_file(run_dir(out, run) / "failure.json"))
+        lines = str(content["reason"]).splitlines()
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "failure.json cannot be read"
+    return "\n".join(replace_unprintable(line) for line in lines)
 
 
 def forget_failure(out: Path, run: RunConfig) -> None:
-    """Let a run be tried again."""
+    """Remove the record of a failure, so that the run is tried again."""
     (run_dir(out, run) / "failure.json").unlink(missing_ok=True)
 
 
-def append_metrics(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Append lines to a `metrics.jsonl`. After a resume steps may repeat: the last line
-    of a step holds.
+def append_metrics(path: Path, lines: Iterable[JsonObject]) -> None:
+    """Append lines to a `metrics.jsonl`.
 
-    A line that was torn when its writer was killed is ended first, so that it swallows
-    no other.
+    After a resume steps may repeat; the last line of a step counts. If the last writer
+    was killed within a line, that line is ended first, so that only it is lost.
     """
+    text = "".join(json.dumps(line) + "\n" for line in lines)
     with open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        else:
-            torn = False
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        file.write(("\n" + text if torn else text).encode())
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write(text.encode())
 
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """The metrics of a run or trunk, one row per logged step, a torn line skipped."""
-    rows: dict[int, dict[str, Any]] = {}
+    """The metrics of a run or trunk, one row per logged step; torn lines are skipped."""
+    rows: dict[int, JsonObject] = {}
     for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -206,32 +209,35 @@ def read_metrics(path: Path) -> pd.DataFrame:
     return pd.DataFrame([rows[step] for step in sorted(rows)])
 
 
-def describe_run(run: RunConfig) -> dict[str, Any]:
+def describe_run(run: RunConfig) -> JsonObject:
     """The columns of a run that its configuration decides."""
     from scaling.model.flops import count_parameters, flops_per_token
     from scaling.schedule import is_decay_too_short
 
-    model, optim, tokens = run.model, run.optim, run.steps * run.batch_tokens
+    model = run.model
+    optim = run.optim
+    tokens = run.steps * run.batch_tokens
     counts = count_parameters(model)
     return {
         "run_id": run.run_id,
         "trunk_id": run.trunk_id,
         "seed": run.seed,
         "budget": run.budget,
-        **{
-            name: getattr(model, name)
-            for name in ("width", "depth", "d_ff", "vocab", "context")
-        },
+        "width": model.width,
+        "depth": model.depth,
+        "d_ff": model.d_ff,
+        "vocab": model.vocab,
+        "context": model.context,
         "n_heads": model.heads,
         "parametrization": model.parametrization,
         **dataclasses.asdict(counts),
         "tokens": tokens,
         "flops": tokens * flops_per_token(model),
         "flops_6nd": 6.0 * counts.n_matmul * tokens,
-        **{
-            name: getattr(optim, name)
-            for name in ("optimizer", "lr", "warmup_tokens", "schedule")
-        },
+        "optimizer": optim.optimizer,
+        "lr": optim.lr,
+        "warmup_tokens": optim.warmup_tokens,
+        "schedule": optim.schedule,
         "batch_tokens": run.batch_tokens,
         "cooldown_fraction": optim.cooldown_fraction,
         "weight_decay": optim.weight_decay,

@@ -138,8 +138,8 @@ def test_a_worker_that_falls_silent_is_replaced(
     )
     assert [failure.runs[0].seed for failure in failures] == [4]
     assert (
-        "said nothing for 0 s" in failures[0].reason
-        or "said nothing for 1 s" in failures[0].reason
+        "sent no event for 0 s" in failures[0].reason
+        or "sent no event for 1 s" in failures[0].reason
     )
     assert len(started) == 2 and all(
         process.returncode is not None for process in started

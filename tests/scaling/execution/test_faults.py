@@ -197,7 +197,7 @@ def test_the_command_line_ends_with_a_table_and_status_3(
     assert main(command) == 3
     told = capsys.readouterr().err
     assert (
-        "1 runs failed; what finished is kept" in told
+        "1 runs failed; the finished runs are kept" in told
         and runs[0].run_id in told
         and "remove the folder" in told
     )

@@ -54,9 +54,9 @@ def test_a_job_served_from_its_file_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tokens=1280), make_run(tokens=2560)]
-    posted = post.write(5, Job(Trunk(tuple(runs))))
+    posted = post.write_job(5, Job(Trunk(tuple(runs))))
     assert job_files.serve_job(posted.path) == "done"
-    outcome = post.outcome(posted, "gone")
+    outcome = post.make_outcome(posted, "gone")
     assert outcome is not None and (outcome.ticket, outcome.kind) == (5, "done")
     assert [
         event.row["run_id"]
@@ -67,9 +67,9 @@ def test_a_job_served_from_its_file_is_done(
 
 
 def test_a_job_that_fails_says_why(post: JobMailbox, make_run: MakeRun) -> None:
-    posted = post.write(1, Job(Trunk((make_run(**{"model.vocab": 8}),))))
+    posted = post.write_job(1, Job(Trunk((make_run(**{"model.vocab": 8}),))))
     assert job_files.serve_job(posted.path) == "failed"
-    outcome = post.outcome(posted, "gone")
+    outcome = post.make_outcome(posted, "gone")
     assert (
         outcome is not None
         and outcome.kind == "failed"
@@ -83,7 +83,7 @@ def test_a_job_that_is_not_wanted_saves_and_ends(
     """No checkpoint is due for an hour, so the one that is there was asked for."""
     post.loop = LoopConfig(chunk_steps=4, checkpoint_seconds=3600.0)
     run = make_run(tokens=64 * 50_000)
-    posted = post.write(1, Job(Trunk((run,))))
+    posted = post.write_job(1, Job(Trunk((run,))))
 
     def recall() -> None:
         while not any(isinstance(event, event_types.Progress) for event in seen):
@@ -94,7 +94,7 @@ def test_a_job_that_is_not_wanted_saves_and_ends(
                 .splitlines()[1:-1]
             )
             time.sleep(0.1)
-        post.recall(posted)
+        post.recall_job(posted)
 
     seen: list[Event] = []
     job_files.events_path(posted.path).touch()
@@ -110,15 +110,15 @@ def test_a_job_that_is_not_wanted_saves_and_ends(
 def test_a_job_whose_trunk_is_held_is_busy(
     post: JobMailbox, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_files, "_PATIENCE", 0.1)
+    monkeypatch.setattr(job_files, "_BUSY_WAIT_SECONDS", 0.1)
     job = Job(Trunk((make_run(),)))
     assert post.is_free(job)
-    posted = post.write(1, job)
+    posted = post.write_job(1, job)
     with Leases().hold(job.trunk.folder(tmp_path), lambda event: None):
         assert not post.is_free(job)
         assert job_files.serve_job(posted.path) == "busy"
     assert post.is_free(job)
-    outcome = post.outcome(posted, "gone")
+    outcome = post.make_outcome(posted, "gone")
     assert outcome is not None and outcome.kind == "busy"
 
 
@@ -128,13 +128,13 @@ def test_a_job_that_ends_without_a_word_has_died(
     """Only a newer checkpoint is progress, whatever the job has said."""
     run = make_run()
     for step in (None, 8):
-        posted = post.write(1, Job(Trunk((run,))))
+        posted = post.write_job(1, Job(Trunk((run,))))
         says(posted.path, '{"event": "progress", "trunk": "a", "flops": 1.0}\n')
         if step is not None:
             (run_dirs.trunk_dir(tmp_path, run) / "checkpoints" / str(step)).mkdir(
                 parents=True
             )
-        outcome = post.outcome(posted, "node lost")
+        outcome = post.make_outcome(posted, "node lost")
         assert outcome is not None
         assert (outcome.kind, outcome.reason, outcome.advanced) == (
             "died",
@@ -150,23 +150,23 @@ def test_done_is_believed_once_the_results_are_seen(
     does the job has died.
     """
     run = make_run()
-    posted = post.write(1, Job(Trunk((run,))))
+    posted = post.write_job(1, Job(Trunk((run,))))
     says(posted.path, '{"event": "done"}\n')
-    assert post.outcome(posted, "gone") is None
+    assert post.make_outcome(posted, "gone") is None
     monkeypatch.setattr(job_files, "EXPIRY", 0.0)
-    outcome = post.outcome(posted, "gone")
+    outcome = post.make_outcome(posted, "gone")
     assert outcome is not None and outcome.kind == "died"
-    posted = post.write(2, Job(Trunk((run,))))
+    posted = post.write_job(2, Job(Trunk((run,))))
     write_atomically(run_dirs.run_dir(tmp_path, run) / "result.json", "{}")
-    outcome = post.outcome(posted, "gone")  # though it has not said so
+    outcome = post.make_outcome(posted, "gone")  # though it has not said so
     assert outcome is not None and outcome.kind == "done"
 
 
 def test_each_event_is_passed_on_once_and_torn_lines_are_skipped(
     post: JobMailbox, events: list[Event], make_run: MakeRun
 ) -> None:
-    posted = post.write(1, Job(Trunk((make_run(),))))
-    post.read(posted)
+    posted = post.write_job(1, Job(Trunk((make_run(),))))
+    post.read_events(posted)
     for text, count in (
         ("", 0),
         ('{"event": "restarted", "reason": "a"}\n{"eve', 1),
@@ -174,15 +174,15 @@ def test_each_event_is_passed_on_once_and_torn_lines_are_skipped(
         ('{"torn\n{"event": "restarted", "reason": "c"}\n', 3),
     ):
         says(posted.path, text)
-        post.read(posted)
-        post.read(posted)
+        post.read_events(posted)
+        post.read_events(posted)
         assert [event.reason for event in events] == ["a", "b", "c"][:count]
 
 
 def test_a_timing_is_passed_back(post: JobMailbox, make_run: MakeRun) -> None:
-    posted = post.write(1, Job(Trunk((make_run(),)), "time"))
+    posted = post.write_job(1, Job(Trunk((make_run(),)), "time"))
     says(posted.path, json.dumps({"event": "done", "seconds": [[0.1, 2.0]]}) + "\n")
-    outcome = post.outcome(posted, "gone")
+    outcome = post.make_outcome(posted, "gone")
     assert (
         outcome is not None
         and outcome.kind == "done"

@@ -16,7 +16,7 @@ import pytest
 
 from scaling import events as event_types
 from scaling.config import ConfigError, RunConfig, Trunk
-from scaling.execution.base import Job, drive
+from scaling.execution.base import Job, run_jobs
 from scaling.execution.config import RayConfig
 from scaling.execution.ray import Ray
 from scaling.execution.sweep import sweep
@@ -105,7 +105,7 @@ def test_a_lost_node_costs_no_run(make_run: MakeRun, tmp_path: Path) -> None:
                 cluster.remove_node(second, allow_graceful=False)
 
         out = tmp_path / "ray"
-        failures, _ = drive(
+        failures, _ = run_jobs(
             Ray(out, LOOP, report, RayConfig()),
             [Job(Trunk((run,))) for run in plan],
             report,
@@ -140,7 +140,7 @@ def test_an_interrupt_saves(
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            drive(
+            run_jobs(
                 Ray(tmp_path, loop, report, RayConfig()), [Job(Trunk((run,)))], report
             )
     finally:

@@ -26,9 +26,9 @@ import pytest
 from scaling import events as event_types
 from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.execution import slurm
-from scaling.execution.base import Job, drive
+from scaling.execution.base import Job, run_jobs
 from scaling.execution.config import SlurmConfig
-from scaling.execution.slurm import Slurm, estimate_minutes
+from scaling.execution.slurm import QueueState, Slurm, estimate_minutes
 from scaling.execution.sweep import sweep
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -245,7 +245,7 @@ def test_a_job_that_is_cancelled_saves_and_is_submitted_again(
     executor = Slurm(
         tmp_path, LOOP, report, SlurmConfig(minutes=5, memory_gb=0.5, interval=1.0)
     )
-    failures, _ = drive(executor, [Job(Trunk((run,)))], report)
+    failures, _ = run_jobs(executor, [Job(Trunk((run,)))], report)
     assert not failures
     assert [
         "ended early" in event.reason
@@ -273,7 +273,7 @@ def test_what_can_never_start_is_refused_and_nothing_is_left(
             SlurmConfig(minutes=60, interval=0.2),
             r"never start job .*PartitionTimeLimit.*slurm.minutes",
         ),
-        (SlurmConfig(partition="nowhere"), r"sbatch refused the jobs: .*partition"),
+        (SlurmConfig(partition="nowhere"), r"sbatch rejected the jobs: .*partition"),
     ):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             sweep([make_run()], tmp_path, executor=config, show="quiet")
@@ -351,15 +351,15 @@ def test_a_controller_that_does_not_answer_ends_no_job(
     monkeypatch.setattr(slurm, "_import_submitit", lambda: None)
     monkeypatch.setattr(slurm, "read_queue", lambda name: None)
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
-    executor.posted["7"] = executor.mailbox.write(1, Job(Trunk((make_run(),))))
+    executor.posted["7"] = executor.mailbox.write_job(1, Job(Trunk((make_run(),))))
     assert executor.poll(0.0) == []
     monkeypatch.setattr(
-        slurm, "read_queue", lambda name: {"7": ("PENDING", "Priority")}
+        slurm, "read_queue", lambda name: {"7": QueueState("PENDING", "Priority")}
     )
-    executor.look = 0.0
+    executor.next_look = 0.0
     assert executor.poll(0.0) == []
     monkeypatch.setattr(slurm, "read_queue", lambda name: {})
-    executor.look = 0.0
+    executor.next_look = 0.0
     outcome = executor.poll(0.0)[0]
     assert (outcome.ticket, outcome.kind, outcome.advanced) == (
         1,
@@ -393,7 +393,10 @@ def test_what_the_cluster_does_not_take_now_is_submitted_later(
     monkeypatch.setattr(
         slurm,
         "read_queue",
-        lambda name: {"1_0": ("RUNNING", "None"), "1_1": ("RUNNING", "None")},
+        lambda name: {
+            "1_0": QueueState("RUNNING", "None"),
+            "1_1": QueueState("RUNNING", "None"),
+        },
     )
     executor = Slurm(tmp_path, LOOP, lambda event: None, QUICK)
     for seed in (0, 1):
@@ -409,7 +412,7 @@ def test_what_the_cluster_does_not_take_now_is_submitted_later(
     assert (
         executor.poll(0.0) == [] and cluster.taken == 0
     )  # it is not asked again at once
-    executor.pause = 0.0
+    executor.next_submission = 0.0
     assert (
         executor.poll(0.0) == []
         and cluster.taken == 2 == len(executor.posted)

@@ -20,7 +20,7 @@ from scaling import data
 from scaling import events as event_types
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution import local
-from scaling.execution.sweep import SweepError, sweep, unfinished
+from scaling.execution.sweep import SweepError, select_unfinished, sweep
 from scaling.monitoring.progress import Progress
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -85,7 +85,7 @@ def test_a_second_call_trains_nothing(
     plan: Plan, here: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, table = here
-    assert len(unfinished(plan, out)) == 0
+    assert len(select_unfinished(plan, out)) == 0
     monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(sweep(plan, out, workers=0, show="quiet"), table)
     part = sweep([plan.runs[0]], out, workers=0, show="quiet")
@@ -121,7 +121,7 @@ def test_a_damaged_result_is_reported_and_its_remedy_works(
     ):
         sweep(plan, out, workers=0, show="quiet")
     path.unlink()
-    assert unfinished(plan, out).runs == (plan.runs[0],)
+    assert select_unfinished(plan, out).runs == (plan.runs[0],)
     path.write_text(whole)
 
 
@@ -153,12 +153,12 @@ def workers(
             events.append(event)
 
     @contextmanager
-    def progress(*_: Any, **__: Any) -> Iterator[Shown]:
+    def show_progress(*_: Any, **__: Any) -> Iterator[Shown]:
         yield Shown(plan, None, "quiet")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "start_worker", recorded)
-        patch.setattr(module, "progress", progress)
+        patch.setattr(module, "show_progress", show_progress)
         with pytest.raises(SweepError) as error:
             sweep(plan, out, workers=2, loop=LOOP)
     assert all(process.returncode is not None for process in processes)
@@ -171,12 +171,12 @@ def test_a_failing_job_is_named_and_stops_no_other(
     out, message, _ = workers
     failed = plan.runs[2].run_id
     assert (
-        "1 runs failed; what finished is kept:" in message
+        "1 runs failed; the finished runs are kept:" in message
         and "scaling sweep --retry failed" in message
     )
     assert re.search(rf"{failed} +\d+ +\d+ +[\d,]+ +\d+  StoreError: ", message)
     assert "config.json: cannot be read" in message and "remove the folder" in message
-    assert [run.run_id for run in unfinished(plan, out)] == [failed]
+    assert [run.run_id for run in select_unfinished(plan, out)] == [failed]
 
 
 def test_a_killed_worker_is_replaced(workers: tuple[Path, str, list[Event]]) -> None:

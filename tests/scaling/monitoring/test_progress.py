@@ -8,7 +8,7 @@ import pytest
 
 from scaling import Plan
 from scaling import events as event_types
-from scaling.monitoring.progress import progress
+from scaling.monitoring.progress import show_progress
 
 
 def events(plan: Plan) -> list[event_types.Event]:
@@ -33,7 +33,7 @@ def plan(make_run) -> Plan:
 
 
 def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
-    with progress(plan, show="plain") as shown:
+    with show_progress(plan, show="plain") as shown:
         for event in events(plan):
             shown.report(event)
     lines = capsys.readouterr().err.splitlines()
@@ -45,12 +45,12 @@ def test_a_line_per_run_with_its_share_and_loss(plan, capsys):
     assert lines[2].startswith("[2/2  100%")
     assert "diverged" in lines[2]
     assert lines[3].endswith(
-        "1 shape of model and batch: 5 programs compiled, 2 reused"
+        "1 shape of model and batch: 5 executables compiled, 2 reused"
     )
 
 
 def test_quiet_is_quiet(plan, capsys):
-    with progress(plan, show="quiet") as shown:
+    with show_progress(plan, show="quiet") as shown:
         for event in events(plan):
             shown.report(event)
     captured = capsys.readouterr()
@@ -58,7 +58,7 @@ def test_quiet_is_quiet(plan, capsys):
 
 
 def test_a_trunk_that_starts_again_counts_what_its_checkpoint_has(plan, capsys):
-    with progress(plan, show="plain") as shown:
+    with show_progress(plan, show="plain") as shown:
         for kind, share in (
             (event_types.Started, 0),
             (event_types.Progress, 0.5),

@@ -198,7 +198,7 @@ def test_figures_are_shown_by_the_names_of_their_files(out, told, picture, capsy
     twin.parent.mkdir()
     twin.write_bytes(picture.read_bytes())
     for wrong, message in (
-        (picture.parent / "law.json", "law.json: no PNG file"),
+        (picture.parent / "law.json", "law.json: not a PNG file"),
         (twin, "have one name"),
     ):
         assert main([*argv, str(picture), str(wrong)]) == 2
@@ -251,7 +251,7 @@ def test_a_tracker_that_fails_stops_no_sweep(out, told, monkeypatch, capsys):
         trained = True
     assert trained
     assert (
-        f"`scaling track {out} --to wandb` mirrors what is missing"
+        f"`scaling track {out} --to wandb` syncs what is missing"
         in capsys.readouterr().err
     )
 

@@ -67,7 +67,7 @@ def out(tmp_path: Path, plan: Plan) -> Path:
 
 
 def seen(watcher: watch.Watcher, now: float | None = None) -> tuple[int, int, int, int]:
-    look = watcher.look(now)
+    look = watcher.take_snapshot(now)
     return look.finished, len(look.running), look.waiting, len(look.failed)
 
 
@@ -86,7 +86,7 @@ def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
         record(out, plan.runs[0])
         assert seen(watcher) == (1, 1, 2, 0)
         record(out, plan.runs[1], status="diverged", loss=None)
-    look = watcher.look()
+    look = watcher.take_snapshot()
     assert (look.finished, look.diverged, look.waiting, look.is_over) == (
         1,
         1,
@@ -96,7 +96,7 @@ def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
     for run in plan.runs[2:]:
         run_dirs.open_run(out, run)
         run_dirs.write_failure(out, run, "MemoryError:\nno room")
-    look = watcher.look()
+    look = watcher.take_snapshot()
     assert look.is_over and {reason for _, reason in look.failed} == {
         "MemoryError: no room"
     }
@@ -105,7 +105,7 @@ def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
 
 def test_flops_add_up_to_the_plan_whatever_is_done(out, plan):
     watcher = watch.Watcher(out)
-    looks = [watcher.look()]
+    looks = [watcher.take_snapshot()]
     for folder, step in (
         (run_dirs.trunk_dir(out, plan.runs[0]), 10),
         (run_dirs.trunk_dir(out, plan.runs[0]), 14),
@@ -114,10 +114,10 @@ def test_flops_add_up_to_the_plan_whatever_is_done(out, plan):
         (run_dirs.run_dir(out, plan.runs[3]), 40),
     ):
         log(folder, step)
-        looks.append(watcher.look())
+        looks.append(watcher.take_snapshot())
     for run in plan:
         record(out, run)
-        looks.append(watcher.look())
+        looks.append(watcher.take_snapshot())
     assert all(
         math.isclose(look.flops + look.left, plan.flops, rel_tol=1e-12)
         for look in looks
@@ -132,9 +132,9 @@ def test_flops_add_up_to_the_plan_whatever_is_done(out, plan):
 
 def test_the_time_left_is_at_the_rate_between_looks(out, plan):
     watcher = watch.Watcher(out)
-    first = watcher.look(100.0)
+    first = watcher.take_snapshot(100.0)
     log(run_dirs.trunk_dir(out, plan.runs[0]), 14)
-    second = watcher.look(110.0)
+    second = watcher.take_snapshot(110.0)
     assert first.seconds is None and second.seconds is not None
     assert math.isclose(
         second.seconds, second.left * 10.0 / (second.flops - first.flops)
@@ -150,7 +150,7 @@ def test_a_holder_that_falls_silent_does_not_run(out, plan):
     )
     watcher = watch.Watcher(out)
     assert [seen(watcher, now)[1] for now in (0.0, 80.0, 100.0)] == [1, 1, 0]
-    assert watcher.look(100.0).silent[0][0] == plan.runs[0].trunk_id
+    assert watcher.take_snapshot(100.0).silent[0][0] == plan.runs[0].trunk_id
     with open(lease, "a") as file:
         file.write(".")
     assert seen(watcher, 120.0)[1] == 1
@@ -174,7 +174,7 @@ def test_damage_costs_what_it_hits(out, plan, content, make_run):
     (trunk / "claims").mkdir(parents=True)
     (trunk / "claims" / "1").write_text(content)
     (trunk / "metrics.jsonl").write_text(f'{content}\n{{"step": 1e999}}\n{{"st')
-    look = watch.Watcher(out).look()
+    look = watch.Watcher(out).take_snapshot()
     assert (
         look.unreadable == 1
         and len(look.running) == 1
@@ -190,20 +190,20 @@ def test_the_law_is_asked_for_when_there_are_enough_runs_and_may_fail(out, make_
         raise ZeroDivisionError("\x1bdegenerate")
 
     watcher = watch.Watcher(out, fit)
-    for seed in range(watch.FEWEST + 1):
+    for seed in range(watch.FEWEST_RUNS + 1):
         record(out, make_run(seed=seed))
-        look = watcher.look()
-        watcher.look()
-        assert ("at least" in look.fit) == (seed + 1 < watch.FEWEST)
+        look = watcher.take_snapshot()
+        watcher.take_snapshot()
+        assert ("at least" in look.fit) == (seed + 1 < watch.FEWEST_RUNS)
     assert (
-        asked == [watch.FEWEST, watch.FEWEST + 1]
+        asked == [watch.FEWEST_RUNS, watch.FEWEST_RUNS + 1]
         and look.fit == "no law yet: \N{REPLACEMENT CHARACTER}degenerate"
     )
 
 
 @pytest.mark.slow
 def test_runs_of_one_size_give_no_law_and_say_so(out, make_run, capsys):
-    for seed in range(watch.FEWEST):
+    for seed in range(watch.FEWEST_RUNS):
         record(out, make_run(seed=seed, tokens=64 * 20 * (seed + 1)))
     assert main(["watch", str(out), "--once"]) == 0
     assert "no law yet" in capsys.readouterr().out
