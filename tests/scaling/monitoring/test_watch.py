@@ -19,27 +19,9 @@ from scaling.config import RunConfig
 from scaling.monitoring import watch
 from scaling.planning.plan import Plan
 from scaling.store import leases, run_dirs
-from scaling.store.columns import COLUMN_NAMES
 
 MakeRun = Callable[..., RunConfig]
-
-
-def record(out: Path, run: RunConfig, **outcome: Any) -> None:
-    """Store a run as the trainer does, without training it."""
-    run_dirs.open_run(out, run)
-    row = {
-        name: None for name in COLUMN_NAMES if name != "flops_spent"
-    } | run_dirs.describe_run(run)
-    row |= dict.fromkeys(("sweep", "fingerprint", "device", "versions", "commit"), "")
-    row |= {
-        "unique_tokens": row["tokens"],
-        "epochs": 1.0,
-        "wall_seconds": 0.5,
-        "bits_per_byte": 2.0,
-    }
-    run_dirs.write_result(
-        out, run, row | {"status": "finished", "diverged": False, "loss": 1.5} | outcome
-    )
+RecordRun = Callable[..., Path]
 
 
 def log(folder: Path, step: int) -> None:
@@ -76,7 +58,7 @@ def test_a_plan_stays_in_its_folder(out, plan):
     assert path.parent == out / "plans" and list(Plan.from_json(path)) == list(plan)
 
 
-def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
+def test_what_is_planned_waits_until_it_runs_and_ends(out, plan, record):
     watcher = watch.Watcher(out)
     assert seen(watcher) == (0, 0, 4, 0)
     with leases.Leases().hold(
@@ -103,7 +85,7 @@ def test_what_is_planned_waits_until_it_runs_and_ends(out, plan):
     assert main(["watch", str(out), "--once"]) == 3
 
 
-def test_flops_add_up_to_the_plan_whatever_is_done(out, plan):
+def test_flops_add_up_to_the_plan_whatever_is_done(out, plan, record):
     watcher = watch.Watcher(out)
     looks = [watcher.take_snapshot()]
     for folder, step in (
@@ -164,7 +146,7 @@ def test_a_holder_that_falls_silent_does_not_run(out, plan):
     "content",
     ["", "[]", "null", "[" * 100_000, '{"name": 3, "runs": [{"tokens": 1e999}]}'],
 )
-def test_damage_costs_what_it_hits(out, plan, content, make_run):
+def test_damage_costs_what_it_hits(out, plan, content, make_run, record):
     record(out, plan.runs[0])
     begun = make_run(seed=9)
     run_dirs.open_run(out, begun)
@@ -182,7 +164,9 @@ def test_damage_costs_what_it_hits(out, plan, content, make_run):
     )
 
 
-def test_the_law_is_asked_for_when_there_are_enough_runs_and_may_fail(out, make_run):
+def test_the_law_is_asked_for_when_there_are_enough_runs_and_may_fail(
+    out, make_run, record
+):
     asked: list[int] = []
 
     def fit(table: Any) -> str:
@@ -202,7 +186,7 @@ def test_the_law_is_asked_for_when_there_are_enough_runs_and_may_fail(out, make_
 
 
 @pytest.mark.slow
-def test_runs_of_one_size_give_no_law_and_say_so(out, make_run, capsys):
+def test_runs_of_one_size_give_no_law_and_say_so(out, make_run, capsys, record):
     for seed in range(watch.FEWEST_RUNS):
         record(out, make_run(seed=seed, tokens=64 * 20 * (seed + 1)))
     assert main(["watch", str(out), "--once"]) == 0
@@ -216,7 +200,7 @@ def test_a_look_is_a_line_of_json(out, capsys):
     assert main(["watch", str(out / "absent"), "--once"]) == 2
 
 
-def test_a_view_ends_with_the_sweep(out, plan, capsys):
+def test_a_view_ends_with_the_sweep(out, plan, capsys, record):
     from rich.console import Console
 
     for run in plan:

@@ -18,35 +18,10 @@ from scaling.cli.main import main
 from scaling.cli.terminal_plot import draw_curve
 from scaling.config import ConfigError, RunConfig
 from scaling.store import query, run_dirs
-from scaling.store.columns import COLUMN_NAMES
 from scaling.store.table import run_table
 
 MakeRun = Callable[..., RunConfig]
-
-
-def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
-    """Store a run as the trainer does, without training it."""
-    folder = run_dirs.open_run(out, run)
-    row = {
-        name: None for name in COLUMN_NAMES if name != "flops_spent"
-    } | run_dirs.describe_run(run)
-    row |= dict.fromkeys(("fingerprint", "device", "commit"), "")
-    row |= {
-        "unique_tokens": row["tokens"],
-        "epochs": 1.0,
-        "wall_seconds": 0.5,
-        "bits_per_byte": 2.0,
-    }
-    row |= {
-        "status": "finished",
-        "diverged": False,
-        "loss": 1.5,
-        "loss_se": 0.01,
-        "sweep": "mine",
-        "versions": "{}",
-    }
-    run_dirs.write_result(out, run, row | outcome)
-    return folder
+RecordRun = Callable[..., Path]
 
 
 @pytest.fixture
@@ -58,7 +33,7 @@ def runs(make_run: MakeRun) -> list[RunConfig]:
 
 
 @pytest.fixture
-def out(tmp_path: Path, runs: list[RunConfig]) -> Path:
+def out(tmp_path: Path, runs: list[RunConfig], record: RecordRun) -> Path:
     """Two finished runs, one that failed, one that has begun."""
     record(tmp_path, runs[0], loss=2.0, budget=1e9)
     record(tmp_path, runs[1], loss=1.25)

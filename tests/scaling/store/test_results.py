@@ -26,6 +26,7 @@ from scaling.store.files import MAX_BYTES, StoreError
 from scaling.store.table import read_results, run_table
 
 MakeRun = Callable[..., RunConfig]
+MakeRow = Callable[..., dict[str, Any]]
 SCRIPT = "<script>alert(1)</script>"
 JUNK = st.one_of(
     st.none(),
@@ -53,25 +54,10 @@ JUNK = st.one_of(
 )
 
 
-def good(run: RunConfig) -> dict[str, Any]:
-    """The row of a run that was trained."""
-    row = dict.fromkeys(
-        ("sweep", "fingerprint", "device", "versions", "commit"), "x"
-    ) | run_dirs.describe_run(run)
-    row |= {
-        "status": "finished",
-        "diverged": False,
-        "loss": 1.5,
-        "loss_se": 0.01,
-        "bits_per_byte": 2.0,
-    }
-    return row | {"unique_tokens": row["tokens"], "epochs": 1.0, "wall_seconds": 0.5}
-
-
 @pytest.fixture
-def there(tmp_path: Path, make_run: MakeRun) -> Path:
+def there(tmp_path: Path, make_run: MakeRun, make_row: MakeRow) -> Path:
     """The result of one run, which is whole."""
-    run_dirs.write_result(tmp_path, make_run(), good(make_run()))
+    run_dirs.write_result(tmp_path, make_run(), make_row(make_run()))
     return run_dirs.run_dir(tmp_path, make_run()) / "result.json"
 
 
@@ -111,15 +97,16 @@ def test_any_value_in_any_column_is_checked(
     make_run: MakeRun,
     changes: dict[str, Any],
     gone: str,
+    make_row: MakeRow,
 ) -> None:
     out = tmp_path_factory.mktemp("junk", numbered=True)
     run, other = make_run(), make_run(tokens=2560)
     run_dirs.write_result(
-        out, other, good(other)
+        out, other, make_row(other)
     )  # on the same trunk: its compute depends on the other's row
     folder = run_dirs.run_dir(out, run)
     folder.mkdir()
-    row = good(run) | changes
+    row = make_row(run) | changes
     if len(changes) == 3:
         row.pop(gone, None)
     (folder / "result.json").write_text(json.dumps(row))
@@ -247,12 +234,15 @@ def test_text_loses_what_a_terminal_would_obey(there: Path) -> None:
 
 
 def test_of_many_runs_the_order_is_that_of_their_names_and_the_first_fault_is_told(
-    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_run: MakeRun,
+    monkeypatch: pytest.MonkeyPatch,
+    make_row: MakeRow,
 ) -> None:
     monkeypatch.setattr(results, "_BATCH", 3)
     runs = [make_run(seed=seed) for seed in range(40)]
     for run in runs:
-        run_dirs.write_result(tmp_path, run, good(run))
+        run_dirs.write_result(tmp_path, run, make_row(run))
     names = sorted(run.run_id for run in runs)
     assert [row["run_id"] for row in read_results(tmp_path)] == names
     assert [row["run_id"] for row in read_results(tmp_path, runs[:5])] == sorted(

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,27 +24,12 @@ from scaling.store.run_dirs import read_metrics
 from scaling.store.table import export_table, run_table
 
 MakeRun = Callable[..., RunConfig]
+RecordRun = Callable[..., Path]
 
 
-def record(out: Path, run: RunConfig, **outcome: Any) -> Path:
-    """Store a run as the trainer does, without training it."""
-    folder = run_dirs.open_run(out, run)
-    row = dict.fromkeys(
-        ("sweep", "fingerprint", "device", "versions", "commit"), ""
-    ) | run_dirs.describe_run(run)
-    row |= {"unique_tokens": row["tokens"], "epochs": 1.0, "wall_seconds": 0.5}
-    row |= {
-        "status": "finished",
-        "diverged": False,
-        "loss": 1.5,
-        "loss_se": 0.01,
-        "bits_per_byte": math.nan,
-    }
-    run_dirs.write_result(out, run, row | outcome)
-    return folder
-
-
-def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> None:
+def test_the_table_has_one_row_per_run(
+    tmp_path: Path, make_run: MakeRun, record: RecordRun
+) -> None:
     runs = [make_run(seed=seed, budget=1e9) for seed in range(3)]
     for run in runs:
         record(tmp_path, run)
@@ -66,7 +50,7 @@ def test_the_table_has_one_row_per_run(tmp_path: Path, make_run: MakeRun) -> Non
 
 
 def test_a_run_without_a_result_is_not_finished(
-    tmp_path: Path, make_run: MakeRun
+    tmp_path: Path, make_run: MakeRun, record: RecordRun
 ) -> None:
     run = make_run()
     run_dirs.open_run(tmp_path, run)
@@ -76,9 +60,9 @@ def test_a_run_without_a_result_is_not_finished(
 
 
 def test_tables_in_both_formats_are_the_same_table(
-    tmp_path: Path, make_run: MakeRun
+    tmp_path: Path, make_run: MakeRun, record: RecordRun
 ) -> None:
-    record(tmp_path, make_run())
+    record(tmp_path, make_run(), bits_per_byte=math.nan)
     record(tmp_path, make_run(seed=1), loss=math.nan, status="diverged", diverged=True)
     table = run_table(tmp_path)
     parquet, csv = export_table(table, tmp_path)
@@ -94,7 +78,9 @@ def test_tables_in_both_formats_are_the_same_table(
     ]  # nothing half-written
 
 
-def test_nan_is_null_in_json(tmp_path: Path, make_run: MakeRun) -> None:
+def test_nan_is_null_in_json(
+    tmp_path: Path, make_run: MakeRun, record: RecordRun
+) -> None:
     folder = record(tmp_path, make_run(), loss=math.nan, loss_se=math.inf)
     row = json.loads(
         (folder / "result.json").read_text(),
@@ -109,7 +95,7 @@ def test_nan_is_null_in_json(tmp_path: Path, make_run: MakeRun) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"run_id": "x"}', "\xff"])
 def test_a_damaged_result_is_named_with_its_remedy(
-    tmp_path: Path, make_run: MakeRun, content: str
+    tmp_path: Path, make_run: MakeRun, content: str, record: RecordRun
 ) -> None:
     run = make_run()
     path = record(tmp_path, run) / "result.json"
@@ -165,7 +151,7 @@ def test_a_torn_line_of_metrics_costs_that_line_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["wsd_linear", "cosine", "inverse_sqrt"])
 def test_flops_spent_add_up_to_what_the_plan_costs(
-    tmp_path: Path, make_run: MakeRun, schedule: str
+    tmp_path: Path, make_run: MakeRun, schedule: str, record: RecordRun
 ) -> None:
     """Over runs of odd lengths, cooldowns of which the longer may leave the trunk
     first, and two trunks.
@@ -192,7 +178,9 @@ def test_flops_spent_add_up_to_what_the_plan_costs(
     )
 
 
-def test_flops_spent_alone_are_all_flops(tmp_path: Path, make_run: MakeRun) -> None:
+def test_flops_spent_alone_are_all_flops(
+    tmp_path: Path, make_run: MakeRun, record: RecordRun
+) -> None:
     run = make_run()
     record(tmp_path, run)
     record(tmp_path, dataclasses.replace(run, tokens=2 * run.tokens))
