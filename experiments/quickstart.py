@@ -28,7 +28,7 @@ from scaling import PlanConfig, make_plan, sweep
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
-from scaling.execution.sweep import select_unfinished
+from scaling.execution.sweep import drop_finished
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def main() -> None:
     args = tyro.cli(Quickstart, description=__doc__)
     started = time.monotonic()
     plan = make_plan(read_toml(find_preset(args.preset), PlanConfig))
-    if select_unfinished(plan, args.out).runs:
+    if drop_finished(plan, args.out).runs:
         print_plan(
             plan, args.out, timing=False, workers=args.workers
         )  # the sweep itself says how long

@@ -41,7 +41,7 @@ from experiments.documents.grids import FULL, QUICK
 from experiments.documents.statement import PENDING, Claim, Result
 from scaling.cli.output import print_plan
 from scaling.config import ConfigError
-from scaling.execution.sweep import select_unfinished
+from scaling.execution.sweep import drop_finished
 
 MODULES = (scale, activations, distributed, recipe, unit_scaling, arithmetic)
 CLAIMS: dict[str, Claim] = {
@@ -101,7 +101,7 @@ def examine_claims(args: Documents) -> list[Result]:
     claims = [CLAIMS[name] for name in dict.fromkeys(args.claims)]
     grids = dict.fromkeys(grid for claim in claims for grid in claim.needs)
     plan = evidence.plan(grids)
-    if len(plan) and select_unfinished(plan, args.out / "runs").runs:
+    if len(plan) and drop_finished(plan, args.out / "runs").runs:
         for grid in grids if args.full else ():
             print(f"\nthe runs of {grid!r}", flush=True)
             print_plan(

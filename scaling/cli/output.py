@@ -120,9 +120,9 @@ def print_plan(
     time.
     """
     from scaling.execution.sweep import (
+        drop_finished,
         estimate_seconds,
         prepare_data,
-        select_unfinished,
     )
 
     data = prepare_data(plan)
@@ -163,7 +163,7 @@ def print_plan(
             "no trunk and each is trained from its start"
         )
     if seconds is not None:
-        left = len(select_unfinished(plan, out))
+        left = len(drop_finished(plan, out))
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
 
 

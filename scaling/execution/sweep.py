@@ -157,7 +157,7 @@ def _select_runs_to_train(
     """The unfinished runs of a plan, and the earlier failures for which runs are left
     out; with `retry` none are.
     """
-    pending = select_unfinished(plan, out)
+    pending = drop_finished(plan, out)
     failures = [] if retry else _read_failures(pending, out)
     if retry and multihost.is_process_0():
         for run in pending:
@@ -193,7 +193,7 @@ def _train_plan(
         failures = train_in_process(trunks, out, loop, progress.report)
     remaining = []
     for failure in failures:
-        runs = select_unfinished(Plan("failed", failure.runs), out).runs
+        runs = drop_finished(Plan("failed", failure.runs), out).runs
         if runs:
             remaining.append(Failure(runs, failure.reason))
     if multihost.is_process_0():
@@ -282,8 +282,8 @@ def _broadcast_table(table: pd.DataFrame | None) -> pd.DataFrame:
     return rebuilt.astype(content["types"])
 
 
-def select_unfinished(plan: Plan, out: Path) -> Plan:
-    """The runs of a plan that have no result yet, as a plan."""
+def drop_finished(plan: Plan, out: Path) -> Plan:
+    """The plan without the runs that have a result."""
     answers: Sequence[bool] = multihost.broadcast_from_process_0(
         run_dirs.are_finished(out, plan.runs)
     )
@@ -354,7 +354,7 @@ def estimate_seconds(
     The estimate rests on a short measurement.
     """
     workers = default_workers() if workers is None else workers
-    pending = select_unfinished(plan, out)
+    pending = drop_finished(plan, out)
     if not pending.runs:
         return 0.0
     timings = measure_timings(pending, out, workers, loop)

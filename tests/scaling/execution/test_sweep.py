@@ -20,7 +20,7 @@ from scaling import data
 from scaling import events as event_types
 from scaling.config import ConfigError, DataConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.execution import local
-from scaling.execution.sweep import SweepError, select_unfinished, sweep
+from scaling.execution.sweep import SweepError, drop_finished, sweep
 from scaling.monitoring.progress import Progress
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
@@ -85,7 +85,7 @@ def test_a_second_call_trains_nothing(
     plan: Plan, here: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, table = here
-    assert len(select_unfinished(plan, out)) == 0
+    assert len(drop_finished(plan, out)) == 0
     monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(sweep(plan, out, workers=0, show="quiet"), table)
     part = sweep([plan.runs[0]], out, workers=0, show="quiet")
@@ -121,7 +121,7 @@ def test_a_damaged_result_is_reported_and_its_remedy_works(
     ):
         sweep(plan, out, workers=0, show="quiet")
     path.unlink()
-    assert select_unfinished(plan, out).runs == (plan.runs[0],)
+    assert drop_finished(plan, out).runs == (plan.runs[0],)
     path.write_text(whole)
 
 
@@ -176,7 +176,7 @@ def test_a_failing_job_is_named_and_stops_no_other(
     )
     assert re.search(rf"{failed} +\d+ +\d+ +[\d,]+ +\d+  StoreError: ", message)
     assert "config.json: cannot be read" in message and "remove the folder" in message
-    assert [run.run_id for run in select_unfinished(plan, out)] == [failed]
+    assert [run.run_id for run in drop_finished(plan, out)] == [failed]
 
 
 def test_a_killed_worker_is_replaced(workers: tuple[Path, str, list[Event]]) -> None:
