@@ -1,6 +1,4 @@
-"""Laws of the executors: events are passed on, the dead are replaced, and nothing is
-left running.
-"""
+"""Events are passed on, dead workers are replaced, and no process is left running."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ for line in sys.stdin:
 def started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> list[subprocess.Popen[bytes]]:
-    """The processes started, each in place of a worker that would load JAX."""
+    """The processes that were started, each in place of a worker that would load JAX."""
     processes = []
 
     def start(log: Path, number: int, count: int) -> Child:

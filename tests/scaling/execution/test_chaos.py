@@ -1,5 +1,5 @@
-"""Laws of a sweep under fire and of several sweeps on one folder: every run once, no
-loss changed. Minutes, so slow.
+"""Every run is trained once and no loss changes, when workers are killed or several
+sweeps share a folder. Slow: it takes minutes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What happens when something breaks: the table of docs/concepts/reliability.md, one test a row
-that no other file has.
+"""What happens when something breaks: the table of docs/concepts/reliability.md, with
+one test for each row that no other file tests.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Laws of jobs that are trained elsewhere: they say what they do in a file, and only
-run directories are believed.
+"""Jobs that are trained elsewhere write their events to a file, and only the run
+directories are believed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_a_job_that_fails_says_why(post: JobMailbox, make_run: MakeRun) -> None:
 def test_a_job_that_is_not_wanted_saves_and_ends(
     post: JobMailbox, make_run: MakeRun, tmp_path: Path
 ) -> None:
-    """No checkpoint is due for an hour, so the one that is there was asked for."""
+    """No checkpoint is due for an hour, so the one that exists was requested."""
     post.loop = LoopConfig(chunk_steps=4, checkpoint_seconds=3600.0)
     run = make_run(tokens=64 * 50_000)
     posted = post.write_job(1, Job(Trunk((run,))))
@@ -146,8 +146,8 @@ def test_a_job_that_ends_without_a_word_has_died(
 def test_done_is_believed_once_the_results_are_seen(
     post: JobMailbox, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network file system may show the results later than the word; when it never
-    does the job has died.
+    """A network file system may show the results later than the event. If they never
+    appear, the job has died.
     """
     run = make_run()
     posted = post.write_job(1, Job(Trunk((run,))))

@@ -1,5 +1,5 @@
-"""Laws of the Ray backend, on real clusters of this machine, on loopback, where Ray is
-installed (extra `ray`).
+"""The Ray executor, on real clusters of this machine, on loopback, if Ray is installed
+(extra `ray`).
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ def test_a_lost_node_costs_no_run(make_run: MakeRun, tmp_path: Path) -> None:
 def test_an_interrupt_saves(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No checkpoint is due for an hour, so the one that is there was asked for. A
-    cluster of the sweep's own.
+    """No checkpoint is due for an hour, so the one that exists was requested. The sweep
+    starts its own cluster.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run, events = make_run(tokens=64 * 50_000), list[Event]()

@@ -1,7 +1,5 @@
-"""Laws of the SLURM backend, on a real cluster of one node where SLURM is installed and
-this is root.
-
-Debian: `apt-get install slurm-wlm munge`, and the extra `slurm`.
+"""The SLURM executor, on a real cluster of one node, if SLURM is installed and the user
+is root. Debian: `apt-get install slurm-wlm munge`, and the extra `slurm`.
 """
 
 from __future__ import annotations
@@ -371,7 +369,9 @@ def test_a_controller_that_does_not_answer_ends_no_job(
 def test_what_the_cluster_does_not_take_now_is_submitted_later(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too many jobs, say; only a first refusal is taken for a wrong configuration."""
+    """There may be too many jobs, for example. Only if the first submission is rejected
+    is the configuration taken to be wrong.
+    """
 
     class Submitit:
         full, taken = True, 0

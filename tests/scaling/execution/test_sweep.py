@@ -1,5 +1,5 @@
-"""Laws of the sweep: whatever fails, dies or is interrupted, it ends with every run
-that can be trained, once.
+"""Whatever fails, dies or is interrupted, a sweep ends with every run trained once that
+can be trained.
 """
 
 from __future__ import annotations

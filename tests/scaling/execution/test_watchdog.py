@@ -1,4 +1,4 @@
-"""Laws of the watch: silence ends the process and says so, events keep it alive, who
+"""Silence ends the process with a message, events keep it alive, and every process that
 trains alone is watched.
 """
 
@@ -71,7 +71,9 @@ def test_events_keep_it_alive_and_are_passed_on(
 def test_who_trains_alone_is_watched(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This process; a job of a cluster; not a worker, whose sweep watches it."""
+    """This process and a job of a cluster are watched; a worker is not, because its
+    sweep watches it.
+    """
     seen: list[float] = []
     monkeypatch.setattr(watchdog_module, "_end_process", seen.append)
     hang = lambda runs, out, loop, report: time.sleep(0.5)

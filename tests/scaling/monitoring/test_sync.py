@@ -1,4 +1,4 @@
-"""Laws of mirroring: what is in the folder is written once, whoever looks when; and the
+"""What is in the folder is written to a tracker once, whenever it is synced, and the
 table is read back the same.
 """
 
@@ -75,7 +75,7 @@ def out(tmp_path: Path, runs: list[RunConfig], record: RecordRun) -> Path:
 
 
 class Told:
-    """A tracker that remembers what all of its kind were told."""
+    """A tracker that remembers all calls to trackers of its kind."""
 
     def __init__(self, told: dict[str, list[Any]]) -> None:
         self.told = told
@@ -244,7 +244,7 @@ def test_a_tracker_that_is_not_installed_is_named(out, monkeypatch, capsys):
 
 
 def track(kind: str, out: Path, *figures: Path) -> None:
-    """TrackerSync a folder with a package that may be missing."""
+    """Sync a folder with a package that may be missing."""
     package = {"tensorboard": "tensorboardX"}.get(kind, kind)
     pytest.importorskip(
         package,

@@ -1,5 +1,5 @@
-"""Laws of the leases: of several that want a trunk one has it, the dead and the silent
-lose it, whatever the clocks.
+"""One of several processes gets a trunk, and a dead or silent owner loses it, whatever
+the clocks say.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Laws of the listing: a damaged file costs its run alone, a filter is no program, an
-export is the table again.
+"""A listing shows every run: a damaged file costs only its own run, a filter is not
+evaluated as code, and an export is the same table.
 """
 
 from __future__ import annotations

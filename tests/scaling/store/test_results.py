@@ -1,5 +1,5 @@
-"""Whatever lies in a folder of runs, the run table has checked rows or says which file
-is at fault.
+"""Whatever a folder of runs holds, the run table has checked rows or names the file at
+fault.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ JUNK = st.one_of(
 
 @pytest.fixture
 def there(tmp_path: Path, make_run: MakeRun, make_row: MakeRow) -> Path:
-    """The result of one run, which is whole."""
+    """The intact result of one run."""
     run_dirs.write_result(tmp_path, make_run(), make_row(make_run()))
     return run_dirs.run_dir(tmp_path, make_run()) / "result.json"
 
@@ -74,7 +74,7 @@ def refused(path: Path) -> str:
 
 
 def check(table: pd.DataFrame, out: Path) -> None:
-    """What is in a table can be written, and has one row per folder."""
+    """Check that a table can be written and has one row per folder."""
     assert list(table.columns) == list(COLUMN_NAMES) and table["run_id"].is_unique
     assert all(
         (out / run_id).is_dir() and run_id.isalnum() for run_id in table["run_id"]

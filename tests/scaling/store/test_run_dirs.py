@@ -1,6 +1,4 @@
-"""Laws of the store: a row is whole or absent, what is damaged is named, and compute is
-counted once.
-"""
+"""A row is whole or absent, damage is named, and compute is counted once."""
 
 from __future__ import annotations
 
