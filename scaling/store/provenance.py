@@ -16,23 +16,27 @@ _PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "numpy")
 
 @functools.cache
 def read_provenance() -> dict[str, str]:
-    """`device`, `versions` (a JSON object; empty for what is not installed) and
-    `commit` (empty outside a checkout).
+    """What the columns `device`, `versions` and `commit` hold in this process.
+
+    `versions` is a JSON object, with an empty text for a package that is not installed.
+    `commit` is empty outside a checkout.
     """
     device = jax.devices()[0]
-    versions = {"python": platform.python_version()} | {
-        name: _read_version(name) for name in _PACKAGES
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        versions[name] = _read_version(name)
+    return {
+        "device": f"{device.platform}:{device.device_kind} x{jax.device_count()}",
+        "versions": json.dumps(versions),
+        "commit": _read_commit(),
     }
-    kind = f"{device.platform}:{device.device_kind} x{jax.device_count()}"
-    return {"device": kind, "versions": json.dumps(versions), "commit": _read_commit()}
 
 
 def _read_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
-    except (
-        importlib.metadata.PackageNotFoundError
-    ):  # this package, run from a folder on the path
+    except importlib.metadata.PackageNotFoundError:
+        # So it is for this package if it runs from a folder on the path.
         return ""
 
 

@@ -70,18 +70,18 @@ def test_what_is_released_is_free_at_once_and_what_is_held_is_not(
     assert Leases().take(tmp_path) is not None
 
 
-def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
+def test_a_report_that_fails_leaves_the_lease_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a trunk that another version began, which is told; where the one that is told
-    cannot go on, the next may.
+    """The report of another version raises an error; then the next process can take the
+    trunk.
     """
     with Leases().hold(tmp_path, ignore):
         pass
-    told: list[event_types.Event] = []
+    reported: list[event_types.Event] = []
 
     def refuse(event: event_types.Event) -> None:
-        told.append(event)
+        reported.append(event)
         raise BrokenPipeError
 
     monkeypatch.setattr(
@@ -91,7 +91,7 @@ def test_what_is_said_of_a_claim_may_fail_and_leaves_it_free(
     )
     with pytest.raises(BrokenPipeError), Leases().hold(tmp_path, refuse):
         pytest.fail("entered")
-    assert [(type(event), event.now) for event in told] == [
+    assert [(type(event), event.now) for event in reported] == [
         (event_types.Mixed, "other")
     ]
     with Leases().hold(tmp_path, ignore) as lease:
@@ -163,7 +163,7 @@ def test_a_process_of_this_machine_that_is_gone_loses_the_trunk_at_once(
         b"\xff",
     ],
 )
-def test_an_unreadable_claim_is_waited_for(tmp_path: Path, text: bytes) -> None:
+def test_an_unreadable_lease_is_waited_for(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "1").write_bytes(text)
     other = Leases(expiry=0.0)
