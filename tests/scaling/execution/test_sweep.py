@@ -86,7 +86,7 @@ def test_a_second_call_trains_nothing(
 ) -> None:
     out, table = here
     assert len(drop_finished(plan, out)) == 0
-    monkeypatch.setattr(module, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "_train_plan", lambda *_: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(sweep(plan, out, workers=0, show="quiet"), table)
     part = sweep([plan.runs[0]], out, workers=0, show="quiet")
     assert part["run_id"].tolist() == [plan.runs[0].run_id]
