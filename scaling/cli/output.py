@@ -130,7 +130,7 @@ def print_plan(
     seconds = estimate_seconds(plan, out, workers) if timing else None
     if as_json:
         rejected = []
-        for run, reason in plan.refused:
+        for run, reason in plan.skipped:
             entry = {
                 "width": run.model.width,
                 "budget": run.budget,
@@ -147,7 +147,7 @@ def print_plan(
         return
     shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
     print_table(shown, as_json=False)
-    for run, reason in plan.refused:
+    for run, reason in plan.skipped:
         print(f"rejected: budget {run.budget or float('nan'):.3g}, {reason}")
     repeated = sum(row["repeated_tokens"] > 0 for row in to_records(table))
     if repeated:

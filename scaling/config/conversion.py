@@ -39,20 +39,24 @@ def require(ok: bool, name: str, value: object, fix: str) -> None:
         raise ConfigError(f"{name} = {value!r}: {fix}")
 
 
+def join_path(where: str, name: str) -> str:
+    """The path of a field: `where.name`, or the name alone at the top."""
+    return f"{where}.{name}" if where else name
+
+
 def require_positive(config: object, where: str, *names: str) -> None:
     """Raise a `ConfigError` about fields that are neither positive nor None."""
     for name in names:
         value = getattr(config, name)
-        require(
-            value is None or value > 0, f"{where}.{name}", value, "must be positive"
-        )
+        ok = value is None or value > 0
+        require(ok, join_path(where, name), value, "must be positive")
 
 
 def require_not_negative(config: object, where: str, *names: str) -> None:
     """Raise a `ConfigError` about fields that are negative."""
     for name in names:
         value = getattr(config, name)
-        require(value >= 0, f"{where}.{name}", value, "must not be negative")
+        require(value >= 0, join_path(where, name), value, "must not be negative")
 
 
 def require_at_least_one(config: object, where: str, *names: str) -> None:
@@ -60,7 +64,7 @@ def require_at_least_one(config: object, where: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         ok = value is None or value >= 1
-        require(ok, f"{where}.{name}", value, "must be at least 1")
+        require(ok, join_path(where, name), value, "must be at least 1")
 
 
 def to_dict(config: object) -> JsonObject:
@@ -91,7 +95,7 @@ def from_dict(cls: type[T], values: object, where: str = "") -> T:
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     built: JsonObject = {}
     for key, value in values.items():
-        path = f"{where}.{key}" if where else key
+        path = join_path(where, key)
         if key not in known:
             hint = did_you_mean(key, sorted(known), label="known keys")
             raise ConfigError(f"{path}: unknown key of {cls.__name__}; {hint}")
@@ -108,7 +112,7 @@ def convert_fields(config: object, where: str) -> None:
         ConfigError: a value has the wrong type.
     """
     for name, hint in get_type_hints(type(config)).items():
-        path = f"{where}.{name}" if where else name
+        path = join_path(where, name)
         value = convert_value(hint, getattr(config, name), path)
         object.__setattr__(config, name, value)
 

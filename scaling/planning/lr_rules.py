@@ -48,7 +48,7 @@ def set_warmup(runs: Iterable[RunConfig], fraction: float) -> list[RunConfig]:
     ]
 
 
-def rescale(
+def rescale_optim(
     optim: OptimConfig, batch_ratio: float = 1.0, data_ratio: float = 1.0
 ) -> OptimConfig:
     """Move AdamW's hyper-parameters to another batch and duration by the rules of

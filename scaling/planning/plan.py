@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -30,89 +30,80 @@ from scaling.config import (
     group_by_trunk,
     to_dict,
 )
+from scaling.config.conversion import require_at_least_one, require_positive
 from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
+from scaling.planning._deprecated import warn_of_rename
 from scaling.planning.lr_rules import (
     get_width_exponent,
     replace_optim,
-    rescale,
+    rescale_optim,
     set_warmup,
 )
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically
 
+DEFAULT_WIDTHS = (
+    *(24, 32, 40, 48, 56, 64, 80, 96, 112),
+    *(128, 160, 192, 224, 256, 320, 384, 448, 512),
+)
+"""Widths of about equal ratios, between 1.12 and 1.33."""
+
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """What to plan: compute budgets with sizes around each one's centre, or a rectangle
-    of widths and tokens.
-
-    `widths` are the sizes to choose from; the depth of each follows from `aspect`: a number
-    is width / depth, None keeps `model.depth`.
+    """What to plan: compute budgets with sizes around the center of each, or a
+    rectangle of widths and tokens.
 
     The learning rate of a run is `optim.lr` x (width /
-    model.base_width)^-`lr_width_exponent`, by default 0.7 under `sp` and constant under
-    every other parametrization, or `optim.lr` x (n_matmul / `lr_N`)^-`lr_N_exponent`;
-    either x (tokens / `lr_D`)^-`lr_D_exponent`; and each run is planned at each of
-    `lr_factors` times that rate, for `analysis.table.tuned` to keep the best. With
-    `base_tokens` or `base_batch_tokens`, `optim` is the recipe of a run of those, moved
-    to each run's own by `scaling.planning.lr_rules.rescale`. A rule that depends on
-    tokens leaves a size's runs
-    without a common trunk: the quickstart's plan would cost 1.3 times as much.
+    model.base_width)^-`lr_width_exponent`, or `optim.lr` x (n_matmul /
+    `lr_N`)^-`lr_N_exponent`; either is multiplied by (tokens /
+    `lr_D`)^-`lr_D_exponent`. With `base_tokens` or `base_batch_tokens`, `optim` is the
+    recipe of a run of those, which `scaling.rescale_optim` moves to the tokens of each run.
+    A rule that depends on tokens leaves the runs of a size without a common trunk: the
+    quickstart's plan would cost 1.3 times as much.
 
-    The warm-up is `warmup_fraction` of the shortest run on each trunk: a plan with
-    other budgets may have other ones.
+    Raises:
+        ConfigError: a value is out of range, or contradicts another one.
     """
 
     name: str = "sweep"
-    budgets: tuple[float, ...] = ()  # FLOPs; an IsoFLOP plan
+    budgets: tuple[float, ...] = ()
+    """FLOPs of each IsoFLOP profile."""
     sizes_per_budget: int = 5
-    tokens_per_parameter: float = (
-        20.0  # centre of each budget's sizes, tokens over n_matmul
-    )
-    widths: tuple[int, ...] = (
-        24,
-        32,
-        40,
-        48,
-        56,
-        64,
-        80,
-        96,
-        112,
-        128,
-        160,
-        192,
-        224,
-        256,
-        320,
-        384,
-        448,
-        512,
-    )
+    tokens_per_parameter: float = 20.0
+    """Center of the sizes of each budget: tokens over n_matmul."""
+    widths: tuple[int, ...] = DEFAULT_WIDTHS
+    """The sizes to choose from."""
     aspect: float | None = None
-    tokens: tuple[
-        int, ...
-    ] = ()  # a rectangular plan: every width at every one of these
+    """Width over depth; None keeps `model.depth`."""
+    tokens: tuple[int, ...] = ()
+    """Instead of budgets: every width is trained on every one of these."""
     seeds: tuple[int, ...] = (0,)
-    min_steps: int = 400  # runs below either limit are skipped: no law holds for them (docs/notes/recipe.md)
+    min_steps: int = 400
+    """Runs of fewer steps are skipped: no law holds for them (docs/notes/recipe.md)."""
     min_tokens_per_parameter: float = 4.0
-    lr_width_exponent: float | None = (
-        None  # None: 0.7 under sp (docs/notes/recipe.md), else 0
-    )
-    lr_N_exponent: float = 0.0  # in the place of lr_width_exponent
+    """Runs of fewer tokens per parameter are skipped for the same reason."""
+    lr_width_exponent: float | None = None
+    """None: 0.7 under `sp` (docs/notes/recipe.md), 0 under other parametrizations."""
+    lr_N_exponent: float = 0.0
+    """In the place of lr_width_exponent."""
     lr_D_exponent: float = 0.0
-    lr_N: float | None = None  # n_matmul at which optim.lr holds
-    lr_D: float | None = None  # tokens at which optim.lr holds
-    lr_factors: tuple[float, ...] = (1.0,)  # a grid of rates about the rule's
-    base_tokens: int | None = (
-        None  # tokens of the run that optim was tuned for; None: each run's own
-    )
-    base_batch_tokens: int | None = (
-        None  # tokens per step of that run; None: the plan's
-    )
-    warmup_fraction: float | None = (
-        None  # of the shortest run on each trunk; None: optim.warmup_tokens
-    )
+    lr_N: float | None = None
+    """n_matmul at which optim.lr holds."""
+    lr_D: float | None = None
+    """Tokens at which optim.lr holds."""
+    lr_factors: tuple[float, ...] = (1.0,)
+    """Each run is planned at each of these multiples of its rate; `analysis.tuned`
+    keeps the best.
+    """
+    base_tokens: int | None = None
+    """Tokens of the run that optim was tuned for; None: each run's own."""
+    base_batch_tokens: int | None = None
+    """Tokens per step of that run; None: the plan's."""
+    warmup_fraction: float | None = None
+    """Warm-up over the tokens of the shortest run on each trunk, so a plan with other
+    budgets may have other warm-ups; None: optim.warmup_tokens.
+    """
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -125,59 +116,82 @@ class PlanConfig:
             )
         for name in ("budgets", "tokens", "widths", "seeds", "lr_factors"):
             values = getattr(self, name)
-            if name != "seeds" and any(v <= 0 for v in values):
+            if name != "seeds" and any(value <= 0 for value in values):
                 raise ConfigError(f"{name} = {values}: must be positive")
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name} = {values}: must not repeat")
             if name in ("widths", "seeds", "lr_factors") and not values:
                 raise ConfigError(f"{name} = {values}: must hold at least one")
-        if self.sizes_per_budget < 1:
-            raise ConfigError(
-                f"sizes_per_budget = {self.sizes_per_budget}: must be at least 1"
-            )
-        self._check_rules()
+        require_at_least_one(self, "", "sizes_per_budget")
+        self._check_warmup()
+        self._check_rate_rules()
 
-    def _check_rules(self) -> None:
-        if self.warmup_fraction is not None:
-            if not 0 <= self.warmup_fraction <= 1:
-                raise ConfigError(
-                    f"warmup_fraction = {self.warmup_fraction}: must lie in [0, 1]"
-                )
-            if (tokens := self.optim.warmup_tokens) != OptimConfig.warmup_tokens:
-                values = f"warmup_fraction = {self.warmup_fraction}, optim.warmup_tokens = {tokens}"
-                raise ConfigError(
-                    f"{values}: give one of the two; warmup_fraction is None for a fixed warm-up"
-                )
-        for name in ("lr_N", "lr_D", "base_tokens", "base_batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} = {value}: must be positive")
+    def _check_warmup(self) -> None:
+        if self.warmup_fraction is None:
+            return
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ConfigError(
+                f"warmup_fraction = {self.warmup_fraction}: must lie in [0, 1]"
+            )
+        tokens = self.optim.warmup_tokens
+        if tokens != OptimConfig.warmup_tokens:
+            raise ConfigError(
+                f"warmup_fraction = {self.warmup_fraction}, optim.warmup_tokens = "
+                f"{tokens}: give one of the two; warmup_fraction is None for a fixed "
+                "warm-up"
+            )
+
+    def _check_rate_rules(self) -> None:
+        require_positive(self, "", "lr_N", "lr_D", "base_tokens", "base_batch_tokens")
         for name in ("lr_N", "lr_D"):
             exponent = getattr(self, f"{name}_exponent")
             if exponent and getattr(self, name) is None:
                 raise ConfigError(
                     f"{name}_exponent = {exponent}: give {name} too, where optim.lr holds"
                 )
-        for one, other in (
+        exclusive = (
             ("lr_N_exponent", "lr_width_exponent"),
             ("lr_D_exponent", "base_tokens"),
-        ):
-            if getattr(self, one) and getattr(self, other):
-                values = (
-                    f"{one} = {getattr(self, one)}, {other} = {getattr(self, other)}"
-                )
+        )
+        for first, second in exclusive:
+            values = getattr(self, first), getattr(self, second)
+            if all(values):
                 raise ConfigError(
-                    f"{values}: two rules for one thing, give one of the two"
+                    f"{first} = {values[0]}, {second} = {values[1]}: two rules for one "
+                    "thing, give one of the two"
                 )
+
+
+class SkippedRun(NamedTuple):
+    """A run that a plan leaves out, with the reason."""
+
+    run: RunConfig
+    reason: str
+
+
+TABLE_COLUMNS = (
+    "run_id",
+    "trunk_id",
+    "budget",
+    "width",
+    "depth",
+    "n_total",
+    "n_matmul",
+    "tokens",
+    "flops",
+    "lr",
+    "warmup_tokens",
+)
+"""Columns of the run table that `Plan.table` shows."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Runs to train, and the runs that were skipped, each with the reason."""
+    """Runs to train, and the runs that were skipped."""
 
     name: str
     runs: tuple[RunConfig, ...]
-    refused: tuple[tuple[RunConfig, str], ...] = ()
+    skipped: tuple[SkippedRun, ...] = ()
 
     def __iter__(self) -> Iterator[RunConfig]:
         return iter(self.runs)
@@ -185,38 +199,33 @@ class Plan:
     def __len__(self) -> int:
         return len(self.runs)
 
+    @property
+    def refused(self) -> tuple[SkippedRun, ...]:
+        """Old name of `skipped`."""
+        warn_of_rename("Plan.refused", "Plan.skipped")
+        return self.skipped
+
     def trunks(self) -> list[Trunk]:
         """The runs by the trunk they share, the most expensive trunk first."""
         trunks = group_by_trunk(sorted(self.runs, key=lambda run: run.tokens))
         return sorted(trunks, key=trunk_flops, reverse=True)
 
     def table(self, train_tokens: int | None = None) -> pd.DataFrame:
-        """One row per run: N under every convention, D, C, steps, and with
-        `train_tokens`, the length of the training stream, how many of its tokens are
-        repeats."""
+        """One row per run: its parameter counts, tokens, FLOPs, rate and steps.
+
+        Args:
+            train_tokens: length of the training stream; adds the column
+                `repeated_tokens`, the tokens of a run that it has seen before.
+        """
         rows = []
         for run in self.runs:
-            row = run_dirs.describe_run(run)
-            keep = (
-                "run_id",
-                "trunk_id",
-                "budget",
-                "width",
-                "depth",
-                "n_total",
-                "n_matmul",
-                "tokens",
-                "flops",
-                "lr",
-                "warmup_tokens",
-            )
-            extra: dict[str, Any] = {
-                "steps": run.steps,
-                "tokens_per_parameter": row["tokens"] / row["n_matmul"],
-            }
+            described = run_dirs.describe_run(run)
+            row = {name: described[name] for name in TABLE_COLUMNS}
+            row["steps"] = run.steps
+            row["tokens_per_parameter"] = row["tokens"] / row["n_matmul"]
             if train_tokens is not None:
-                extra["repeated_tokens"] = max(0, row["tokens"] - train_tokens)
-            rows.append({name: row[name] for name in keep} | extra)
+                row["repeated_tokens"] = max(0, row["tokens"] - train_tokens)
+            rows.append(row)
         return pd.DataFrame(rows)
 
     @property
@@ -226,7 +235,7 @@ class Plan:
 
     @property
     def shapes(self) -> int:
-        """Number of distinct models, batches and optimizers: of programs to compile."""
+        """Number of programs to compile: of distinct models, batches and optimizers."""
         return len({run.shape for run in self.runs})
 
     @property
@@ -234,24 +243,24 @@ class Plan:
         """Whether a size has other rates at other token budgets, so that its runs share
         no trunk.
         """
-        rates: dict[Any, dict[int, set[float]]] = {}
+        rates: dict[tuple[ModelConfig, int], dict[int, set[float]]] = {}
         for run in self.runs:
-            rates.setdefault((run.model, run.seed), {}).setdefault(
-                run.tokens, set()
-            ).add(run.optim.lr)
+            by_tokens = rates.setdefault((run.model, run.seed), {})
+            by_tokens.setdefault(run.tokens, set()).add(run.optim.lr)
         return any(
-            len(set(map(frozenset, of_size.values()))) > 1 for of_size in rates.values()
+            len({frozenset(values) for values in by_tokens.values()}) > 1
+            for by_tokens in rates.values()
         )
 
     def to_json(self, path: str | Path) -> None:
         """Write the plan; `from_json` reads it back."""
-        refused = [
-            {"run": to_dict(run), "reason": reason} for run, reason in self.refused
-        ]
+        skipped = []
+        for run, reason in self.skipped:
+            skipped.append({"run": to_dict(run), "reason": reason})
         content = {
             "name": self.name,
             "runs": [to_dict(run) for run in self.runs],
-            "refused": refused,
+            "refused": skipped,
         }
         write_atomically(Path(path), json.dumps(content, indent=1))
 
@@ -267,16 +276,16 @@ class Plan:
         """Read a plan.
 
         Raises:
-            ConfigError: no such file, no JSON, or an unknown key.
+            ConfigError: there is no such file, it is no JSON, or a key is unknown.
         """
         try:
             content = json.loads(Path(path).read_text())
-            refused = (
-                (from_dict(RunConfig, entry["run"]), entry["reason"])
-                for entry in content.get("refused", ())
-            )
-            runs = (from_dict(RunConfig, run) for run in content["runs"])
-            return Plan(content["name"], tuple(runs), tuple(refused))
+            runs = [from_dict(RunConfig, run) for run in content["runs"]]
+            skipped = []
+            for entry in content.get("refused", ()):
+                run = from_dict(RunConfig, entry["run"])
+                skipped.append(SkippedRun(run, entry["reason"]))
+            return Plan(content["name"], tuple(runs), tuple(skipped))
         except FileNotFoundError:
             raise ConfigError(f"plan {str(path)!r}: no such file") from None
         except ConfigError:
@@ -326,77 +335,91 @@ def grid_plan(
     )
 
 
+class Candidates(NamedTuple):
+    """Runs to choose from for one IsoFLOP profile, or one size of a rectangle.
+
+    Attributes:
+        runs: the candidates, best first.
+        wanted: how many of them to take.
+    """
+
+    runs: list[RunConfig]
+    wanted: int
+
+
 def make_plan(config: PlanConfig) -> Plan:
     """The runs of a plan, without those too short for a law to hold.
 
+    A candidate that is skipped makes room for the next best one.
+
     Raises:
-        ConfigError: nothing is left, or a size's shape is invalid.
+        ConfigError: nothing is left, or the shape of a size is invalid.
     """
     sizes = [_make_model(config, width) for width in sorted(config.widths)]
-    slices = (
-        _make_isoflop_slices(config, sizes)
-        if config.budgets
-        else _make_grid_slices(config, sizes)
-    )
+    if config.budgets:
+        groups = _list_isoflop_candidates(config, sizes)
+    else:
+        groups = _list_grid_candidates(config, sizes)
     runs: list[RunConfig] = []
-    refused: list[tuple[RunConfig, str]] = []
-    for candidates, wanted in slices:
-        accepted = []
-        for rank, run in enumerate(candidates):
-            reason = _explain_skip(config, run)
-            if reason and rank < wanted:
-                refused.append((run, reason))
-            elif not reason:
-                accepted.append(run)
-            if len(accepted) == wanted:
+    skipped: list[SkippedRun] = []
+    for candidates in groups:
+        accepted: list[RunConfig] = []
+        for rank, run in enumerate(candidates.runs):
+            if len(accepted) == candidates.wanted:
                 break
-        ordered = sorted(
-            accepted, key=lambda run: (count_parameters(run.model).n_matmul, run.tokens)
-        )
-        runs += [run for base in ordered for run in _repeat_run(config, base)]
+            reason = _explain_skip(config, run)
+            if not reason:
+                accepted.append(run)
+            elif rank < candidates.wanted:
+                skipped.append(SkippedRun(run, reason))
+        accepted.sort(key=lambda run: (_count_matmul(run.model), run.tokens))
+        for run in accepted:
+            runs += _repeat_run(config, run)
     if not runs:
         raise ConfigError(
-            f"plan {config.name!r}: every run is skipped; the first: {refused[0][1]}"
+            f"plan {config.name!r}: every run is skipped; the first: {skipped[0].reason}"
         )
     if config.warmup_fraction is not None:
         runs = set_warmup(runs, config.warmup_fraction)
-    return Plan(config.name, tuple(runs), tuple(refused))
+    return Plan(config.name, tuple(runs), tuple(skipped))
+
+
+def _count_matmul(model: ModelConfig) -> int:
+    return count_parameters(model).n_matmul
 
 
 def _repeat_run(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
+    """The run at every rate and with every seed of the plan."""
     for factor in config.lr_factors:
         for seed in config.seeds:
-            yield replace_optim(
-                dataclasses.replace(run, seed=seed), lr=run.optim.lr * factor
-            )
+            seeded = dataclasses.replace(run, seed=seed)
+            yield replace_optim(seeded, lr=run.optim.lr * factor)
 
 
 def _make_model(config: PlanConfig, width: int) -> ModelConfig:
-    model = config.model
-    depth = (
-        model.depth if config.aspect is None else max(1, round(width / config.aspect))
-    )
-    return dataclasses.replace(model, width=width, depth=depth)
+    depth = config.model.depth
+    if config.aspect is not None:
+        depth = max(1, round(width / config.aspect))
+    return dataclasses.replace(config.model, width=width, depth=depth)
 
 
 def _make_run(
     config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None
 ) -> RunConfig:
+    """A run of at least one step."""
     tokens = max(tokens, config.optim.batch_size * model.context)
     run = RunConfig(
-        model,
-        config.data,
-        _derive_optim(config, model, tokens),
-        tokens,
-        config.seeds[0],
-        config.eval_tokens,
-        budget,
+        model=model,
+        data=config.data,
+        optim=_derive_optim(config, model, tokens),
+        tokens=tokens,
+        seed=config.seeds[0],
+        eval_tokens=config.eval_tokens,
+        budget=budget,
     )
-    return (
-        run
-        if config.warmup_fraction is None
-        else set_warmup([run], config.warmup_fraction)[0]
-    )
+    if config.warmup_fraction is None:
+        return run
+    return set_warmup([run], config.warmup_fraction)[0]
 
 
 def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
@@ -405,79 +428,64 @@ def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimC
     if config.base_tokens or config.base_batch_tokens:
         batch_tokens = optim.batch_size * model.context
         batch_ratio = batch_tokens / (config.base_batch_tokens or batch_tokens)
-        optim = rescale(optim, batch_ratio, tokens / (config.base_tokens or tokens))
+        optim = rescale_optim(
+            optim, batch_ratio, tokens / (config.base_tokens or tokens)
+        )
     lr = optim.lr
     if config.lr_N_exponent and config.lr_N:
-        lr *= (count_parameters(model).n_matmul / config.lr_N) ** -config.lr_N_exponent
+        lr *= (_count_matmul(model) / config.lr_N) ** -config.lr_N_exponent
     else:
         exponent = config.lr_width_exponent
-        exponent = (
-            get_width_exponent(model.parametrization) if exponent is None else exponent
-        )
+        if exponent is None:
+            exponent = get_width_exponent(model.parametrization)
         lr *= (model.width / model.base_width) ** -exponent
     if config.lr_D_exponent and config.lr_D:
         lr *= (tokens / config.lr_D) ** -config.lr_D_exponent
     return dataclasses.replace(optim, lr=lr)
 
 
-Slice = tuple[
-    list[RunConfig], int
-]  # candidates, best first, and how many of them are wanted
-
-
-def _make_isoflop_slices(
+def _list_isoflop_candidates(
     config: PlanConfig, sizes: list[ModelConfig]
-) -> Iterator[Slice]:
-    """Per budget the sizes, nearest to the centre in log tokens per
-    parameter first.
+) -> Iterator[Candidates]:
+    """For each budget all sizes, the one nearest to the center in the logarithm of
+    tokens per parameter first.
     """
     for budget in sorted(config.budgets):
-        tokens = {
-            model: max(1, round(budget / flops_per_token(model))) for model in sizes
-        }
-
-        def distance(
-            model: ModelConfig, tokens: dict[ModelConfig, int] = tokens
-        ) -> float:
-            return abs(
-                math.log(
-                    tokens[model]
-                    / count_parameters(model).n_matmul
-                    / config.tokens_per_parameter
-                )
-            )
-
-        nearest = sorted(sizes, key=distance)
-        yield (
-            [_make_run(config, model, tokens[model], budget) for model in nearest],
-            config.sizes_per_budget,
-        )
+        distances = {}
+        runs = {}
+        for model in sizes:
+            tokens = max(1, round(budget / flops_per_token(model)))
+            ratio = tokens / _count_matmul(model) / config.tokens_per_parameter
+            distances[model] = abs(math.log(ratio))
+            runs[model] = _make_run(config, model, tokens, budget)
+        nearest = sorted(sizes, key=distances.__getitem__)
+        yield Candidates([runs[model] for model in nearest], config.sizes_per_budget)
 
 
-def _make_grid_slices(config: PlanConfig, sizes: list[ModelConfig]) -> Iterator[Slice]:
+def _list_grid_candidates(
+    config: PlanConfig, sizes: list[ModelConfig]
+) -> Iterator[Candidates]:
+    """For each size all numbers of tokens."""
     for model in sizes:
-        yield (
-            [
-                _make_run(config, model, int(tokens), None)
-                for tokens in sorted(config.tokens)
-            ],
-            len(config.tokens),
-        )
+        runs = []
+        for tokens in sorted(config.tokens):
+            runs.append(_make_run(config, model, int(tokens), budget=None))
+        yield Candidates(runs, wanted=len(runs))
 
 
 def _explain_skip(config: PlanConfig, run: RunConfig) -> str:
+    """Why a run is too short for a law to hold; empty if it is not."""
+    size = f"width {run.model.width}"
     if run.steps < config.min_steps:
-        return f"width {run.model.width}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
-    ratio = run.tokens / count_parameters(run.model).n_matmul
-    if ratio < config.min_tokens_per_parameter:
-        limit = config.min_tokens_per_parameter
-        return f"width {run.model.width}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"
+        return f"{size}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
+    ratio = run.tokens / _count_matmul(run.model)
+    limit = config.min_tokens_per_parameter
+    if ratio < limit:
+        return f"{size}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"
+    is_cosine = run.optim.schedule == "cosine"
+    end = run.steps if is_cosine else run.branch_step
     warmup = run.optim.warmup_tokens
-    end, event = (
-        (run.steps, "run ends")
-        if run.optim.schedule == "cosine"
-        else (run.branch_step, "cooldown begins")
-    )
     if end * run.batch_tokens < warmup:
-        return f"width {run.model.width}: warm-up of {warmup:,} tokens does not end before the {event}"
+        event = "run ends" if is_cosine else "cooldown begins"
+        return f"{size}: warm-up of {warmup:,} tokens does not end before the {event}"
     return ""

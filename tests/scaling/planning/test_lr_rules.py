@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 
 from scaling.config import ConfigError, OptimConfig
-from scaling.planning.lr_rules import rescale
+from scaling.planning.lr_rules import rescale_optim
 
 OPTIM = OptimConfig(lr=4e-3, weight_decay=1e-4, beta1=0.9, beta2=0.95, epsilon=1e-8)
 
@@ -28,7 +28,7 @@ def test_the_rules_are_those_of_the_table() -> None:
     """m_B = 2, m_D = 8; lambda = weight_decay / lr is the weight decay in AdamW's
     convention.
     """
-    moved = rescale(OPTIM, batch_ratio=2.0, data_ratio=8.0)
+    moved = rescale_optim(OPTIM, batch_ratio=2.0, data_ratio=8.0)
     assert values(moved) == pytest.approx([2e-3, 2e-8, 0.25e-4, 0.025, 0.0125])
     assert moved.weight_decay / moved.lr == pytest.approx(
         OPTIM.weight_decay / OPTIM.lr / 2
@@ -36,21 +36,21 @@ def test_the_rules_are_those_of_the_table() -> None:
 
 
 def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
-    assert rescale(OPTIM, batch_ratio=3.0, data_ratio=3.0) == OPTIM == rescale(OPTIM)
+    assert rescale_optim(OPTIM, batch_ratio=3.0, data_ratio=3.0) == OPTIM == rescale_optim(OPTIM)
 
 
 def test_two_moves_are_one() -> None:
-    there = rescale(rescale(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5)
+    there = rescale_optim(rescale_optim(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5)
     assert values(there) == pytest.approx(
-        values(rescale(OPTIM, batch_ratio=2.0, data_ratio=4.5)), rel=1e-12
+        values(rescale_optim(OPTIM, batch_ratio=2.0, data_ratio=4.5)), rel=1e-12
     )
-    assert values(rescale(there, batch_ratio=2.25)) == pytest.approx(
+    assert values(rescale_optim(there, batch_ratio=2.25)) == pytest.approx(
         values(OPTIM), rel=1e-12
     )
 
 
 def test_only_what_the_rules_speak_of_is_changed() -> None:
-    moved = rescale(OPTIM, data_ratio=2.0)
+    moved = rescale_optim(OPTIM, data_ratio=2.0)
     same = {
         name: getattr(OPTIM, name)
         for name in ("lr", "epsilon", "weight_decay", "beta1", "beta2")
@@ -79,4 +79,4 @@ def test_what_the_rules_cannot_do_is_refused(
     optim: OptimConfig, ratios: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        rescale(optim, **ratios)
+        rescale_optim(optim, **ratios)

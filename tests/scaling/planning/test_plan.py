@@ -14,7 +14,7 @@ import pytest
 
 from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig, Trunk
 from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
-from scaling.planning.lr_rules import rescale
+from scaling.planning.lr_rules import rescale_optim
 from scaling.planning.plan import (
     Plan,
     PlanConfig,
@@ -125,12 +125,12 @@ def test_depth_follows_the_aspect() -> None:
 
 def test_rungs_on_which_no_law_holds_are_refused_with_the_reason() -> None:
     plan = grid(widths=[24, 96], tokens=[100_000, 1_000_000])
-    reasons = {(run.model.width, run.tokens): reason for run, reason in plan.refused}
+    reasons = {(run.model.width, run.tokens): reason for run, reason in plan.skipped}
     assert reasons[24, 100_000] == "width 24: 195 steps, fewer than min_steps = 400"
-    assert len(plan) + len(plan.refused) == 4
+    assert len(plan) + len(plan.skipped) == 4
 
     plan = grid(widths=[24, 96], tokens=[1_000_000], min_tokens_per_parameter=20.0)
-    assert [reason for _, reason in plan.refused] == [
+    assert [reason for _, reason in plan.skipped] == [
         "width 96: 4.1 tokens per parameter, fewer than 20"
     ]
 
@@ -138,7 +138,7 @@ def test_rungs_on_which_no_law_holds_are_refused_with_the_reason() -> None:
     plan = grid(widths=[24], tokens=[1_000_000, 2_000_000], optim=optim)
     assert (
         len(plan) == 1
-        and "warm-up of 800,000 tokens does not end before" in plan.refused[0][1]
+        and "warm-up of 800,000 tokens does not end before" in plan.skipped[0][1]
     )
 
 
@@ -214,7 +214,7 @@ def test_invalid_plans_are_named(changes: dict[str, Any], message: str) -> None:
 
 def test_round_trip_through_json(tmp_path: Path) -> None:
     plan = isoflop(budgets=[1e10, *BUDGETS])
-    assert plan.refused
+    assert plan.skipped
     plan.to_json(tmp_path / "plan.json")
     assert Plan.from_json(tmp_path / "plan.json") == plan
 
@@ -334,8 +334,8 @@ def test_a_recipe_of_other_tokens_and_batch_is_moved_to_each_run() -> None:
         base_batch_tokens=512,
     )
     assert plan.runs[0].optim == optim
-    assert plan.runs[1].optim == rescale(optim, data_ratio=4.0)
+    assert plan.runs[1].optim == rescale_optim(optim, data_ratio=4.0)
     assert plan.rates_follow_tokens
     doubled = dataclasses.replace(optim, batch_size=8)
     (run,) = grid([64], [1_000_000], optim=doubled, base_batch_tokens=512)
-    assert run.optim == rescale(doubled, batch_ratio=2.0)
+    assert run.optim == rescale_optim(doubled, batch_ratio=2.0)
