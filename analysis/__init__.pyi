@@ -21,6 +21,7 @@ from .fitting.fit import Fit as Fit
 from .fitting.fit import fit as fit
 from .fitting.profile import Profile as Profile
 from .fitting.protocol import Protocol as Protocol
+from .fitting.result import FitResult as FitResult
 from .hoffmann.comparison import Approaches as Approaches
 from .hoffmann.comparison import compare_approaches as compare_approaches
 from .hoffmann.envelope import Envelope as Envelope
@@ -43,6 +44,8 @@ from .plots.fit import plot_fit as plot_fit
 from .plots.fit import plot_frontier as plot_frontier
 from .plots.isoflop import plot_isoflop as plot_isoflop
 from .report.html import write_report as write_report
+from .report.study import study_runs as study_runs
+from .report.study import write_study as write_study
 from .table.columns import COLUMNS as COLUMNS
 from .table.importers import from_mlflow as from_mlflow
 from .table.importers import from_tensorboard as from_tensorboard

@@ -36,11 +36,17 @@ def test_the_rules_are_those_of_the_table() -> None:
 
 
 def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
-    assert rescale_optim(OPTIM, batch_ratio=3.0, data_ratio=3.0) == OPTIM == rescale_optim(OPTIM)
+    assert (
+        rescale_optim(OPTIM, batch_ratio=3.0, data_ratio=3.0)
+        == OPTIM
+        == rescale_optim(OPTIM)
+    )
 
 
 def test_two_moves_are_one() -> None:
-    there = rescale_optim(rescale_optim(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5)
+    there = rescale_optim(
+        rescale_optim(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5
+    )
     assert values(there) == pytest.approx(
         values(rescale_optim(OPTIM, batch_ratio=2.0, data_ratio=4.5)), rel=1e-12
     )
