@@ -73,7 +73,7 @@ def print_duplicates(out: Path, table: pd.DataFrame) -> None:
 
     duplicates = find_duplicate_runs(out, table)
     if duplicates:
-        print(describe_duplicates(out, duplicates), file=sys.stderr)
+        print(f"{out}: {describe_duplicates(duplicates)}", file=sys.stderr)
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:

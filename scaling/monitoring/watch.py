@@ -27,6 +27,7 @@ from scaling.config import RunConfig, Trunk
 from scaling.model.flops import flops_per_token
 from scaling.planning.plan import Plan
 from scaling.store import leases, query, run_dirs
+from scaling.store.duplicates import describe_duplicates, group_duplicates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,6 +82,7 @@ class Snapshot:
         left: FLOPs to be trained, without the runs that failed.
         seconds: estimated for `left`; None until a rate is known.
         fit: the law so far, or why there is none.
+        duplicates: the run ids of each configuration that the folder holds twice.
     """
 
     finished: int
@@ -94,6 +96,7 @@ class Snapshot:
     left: float
     seconds: float | None
     fit: str
+    duplicates: tuple[tuple[str, ...], ...]
 
     @property
     def is_over(self) -> bool:
@@ -138,6 +141,8 @@ class Watcher:
         self._runs: dict[str, RunConfig] = {}
         self._statuses: dict[str, str] = {}  # of each finished run
         self._unreadable: set[str] = set()
+        # By folder, the id that its configuration has today, where they differ.
+        self._misnamed: dict[str, str] = {}
         # By lease: its length, and when it was first seen with this length.
         self._seen_leases: dict[Path, tuple[int, float]] = {}
         # By run: its step, and when it was first seen at this step.
@@ -195,6 +200,7 @@ class Watcher:
             left=left,
             seconds=self._estimate_seconds(now, flops, left),
             fit=self._update_law(),
+            duplicates=self._find_duplicates(),
         )
 
     def _find_runs(self) -> list[RunConfig]:
@@ -205,13 +211,24 @@ class Watcher:
             runs |= {run.run_id: run for run in plan.runs}
         for run_id in query.list_run_ids(self.out):
             if run_id not in self._runs:
-                with suppress(query.UnreadableFile):
-                    planned = runs.get(run_id)
+                planned = runs.get(run_id)
+                try:
                     self._runs[run_id] = planned or query.read_config(self.out, run_id)
+                except query.MisnamedRun as error:
+                    self._misnamed[run_id] = error.current_id
+                except query.UnreadableFile:
+                    pass
             self._read_status(run_id)
             if run_id in self._runs:
                 runs[run_id] = self._runs[run_id]
         return [run for run_id, run in runs.items() if run_id not in self._unreadable]
+
+    def _find_duplicates(self) -> tuple[tuple[str, ...], ...]:
+        current_ids = dict(self._misnamed)
+        for current_id in self._misnamed.values():
+            if current_id in self._statuses:
+                current_ids[current_id] = current_id
+        return tuple(group_duplicates(current_ids))
 
     def _read_plans(self) -> None:
         """Read the plans that are new or have changed."""
@@ -418,6 +435,8 @@ def list_details(snapshot: Snapshot, most: int = 12) -> Iterator[str]:
     for name, count in counts.items():
         if count > most:
             yield f"  ... and {count - most} more {name}"
+    if snapshot.duplicates:
+        yield f"  {describe_duplicates(snapshot.duplicates)}"
     if snapshot.fit:
         yield f"  {snapshot.fit}"
 

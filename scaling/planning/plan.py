@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,6 @@ from scaling.config import (
 )
 from scaling.config.conversion import require_at_least_one, require_positive
 from scaling.model.flops import count_parameters, flops_per_token, trunk_flops
-from scaling.planning._deprecated import warn_of_rename
 from scaling.planning.lr_rules import (
     get_width_exponent,
     replace_optim,
@@ -201,8 +201,9 @@ class Plan:
 
     @property
     def refused(self) -> tuple[SkippedRun, ...]:
-        """Old name of `skipped`."""
-        warn_of_rename("Plan.refused", "Plan.skipped")
+        """Old name of `skipped`; it goes with the next release."""
+        message = "Plan.refused is deprecated: use Plan.skipped"
+        warnings.warn(message, category=DeprecationWarning, stacklevel=2)
         return self.skipped
 
     def trunks(self) -> list[Trunk]:

@@ -9,7 +9,7 @@ would then count in a fit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -29,9 +29,19 @@ def find_duplicate_runs(out: Path, table: pd.DataFrame) -> list[tuple[str, ...]]
         table: some of its run table, with the columns of `store.run_table`.
     """
     alike = table.loc[table.duplicated(subset=_KEY, keep=False), "run_id"]
+    return group_duplicates({run_id: find_current_id(out, run_id) for run_id in alike})
+
+
+def group_duplicates(current_ids: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The folders whose configurations have one current id, where they are several.
+
+    Args:
+        current_ids: by the name of each folder, the id that this version gives its
+            configuration.
+    """
     folders = defaultdict(list)
-    for run_id in sorted(alike):
-        folders[find_current_id(out, run_id)].append(run_id)
+    for run_id in sorted(current_ids):
+        folders[current_ids[run_id]].append(run_id)
     return [tuple(names) for names in folders.values() if len(names) > 1]
 
 
@@ -47,14 +57,14 @@ def find_current_id(out: Path, run_id: str) -> str:
         return run_id
 
 
-def describe_duplicates(out: Path, duplicates: Sequence[tuple[str, ...]]) -> str:
+def describe_duplicates(duplicates: Sequence[tuple[str, ...]]) -> str:
     """A sentence that names the runs and says what to do."""
     shown = "; ".join(" and ".join(names) for names in duplicates[:3])
     more = f"; and {len(duplicates) - 3} more" if len(duplicates) > 3 else ""
     count = len(duplicates)
     what = "one configuration" if count == 1 else f"{count} configurations"
     return (
-        f"{out}: holds {what} twice, under an earlier and the current run id: "
+        f"the folder holds {what} twice, under an earlier and the current run id: "
         f"{shown}{more}; each row counts as a run of its own, so move one of the two "
         "folders away"
     )

@@ -134,6 +134,9 @@ def test_rungs_on_which_no_law_holds_are_refused_with_the_reason() -> None:
         "width 96: 4.1 tokens per parameter, fewer than 20"
     ]
 
+    with pytest.deprecated_call(match="use Plan.skipped"):
+        assert plan.refused == plan.skipped
+
     optim = dataclasses.replace(OPTIM, warmup_tokens=800_000)
     plan = grid(widths=[24], tokens=[1_000_000, 2_000_000], optim=optim)
     assert (

@@ -42,11 +42,11 @@ def test_one_configuration_under_two_ids_is_found(folder: Path) -> None:
     assert found == [tuple(sorted([run_id, EARLIER_ID]))]
 
 
-@pytest.mark.parametrize("verb", ["runs", "fit"])
+@pytest.mark.parametrize("verb", ["runs", "fit", "watch"])
 def test_commands_say_that_a_configuration_stands_twice(
     folder: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {"runs": [], "fit": ["--law", "kaplan_d"]}
+    flags = {"runs": [], "fit": ["--law", "kaplan_d"], "watch": ["--once"]}
     main([verb, str(folder), *flags[verb]])
     printed = capsys.readouterr()
     assert "twice" not in printed.out + printed.err
