@@ -28,12 +28,11 @@ from analysis.fitting.fit import fit as fit_law
 from analysis.hoffmann.comparison import Approaches, compare_approaches
 from analysis.hoffmann.isoflop import IsoFlop, isoflop
 from analysis.laws.library import Law
+from analysis.table.readers import JsonObject
 from analysis.table.runs import Runs, load_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
