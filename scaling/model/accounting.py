@@ -58,44 +58,54 @@ class WeightShape:
 
 def list_weights(config: ModelConfig) -> list[WeightShape]:
     """All parameters of a model; those of a block are listed once."""
-    D, F, V = config.width, config.d_ff, config.vocab
+    D = config.width
+    F = config.d_ff
+    V = config.vocab
     inner = config.heads * config.key_dim
-    projections = 2 if config.gated else 1  # into the hidden units
+
+    def in_block(
+        name: str, role: Role, shape: tuple[int, ...], copies: int = 1
+    ) -> WeightShape:
+        return WeightShape(name, "block", role, shape=shape, copies=copies)
+
     matrices = [
-        WeightShape("queries, keys, values", "block", "hidden", (D, inner), 3),
-        WeightShape("attention out", "block", "residual_out", (inner, D)),
-        WeightShape("feed-forward in", "block", "hidden", (D, F), projections),
-        WeightShape("feed-forward out", "block", "residual_out", (F, D)),
+        in_block("queries, keys, values", "hidden", (D, inner), copies=3),
+        in_block("attention out", "residual_out", (inner, D)),
+        in_block("feed-forward in", "hidden", (D, F), copies=2 if config.gated else 1),
+        in_block("feed-forward out", "residual_out", (F, D)),
     ]
-    weights = [WeightShape("embedding", "embedding", "embedding", (V, D))]
+    weights = [WeightShape("embedding", "embedding", "embedding", shape=(V, D))]
     if config.position == "learned":
         shape = (config.context, D)
-        weights.append(WeightShape("positions", "embedding", "embedding", shape))
+        weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
     weights += matrices
-    weights += _list_norm("branch norms", "block", config.norm, D, copies=2)
+    weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
     weights += _list_norm(
-        "query and key norms", "block", config.qk_norm_kind, config.key_dim, copies=2
+        "query and key norms",
+        "block",
+        config.qk_norm_kind,
+        size=config.key_dim,
+        copies=2,
     )
-    weights += _list_norm("final norm", "final", config.norm, D, copies=1)
+    weights += _list_norm("final norm", "final", config.norm, size=D, copies=1)
     if not config.tied:
-        weights.append(WeightShape("head", "head", "readout", (D, V)))
+        weights.append(WeightShape("head", "head", "readout", shape=(D, V)))
     if find_parametrization_spec(config).learned_scales:
         for matrix in matrices:
             outputs = matrix.copies * matrix.shape[1]
-            name = f"scale of {matrix.name}"
-            weights.append(WeightShape(name, "block", "scale", (outputs,)))
-        weights.append(WeightShape("scale of head", "head", "scale", (V,)))
+            weights.append(in_block(f"scale of {matrix.name}", "scale", (outputs,)))
+        weights.append(WeightShape("scale of head", "head", "scale", shape=(V,)))
     return weights
 
 
 def _list_norm(
-    name: str, place: Place, kind: str, size: int, copies: int
+    name: str, place: Place, kind: str, *, size: int, copies: int
 ) -> list[WeightShape]:
     gain: Role = "final_gain" if place == "final" else "gain"
     bias: Role = "final_bias" if place == "final" else "bias"
     roles: tuple[Role, ...] = (gain, bias)
     return [
-        WeightShape(name, place, role, (size,), copies)
+        WeightShape(name, place, role, shape=(size,), copies=copies)
         for role in roles[: _VECTORS_PER_NORM[kind]]
     ]
 
@@ -133,10 +143,13 @@ class SavedActivation:
 
 
 def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
-    """What a block keeps for its gradient: the operands and results of its products and
-    the residual stream. XLA recomputes all elementwise functions.
+    """What a block keeps for its gradient.
+
+    These are the operands and results of its products, and the residual stream. XLA
+    recomputes all elementwise functions.
     """
-    D, F = config.width, config.d_ff
+    D = config.width
+    F = config.d_ff
     inner = config.heads * config.key_dim
     saved = [
         SavedActivation("queries, keys, values", 3 * inner),

@@ -442,7 +442,9 @@ class Transformer(nnx.Module):
             def apply_layer(
                 x: Array, layer: tuple[PyTree, BlockWeights, Key]
             ) -> tuple[Array, None]:
-                return apply_block(graph, layer[0], x, layer[1], layer[2]), None
+                layer_state, layer_weights, layer_key = layer
+                y = apply_block(graph, layer_state, x, layer_weights, layer_key)
+                return y, None
 
             layers = (state, stacked, keys)
             return jax.lax.scan(apply_layer, x, layers, unroll=unroll)[0]

@@ -66,7 +66,8 @@ class Child:
             env={**os.environ, **make_import_variables(), **(variables or {})},
         )
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.input, self.output = self.process.stdin, self.process.stdout
+        self.input = self.process.stdin
+        self.output = self.process.stdout
         self._partial_line = b""
 
     def send(self, message: Mapping[str, object]) -> None:

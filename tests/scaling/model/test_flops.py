@@ -135,7 +135,7 @@ def test_the_accounting_lists_the_parameters_of_the_built_model(
 
 
 def products(jaxpr: Any) -> Iterator[int]:
-    """FLOPs of each matrix product of a program without loops: 2 per multiply-add."""
+    """FLOPs of each matrix product of a function without loops: 2 per multiply-add."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
@@ -178,7 +178,7 @@ def test_xla_counts_the_same_plus_elementwise_work(shape: str) -> None:
 
 
 def test_the_compiled_program_costs_what_the_lowered_one_does() -> None:
-    """XLA's optimised program of one shape; fusion recomputes elementwise work: the
+    """XLA's optimized executable of one shape; fusion recomputes elementwise work: the
     limit is 4.5 / width here.
     """
     config = model("bare")

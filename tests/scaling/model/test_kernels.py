@@ -23,7 +23,7 @@ from scaling.model.kernels import (
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimises."""
+    """Nothing here depends on how XLA optimizes."""
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_cross_entropy_is_the_librarys() -> None:
 
 
 def test_kernels_may_be_mapped_over_members() -> None:
-    """Packed runs are one program: a mapped kernel is the kernel of each."""
+    """Packed runs share one executable: a mapped kernel is the kernel of each."""
     q, k, v = (normal(seed, 3, 2, 2, 64, 4) for seed in range(3))
     gradient = jax.grad(
         lambda *qkv: jnp.square(causal_attention(*qkv, 0.5)).sum(), argnums=(0, 1, 2)

@@ -1,4 +1,4 @@
-"""Laws of the parametrisation table: every parameter has a rule, and the model obeys
+"""Laws of the parametrization table: every parameter has a rule, and the model obeys
 whatever the rule says.
 """
 
@@ -101,7 +101,7 @@ def test_standard_parametrization_has_variance_one_over_fan_in(
 def test_a_new_row_reaches_every_forward_multiplier(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model is never touched for a parametrisation: a row with half the readout
+    """The model is never touched for a parametrization: a row with half the readout
     halves the logits, one with twice the hidden multiplier equals twice the weights,
     and residual weights differ by branch."""
     row = PARAMETRIZATIONS["sp"]

@@ -158,12 +158,12 @@ def test_a_nonparametric_norm_is_one_whose_gains_stay_at_one(
     )
 
 
-def test_zero_initialised_outputs_predict_uniformly(make_model: MakeModel) -> None:
+def test_zero_initialized_outputs_predict_uniformly(make_model: MakeModel) -> None:
     loss, _ = value_and_grad(make_model(zero_init_outputs=True))
     assert abs(loss - math.log(V)) < 1e-5
 
 
-def test_initialisation_depends_on_the_seed_alone(make_model: MakeModel) -> None:
+def test_initialization_depends_on_the_seed_alone(make_model: MakeModel) -> None:
     family = build_family(make_model())
     assert_close(family.init(3), family.init(3), 0.0)
     assert not np.array_equal(family.init(3)["embedding"], family.init(4)["embedding"])
@@ -215,9 +215,9 @@ def test_a_shorter_window_predicts_the_same(make_model: MakeModel) -> None:
 @pytest.mark.parametrize(
     "changes",
     [{"scan_layers": "always"}, {"scan_layers": "always", "remat": True}],
-    ids=["scanned", "scanned and rematerialised"],
+    ids=["scanned", "scanned and rematerialized"],
 )
-def test_scanned_and_rematerialised_layers_equal_unrolled_ones(
+def test_scanned_and_rematerialized_layers_equal_unrolled_ones(
     make_model: MakeModel, changes: dict[str, Any]
 ) -> None:
     """The same dropout, loss and gradient."""
@@ -230,7 +230,7 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(
 
 
 def test_a_scan_laid_out_in_a_row_is_the_scan(make_model: MakeModel) -> None:
-    """The same logits and no loop in the program, as a GPU has it."""
+    """The same logits and no loop in the executable, as a GPU has it."""
     config = make_model(depth=2, zero_init_outputs=False, scan_layers="always")
     loop, row = build_family(config), build_family(config, unroll=True)
     params = loop.init(0)
@@ -244,7 +244,7 @@ def test_a_scan_laid_out_in_a_row_is_the_scan(make_model: MakeModel) -> None:
     )
 
 
-def test_scanned_layers_are_initialised_as_unrolled_ones(make_model: MakeModel) -> None:
+def test_scanned_layers_are_initialized_as_unrolled_ones(make_model: MakeModel) -> None:
     config = make_model(depth=3, zero_init_outputs=False)
     unrolled = build_family(config).init(5)
     assert_close(

@@ -24,7 +24,7 @@ MakeRun = Callable[..., RunConfig]
 
 @pytest.fixture(autouse=True)
 def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimises."""
+    """Nothing here depends on how XLA optimizes."""
 
 
 def programs(run: RunConfig, out: Path) -> dict[str, int]:

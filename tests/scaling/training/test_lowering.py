@@ -1,5 +1,5 @@
-"""The programs lower for accelerators on a machine without one, and compile for a TPU
-where libtpu is installed.
+"""The training chunk and the evaluation lower for accelerators on a machine without one,
+and compile for a TPU where libtpu is installed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ needs_libtpu = pytest.mark.skipif(
 def test_chunk_and_evaluator_lower(
     make_run: MakeRun, platform: str, dtype: str, layers: str
 ) -> None:
-    """Forward, backward, optimiser and loop, with dropout and micro-batches; the state
+    """Forward, backward, optimizer and loop, with dropout and micro-batches; the state
     keeps its types.
     """
     changes: dict[str, Any] = {
@@ -112,7 +112,7 @@ def test_a_slice_that_does_not_exist_is_refused(make_run: MakeRun) -> None:
 
 @needs_libtpu
 @pytest.mark.slow  # a minute or two of compilation
-def test_a_remedy_for_a_tpu_has_been_compiled(make_run: MakeRun) -> None:
+def test_a_fix_for_a_tpu_has_been_compiled(make_run: MakeRun) -> None:
     """46 million parameters, 32 sequences of 1024 tokens on each chip: 27 GiB, 3 with
     remat.
     """

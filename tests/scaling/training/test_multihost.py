@@ -1,5 +1,5 @@
-"""Laws of several processes: they find each other where the environment says so, and
-train as one process does.
+"""Laws of multi-host training: processes find each other where the environment describes
+a multi-host run, and train as one process does.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def full(*args):
     raise OSError("disk full")
 
 
-run_dirs.append_metrics = full  # which only the first process calls
+run_dirs.append_metrics = full  # which only process 0 calls
 scaling.sweep([longer], out, loop=loop, show="quiet")
 """
 
@@ -378,7 +378,7 @@ def test_an_environment_that_contradicts_itself_is_an_error(
     assert joined == []
 
 
-def test_joining_too_late_names_the_remedy(
+def test_joining_too_late_names_the_fix(
     monkeypatch: pytest.MonkeyPatch, joined: list[Any]
 ) -> None:
     del joined
@@ -407,8 +407,8 @@ def test_alone_every_value_is_the_process_s_own() -> None:
 def test_a_timer_is_due_at_the_first_call_after_its_time(
     monkeypatch: pytest.MonkeyPatch, several: bool, pace: float
 ) -> None:
-    """Twice in a row, at a steady pace of calls; of several processes the first is
-    asked a few times at most.
+    """Twice in a row, at a steady pace of calls. In a multi-host run process 0 is asked
+    a few times at most.
     """
     now, asked = [0.0], []
     monkeypatch.setattr(multihost.time, "monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""Laws of the optimisers and schedules, held against the formulas written out in NumPy."""
+"""Laws of the optimizers and schedules, held against the formulas written out in NumPy."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_weight_decay_is_independent_of_the_rate_and_masked_by_role(
 MUON = OptimConfig(optimizer="muon", clip_norm=None)
 
 
-def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adam(
+def test_muon_orthogonalizes_matrices_and_leaves_the_rest_to_adam(
     make_model: MakeModel,
 ) -> None:
     """The update of a matrix has singular values near 0.2 sqrt(larger side), so an RMS

@@ -28,7 +28,7 @@ Trunks = list[Trunk]
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimises."""
+    """Nothing here depends on how XLA optimizes."""
 
 
 @pytest.fixture(scope="module")

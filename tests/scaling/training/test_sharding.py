@@ -181,7 +181,7 @@ def test_a_copy_outlives_the_state_it_was_taken_from(
 
 
 def test_a_split_state_keeps_its_layout_and_is_donated(answer: dict[str, Any]) -> None:
-    """From chunk to chunk, through one compiled program."""
+    """From chunk to chunk, through one executable."""
     for batch in ("plain", "accumulated"):
         assert answer[f"{batch} fsdp"]["stable"]
         assert answer[f"{batch} fsdp"]["donated"]
@@ -295,7 +295,7 @@ def test_several_processes_train_under_fsdp(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_only_this_file_names_devices() -> None:
     """Nothing else in the package shards, maps or counts devices, but for what lowers
-    programs for other machines.
+    functions for other machines.
     """
     package = Path(sharding.__file__).parents[1]
     words = (
