@@ -2,14 +2,15 @@
 
     python -m experiments.calibrate_lr --out runs/calibrate_lr
 
-Trains every width at every rate and two token budgets, and finds the rate of least loss
-per cell by a parabola in log rate, `untuned` where the best rate is at the edge of the
-grid. Then fits the rules of `PlanConfig` over the tuned
-cells and prints them as a preset takes them: a power of the width over the cells of the
-larger budget, and a power law
-in N and D over all. Expect a shallow valley: half or twice the best rate costs about
-one per cent of loss. The figures that this printed, and the rule chosen from them,
-stand in docs/notes/recipe.md.
+Trains every width at every learning rate and two token budgets, and finds the rate of
+least loss of each cell by a parabola in log rate. A cell is `untuned` if its best rate
+is at the edge of the grid. Then fits the rules of `PlanConfig` to the tuned cells, and
+prints them as lines of a preset: a power of the width over the cells of the larger
+budget, and a power law in N and D over all cells.
+
+Expect a wide near-optimal range: half or twice the best rate costs about one per cent
+of loss. The measured numbers, and the rule chosen from them, stand in
+docs/notes/recipe.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -45,35 +46,48 @@ class Calibration:
 def make_calibration_plan(args: Calibration) -> Plan:
     """The preset's recipe at every width, token budget and rate."""
     preset = read_toml(find_preset(args.preset), PlanConfig)
-    optim = dataclasses.replace(preset.optim, lr=1.0)
     grid = dataclasses.replace(
-        preset, name="calibrate_lr", budgets=(), tokens=args.tokens, widths=args.widths
+        preset,
+        name="calibrate_lr",
+        budgets=(),
+        tokens=args.tokens,
+        widths=args.widths,
+        optim=dataclasses.replace(preset.optim, lr=1.0),
+        lr_factors=args.rates,
+        lr_width_exponent=0.0,
+        min_tokens_per_parameter=1.0,
     )
-    return make_plan(
-        dataclasses.replace(
-            grid,
-            optim=optim,
-            lr_factors=args.rates,
-            lr_width_exponent=0.0,
-            min_tokens_per_parameter=1.0,
-        )
-    )
+    return make_plan(grid)
 
 
-def find_best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
+class BestRate(TypedDict):
+    """The learning rate of least loss of one cell.
+
+    `untuned` tells that it is at the edge of the grid, so that the best rate may lie
+    beyond.
+    """
+
+    best_lr: float
+    best_loss: float
+    untuned: bool
+
+
+def find_best_rate(cell: pd.DataFrame) -> BestRate:
     """Least loss of one cell: the vertex of the parabola through the best rate and its
-    neighbours.
+    neighbors.
     """
     cell = cell.sort_values("lr")
-    x, y = np.log(cell["lr"].to_numpy()), cell["loss"].to_numpy()
-    i = int(np.nanargmin(y))
-    if i in (0, len(x) - 1):
+    log_rates = np.log(cell["lr"].to_numpy())
+    losses = cell["loss"].to_numpy()
+    best = int(np.nanargmin(losses))
+    if best in (0, len(losses) - 1):
         return {
-            "best_lr": float(np.exp(x[i])),
-            "best_loss": float(y[i]),
+            "best_lr": float(np.exp(log_rates[best])),
+            "best_loss": float(losses[best]),
             "untuned": True,
         }
-    a, b, c = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
+    near = slice(best - 1, best + 2)
+    a, b, c = np.polyfit(log_rates[near], losses[near], 2)
     return {
         "best_lr": float(np.exp(-b / (2 * a))),
         "best_loss": float(c - b * b / (4 * a)),
@@ -82,12 +96,12 @@ def find_best_rate(cell: pd.DataFrame) -> dict[str, float | bool]:
 
 
 def find_best_rates(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell: width, tokens, n_matmul and what `best_rate` says of it."""
-    cells: Any = runs.groupby(["width", "tokens", "n_matmul"])
-    rows = [
-        dict(zip(cells.keys, key, strict=True)) | find_best_rate(cell)
-        for key, cell in cells
-    ]
+    """One row per cell: width, tokens, n_matmul and the fields of `BestRate`."""
+    keys = ["width", "tokens", "n_matmul"]
+    rows = []
+    for _, cell in runs.groupby(keys):
+        key = cell[keys].iloc[0].to_dict()
+        rows.append({**key, **find_best_rate(cell)})
     return pd.DataFrame(rows).astype({"untuned": bool})
 
 
@@ -95,15 +109,25 @@ def format_width_rule(cells: pd.DataFrame) -> str:
     """The rule rate ~ (width / base width)^-p over the tuned cells of the largest token
     budget, as a preset's lines.
     """
-    tuned: Any = cells[~cells["untuned"] & (cells["tokens"] == cells["tokens"].max())]
+    is_largest = cells["tokens"] == cells["tokens"].max()
+    tuned: pd.DataFrame = cells.loc[~cells["untuned"] & is_largest]
     if len(tuned) < 2:
-        return "# fewer than two tuned cells of the largest token budget: no rule in the width"
+        return (
+            "# fewer than two tuned cells of the largest token budget: no rule in the "
+            "width"
+        )
     base = ModelConfig().base_width
-    slope, level = np.polyfit(
-        np.log(tuned["width"] / base), np.log(tuned["best_lr"]), 1
+    log_widths = np.log(tuned["width"] / base)
+    slope, level = np.polyfit(log_widths, np.log(tuned["best_lr"]), 1)
+    return "\n".join(
+        [
+            f"# over the {len(tuned)} tuned cells of {tuned['tokens'].max():,} tokens; "
+            f"base_width = {base}",
+            f"lr_width_exponent = {-slope:.2f}",
+            "[optim]",
+            f"lr = {np.exp(level):.2g}",
+        ]
     )
-    comment = f"# over the {len(tuned)} tuned cells of {tuned['tokens'].max():,} tokens; base_width = {base}"
-    return f"{comment}\nlr_width_exponent = {-slope:.2f}\n[optim]\nlr = {np.exp(level):.2g}"
 
 
 def format_power_rule(
@@ -112,31 +136,35 @@ def format_power_rule(
     """The rule rate ~ N^-p D^-q over the tuned cells with intervals, as a preset's
     lines.
 
-    Least squares in the logarithms. Intervals are Student's t on the standard deviation
-    of parametric bootstrap draws: few cells are left when each costs a grid of rates.
+    Least squares in the logarithms. The intervals are Student's t on the standard
+    deviation of parametric bootstrap draws, since each cell costs a grid of rates and
+    there are few.
     """
-    tuned: Any = cells.loc[~cells["untuned"]]
-    tuned = tuned.rename(columns={"n_matmul": "N", "tokens": "D", "best_lr": "lr"})
+    tuned: pd.DataFrame = cells.loc[~cells["untuned"]]
+    names = {"n_matmul": "N", "tokens": "D", "best_lr": "lr"}
+    tuned = tuned.rename(columns=names).loc[:, ["N", "D", "lr", "best_loss"]]
     try:
-        table = analysis.load_runs(
-            tuned[["N", "D", "lr", "best_loss"]], loss="best_loss"
-        )
-        fit = analysis.fit(table, "learning_rate", objective="least_squares")
+        runs = analysis.load_runs(tuned, loss="best_loss")
+        fit = analysis.fit(runs, "learning_rate", objective="least_squares")
     except ValueError as error:
         return f"# no power law in N and D over {len(tuned)} tuned cells: {error}"
-    N, D = (float(f"{np.exp(np.log(tuned[name]).mean()):.2g}") for name in ("N", "D"))
-    lines = [f"# over {len(tuned)} tuned cells"]
     dof = len(tuned) - len(fit.free)
-    boot = fit.bootstrap(draws, unit="row", method="parametric") if dof > 0 else None
+    bootstrap = None
+    if dof > 0:
+        bootstrap = fit.bootstrap(draws, unit="row", method="parametric")
+    lines = [f"# over {len(tuned)} tuned cells"]
     for name in ("N", "D"):
-        line = f"lr_{name}_exponent = {-fit.params[f'p_{name}']:.3f}"
-        if boot is None:
-            line += "  # no interval: as many parameters as cells"
-        else:
-            half = stats.t.ppf((1 + level) / 2, dof) * boot.values(f"p_{name}").std()
-            low, high = -fit.params[f"p_{name}"] - half, -fit.params[f"p_{name}"] + half
-            line += f"  # {100 * level:.0f} % [{low:.3f}, {high:.3f}]"
-        lines.append(line)
+        exponent = -fit.params[f"p_{name}"]
+        comment = "no interval: as many parameters as cells"
+        if bootstrap is not None:
+            deviation = bootstrap.values(f"p_{name}").std()
+            half = stats.t.ppf((1 + level) / 2, dof) * deviation
+            low = exponent - half
+            high = exponent + half
+            comment = f"{100 * level:.0f} % [{low:.3f}, {high:.3f}]"
+        lines.append(f"lr_{name}_exponent = {exponent:.3f}  # {comment}")
+    # The rate is given at the geometric mean of the cells, rounded to two digits.
+    N, D = (float(f"{np.exp(np.log(tuned[name]).mean()):.2g}") for name in ("N", "D"))
     lines += [
         f"lr_N = {N:g}",
         f"lr_D = {D:g}",

@@ -3,21 +3,27 @@ against width and against depth.
 
     python -m experiments.coordinate_check --out runs/coordinate_check
 
-A parametrization under which rates transfer moves every activation by the same amount
-at every size (Yang et al. 2022, arXiv:2203.03466, appendix D.1). Every shape is trained
-for some steps on the same batches at one rate; measured is the root mean square of the
-change of each layer's activation on held-out text since initialization, and its slope
-in the logarithm of the size. Expect 0 +- 0.1 in width under muP, CompleteP and u-muP,
-whose embedding alone falls, as width^-1/2 by its rule; in depth under CompleteP, whose
-stream comes to a limit at a distance of order 1 / depth: the slope after half of the
-blocks is 0.13 from depth 2, 0.04 from depth 8. What each branch of u-muP and of a = 1/2
-writes falls with depth by rule; in u-muP the last block holds for three steps and comes
-to -0.14 after ten. About 1: the blocks in width under `sp`, in depth under `sp` and
-muP.
+Under a parametrization whose learning rates transfer, the first steps move every
+activation by the same amount at every size (Yang et al. 2022, arXiv:2203.03466,
+appendix D.1). Every shape is trained for some steps on the same batches at one rate.
+Measured are the root mean square of the change of each layer's activation on held-out
+data since initialization, and its slope in the logarithm of the size.
 
-Outputs start at zero, as muP's authors advise: from a random readout
+Expect a slope of 0 +- 0.1:
+
+- in width under muP, CompleteP and u-muP, except in u-muP's embedding, which falls as
+  width^-1/2 by its rule;
+- in depth under CompleteP, whose stream approaches a limit at a distance of order
+  1 / depth: the slope after half of the blocks is 0.13 from depth 2, and 0.04 from
+  depth 8.
+
+What each branch of u-muP and of a = 1/2 writes falls with depth by rule; in u-muP the
+slope of the last block is 0 for three steps and -0.14 after ten. Expect a slope of
+about 1 of the blocks in width under `sp`, and in depth under `sp` and muP.
+
+Outputs start at zero, as muP's authors advise. From a random readout
 (`--no-model.zero-init-outputs`) the change of the logits holds a part that falls as
-width^-1/2 and after ten small steps is most of it, slope -0.3 under muP.
+width^-1/2. After ten small steps this is most of it: the slope is -0.3 under muP.
 """
 
 from __future__ import annotations
@@ -26,7 +32,6 @@ import dataclasses
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +46,14 @@ from scaling import data
 from scaling.cli.output import to_records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
 from scaling.model.probes import record_activations
-from scaling.model.transformer import build_family
+from scaling.model.transformer import Params, build_family
 from scaling.training.optimizer import make_optimizer
-from scaling.training.step import StepSpec, train_step
+from scaling.training.step import StepSpec, TrainState, train_step
 
-# In units of `rate`: what moves a weight of the base shape by the same share of its
-# scale.
-RATES = {"umup": 100.0, "unit": 8.0}
+RATE_FACTORS = {"umup": 100.0, "unit": 8.0}
+"""By parametrization, the factor on `rate` that moves a weight of the base shape by the
+same share of its scale."""
+
 MODEL = ModelConfig(
     depth=2,
     n_heads=None,
@@ -56,6 +62,7 @@ MODEL = ModelConfig(
     base_depth=2,
     zero_init_outputs=True,
 )
+AXES = ("width", "depth")
 
 
 @dataclass(frozen=True)
@@ -76,102 +83,119 @@ class CoordinateCheck:
     model: ModelConfig = field(default_factory=lambda: MODEL)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(batch_size=4))
 
+    def get_parametrizations(self, axis: str) -> tuple[str, ...]:
+        """The parametrizations to check along an axis."""
+        return self.width if axis == "width" else self.depth
+
+    def get_sizes(self, axis: str) -> tuple[int, ...]:
+        """The sizes along an axis."""
+        return self.widths if axis == "width" else self.depths
+
 
 def measure_changes(
     model: ModelConfig,
     optim: OptimConfig,
     windows: Int[Array, "S B T1"],
-    probe: Array,
+    probe: Int[Array, "B T"],
     seeds: int,
-) -> dict:
-    """Layer -> [S] root mean square change of its activation after each step, mean over
-    seeds.
+) -> dict[str, np.ndarray]:
+    """Root mean square change of each layer's activation after each step, [S], mean
+    over seeds.
     """
     family = build_family(model)
-    recipe = StepSpec(family, make_optimizer(optim, family), 1, None)
-    look = jax.jit(lambda params: record_activations(family, params, probe))
-    rate, decay = jnp.float32(optim.lr), jnp.float32(0)
-    step = jax.jit(
-        lambda state, batch: train_step(recipe, state, batch, rate, decay, None, None)[
-            0
-        ]
+    spec = StepSpec(
+        family=family,
+        optimizer=make_optimizer(optim, family),
+        accumulate=1,
+        loss_range=None,
     )
-    found: dict[str, np.ndarray] = {}
+    rate = jnp.float32(optim.lr)
+    no_decay = jnp.float32(0)
+
+    @jax.jit
+    def record(params: Params) -> dict[str, Array]:
+        return record_activations(family, params, probe)
+
+    @jax.jit
+    def step(state: TrainState, batch: Int[Array, "B T1"]) -> TrainState:
+        state, _ = train_step(spec, state, batch, rate, no_decay, None, None)
+        return state
+
+    changes: dict[str, np.ndarray] = {}
     for seed in range(seeds):
-        state = recipe.init(seed)
-        start = jax.device_get(look(state.params))
+        state = spec.init(seed)
+        start = jax.device_get(record(state.params))
         for k, batch in enumerate(windows):
             state = step(state, batch)
-            for name, now in jax.device_get(look(state.params)).items():
+            for name, now in jax.device_get(record(state.params)).items():
                 change = np.sqrt(np.mean(np.square(now - start[name])))
-                found.setdefault(name, np.zeros(len(windows)))[k] += change / seeds
-    return found
+                by_step = changes.setdefault(name, np.zeros(len(windows)))
+                by_step[k] += change / seeds
+    return changes
 
 
 def name_layers(depth: int) -> dict[str, str]:
-    """Name that does not depend on depth -> name of the activation: the residual
+    """By a name that does not depend on depth, the name of the activation: the residual
     stream, then what branches write.
 
-    The stream is looked at after half and after all of the blocks: after the first it
-    has one depth-th of the change.
+    The stream is measured after half and after all of the blocks: after the first block
+    it has only one depth-th of the change.
     """
-    stream = {
-        "middle block": f"block{max(depth // 2 - 1, 0)}",
-        "last block": f"block{depth - 1}",
-    }
-    ends = {"first": 0, "last": depth - 1}
-    branches = {
-        f"{k} {part}": f"block{i}.{part}"
-        for k, i in ends.items()
-        for part in ("attention", "feed_forward")
-    }
+    last = depth - 1
     return {
         "embedding": "embedding",
-        **stream,
+        "middle block": f"block{max(depth // 2 - 1, 0)}",
+        "last block": f"block{last}",
         "final_norm": "final_norm",
         "logits": "logits",
-        **branches,
+        "first attention": "block0.attention",
+        "first feed_forward": "block0.feed_forward",
+        "last attention": f"block{last}.attention",
+        "last feed_forward": f"block{last}.feed_forward",
     }
 
 
 def measure_axis(args: CoordinateCheck, axis: str) -> pd.DataFrame:
     """One row per parametrization, size, layer and step along `axis`: width or depth."""
     dataset = data.load_dataset(DataConfig(args.source))
-    T, B = args.model.context, args.optim.batch_size
-    windows = jnp.asarray(data.Windows(dataset.train, T, B).batches(0, args.steps))
-    probe = jnp.asarray(
-        data.heldout_windows(dataset.heldout, T, B * T)[:, :-1], jnp.int32
-    )
+    context = args.model.context
+    batch_size = args.optim.batch_size
+    train = data.Windows(dataset.train, context, batch_size)
+    windows = jnp.asarray(train.batches(0, args.steps))
+    heldout = data.heldout_windows(dataset.heldout, context, batch_size * context)
+    probe = jnp.asarray(heldout[:, :-1], jnp.int32)
     rows = []
-    for name in getattr(args, axis):
-        optim = dataclasses.replace(args.optim, lr=args.rate * RATES.get(name, 1.0))
-        for size in getattr(args, f"{axis}s"):
+    for name in args.get_parametrizations(axis):
+        rate = args.rate * RATE_FACTORS.get(name, 1.0)
+        optim = dataclasses.replace(args.optim, lr=rate)
+        for size in args.get_sizes(axis):
             model = dataclasses.replace(
                 args.model, parametrization=name, **{axis: size}
             )
-            found = measure_changes(model, optim, windows, probe, args.seeds)
-            for layer, of in name_layers(model.depth).items():
-                here = {
-                    "parametrization": name,
-                    "axis": axis,
-                    "size": size,
-                    "layer": layer,
-                }
-                rows += [
-                    here | {"step": k + 1, "change": float(found[of][k])}
-                    for k in range(args.steps)
-                ]
+            changes = measure_changes(model, optim, windows, probe, args.seeds)
+            for layer, activation in name_layers(model.depth).items():
+                for k, change in enumerate(changes[activation]):
+                    rows.append(
+                        {
+                            "parametrization": name,
+                            "axis": axis,
+                            "size": size,
+                            "layer": layer,
+                            "step": k + 1,
+                            "change": float(change),
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
 def fit_slopes(table: pd.DataFrame) -> pd.DataFrame:
     """One row per parametrization, axis, layer and step: slope, se."""
     keys = ["parametrization", "axis", "layer", "step"]
-    cells: Any = table.groupby(keys, sort=False)
-    rows = [
-        (*key, *fit_slope(cell["size"].tolist(), cell["change"].tolist()))
-        for key, cell in cells
-    ]
+    rows = []
+    for _, cell in table.groupby(keys, sort=False):
+        slope, error = fit_slope(cell["size"].tolist(), cell["change"].tolist())
+        key = cell[keys].iloc[0].to_dict()
+        rows.append({**key, "slope": slope, "se": error})
     return pd.DataFrame(rows, columns=[*keys, "slope", "se"])
 
 
@@ -179,16 +203,20 @@ def summarize_slopes(found: pd.DataFrame, step: int) -> pd.DataFrame:
     """Slopes with standard errors after `step` steps, a row per layer, and the layer
     that is worst.
     """
-    last: Any = found[found["step"] == step]
-    text = last["slope"].map("{:+.2f}".format) + " ± " + last["se"].map("{:.2f}".format)
+    last: pd.DataFrame = found.loc[found["step"] == step]
+    text = [
+        f"{slope:+.2f} ± {error:.2f}"
+        for slope, error in zip(last["slope"], last["se"], strict=True)
+    ]
     shown = last.assign(text=text).pivot(
         index="layer", columns="parametrization", values="text"
     )
     shown = shown.loc[last["layer"].unique(), last["parametrization"].unique()]
     worst = {}
-    for name, rows in last[last["slope"].notna()].groupby("parametrization"):
-        one = rows.loc[rows["slope"].abs().idxmax()]
-        worst[name] = f"{one['slope']:+.2f} {one['layer']}"
+    known: pd.DataFrame = last.loc[last["slope"].notna()]
+    for name, rows in known.groupby("parametrization"):
+        row = rows.loc[rows["slope"].abs().idxmax()]
+        worst[name] = f"{row['slope']:+.2f} {row['layer']}"
     return pd.concat([shown, pd.DataFrame(worst, index=["worst"])])
 
 
@@ -198,22 +226,24 @@ def main() -> None:
     """
     args = tyro.cli(CoordinateCheck, description=__doc__)
     args.out.mkdir(parents=True, exist_ok=True)
-    written: dict[str, Any] = {
+    results: dict[str, object] = {
         "settings": asdict(args) | {"out": str(args.out)},
-        "rates": RATES,
+        "rates": RATE_FACTORS,
     }
-    for axis in (axis for axis in ("width", "depth") if getattr(args, axis)):
+    for axis in AXES:
+        if not args.get_parametrizations(axis):
+            continue
         table = measure_axis(args, axis)
-        found = fit_slopes(table)
+        slopes = fit_slopes(table)
         print(
-            f"\nslope of log change in log {axis} after {args.steps} steps, mean of {args.seeds} seeds"
+            f"\nslope of log change in log {axis} after {args.steps} steps, mean of "
+            f"{args.seeds} seeds"
         )
-        print(summarize_slopes(found, args.steps).to_string(), flush=True)
+        print(summarize_slopes(slopes, args.steps).to_string(), flush=True)
         save_figure(plot_changes(table, args.steps), args.out / f"{axis}.png")
-        written[axis] = {"changes": to_records(table), "slopes": to_records(found)}
-    (args.out / "coordinate_check.json").write_text(
-        json.dumps(written, indent=1) + "\n"
-    )
+        results[axis] = {"changes": to_records(table), "slopes": to_records(slopes)}
+    path = args.out / "coordinate_check.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,57 +24,63 @@ def make_grid(
     eval_tokens: int,
     depth: int = 2,
 ) -> Plan:
-    """Runs of each width at each token budget, the recipe else that of the quickstart."""
-    model = ModelConfig(
-        depth=depth,
-        head_dim=16,
-        context=context,
-        vocab=open_synthetic(data.source).vocab,
-    )
-    optim = OptimConfig(batch_size=batch, warmup_tokens=20_000)
-    limits = {
-        "min_steps": 60,
-        "min_tokens_per_parameter": 0.5,
-        "eval_tokens": eval_tokens,
-    }
+    """Runs of each width at each token budget; the rest of the recipe is that of the
+    quickstart.
+    """
+    vocab = open_synthetic(data.source).vocab
     return grid_plan(
-        list(widths), list(tokens), data, model=model, optim=optim, **limits
+        list(widths),
+        list(tokens),
+        data,
+        model=ModelConfig(depth=depth, head_dim=16, context=context, vocab=vocab),
+        optim=OptimConfig(batch_size=batch, warmup_tokens=20_000),
+        min_steps=60,
+        min_tokens_per_parameter=0.5,
+        eval_tokens=eval_tokens,
     )
 
 
 def add_exact_columns(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
-    """The run table with `floor`, the source's entropy; `oracle`, the oracle's loss on
-    the same held-out windows as the run's own; and `excess`, loss - oracle, in which
-    the noise of the held-out sample cancels."""
-    by_id = {run.run_id: run for run in plan}
-    known = [
-        _compute_known_losses(run.data, run.model.context, run.eval_tokens)
-        for run in (by_id[i] for i in runs["run_id"])
-    ]
-    floor, oracle = np.array(known).T
+    """The run table with three more columns.
+
+    - `floor`: the source's entropy, the irreducible loss.
+    - `oracle`: the oracle's loss on the same held-out windows as the run's own loss.
+    - `excess`: loss - oracle, in which the noise of the held-out sample cancels.
+    """
+    configs = {run.run_id: run for run in plan}
+    exact_losses = []
+    for run_id in runs["run_id"]:
+        run = configs[run_id]
+        exact_losses.append(
+            _compute_exact_losses(run.data, run.model.context, run.eval_tokens)
+        )
+    floor, oracle = np.array(exact_losses).T
     return runs.assign(floor=floor, oracle=oracle, excess=runs["loss"] - oracle)
 
 
 @cache
-def _compute_known_losses(
+def _compute_exact_losses(
     config: DataConfig, context: int, eval_tokens: int
 ) -> tuple[float, float]:
+    """The source's entropy, and the oracle's loss on the held-out windows."""
     source = open_synthetic(config.source)
     windows = heldout_windows(load_dataset(config).heldout, context, eval_tokens)
     low, high = source.loss_range or (0, source.vocab)
-    counted = (windows[:, 1:] >= low) & (windows[:, 1:] < high)
-    return source.entropy, float(-source.oracle_logprob(windows)[counted].mean())
+    is_counted = (windows[:, 1:] >= low) & (windows[:, 1:] < high)
+    oracle_loss = -source.oracle_logprob(windows)[is_counted].mean()
+    return source.entropy, float(oracle_loss)
 
 
 def compute_ideal_surface(
     facts: ZipfFacts, capacities: Iterable[int], examples: Iterable[int]
 ) -> pd.DataFrame:
-    """Loss of the ideal learner of N facts at best, after D examples: no noise, and not
-    additive in N and D.
+    """Loss of the ideal learner of N facts after D examples.
+
+    It has no noise, and is no sum of a term in N and a term in D.
     """
     examples = list(examples)
     rows = [
-        (k, n, facts.entropy + facts.excess(facts=k, examples=n))
+        {"N": k, "D": n, "loss": facts.entropy + facts.excess(facts=k, examples=n)}
         for k in capacities
         for n in examples
     ]

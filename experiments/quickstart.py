@@ -1,13 +1,12 @@
-"""From a bare machine to a fitted scaling law: plan, sweep, fit, predict what was held
-out, report.
+"""From nothing to a fitted scaling law: plan, sweep, fit, predict the largest budget,
+report.
 
     python -m experiments.quickstart [--out runs/quickstart]
 
 Trains the plan of presets/quickstart.toml, fits L(N, D) = E + A/N^alpha + B/D^beta to
-all budgets but the
-largest, and predicts every run of that one before comparing. Expect: held-out losses
-within one to two per cent, an interval of `a` (N* ~ C^a) that contains values near one
-half, and a second call that takes seconds.
+all budgets but the largest, and predicts the runs of the largest before it compares.
+Expect held-out losses within one to two per cent, an interval of `a` (N* ~ C^a) that
+contains values near one half, and a second call that takes seconds.
 """
 
 from __future__ import annotations
@@ -39,42 +38,35 @@ class Quickstart:
     preset: str = "quickstart"
     workers: int | None = None
     delta: float = 1e-2
-    """Of Huber's loss: about the scatter between seeds (docs/notes/recipe.md); 1e-3 would all
-    but ignore half the runs.
+    """Of Huber's loss: about the scatter between seeds (docs/notes/recipe.md). With
+    1e-3 the fit would all but ignore half of the runs.
     """
     draws: int = 1000
 
 
 def main() -> None:
-    """Run the whole road once."""
+    """Plan, train, fit, print and write the study."""
     args = tyro.cli(Quickstart, description=__doc__)
     started = time.monotonic()
     plan = make_plan(read_toml(find_preset(args.preset), PlanConfig))
     if drop_finished(plan, args.out).runs:
-        print_plan(
-            plan, args.out, timing=False, workers=args.workers
-        )  # the sweep itself says how long
+        # The sweep itself prints how long it takes.
+        print_plan(plan, args.out, timing=False, workers=args.workers)
     runs = sweep(plan, args.out, workers=args.workers)
-    result = study_runs(
+    study = study_runs(
         runs, holdout="largest_budget", delta=args.delta, draws=args.draws
     )
-    print(describe_study(result), end="\n\n")
-    print("compute-optimal model and data, with 90 % intervals")
-    print(
-        tabulate_optimum(result).to_string(
-            index=False, float_format=lambda x: f"{x:.4g}"
-        ),
-        end="\n\n",
-    )
+    optimum = tabulate_optimum(study)
+    print(describe_study(study))
+    print("\ncompute-optimal model and data, with 90 % intervals")
+    print(optimum.to_string(index=False, float_format="{:.4g}".format), end="\n\n")
     newest = runs.iloc[-1]
+    provenance_columns = ["source", "tokenizer", "device", "versions", "commit"]
     paths = write_study(
-        result,
+        study,
         args.out,
         plan=plan.table(),
-        provenance={
-            name: newest[name]
-            for name in ("source", "tokenizer", "device", "versions", "commit")
-        },
+        provenance={name: newest[name] for name in provenance_columns},
         extra={"wall_seconds": time.monotonic() - started},
         title="Quickstart: a scaling law of small Transformers on source code",
     )

@@ -1,16 +1,17 @@
-"""Does the best learning rate transfer: a sweep of rates over widths and over depths
-under each parametrization.
+"""Does the optimal learning rate transfer: a sweep of learning rates over widths and
+over depths under each parametrization.
 
     python -m experiments.transfer_lr --out runs/transfer_lr [--quick]
 
-Every shape is trained at rates a factor 2 apart, on the same text, from several seeds.
+Every shape is trained at rates a factor 2 apart, on the same data, from several seeds.
 Its best rate is the vertex of the parabola in log rate through the best rate of the
-grid and its neighbours. Intervals are of 90 %: the whole search is repeated on losses
+grid and its neighbors. For the 90 % intervals the whole search is repeated on losses
 with Student's t noise as large as the scatter between seeds, pooled over the shapes.
+
 Expect the best rate to stay within one step of 2 over a fourfold range of widths under
-muP and u-muP, and of depths under CompleteP; to fall with width under `sp`, and to rise
-with depth under u-muP (docs/concepts/parametrizations.md). `--rates 7` adds a rate at either end
-and keeps what is trained.
+muP and u-muP, and of depths under CompleteP; to fall with width under `sp`; and to rise
+with depth under u-muP (docs/concepts/parametrizations.md). `--rates 7` adds a rate at
+either end and keeps what is trained.
 """
 
 from __future__ import annotations
@@ -20,28 +21,39 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import tyro
 
 from analysis.plots.style import save_figure
-from experiments.transfer import ARCHITECTURES, find_optima, measure_shifts, plot_rates
-from scaling import ModelConfig, OptimConfig, Plan, PlanConfig, make_plan, sweep
+from experiments.transfer import (
+    find_optima,
+    measure_shifts,
+    parametrize_model,
+    plot_rates,
+)
+from scaling import (
+    ModelConfig,
+    OptimConfig,
+    Plan,
+    PlanConfig,
+    RunConfig,
+    make_plan,
+    sweep,
+)
 from scaling.cli.output import print_plan, to_records
 
-CENTRES = {
-    "sp": 2**-7,
-    "umup": 2**-1,
-    "unit": 2**-5,
-}  # of the grid of rates; 2^-6 for the others
+CENTERS = {"sp": 2**-7, "umup": 2**-1, "unit": 2**-5}
+"""Center of the grid of learning rates by parametrization."""
+
+CENTER_OF_OTHERS = 2**-6
 AXES = ("width", "depth")
 
 
 @dataclass(frozen=True)
 class TransferLr:
-    """What to train; the smallest shape is the base shape, at which muP and CompleteP
+    """What to train. The smallest shape is the base shape, at which muP and CompleteP
     are `sp`.
     """
 
@@ -66,32 +78,50 @@ class TransferLr:
     warmup_fraction: float = 0.1
     workers: int | None = None
 
+    def get_parametrizations(self, axis: str) -> tuple[str, ...]:
+        """The parametrizations to sweep along an axis."""
+        return self.width if axis == "width" else self.depth
+
+    def list_shapes(self, axis: str) -> list[tuple[int, int]]:
+        """The width and depth of each size along an axis."""
+        if axis == "width":
+            return [(width, min(self.depths)) for width in self.widths]
+        return [(min(self.widths), depth) for depth in self.depths]
+
+
+def shrink_experiment(args: TransferLr) -> TransferLr:
+    """The same experiment in some minutes."""
+    return dataclasses.replace(
+        args,
+        width=("sp", "mup"),
+        depth=("sp", "completep"),
+        widths=(16, 32, 64),
+        depths=(1, 2, 4),
+        tokens=120_000,
+    )
+
 
 def make_transfer_plan(args: TransferLr, axis: str) -> Plan:
     """Every parametrization at every size along one axis, rate and seed."""
-    runs = []
-    for name in getattr(args, axis):
-        steps = np.arange(args.rates) - args.rates // 2
-        base: dict[str, Any] = {
-            "base_width": min(args.widths),
-            "base_depth": min(args.depths),
-            "parametrization": name,
-        }
-        base |= ARCHITECTURES.get(name, {})
-        for size in getattr(args, f"{axis}s"):
-            shape = {"width": min(args.widths), "depth": min(args.depths)} | {
-                axis: size
-            }
+    steps = np.arange(args.rates) - args.rates // 2
+    base = dataclasses.replace(
+        args.model, base_width=min(args.widths), base_depth=min(args.depths)
+    )
+    runs: list[RunConfig] = []
+    for name in args.get_parametrizations(axis):
+        model = parametrize_model(base, name)
+        rates = CENTERS.get(name, CENTER_OF_OTHERS) * 2.0**steps
+        for width, depth in args.list_shapes(axis):
             plan = PlanConfig(
                 tokens=(args.tokens,),
-                widths=(shape["width"],),
+                widths=(width,),
                 seeds=tuple(range(args.seeds)),
                 lr_width_exponent=0.0,
-                lr_factors=tuple((CENTRES.get(name, 2**-6) * 2.0**steps).tolist()),
+                lr_factors=tuple(rates.tolist()),
                 warmup_fraction=args.warmup_fraction,
                 min_steps=1,
                 min_tokens_per_parameter=0.0,
-                model=dataclasses.replace(args.model, depth=shape["depth"], **base),
+                model=dataclasses.replace(model, depth=depth),
                 optim=dataclasses.replace(args.optim, lr=1.0),
             )
             runs += make_plan(plan).runs
@@ -100,55 +130,43 @@ def make_transfer_plan(args: TransferLr, axis: str) -> Plan:
 
 def report_axis(
     runs: pd.DataFrame, axis: str, names: Sequence[str], out: Path
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Print and draw what was found along one axis."""
     runs = runs.sort_values(
         "parametrization", key=lambda name: name.map(names.index), kind="stable"
     )
     best = find_optima(runs, axis)
-    moved = measure_shifts(best, axis)
-    shown: Any = best.drop(columns="draws")
-    print(
-        f"\nbest rate by {axis}, with 90 % intervals\n"
-        + shown.to_string(index=False, float_format="%.4g")
-    )
+    shifts = measure_shifts(best, axis)
+    shown = best.drop(columns="draws")
+    print(f"\nbest rate by {axis}, with 90 % intervals")
+    print(shown.to_string(index=False, float_format="%.4g"))
     print(f"\nshift from the smallest to the largest {axis}, in steps of 2")
-    print(moved.to_string(index=False, float_format="%+.2f"))
+    print(shifts.to_string(index=False, float_format="%+.2f"))
     save_figure(plot_rates(runs, best, axis), out / f"{axis}.png")
-    return {"best": to_records(shown), "shifts": to_records(moved)}
+    return {"best": to_records(shown), "shifts": to_records(shifts)}
 
 
 def main() -> None:
-    """Show the price, train what is missing, and report along both axes."""
+    """Show the cost, train what is missing, and report along both axes."""
     args = tyro.cli(TransferLr, description=__doc__)
     if args.quick:
-        quick: dict[str, Any] = {
-            "width": ("sp", "mup"),
-            "depth": ("sp", "completep"),
-            "tokens": 120_000,
-        }
-        args = dataclasses.replace(args, widths=(16, 32, 64), depths=(1, 2, 4), **quick)
-    plans = {
-        axis: make_transfer_plan(args, axis) for axis in AXES if getattr(args, axis)
-    }
-    together = Plan(
-        "transfer_lr",
-        tuple(dict.fromkeys(run for plan in plans.values() for run in plan)),
-    )
+        args = shrink_experiment(args)
+    axes = [axis for axis in AXES if args.get_parametrizations(axis)]
+    plans = {axis: make_transfer_plan(args, axis) for axis in axes}
+    # The base shape belongs to both axes and is trained once.
+    all_runs = dict.fromkeys(run for plan in plans.values() for run in plan)
+    together = Plan("transfer_lr", tuple(all_runs))
     print_plan(together, args.out, timing=True, workers=args.workers)
     sweep(together, args.out, workers=args.workers)
-    written: dict[str, Any] = {
+    results: dict[str, object] = {
         "settings": asdict(args) | {"out": str(args.out)},
-        "centres": CENTRES,
+        "centres": CENTERS,
     }
     for axis, plan in plans.items():
-        written[axis] = report_axis(
-            sweep(plan, args.out, workers=args.workers),
-            axis,
-            getattr(args, axis),
-            args.out,
-        )
-    (args.out / "transfer_lr.json").write_text(json.dumps(written, indent=1) + "\n")
+        runs = sweep(plan, args.out, workers=args.workers)
+        names = args.get_parametrizations(axis)
+        results[axis] = report_axis(runs, axis, names, args.out)
+    (args.out / "transfer_lr.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

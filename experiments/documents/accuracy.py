@@ -1,11 +1,9 @@
-"""Perplexity and next-token accuracy of every state in which the family's trunks were
-saved.
-"""
+"""Perplexity and next-token accuracy of every saved state of the family's trunks."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,64 +13,69 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
-from experiments.frames import Frame
 from scaling.config import ModelConfig
 from scaling.model.transformer import Params, build_family
 
-ROWS = 32  # windows at a time
+ROWS = 32
+"""Windows that are evaluated at once."""
+
+
+class AccuracyRow(TypedDict):
+    """One saved state: loss in nats per token, accuracy as a share of targets."""
+
+    trunk: str
+    width: int
+    tokens: int
+    loss: float
+    accuracy: float
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score_block(
-    config: ModelConfig, params: Params, windows_MxT1: Int[Array, "M T1"]
+    config: ModelConfig, params: Params, windows: Int[Array, "M T1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss in nats per token, and the share of targets that have the largest
     logit.
     """
-    logits = build_family(config).apply(params, windows_MxT1[:, :-1])
-    targets = windows_MxT1[:, 1:]
+    logits = build_family(config).apply(params, windows[:, :-1])
+    targets = windows[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return losses.mean(), (logits.argmax(axis=-1) == targets).mean()
 
 
 def score_windows(
-    config: ModelConfig, params: Params, windows_MxT1: np.ndarray
+    config: ModelConfig, params: Params, windows: Int[np.ndarray, "M T1"]
 ) -> tuple[float, float]:
-    """(loss, accuracy) over all windows, whose number must be a multiple of `ROWS`."""
-    blocks = windows_MxT1.reshape(-1, ROWS, windows_MxT1.shape[1])
-    pairs = np.array(
-        [
-            [float(x) for x in _score_block(config, params, jnp.asarray(block))]
-            for block in blocks
-        ]
-    )
-    loss, accuracy = pairs.mean(axis=0)
-    return float(loss), float(accuracy)
+    """(loss, accuracy) over all windows; M must be a multiple of `ROWS`."""
+    scores = []
+    for block in windows.reshape(-1, ROWS, windows.shape[1]):
+        loss, accuracy = _score_block(config, params, jnp.asarray(block))
+        scores.append((float(loss), float(accuracy)))
+    mean_loss, mean_accuracy = np.array(scores).mean(axis=0)
+    return float(mean_loss), float(mean_accuracy)
 
 
-def measure_accuracies(evidence: Evidence) -> Frame:
+def measure_accuracies(evidence: Evidence) -> pd.DataFrame:
     """One row per saved state of the family: trunk, N, tokens, loss, accuracy."""
 
-    def measure() -> list[dict[str, Any]]:
-        rows = []
-        for run in evidence.table("family")["run"]:
+    def measure_states() -> list[AccuracyRow]:
+        rows: list[AccuracyRow] = []
+        for run in evidence.configs("family"):
             params = evidence.params(run)
             if params is None:
                 continue
             windows = evidence.heldout(run, 128 * run.model.context)
-            loss, accuracy = score_windows(
-                run.model, params, windows[: len(windows) // ROWS * ROWS]
-            )
-            tokens = run.branch_step * run.batch_tokens
+            whole_blocks = windows[: len(windows) // ROWS * ROWS]
+            loss, accuracy = score_windows(run.model, params, whole_blocks)
             rows.append(
                 {
                     "trunk": run.trunk_id,
                     "width": run.model.width,
-                    "tokens": tokens,
+                    "tokens": run.branch_step * run.batch_tokens,
                     "loss": loss,
+                    "accuracy": accuracy,
                 }
             )
-            rows[-1]["accuracy"] = accuracy
         return rows
 
-    return pd.DataFrame(evidence.measured("accuracy", measure))
+    return pd.DataFrame(evidence.measured("accuracy", measure_states))

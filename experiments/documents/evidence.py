@@ -1,5 +1,5 @@
-"""Evidence that claims share: runs trained once, the parameters they passed through,
-measurements kept as JSON.
+"""Evidence that claims share: runs that are trained once, the parameters that they
+passed through, and measurements that are kept as JSON.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
+import pandas as pd
 
 from experiments.documents.grids import GRIDS, Size
-from experiments.frames import Frame
 from scaling import data
 from scaling.config import RunConfig
 from scaling.execution.sweep import sweep
@@ -26,20 +26,24 @@ from scaling.store.files import write_atomically
 from scaling.store.table import run_table
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.loop import make_checkpoint_tree
+from scaling.training.optimizer import make_optimizer
 from scaling.training.step import StepSpec, TrainState
+
+Measurement = TypeVar("Measurement")
 
 
 class Evidence:
-    """All below `out`: `runs/` of the sweeps, `measured/` of what was measured without
-    training.
+    """Everything below `out`: sweeps in `runs/`, and in `measured/` what was measured
+    without training.
     """
 
     def __init__(self, size: Size, out: Path, workers: int | None = None) -> None:
-        self.size, self.out, self.workers = size, out, workers
-        programs = (out / "programs").absolute()
-        os.environ.setdefault(
-            "JAX_COMPILATION_CACHE_DIR", str(programs)
-        )  # two workers compile a shape once
+        self.size = size
+        self.out = out
+        self.workers = workers
+        # With a cache on disk, two workers compile a shape once.
+        cache = (out / "programs").absolute()
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
     def plan(self, names: Iterable[str]) -> Plan:
         """The runs of some grids, each once."""
@@ -50,57 +54,66 @@ class Evidence:
         """Train what is missing of a plan."""
         sweep(plan, self.out / "runs", workers=self.workers)
 
-    def table(self, name: str) -> Frame:
-        """The run table of a grid with each row's configuration in `run`; `loss` is
-        infinite where it diverged.
+    def table(self, name: str) -> pd.DataFrame:
+        """The run table of a grid, with each row's configuration in `run`; `loss` is
+        infinite where a run diverged.
 
         Raises:
-            RuntimeError: runs of it are missing.
+            RuntimeError: runs of the grid are missing.
         """
         runs = {run.run_id: run for run in GRIDS[name](self.size)}
-        table: Frame = run_table(self.out / "runs", runs.values())
+        table = run_table(self.out / "runs", runs.values())
         if len(table) < len(runs):
             raise RuntimeError(
-                f"{len(runs) - len(table)} runs of {name!r} are not trained yet; call again to resume"
+                f"{len(runs) - len(table)} runs of {name!r} are not trained yet; call "
+                "again to resume"
             )
         table["loss"] = table["loss"].fillna(np.inf)
-        return table.assign(run=[runs[i] for i in table["run_id"]])
+        return table.assign(run=[runs[run_id] for run_id in table["run_id"]])
+
+    def configs(self, name: str) -> list[RunConfig]:
+        """The configurations of a grid, in the order of its run table."""
+        return self.table(name)["run"].tolist()
 
     def params(self, run: RunConfig) -> Params | None:
         """Parameters at the step where a run left its trunk; None when that checkpoint
-        is no longer there.
+        no longer exists.
         """
-        from scaling.training.optimizer import make_optimizer
-
         family = build_family(run.model)
-        recipe = StepSpec(family, make_optimizer(run.optim, family), 1, None)
-        like = make_checkpoint_tree(jax.eval_shape(lambda: recipe.init(0)))
-        checkpoints = Checkpoints(
-            run_dirs.trunk_dir(self.out / "runs", run) / "checkpoints"
+        spec = StepSpec(
+            family=family,
+            optimizer=make_optimizer(run.optim, family),
+            accumulate=1,
+            loss_range=None,
         )
+        like = make_checkpoint_tree(jax.eval_shape(lambda: spec.init(0)))
+        trunk_dir = run_dirs.trunk_dir(self.out / "runs", run)
+        checkpoints = Checkpoints(trunk_dir / "checkpoints")
         try:
             found = checkpoints.restore_latest(like, run.branch_step)
         finally:
             checkpoints.close()
-        if found is None or found[0] != run.branch_step:
+        if found is None:
             return None
-        state: TrainState = found[1]["state"]
+        step, tree = found
+        if step != run.branch_step:
+            return None
+        state: TrainState = tree["state"]
         return state.params
 
     def heldout(self, run: RunConfig, tokens: int) -> np.ndarray:
         """Windows of a run's held-out slice, [M, T + 1]."""
-        return data.heldout_windows(
-            data.load_dataset(run.data).heldout, run.model.context, tokens
-        )
+        dataset = data.load_dataset(run.data)
+        return data.heldout_windows(dataset.heldout, run.model.context, tokens)
 
-    def measured(self, name: str, measure: Callable[[], Any]) -> Any:
+    def measured(self, name: str, measure: Callable[[], Measurement]) -> Measurement:
         """What `measure` returns, plain data, kept below `out` until the sizes change."""
         path = self.out / "measured" / f"{name}.json"
-        identity = json.loads(json.dumps(dataclasses.asdict(self.size)))
+        size = json.loads(json.dumps(dataclasses.asdict(self.size)))
         if path.is_file():
-            there = json.loads(path.read_text())
-            if there["size"] == identity:
-                return there["values"]
+            kept = json.loads(path.read_text())
+            if kept["size"] == size:
+                return kept["values"]
         values = json.loads(json.dumps(measure()))
-        write_atomically(path, json.dumps({"size": identity, "values": values}))
+        write_atomically(path, json.dumps({"size": size, "values": values}))
         return values

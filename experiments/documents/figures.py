@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TypedDict
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import (
     FixedLocator,
     FuncFormatter,
@@ -15,23 +18,31 @@ from matplotlib.ticker import (
 )
 
 from analysis.plots.style import MARKERS, sample_colors
-from experiments.frames import Frame
+from experiments.groups import average_by
 
 HEIGHT = 3.2
-FREE: dict[str, Any] = {"linestyle": "none", "markersize": 4.5}
-# Losses above this, in nats per token, are drawn as crosses at it. Knowing nothing
-# costs ln 256 = 5.5.
+
+
+class _MarkerStyle(TypedDict):
+    linestyle: str
+    markersize: float
+
+
+FREE: _MarkerStyle = {"linestyle": "none", "markersize": 4.5}
+"""Markers without a line."""
+
 LOST = 6.0
+"""Losses above this, in nats per token, are drawn as crosses at it. A model that knows
+nothing has a loss of ln 256 = 5.5."""
 
 
-def set_value_ticks(ax: Axes, values: Any, which: str = "x") -> None:
-    """A base-2 axis with ticks at the values themselves."""
-    ticks = sorted({float(v) for v in values})
-    ax.set(**{f"{which}scale": "log"})
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.set_minor_locator(NullLocator())
+def set_value_ticks(ax: Axes, values: Iterable[float]) -> None:
+    """A logarithmic x axis with ticks at the values themselves."""
+    ticks = sorted({float(value) for value in values})
+    ax.set(xscale="log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def set_rate_axis(ax: Axes) -> None:
@@ -41,19 +52,25 @@ def set_rate_axis(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def plot_rate_lines(ax: Axes, table: Frame, by: str, x: str = "lr") -> list[Any]:
-    """Mean loss against rate, one line per value of a column in its order; returns what
-    the key shows.
+def plot_rate_lines(
+    ax: Axes, table: pd.DataFrame, by: str, x: str = "lr"
+) -> list[Line2D]:
+    """Mean loss against rate, one line per value of a column, in the table's order.
 
-    A rate at which the mean is above `LOST`, or not finite, is a cross there.
+    A rate at which the mean is above `LOST`, or not finite, is a cross at `LOST`.
+
+    Returns:
+        The lines that the key of the figure shows.
     """
     handles = []
     names = list(dict.fromkeys(table[by]))
     for name, color, marker in zip(
         names, sample_colors(len(names)), MARKERS, strict=False
     ):
-        means = table[table[by] == name].groupby(x)["loss"].mean()
-        shown, lost = means[means < LOST], means[~(means < LOST)]
+        means = average_by(table.loc[table[by] == name], x)
+        is_shown = means < LOST
+        shown = means.loc[is_shown]
+        lost = means.loc[~is_shown]
         handles += ax.plot(
             shown.index,
             shown,

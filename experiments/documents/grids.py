@@ -1,5 +1,5 @@
 """The runs that serve the claims, in two sizes: `QUICK`, minutes on two cores, and
-`FULL`.
+`FULL`, hours.
 
 All read the `code` source as bytes and share one folder, so that a run which two claims
 need is trained once.
@@ -7,29 +7,56 @@ need is trained once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 
-RATE, RATE_EXPONENT, RATE_WIDTH = 5e-3, 0.7, 64  # docs/notes/recipe.md
+# The rule of the learning rate is fitted in docs/notes/recipe.md.
+RATE = 5e-3
+RATE_EXPONENT = 0.7
+RATE_WIDTH = 64
+
 METHODS: tuple[Literal["adamw", "rmsprop", "sgd"], ...] = ("adamw", "rmsprop", "sgd")
-SGD_FACTOR = 64.0  # centre of SGD's grid over AdamW's: its step has the gradient's size, not its sign's
-SCHEMES = {  # S13: centre of its rates over SP's, moved from 1 until the best rate was not at the grid's edge
+
+RATE_CENTERS = {"adamw": 1.0, "rmsprop": 1.0, "sgd": 64.0}
+"""Center of each optimizer's grid of rates over AdamW's. A step of SGD has the size of
+the gradient, not of its sign."""
+
+SCHEMES = {
     "sp": 1.0,
     "mup": 1.0,
     "unit": 64.0,
     "normalized": 1.0,
     "normalized_literal": 64.0,
 }
-REMEDIES: dict[str, dict[str, Any]] = {  # S12: arm -> changes by dotted path
-    "none": {},
-    "dropout 0.2": {"model.dropout": 0.2},
-    "weight decay": {"optim.weight_decay": 2e-3},
-    "4 times the data": {},
+"""S13: center of each parametrization's grid of rates over that of `sp`. It was moved
+from 1 until the best rate was not at the edge of the grid."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What S12 tries against over-fitting.
+
+    Attributes:
+        dropout: of the model.
+        weight_decay: per step.
+        data_factor: how many times the repeated tokens are there.
+    """
+
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+    data_factor: int = 1
+
+
+REMEDIES = {
+    "none": Remedy(),
+    "dropout 0.2": Remedy(dropout=0.2),
+    "weight decay": Remedy(weight_decay=2e-3),
+    "4 times the data": Remedy(data_factor=4),
 }
+"""The arms of S12 by name."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +64,23 @@ class Size:
     """How large the evidence is; token numbers are whole steps of 4 x 128.
 
     Attributes:
-        tokens: of each width of the family; the second one also of the depths, the
-        first of optimisers' rates.
-        seeds: of what is compared seed by seed or not trained, few_seeds: of all else.
+        name: `quick` or `full`.
+        widths: of the family.
+        tokens: budgets of each width of the family. The second one is also that of the
+            depths, the first one that of the optimizers' grids.
+        seeds: of what is compared seed by seed, or not trained.
+        few_seeds: of everything else.
+        depths: of the models of one width.
         spread: learning rates as multiples of the recipe's; the middle one is 1.
-        short: tokens of the runs that ask only whether a rate trains.
-        repeated: tokens seen again and again for S12, epochs: how many times.
-        probe_depths, deep (blocks of models whose layers are apart), head_dims: of what
-        is measured without training.
+        batches: batch sizes in windows.
+        batch_tokens: budgets of each batch size.
+        short: tokens of the runs that show only whether a rate trains.
+        repeated: tokens that S12 repeats.
+        epochs: how often S12 repeats them.
+        probe_depths: depths of the models that are measured without training.
+        deep: blocks of the models whose layers are measured one by one.
+        head_dims: head dimensions that are measured without training.
+        eval_tokens: held-out tokens of each run.
     """
 
     name: str
@@ -83,7 +119,7 @@ QUICK = Size(
     head_dims=(4, 8, 16, 32, 64, 128, 256),
     eval_tokens=32_768,
 )
-FULL = dataclasses.replace(
+FULL = replace(
     QUICK,
     name="full",
     widths=(16, 24, 32, 48, 64, 96, 128, 192),
@@ -101,31 +137,42 @@ FULL = dataclasses.replace(
     deep=32,
     eval_tokens=131_072,
 )
-BASE_WIDTH = 32  # of every grid but the family
+
+BASE_WIDTH = 32
+"""The width of every grid but the family."""
+
+MODEL = ModelConfig(width=BASE_WIDTH, depth=2, n_heads=4, head_dim=16)
+OPTIM = OptimConfig(warmup_tokens=20_480)
+DATA = DataConfig()
 
 
-def _make_run(size: Size, tokens: int, seed: int, **changes: Any) -> RunConfig:
-    """A run of the recipe at `BASE_WIDTH`, with changes by dotted path written with two
-    underscores.
+def _make_run(
+    size: Size,
+    tokens: int,
+    seed: int,
+    model: ModelConfig = MODEL,
+    optim: OptimConfig = OPTIM,
+    data: DataConfig = DATA,
+    rate_factor: float = 1.0,
+) -> RunConfig:
+    """A run of the recipe, whose learning rate is `rate_factor` times the rule's for
+    its width.
     """
-    groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "optim": {}}
-    for path, value in changes.items():
-        table, _, name = path.partition("__")
-        groups[table][name] = value
-    width = groups["model"].setdefault("width", BASE_WIDTH)
-    rate = RATE * (width / RATE_WIDTH) ** -RATE_EXPONENT
-    groups["optim"]["lr"] = rate * groups["optim"].get("lr", 1.0)
-    model = ModelConfig(**{"depth": 2, "n_heads": 4, "head_dim": 16, **groups["model"]})
-    optim = OptimConfig(**{"warmup_tokens": 20_480, **groups["optim"]})
+    rate = RATE * (model.width / RATE_WIDTH) ** -RATE_EXPONENT
     return RunConfig(
-        model, DataConfig(**groups["data"]), optim, tokens, seed, size.eval_tokens
+        model=model,
+        data=data,
+        optim=replace(optim, lr=rate * rate_factor),
+        tokens=tokens,
+        seed=seed,
+        eval_tokens=size.eval_tokens,
     )
 
 
 def make_family_runs(size: Size) -> list[RunConfig]:
     """Widths x token budgets x seeds at depth 2."""
     return [
-        _make_run(size, tokens, seed, model__width=width)
+        _make_run(size, tokens, seed, replace(MODEL, width=width))
         for width in size.widths
         for seed in size.few_seeds
         for tokens in size.tokens
@@ -136,30 +183,26 @@ def make_depth_runs(size: Size) -> list[RunConfig]:
     """Depths at fixed width and tokens."""
     tokens = size.tokens[1]
     return [
-        _make_run(size, tokens, seed, model__depth=depth)
+        _make_run(size, tokens, seed, replace(MODEL, depth=depth))
         for depth in size.depths
         for seed in size.few_seeds
     ]
 
 
 def make_optimizer_runs(size: Size) -> list[RunConfig]:
-    """A grid of learning rates per optimiser, each around a centre of its own."""
+    """A grid of learning rates per optimizer, each around a center of its own."""
     return [
         _make_run(
             size,
             size.tokens[0],
             seed,
-            optim__optimizer=method,
-            optim__lr=factor * _get_rate_center(method),
+            optim=replace(OPTIM, optimizer=method),
+            rate_factor=factor * RATE_CENTERS[method],
         )
         for method in METHODS
         for factor in size.spread
         for seed in size.few_seeds
     ]
-
-
-def _get_rate_center(method: str) -> float:
-    return SGD_FACTOR if method == "sgd" else 1.0
 
 
 def make_batch_runs(size: Size) -> list[RunConfig]:
@@ -171,9 +214,8 @@ def make_batch_runs(size: Size) -> list[RunConfig]:
             size,
             tokens,
             seed,
-            optim__batch_size=batch,
-            optim__lr=(batch / 4) ** 0.5 * factor,
-            optim__warmup_tokens=8192,
+            optim=replace(OPTIM, batch_size=batch, warmup_tokens=8192),
+            rate_factor=(batch / 4) ** 0.5 * factor,
         )
         for batch in size.batches
         for factor in (0.5, 1.0, 2.0)
@@ -183,29 +225,19 @@ def make_batch_runs(size: Size) -> list[RunConfig]:
 
 
 def make_repeat_runs(size: Size) -> list[RunConfig]:
-    """Epochs over little text at a constant rate, with and without each remedy: points
+    """Epochs over few tokens at a constant rate, with and without each remedy: points
     along one trunk per arm.
     """
     runs = []
-    for arm, changes in REMEDIES.items():
-        unique = size.repeated * (4 if arm == "4 times the data" else 1)
-        options = {path.replace(".", "__"): value for path, value in changes.items()}
+    for remedy in REMEDIES.values():
+        model = replace(MODEL, width=64, dropout=remedy.dropout)
+        optim = replace(OPTIM, cooldown_fraction=0.0, weight_decay=remedy.weight_decay)
+        unique = size.repeated * remedy.data_factor
+        data = DataConfig(unique_tokens=unique + 1)
         for seed in size.seeds:
             for epochs in size.epochs:
-                data = {
-                    "data__unique_tokens": unique + 1,
-                    "optim__cooldown_fraction": 0.0,
-                }
-                runs.append(
-                    _make_run(
-                        size,
-                        size.repeated * epochs,
-                        seed,
-                        model__width=64,
-                        **data,
-                        **options,
-                    )
-                )
+                tokens = size.repeated * epochs
+                runs.append(_make_run(size, tokens, seed, model, optim, data))
     return runs
 
 
@@ -213,35 +245,33 @@ def make_norm_runs(size: Size) -> list[RunConfig]:
     """A wide grid of learning rates with layer norm and without any norm, depth 4,
     gradients not clipped.
     """
+    norms: tuple[Literal["layernorm", "none"], ...] = ("layernorm", "none")
     return [
         _make_run(
             size,
             size.short,
             seed,
-            model__depth=4,
-            model__norm=norm,
-            model__qk_norm=False,
-            optim__lr=factor,
-            optim__clip_norm=None,
+            replace(MODEL, depth=4, norm=norm, qk_norm=False),
+            replace(OPTIM, clip_norm=None),
+            rate_factor=factor,
         )
-        for norm in ("layernorm", "none")
+        for norm in norms
         for factor in size.spread
         for seed in size.few_seeds
     ]
 
 
 def make_scheme_runs(size: Size) -> list[RunConfig]:
-    """A wide grid of learning rates under each parametrisation, depth 4."""
+    """A wide grid of learning rates under each parametrization, depth 4."""
     return [
         _make_run(
             size,
             size.short,
             seed,
-            model__depth=4,
-            model__parametrization=scheme,
-            optim__lr=factor * centre,
+            replace(MODEL, depth=4, parametrization=scheme),
+            rate_factor=factor * center,
         )
-        for scheme, centre in SCHEMES.items()
+        for scheme, center in SCHEMES.items()
         for factor in size.spread
         for seed in size.few_seeds
     ]
@@ -256,12 +286,16 @@ GRIDS: dict[str, Callable[[Size], list[RunConfig]]] = {
     "norms": make_norm_runs,
     "schemes": make_scheme_runs,
 }
+"""The grids that a claim can need, by name."""
 
 
 def find_arm(run: RunConfig, size: Size) -> str:
-    """The remedy of a run of `repeats`."""
-    if run.model.dropout:
-        return "dropout 0.2"
-    if run.optim.weight_decay:
-        return "weight decay"
-    return "none" if run.data.unique_tokens == size.repeated + 1 else "4 times the data"
+    """The name in `REMEDIES` of a run of the grid `repeats`."""
+    for arm, remedy in REMEDIES.items():
+        if (
+            run.model.dropout == remedy.dropout
+            and run.optim.weight_decay == remedy.weight_decay
+            and run.data.unique_tokens == size.repeated * remedy.data_factor + 1
+        ):
+            return arm
+    raise ValueError(f"run {run.run_id} is not in the grid of repeated data")

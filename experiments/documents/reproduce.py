@@ -3,12 +3,12 @@ number, interval, rule, figure.
 
     scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]
 
-Trains small Transformers on source code as bytes and measures what can be measured
+Trains small Transformers on source code as bytes, and measures what can be measured
 without training. --quick, the default, takes 11 minutes on two cores; --full prints its
-price first and takes hours. Whatever is finished below --out is kept: interrupt it at
-will, a second call is fast. Writes `claims.json` and `report.html`. A verdict follows
-from the numbers by the claim's rule and can come out either way; the rules of S5 and S6
-were restated once.
+cost first and takes hours. Finished runs below --out are kept, so that the command can
+be interrupted, and a second call takes a minute. It prints the verdicts, and writes
+`claims.json` and `report.html`. Each verdict follows from the numbers by the claim's
+rule, which can support or refute the claim; the rules of S5 and S6 were restated once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import tyro
 
 from analysis.report.html import inline_svg
+from experiments.documents import DOCUMENTS, name_documents
 from experiments.documents.claims import (
     activations,
     arithmetic,
@@ -38,30 +38,60 @@ from experiments.documents.claims import (
 )
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import FULL, QUICK
-from experiments.documents.statement import PENDING, Claim, Result
+from experiments.documents.statement import PENDING, Claim, Estimate, Result
 from scaling.cli.output import print_plan
 from scaling.config import ConfigError
 from scaling.execution.sweep import drop_finished
 
 MODULES = (scale, activations, distributed, recipe, unit_scaling, arithmetic)
+
+
+def get_claim_number(claim_id: str) -> int:
+    """The number in an id such as "S12", by which claims are ordered."""
+    return int(claim_id[1:])
+
+
 CLAIMS: dict[str, Claim] = {
     claim.id: claim
     for claim in sorted(
-        (c for module in MODULES for c in module.CLAIMS),
-        key=lambda claim: int(claim.id[1:]),
+        (claim for module in MODULES for claim in module.CLAIMS),
+        key=lambda claim: get_claim_number(claim.id),
     )
 }
+"""The claims that have an experiment, by id."""
+
+
+@dataclass(frozen=True)
+class PendingClaim:
+    """A claim without an experiment; the fields are those of `Claim`."""
+
+    id: str
+    documents: str
+    statement: str
+    verdict: str = PENDING
+
+
 WAITING = {
-    "S11": (
-        "B, C, D",
-        "pre-training then fine-tuning beats training on the task alone",
-    ),
-    "S17": (
-        "A, C, D",
-        "compression (pruning, quantisation) saves memory at little loss",
-    ),
-    "S19": ("A", "beam search gives better text than greedy decoding"),
+    claim.id: claim
+    for claim in (
+        PendingClaim(
+            id="S11",
+            documents="B, C, D",
+            statement="pre-training then fine-tuning beats training on the task alone",
+        ),
+        PendingClaim(
+            id="S17",
+            documents="A, C, D",
+            statement="compression (pruning, quantization) saves memory at little loss",
+        ),
+        PendingClaim(
+            id="S19",
+            documents="A",
+            statement="beam search gives better text than greedy decoding",
+        ),
+    )
 }
+"""The claims that wait for an experiment, by id."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +100,10 @@ class Documents:
 
     Attributes:
         quick: minutes on two cores; the default.
-        full: larger models, more tokens and seeds; prints its price first.
-        claims: which of them; all when left out.
-        workers: processes, one per core. Default: one per core on CPU.
+        full: larger models, more tokens and seeds; prints its cost first.
+        out: folder of the runs and the report.
+        claims: which claims to test. Default: all that have an experiment.
+        workers: processes. Default: one per core on CPU.
     """
 
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -84,81 +115,89 @@ class Documents:
     def __post_init__(self) -> None:
         if self.quick and self.full:
             raise ConfigError("--quick and --full: give one of the two")
+        known = ", ".join(CLAIMS)
         for name in self.claims:
             if name in WAITING:
                 raise ConfigError(
-                    f"claim {name!r}: its experiment is not there yet; there are {', '.join(CLAIMS)}"
+                    f"claim {name!r} has no experiment yet; claims with one are {known}"
                 )
             if name not in CLAIMS:
-                raise ConfigError(
-                    f"claim {name!r}: unknown; claims are {', '.join(CLAIMS)}"
-                )
+                raise ConfigError(f"claim {name!r}: unknown; claims are {known}")
 
 
 def examine_claims(args: Documents) -> list[Result]:
     """Train what the claims need and decide each; progress goes to standard error."""
     evidence = Evidence(FULL if args.full else QUICK, args.out, args.workers)
     claims = [CLAIMS[name] for name in dict.fromkeys(args.claims)]
-    grids = dict.fromkeys(grid for claim in claims for grid in claim.needs)
-    plan = evidence.plan(grids)
-    if len(plan) and drop_finished(plan, args.out / "runs").runs:
-        for grid in grids if args.full else ():
-            print(f"\nthe runs of {grid!r}", flush=True)
-            print_plan(
-                evidence.plan([grid]),
-                args.out / "runs",
-                timing=True,
-                workers=args.workers,
-            )
-        start = time.monotonic()
-        evidence.train(plan)
-        print(
-            f"trained the runs: {time.monotonic() - start:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+    train_missing_runs(args, evidence, claims)
     results = []
     for claim in claims:
         start = time.monotonic()
-        result = Result(claim, claim.experiment(evidence), time.monotonic() - start)
+        finding = claim.experiment(evidence)
+        result = Result(claim, finding, time.monotonic() - start)
         results.append(result)
-        print(
-            f"{claim.id}: {result.verdict}, {result.seconds:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        _print_progress(f"{claim.id}: {result.verdict}, {result.seconds:.0f} s")
     return results
 
 
-def to_json_data(result: Result) -> dict[str, Any]:
+def train_missing_runs(
+    args: Documents, evidence: Evidence, claims: Sequence[Claim]
+) -> None:
+    """Train the runs that the claims need and that are not finished yet.
+
+    With --full, the cost of each grid is printed first.
+    """
+    grids = dict.fromkeys(grid for claim in claims for grid in claim.needs)
+    plan = evidence.plan(grids)
+    runs_dir = args.out / "runs"
+    if len(plan) == 0 or not drop_finished(plan, runs_dir).runs:
+        return
+    if args.full:
+        for grid in grids:
+            print(f"\nthe runs of {grid!r}", flush=True)
+            print_plan(
+                evidence.plan([grid]), runs_dir, timing=True, workers=args.workers
+            )
+    start = time.monotonic()
+    evidence.train(plan)
+    _print_progress(f"trained the runs: {time.monotonic() - start:.0f} s")
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def to_json_data(result: Result) -> dict[str, object]:
     """A result as JSON data; a number that is not finite is null."""
-    numbers = {
-        name: {
-            key: x if math.isfinite(x) else None
-            for key, x in dataclasses.asdict(number).items()
-        }
-        for name, number in result.finding.numbers.items()
-    }
     claim = result.claim
-    said = {
-        name: getattr(claim, name)
-        for name in ("id", "documents", "statement", "rule", "change")
-    }
-    return said | {
+    return {
+        "id": claim.id,
+        "documents": claim.documents,
+        "statement": claim.statement,
+        "rule": claim.rule,
+        "change": claim.change,
         "verdict": result.verdict,
-        "numbers": numbers,
+        "numbers": {
+            name: _to_json_numbers(number)
+            for name, number in result.finding.numbers.items()
+        },
         "remark": result.finding.remark,
+    }
+
+
+def _to_json_numbers(estimate: Estimate) -> dict[str, float | None]:
+    return {
+        name: value if math.isfinite(value) else None
+        for name, value in dataclasses.asdict(estimate).items()
     }
 
 
 def write_report(results: Sequence[Result], size: str, out: Path) -> Path:
     """Write `claims.json` and the page; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
-    pending = [
-        {"id": i, "documents": d, "statement": s, "verdict": PENDING}
-        for i, (d, s) in WAITING.items()
-    ]
-    content = {"size": size, "claims": [*map(to_json_data, results), *pending]}
+    claims = [to_json_data(result) for result in results]
+    claims += [dataclasses.asdict(claim) for claim in WAITING.values()]
+    content = {"size": size, "claims": claims}
     (out / "claims.json").write_text(
         json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
@@ -167,44 +206,53 @@ def write_report(results: Sequence[Result], size: str, out: Path) -> Path:
         autoescape=True,
         trim_blocks=True,
     )
-    pictures = {
-        r.claim.id: inline_svg(r.finding.figure, r.claim.id.lower(), r.claim.statement)
-        for r in results
-        if r.finding.figure is not None
-    }
+    pictures = {}
+    for result in results:
+        claim = result.claim
+        if result.finding.figure is not None:
+            pictures[claim.id] = inline_svg(
+                result.finding.figure, claim.id.lower(), claim.statement
+            )
     page = environment.get_template("documents.html.j2").render(
         results=results,
         pictures=pictures,
-        pending=pending,
+        pending=list(WAITING.values()),
         size=size,
-        counts=collections.Counter(r.verdict for r in results),
+        counts=collections.Counter(result.verdict for result in results),
+        documents=DOCUMENTS,
+        name_documents=name_documents,
     )
-    (out / "report.html").write_text(page, encoding="utf-8")
-    return out / "report.html"
+    path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
 
 
 def print_verdicts(results: Sequence[Result]) -> None:
-    """The table of verdicts on standard output."""
+    """Print the table of verdicts, and what the letters of the documents mean."""
     rows = [
-        (r.claim.id, r.claim.documents, r.claim.short, r.verdict, r.headline)
-        for r in results
+        (
+            result.claim.id,
+            result.claim.documents,
+            result.claim.short,
+            result.verdict,
+            result.headline,
+        )
+        for result in results
     ]
     rows += [
-        (i, documents, statement, PENDING, "")
-        for i, (documents, statement) in WAITING.items()
+        (claim.id, claim.documents, claim.statement, claim.verdict, "")
+        for claim in WAITING.values()
     ]
-    rows.sort(key=lambda row: int(row[0][1:]))
+    rows.sort(key=lambda row: get_claim_number(row[0]))
     titles = ("id", "document", "claim", "verdict", "number with 95 % interval")
-    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(4)]
-    for row in (titles, *rows):
-        print(
-            "  ".join(
-                [
-                    *(text.ljust(w) for text, w in zip(row[:4], widths, strict=True)),
-                    row[4],
-                ]
-            ).rstrip()
-        )
+    table = [titles, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(4)]
+    for row in table:
+        cells = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
+        print("  ".join([*cells, row[4]]).rstrip())
+    print("\ndocuments:")
+    for letter, subject in DOCUMENTS.items():
+        print(f"{letter}  {subject}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,28 +1,30 @@
 """A claim, the rule that decides it, and what was found: plain objects, no experiment.
 
-Rules answer True, False or None (the interval straddles the bound): three-valued logic,
-so that a scale too small to decide is said to be.
+Rules answer True, False or None (the interval contains the bound). This is three-valued
+logic: a scale too small to decide gives the verdict that it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-SUPPORTED, REFUTED = "supported", "refuted"
-NOT_TESTABLE, UNDECIDED, PENDING = (
-    "not testable here",
-    "undecided at this scale",
-    "pending",
-)
+if TYPE_CHECKING:
+    from experiments.documents.evidence import Evidence
+
+SUPPORTED = "supported"
+REFUTED = "refuted"
+UNDECIDED = "undecided at this scale"
+NOT_TESTABLE = "not testable here"
+PENDING = "pending"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; an exact one has both ends equal to it."""
+    """A number with its 95 % interval; the interval of an exact number has no width."""
 
     value: float
     low: float
@@ -30,13 +32,17 @@ class Estimate:
 
     def above(self, bound: float) -> bool | None:
         """Whether the number exceeds the bound; None where the interval contains it."""
-        return True if self.low > bound else False if self.high < bound else None
+        if self.low > bound:
+            return True
+        if self.high < bound:
+            return False
+        return None
 
     def below(self, bound: float) -> bool | None:
         """Whether the number is less than the bound; None where the interval contains
         it.
         """
-        return negate(self.above(bound))
+        return negate_answer(self.above(bound))
 
     def within(self, low: float, high: float) -> bool | None:
         """Whether the number lies between two bounds; None where the interval contains
@@ -45,29 +51,37 @@ class Estimate:
         return all_hold(self.above(low), self.below(high))
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the interval has no width."""
+        return self.low == self.high
+
+    @property
     def interval(self) -> str:
-        """The interval's ends, "exact" where they are equal."""
-        return (
-            "exact" if self.low == self.high else f"{self.low:.3g} to {self.high:.3g}"
-        )
+        """The interval's ends, or "exact"."""
+        if self.is_exact:
+            return "exact"
+        return f"{self.low:.3g} to {self.high:.3g}"
 
     @property
     def text(self) -> str:
-        """The number: counts to the last digit, others to three or four."""
-        if self.low == self.high:
-            return f"{self.value:,.0f}" if self.value >= 1000 else f"{self.value:.4g}"
-        return f"{self.value:.3g}"
+        """The number with three digits; an exact one with four, a count with all."""
+        if not self.is_exact:
+            return f"{self.value:.3g}"
+        if self.value >= 1000:
+            return f"{self.value:,.0f}"
+        return f"{self.value:.4g}"
 
     def __str__(self) -> str:
-        return (
-            self.text
-            if self.low == self.high
-            else f"{self.text} [{self.low:.3g}, {self.high:.3g}]"
-        )
+        if self.is_exact:
+            return self.text
+        return f"{self.text} [{self.low:.3g}, {self.high:.3g}]"
 
 
 Numbers = Mapping[str, Estimate]
+"""The numbers that a rule reads, by name."""
+
 Row = dict[str, str]
+"""A row of a table of text, by column."""
 
 
 def make_exact(value: float) -> Estimate:
@@ -75,21 +89,27 @@ def make_exact(value: float) -> Estimate:
     return Estimate(float(value), float(value), float(value))
 
 
-def negate(answer: bool | None) -> bool | None:
+def negate_answer(answer: bool | None) -> bool | None:
     """Not; unknown stays unknown."""
     return None if answer is None else not answer
 
 
 def all_hold(*answers: bool | None) -> bool | None:
-    """All of them: one False decides, else one None leaves it open."""
-    return (
-        False if any(a is False for a in answers) else None if None in answers else True
-    )
+    """Whether all hold: one False decides; else one None leaves it open."""
+    if any(answer is False for answer in answers):
+        return False
+    if None in answers:
+        return None
+    return True
 
 
 def any_holds(*answers: bool | None) -> bool | None:
-    """Any of them: one True decides, else one None leaves it open."""
-    return negate(all_hold(*(negate(a) for a in answers)))
+    """Whether any holds: one True decides; else one None leaves it open."""
+    if any(answer is True for answer in answers):
+        return True
+    if None in answers:
+        return None
+    return False
 
 
 def name_verdict(answer: bool | None) -> str:
@@ -102,10 +122,10 @@ class Finding:
     """What an experiment found.
 
     Attributes:
-        numbers: all that the rule reads, by name; the first is the one that the summary
-        shows.
-        remark: what a reader must know to read them: the setting, and its limits.
-        figure: drawn; None where a table says it all. caption: what is in it.
+        numbers: all that the rule reads, by name; the summary shows the first.
+        remark: how they were measured, and the limits of that.
+        figure: the figure; None where a table shows everything.
+        caption: what the figure shows.
         table: rows of text, for figures of few numbers.
     """
 
@@ -121,10 +141,16 @@ class Claim:
     """One claim of the documents.
 
     Attributes:
-        documents: the letters of those that make it.
-        rule: what decides, in words; `decide` is the same in code.
+        id: `S` and a number.
+        documents: the letters of the documents that make it, as in
+            `experiments.documents.DOCUMENTS`.
+        short: the claim in a few words, for the table of verdicts.
+        statement: the claim in a sentence.
+        rule: what decides, in words.
+        decide: the same rule in code, from the numbers to the verdict.
         change: what would change the verdict.
-        needs: the grids of runs that its experiment reads.
+        experiment: measures the numbers.
+        needs: the grids of runs that the experiment reads.
     """
 
     id: str
@@ -134,7 +160,7 @@ class Claim:
     rule: str
     decide: Callable[[Numbers], str]
     change: str
-    experiment: Callable[[Any], Finding]
+    experiment: Callable[[Evidence], Finding]
     needs: tuple[str, ...] = ()
 
 

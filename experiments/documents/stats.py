@@ -1,11 +1,12 @@
-"""Intervals: Student's t about means and slopes, and resampling of what is independent."""
+"""Intervals: Student's t for means and slopes, and resampling of independent units."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from experiments.documents.statement import Estimate
@@ -13,55 +14,71 @@ from experiments.documents.statement import Estimate
 LEVEL = 0.95
 DRAWS = 2000
 
+Unit = TypeVar("Unit")
+
 
 def _make_interval(value: float, error: float, dof: float) -> Estimate:
-    half = error * float(stats.t.ppf(0.5 + LEVEL / 2, dof)) if dof > 0 else np.inf
+    """Student's t interval of a standard error; infinite without degrees of freedom."""
+    half = np.inf
+    if dof > 0:
+        half = error * float(stats.t.ppf(0.5 + LEVEL / 2, dof))
     return Estimate(float(value), float(value - half), float(value + half))
 
 
-def estimate_mean(values: Any) -> Estimate:
-    """Mean of independent values; one value alone has no interval, so an infinite one."""
+def estimate_mean(values: ArrayLike) -> Estimate:
+    """Mean of independent values; the interval of a single value is infinite."""
     values = np.asarray(values, float)
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.inf
+    error = 0.0
+    if len(values) > 1:
+        error = values.std(ddof=1) / len(values) ** 0.5
     return _make_interval(
         values.mean(), error if np.isfinite(error) else 0.0, len(values) - 1
     )
 
 
-def estimate_contrast(value: float, groups: Sequence[Any], weight: float) -> Estimate:
-    """A contrast of group means with the variance pooled over all groups.
+def estimate_contrast(
+    value: float, groups: Sequence[ArrayLike], weight: float
+) -> Estimate:
+    """A contrast of group means, with the variance pooled over all groups.
 
-    weight: sum over the contrast's groups of coefficient^2 / group size.
+    Args:
+        value: the contrast.
+        groups: the values of each group.
+        weight: sum over the contrast's groups of coefficient^2 / group size.
     """
-    groups = [np.asarray(g, float) for g in groups]
-    dof = sum(len(g) - 1 for g in groups)
-    square = sum(float(np.square(g - g.mean()).sum()) for g in groups)
-    return _make_interval(
-        value, float(np.sqrt(square / dof * weight)) if dof else 0.0, dof
-    )
+    arrays = [np.asarray(group, float) for group in groups]
+    dof = sum(len(group) - 1 for group in arrays)
+    error = 0.0
+    if dof:
+        squares = sum(float(np.square(g - g.mean()).sum()) for g in arrays)
+        error = float(np.sqrt(squares / dof * weight))
+    return _make_interval(value, error, dof)
 
 
-def fit_slopes(y: Any, *x: Any) -> list[Estimate]:
+def fit_slopes(y: ArrayLike, *x: ArrayLike) -> list[Estimate]:
     """Least squares of y on a constant and the columns x: one coefficient per column.
 
-    The residuals hold the scatter between runs and whatever of the curve the columns do
-    not follow.
+    The residuals hold the scatter between runs and what of the curve the columns do not
+    follow.
     """
-    y, X = (
-        np.asarray(y, float),
-        np.column_stack([np.ones(len(y)), *(np.asarray(c, float) for c in x)]),
-    )
+    y = np.asarray(y, float)
+    columns: list[NDArray[np.float64]] = [np.ones(len(y))]
+    columns += [np.asarray(column, float) for column in x]
+    X = np.column_stack(columns)
     beta, *_ = np.linalg.lstsq(X, y, rcond=None)
     dof = len(y) - X.shape[1]
-    variance = float(np.square(y - X @ beta).sum()) / dof if dof > 0 else 0.0
+    variance = 0.0
+    if dof > 0:
+        variance = float(np.square(y - X @ beta).sum()) / dof
     errors = np.sqrt(np.diag(variance * np.linalg.pinv(X.T @ X)))
     return [
-        _make_interval(b, e, dof) for b, e in zip(beta[1:], errors[1:], strict=True)
+        _make_interval(slope, error, dof)
+        for slope, error in zip(beta[1:], errors[1:], strict=True)
     ]
 
 
 def estimate_by_resampling(
-    units: Sequence[Any], statistic: Callable[[list[Any]], float], seed: int = 0
+    units: Sequence[Unit], statistic: Callable[[list[Unit]], float], seed: int = 0
 ) -> Estimate:
     """A statistic of independent units with its percentile interval over resamples of
     them.

@@ -1,12 +1,13 @@
-"""Claims about signals and gradients: residuals and norms (S5), attention's scale (S6)."""
+"""Claims about signals and gradients: residuals and norms (S5), the scale of attention
+logits (S6).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from analysis.plots.style import (
     BLUE,
@@ -36,24 +38,58 @@ from experiments.documents.statement import (
     all_hold,
     any_holds,
     name_verdict,
-    negate,
+    negate_answer,
 )
-from experiments.documents.stats import estimate_contrast, estimate_mean
-from experiments.frames import Frame
+from experiments.documents.stats import (
+    estimate_contrast,
+    estimate_mean,
+)
+from experiments.groups import average_by
 from scaling.config import ModelConfig
 from scaling.model.transformer import Params, build_family
 
-VANISHED = -1.0  # log10 of the first block's gradient over the last's, or over that of a shallow model
+VANISHED = -1.0
+"""A gradient has vanished if log10 of the first block's gradient norm, over the last
+block's or over that of the shallowest model, is below this."""
+
+LIMIT = 1.1
+"""A rate trains if its loss is at most so many times the best of all arms."""
+
 ATTENTION_DRAWS = 16
-LIMIT = 1.1  # a rate trains if its loss is at most so many times the best of all arms
-WITH, WITHOUT = "with residuals", "without residuals"
-OVER_LAST, OVER_SHALLOW = (
-    "log10 gradient over the last block's",
-    "log10 gradient over the shallowest model's",
-)
+WITH = "with residuals"
+WITHOUT = "without residuals"
+OVER_LAST = "log10 gradient over the last block's"
+OVER_SHALLOW = "log10 gradient over the shallowest model's"
 LAYER_NORM = "octaves gained by layer norm"
 SETTINGS = {"none": "no norm", "layernorm": "layer norm"}
-SCALED, UNSCALED = "scaled", "not scaled"
+SCALED = "scaled"
+UNSCALED = "not scaled"
+
+_SMALLEST_NORM = 1e-38
+"""Gradient norms that underflow are taken as this, so that their logarithm is finite."""
+
+
+class GradientRow(TypedDict):
+    """log10 of the first block's gradient norm (`first`), and of that over the last
+    block's (`ratio`).
+    """
+
+    depth: int
+    norm: str
+    residual: bool
+    seed: int
+    first: float
+    ratio: float
+
+
+class AttentionRow(TypedDict):
+    """Entropy as a share of its maximum, and the root mean square gradient."""
+
+    head_dim: int
+    arm: str
+    seed: int
+    entropy: float
+    gradient: float
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,284 +101,324 @@ def compute_block_gradients(
     """
     family = build_family(config)
 
-    def loss(params: Params) -> Float[Array, ""]:
+    def compute_loss(params: Params) -> Float[Array, ""]:
         logits = family.apply(params, windows[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, windows[:, 1:]
-        ).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:])
+        return losses.mean()
 
-    blocks = jax.tree.leaves(
-        jax.grad(loss)(params)["blocks"]
-    )  # each with a leading layer axis
-    return jnp.sqrt(
-        sum(jnp.square(g).reshape(config.depth, -1).sum(axis=1) for g in blocks)
-    )
+    gradients = jax.grad(compute_loss)(params)
+    # Each leaf below "blocks" has a leading layer axis.
+    squares = [
+        jnp.square(leaf).reshape(config.depth, -1).sum(axis=1)
+        for leaf in jax.tree.leaves(gradients["blocks"])
+    ]
+    return jnp.sqrt(sum(squares))
 
 
-def _measure_gradient_ratios(evidence: Evidence) -> list[dict[str, Any]]:
-    """log10 of the first block's gradient norm, itself and over the last's, by depth,
-    norm, residual and seed.
-    """
+def _measure_gradient_ratios(evidence: Evidence) -> list[GradientRow]:
+    """The first block's gradient at initialization, by depth, norm, residual and seed."""
     run = make_norm_runs(evidence.size)[0]
-    windows, rows = jnp.asarray(evidence.heldout(run, 4 * run.model.context)), []
-    shape = {
-        "width": BASE_WIDTH,
-        "n_heads": 4,
-        "head_dim": 16,
-        "qk_norm": False,
-        "scan_layers": "always",
-    }
-    for depth, norm in itertools.product(
-        evidence.size.probe_depths, ("layernorm", "none")
+    windows = jnp.asarray(evidence.heldout(run, 4 * run.model.context))
+    norms: tuple[Literal["layernorm", "none"], ...] = ("layernorm", "none")
+    rows: list[GradientRow] = []
+    for depth, norm, seed in itertools.product(
+        evidence.size.probe_depths, norms, evidence.size.seeds
     ):
-        for seed in evidence.size.seeds:
-            config = ModelConfig(**shape, depth=depth, norm=norm)
-            params = build_family(config).init(seed)
-            for residual in (True, False):
-                config = dataclasses.replace(config, residual=residual)
-                g = np.maximum(
-                    np.asarray(compute_block_gradients(config, params, windows), float),
-                    1e-38,
-                )  # may underflow
-                first, ratio = float(np.log10(g[0])), float(np.log10(g[0] / g[-1]))
-                row = {"depth": depth, "norm": norm, "residual": residual, "seed": seed}
-                rows.append(row | {"first": first, "ratio": ratio})
+        config = ModelConfig(
+            width=BASE_WIDTH,
+            depth=depth,
+            n_heads=4,
+            head_dim=16,
+            norm=norm,
+            qk_norm=False,
+            scan_layers="always",
+        )
+        params = build_family(config).init(seed)
+        for residual in (True, False):
+            config = dataclasses.replace(config, residual=residual)
+            gradients = compute_block_gradients(config, params, windows)
+            norms_L = np.maximum(np.asarray(gradients, float), _SMALLEST_NORM)
+            rows.append(
+                {
+                    "depth": depth,
+                    "norm": norm,
+                    "residual": residual,
+                    "seed": seed,
+                    "first": float(np.log10(norms_L[0])),
+                    "ratio": float(np.log10(norms_L[0] / norms_L[-1])),
+                }
+            )
     return rows
 
 
 def measure_trainable_octaves(
-    rates: Sequence[float], losses: Sequence[float], limit: float
+    rates: ArrayLike, losses: ArrayLike, limit: float
 ) -> float:
     """Octaves of learning rate around the best one at which the loss stays at or below
     a limit.
 
     Crossings are interpolated in log rate, half-way where the next loss is not finite;
-    the grid's ends bound it.
+    the grid's ends bound the range.
     """
-    x, y = np.log2(np.asarray(rates, float)), np.asarray(losses, float)
-    best = int(np.argmin(y))
-    if not y[best] <= limit:
+    log_rates = np.log2(np.asarray(rates, float))
+    losses = np.asarray(losses, float)
+    best = int(np.argmin(losses))
+    if not losses[best] <= limit:
         return 0.0
-    reach = 0.0
-    for step in (-1, 1):
-        i = best
-        while 0 <= i + step < len(x) and y[i + step] <= limit:
-            i += step
-        edge = x[i]
-        if 0 <= i + step < len(x):
-            rise = y[i + step] - y[i]
-            share = (limit - y[i]) / rise if np.isfinite(rise) else 0.5
-            edge = x[i] + share * (x[i + step] - x[i])
-        reach += abs(edge - x[best])
-    return float(reach)
+    octaves = 0.0
+    for direction in (-1, 1):
+        last = best
+        following = last + direction
+        while 0 <= following < len(losses) and losses[following] <= limit:
+            last = following
+            following = last + direction
+        edge = log_rates[last]
+        if 0 <= following < len(losses):
+            rise = losses[following] - losses[last]
+            share = (limit - losses[last]) / rise if np.isfinite(rise) else 0.5
+            edge = log_rates[last] + share * (log_rates[following] - log_rates[last])
+        octaves += abs(edge - log_rates[best])
+    return float(octaves)
 
 
-def measure_octaves_by_arm(table: Frame, by: str) -> dict[str, np.ndarray]:
+def measure_octaves_by_arm(table: pd.DataFrame, by: str) -> dict[str, np.ndarray]:
     """Trainable octaves of each arm, [seeds]; the limit is `LIMIT` times the least mean
     loss of all arms.
     """
-    limit = LIMIT * float(table.groupby([by, "lr"])["loss"].mean().min())
-    found = {}
+    limit = LIMIT * float(average_by(table, [by, "lr"]).min())
+    octaves: dict[str, np.ndarray] = {}
     for arm, rows in table.groupby(by):
-        cells = [cell.sort_values("lr") for _, cell in rows.groupby("seed")]
-        found[str(arm)] = np.array(
-            [measure_trainable_octaves(c["lr"], c["loss"], limit) for c in cells]
-        )
-    return found
+        by_seed = []
+        for _, cell in rows.groupby("seed"):
+            ordered = cell.sort_values("lr")
+            by_seed.append(
+                measure_trainable_octaves(ordered["lr"], ordered["loss"], limit)
+            )
+        octaves[str(arm)] = np.array(by_seed)
+    return octaves
 
 
-def summarize_residuals(ratios: Frame, rates: Frame) -> dict[str, Estimate]:
+def summarize_residuals(
+    ratios: pd.DataFrame, rates: pd.DataFrame
+) -> dict[str, Estimate]:
     """S5: gradient ratios at the greatest depth in each setting, and the octaves that
     layer norm adds.
     """
     numbers = {}
     for norm, setting in SETTINGS.items():
-        for name, kept in ((WITHOUT, False), (WITH, True)):
-            rows = ratios[(ratios["norm"] == norm) & (ratios["residual"] == kept)]
-            deep, shallow = (
-                rows[rows["depth"] == end(rows["depth"])].set_index("seed")
-                for end in (max, min)
-            )
-            numbers[f"{OVER_SHALLOW}, {setting}, {name}"] = estimate_mean(
-                deep["first"] - shallow["first"]
-            )
+        for name, residual in ((WITHOUT, False), (WITH, True)):
+            is_arm = (ratios["norm"] == norm) & (ratios["residual"] == residual)
+            rows: pd.DataFrame = ratios.loc[is_arm]
+            deep = rows.loc[rows["depth"] == rows["depth"].max()].set_index("seed")
+            shallow = rows.loc[rows["depth"] == rows["depth"].min()].set_index("seed")
+            over_shallow = deep["first"] - shallow["first"]
+            numbers[f"{OVER_SHALLOW}, {setting}, {name}"] = estimate_mean(over_shallow)
             numbers[f"{OVER_LAST}, {setting}, {name}"] = estimate_mean(deep["ratio"])
     octaves = measure_octaves_by_arm(rates, "norm")
-    with_norm, without = octaves["layernorm"], octaves["none"]
-    weight = 1 / len(with_norm) + 1 / len(without)
-    gain = float(with_norm.mean() - without.mean())
-    return numbers | {LAYER_NORM: estimate_contrast(gain, [with_norm, without], weight)}
+    with_norm = octaves["layernorm"]
+    without = octaves["none"]
+    numbers[LAYER_NORM] = estimate_contrast(
+        float(with_norm.mean() - without.mean()),
+        [with_norm, without],
+        weight=1 / len(with_norm) + 1 / len(without),
+    )
+    return numbers
 
 
 def _examine_s5(evidence: Evidence) -> Finding:
-    ratios: Frame = pd.DataFrame(
+    ratios = pd.DataFrame(
         evidence.measured("gradient ratios", lambda: _measure_gradient_ratios(evidence))
     )
     rates = evidence.table("norms")
     rates = rates.assign(norm=[run.model.norm for run in rates["run"]])
     octaves = measure_octaves_by_arm(rates, "norm")
-    deepest = int(ratios["depth"].max())
     return Finding(
-        summarize_residuals(ratios, rates),
-        f"Norm of the gradient with respect to the first block's weights at initialisation, {deepest} blocks, over the "
-        "first block's of the shallowest model and over the last block's, with layer norm before each "
-        "branch and without any norm. Learning "
-        f"rates on a grid of factors of 4 at depth 4: a rate trains if its loss is at most {LIMIT} times the best of "
-        f"both arms; {octaves['layernorm'].mean():.1f} octaves with layer norm, {octaves['none'].mean():.1f} without; "
-        "no clipping, no QK-norm, residuals on.",
-        plot_residuals(ratios, rates),
-        "Left and middle: first block's gradient norm over the last's, and over the shallowest model's, against depth, "
-        "means over seeds. Right: loss against learning rate with and without layer norm; crosses at the top are "
-        "losses beyond it.",
+        numbers=summarize_residuals(ratios, rates),
+        remark=(
+            "Norm of the gradient with respect to the first block's weights at "
+            f"initialization, {max(evidence.size.probe_depths)} blocks, over the first block's of the "
+            "shallowest model and over the last block's, with layer norm before each "
+            "branch and without any norm. Learning rates on a grid of factors of 4 at "
+            f"depth 4: a rate trains if its loss is at most {LIMIT} times the best of "
+            f"both arms; {octaves['layernorm'].mean():.1f} octaves with layer norm, "
+            f"{octaves['none'].mean():.1f} without; no clipping, no QK-norm, residuals "
+            "on."
+        ),
+        figure=plot_residuals(ratios, rates),
+        caption=(
+            "Left and middle: first block's gradient norm over the last's, and over "
+            "the shallowest model's, against depth, means over seeds. Right: loss "
+            "against learning rate with and without layer norm; crosses at the top are "
+            "losses beyond it."
+        ),
     )
 
 
 def _decide_s5(n: Numbers) -> str:
     def vanishes(setting: str, name: str) -> bool | None:
         return any_holds(
-            *(
-                n[f"{what}, {setting}, {name}"].below(VANISHED)
-                for what in (OVER_SHALLOW, OVER_LAST)
-            )
+            n[f"{OVER_SHALLOW}, {setting}, {name}"].below(VANISHED),
+            n[f"{OVER_LAST}, {setting}, {name}"].below(VANISHED),
         )
 
-    kept = all_hold(*(negate(vanishes(setting, WITH)) for setting in SETTINGS.values()))
-    needed = any_holds(*(vanishes(setting, WITHOUT) for setting in SETTINGS.values()))
-    return name_verdict(
-        all_hold(kept, needed or None, n[LAYER_NORM].above(0.0))
-    )  # what never vanishes cannot be prevented
+    settings = SETTINGS.values()
+    kept = all_hold(*(negate_answer(vanishes(setting, WITH)) for setting in settings))
+    lost = any_holds(*(vanishes(setting, WITHOUT) for setting in settings))
+    # If nothing vanishes without residuals, they have nothing to prevent, and the claim
+    # stays undecided.
+    needed = lost or None
+    return name_verdict(all_hold(kept, needed, n[LAYER_NORM].above(0.0)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure_attention_health(
     head_dim: int, scale: float, seed: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(entropy of the softmax as a share of its maximum, root mean square gradient with
-    respect to the logits) of causal attention with unit-normal queries, keys, values
-    and upstream gradients; 64 positions, 8 heads."""
+    """Entropy and gradient of a causal softmax: 64 positions, 8 heads, and unit-normal
+    queries, keys, values and upstream gradients.
+
+    Returns:
+        The entropy as a share of its maximum, and the root mean square gradient with
+        respect to the logits.
+    """
     H, T = 8, 64
     q, k, v, upstream = jax.random.normal(jax.random.key(seed), (4, H, T, head_dim))
     mask = np.tril(np.ones((T, T), bool))[None]
     logits = jnp.einsum("htk,hsk->hts", q, k) * scale
 
-    def output(logits: Float[Array, "H T S"]) -> Float[Array, ""]:
-        weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-        return (
-            weights @ v * upstream
-        ).sum() / head_dim**0.5  # so that the upstream signal does not grow with K
+    def compute_weights(logits: Float[Array, "H T S"]) -> Float[Array, "H T S"]:
+        return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
 
-    weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
+    def project_output(logits: Float[Array, "H T S"]) -> Float[Array, ""]:
+        projection = (compute_weights(logits) @ v * upstream).sum()
+        # The upstream signal must not grow with the head dimension.
+        return projection / head_dim**0.5
+
+    weights = compute_weights(logits)
     entropy = -jax.scipy.special.xlogy(weights, weights).sum(axis=-1)[:, 1:]
     share = (entropy / jnp.log(jnp.arange(2, T + 1))[None]).mean()
-    gradient = jax.grad(output)(logits)
+    gradient = jax.grad(project_output)(logits)
     return share, jnp.sqrt(jnp.square(gradient).sum() / (H * mask.sum()))
 
 
-def _measure_attention(evidence: Evidence) -> list[dict[str, Any]]:
-    rows = []
+def _measure_attention(evidence: Evidence) -> list[AttentionRow]:
+    rows: list[AttentionRow] = []
     for head_dim in evidence.size.head_dims:
         for name, scale in ((SCALED, head_dim**-0.5), (UNSCALED, 1.0)):
             for seed in range(ATTENTION_DRAWS):
-                entropy, gradient = (
-                    float(x) for x in measure_attention_health(head_dim, scale, seed)
+                entropy, gradient = measure_attention_health(head_dim, scale, seed)
+                rows.append(
+                    {
+                        "head_dim": head_dim,
+                        "arm": name,
+                        "seed": seed,
+                        "entropy": float(entropy),
+                        "gradient": float(gradient),
+                    }
                 )
-                row = {
-                    "head_dim": head_dim,
-                    "arm": name,
-                    "seed": seed,
-                    "entropy": entropy,
-                    "gradient": gradient,
-                }
-                rows.append(row)
     return rows
 
 
-def summarize_attention(table: Frame) -> dict[str, Estimate]:
-    """Gradient at the largest head dimension over that at the smallest, and entropy at
-    the largest, with and without the scale."""
+def summarize_attention(table: pd.DataFrame) -> dict[str, Estimate]:
+    """S6: gradient at the largest head dimension over that at the smallest, and entropy
+    at the largest, with and without the scale.
+    """
+    smallest = table["head_dim"].min()
+    largest = table["head_dim"].max()
     numbers = {}
     for name in (UNSCALED, SCALED):
-        rows = table[table["arm"] == name].pivot(
-            index="seed", columns="head_dim", values="gradient"
-        )
-        numbers[f"gradient kept, {name}"] = estimate_mean(
-            rows[rows.columns.max()] / rows[rows.columns.min()]
-        )
+        rows: pd.DataFrame = table.loc[table["arm"] == name]
+        gradients = rows.pivot(index="seed", columns="head_dim", values="gradient")
+        kept = gradients[largest] / gradients[smallest]
+        numbers[f"gradient kept, {name}"] = estimate_mean(kept)
     for name in (UNSCALED, SCALED):
-        last = table[
-            (table["arm"] == name) & (table["head_dim"] == table["head_dim"].max())
-        ]
-        numbers[f"entropy left, {name}"] = estimate_mean(last["entropy"])
+        is_last = (table["arm"] == name) & (table["head_dim"] == largest)
+        entropy: pd.Series = table.loc[is_last, "entropy"]
+        numbers[f"entropy left, {name}"] = estimate_mean(entropy)
     return numbers
 
 
 def _examine_s6(evidence: Evidence) -> Finding:
-    table: Frame = pd.DataFrame(
+    table = pd.DataFrame(
         evidence.measured("attention", lambda: _measure_attention(evidence))
     )
-    low, high = table["head_dim"].min(), table["head_dim"].max()
+    low = table["head_dim"].min()
+    high = table["head_dim"].max()
     return Finding(
-        summarize_attention(table),
-        f"Gradient that the softmax passes back to its logits at head dimension {high} over that at {low}, for "
-        "unit-normal queries and keys, as at initialisation, causal attention over 64 positions; and the entropy "
-        f"of the softmax at {high}, as a share of its maximum. A row that has settled on one position passes next to "
-        "nothing back, an undecided one more, so that the norm may fall less than the entropy. "
-        "Normalised or trained queries and keys may have another size.",
-        plot_attention(table),
-        "Left: gradient with respect to the logits. Right: entropy of the softmax as a share of its maximum. Means "
-        "over seeds, against head dimension.",
+        numbers=summarize_attention(table),
+        remark=(
+            "Gradient that the softmax passes back to its logits at head dimension "
+            f"{high} over that at {low}, for unit-normal queries and keys, as at "
+            "initialization, causal attention over 64 positions; and the entropy of "
+            f"the softmax at {high}, as a share of its maximum. A row that has settled "
+            "on one position passes next to nothing back, an undecided one more, so "
+            "that the norm may fall less than the entropy. Normalized or trained "
+            "queries and keys may have another size."
+        ),
+        figure=plot_attention(table),
+        caption=(
+            "Left: gradient with respect to the logits. Right: entropy of the softmax "
+            "as a share of its maximum. Means over seeds, against head dimension."
+        ),
     )
 
 
 def _decide_s6(n: Numbers) -> str:
-    kept, lost = n[f"gradient kept, {SCALED}"], n[f"gradient kept, {UNSCALED}"]
-    harmless = lost.above(0.9)
-    falls = False if harmless else True if lost.below(0.5) else None
-    return name_verdict(all_hold(kept.within(0.5, 2.0), falls))
+    scaled = n[f"gradient kept, {SCALED}"]
+    unscaled = n[f"gradient kept, {UNSCALED}"]
+    falls = None
+    if unscaled.below(0.5):
+        falls = True
+    if unscaled.above(0.9):
+        falls = False
+    return name_verdict(all_hold(scaled.within(0.5, 2.0), falls))
 
 
 @use_style
-def plot_residuals(ratios: Frame, rates: Frame) -> Figure:
+def plot_residuals(ratios: pd.DataFrame, rates: pd.DataFrame) -> Figure:
     """Gradient ratio against depth in four settings; loss against rate with and without
     layer norm.
     """
     fig = make_figure(3.6)
     left, middle, right = fig.subplots(1, 3)
     handles = []
-    for (norm, residual), rows in ratios.groupby(["norm", "residual"]):
-        means = rows.groupby("depth")[["ratio", "first"]].mean()
+    for norm, residual in itertools.product(("layernorm", "none"), (False, True)):
+        is_arm = (ratios["norm"] == norm) & (ratios["residual"] == residual)
+        rows: pd.DataFrame = ratios.loc[is_arm]
+        ratio = average_by(rows, "depth", "ratio")
+        first = average_by(rows, "depth", "first")
+        has_norm = norm == "layernorm"
+        residuals = "with residuals" if residual else "no residuals"
         color = BLUE if residual else VERMILLION
-        label = f"{'with' if residual else 'no'} residuals, {'layer norm' if norm == 'layernorm' else 'no norm'}"
-        look = {
-            "marker": "o" if norm == "layernorm" else "s",
-            "linestyle": "-" if norm == "layernorm" else "--",
-        }
+        marker = "o" if has_norm else "s"
+        linestyle = "-" if has_norm else "--"
         handles += left.plot(
-            means.index,
-            means["ratio"],
+            ratio.index,
+            ratio,
             color=color,
+            marker=marker,
+            linestyle=linestyle,
             markersize=4.5,
-            label=label,
-            **look,
+            label=f"{residuals}, {'layer norm' if has_norm else 'no norm'}",
         )
         middle.plot(
-            means.index,
-            means["first"] - means["first"].iloc[0],
+            first.index,
+            first - first.iloc[0],
             color=color,
+            marker=marker,
+            linestyle=linestyle,
             markersize=4.5,
-            **look,
         )
     for ax, over in ((left, "last block's"), (middle, "shallowest model's")):
-        ax.axhline(-1, color=GRAY, linestyle=":", zorder=1)
+        ax.axhline(VANISHED, color=GRAY, linestyle=":", zorder=1)
         set_value_ticks(ax, ratios["depth"])
         ax.set(
             xlabel="Depth (blocks)",
             ylabel=f"log₁₀ of first block's gradient\nnorm over {over}",
         )
-    named = rates.assign(
-        norm=rates["norm"].map({"layernorm": "layer norm", "none": "no norm"})
+    lines = plot_rate_lines(
+        right, rates.assign(norm=[SETTINGS[norm] for norm in rates["norm"]]), "norm"
     )
-    lines = plot_rate_lines(right, named, "norm")
     right.legend(
         handles=lines, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1
     )
@@ -352,27 +428,25 @@ def plot_residuals(ratios: Frame, rates: Frame) -> Figure:
 
 
 @use_style
-def plot_attention(table: Frame) -> Figure:
+def plot_attention(table: pd.DataFrame) -> Figure:
     """Gradient with respect to the logits, and entropy, against head dimension."""
     fig = make_figure(HEIGHT)
     left, right = fig.subplots(1, 2)
+    labels = {UNSCALED: "not scaled", SCALED: r"scaled by $1/\sqrt{d_k}$"}
     handles = []
     for ax, column in ((left, "gradient"), (right, "entropy")):
         handles = []
         for (name, rows), color, marker in zip(
             table.groupby("arm"), (VERMILLION, BLUE), MARKERS, strict=False
         ):
-            means = rows.groupby("head_dim")[column].mean()
-            label = (
-                "not scaled" if name == "not scaled" else r"scaled by $1/\sqrt{d_k}$"
-            )
+            means = average_by(rows, "head_dim", column)
             handles += ax.plot(
                 means.index,
                 means,
                 color=color,
                 marker=marker,
                 markersize=4.5,
-                label=label,
+                label=labels[str(name)],
             )
         set_value_ticks(ax, table["head_dim"])
         ax.set_ylim(0, None)
@@ -385,33 +459,53 @@ def plot_attention(table: Frame) -> Figure:
 
 CLAIMS = (
     Claim(
-        "S5",
-        "A",
-        "residuals keep gradients, layer norm stabilises",
-        "Residual connections prevent vanishing gradients; layer norm stabilises training.",
-        "A gradient has vanished where the first block's norm at the greatest depth is below a tenth of the last "
-        "block's or of the shallowest model's. Supported if with residuals it vanishes neither under layer norm nor "
-        "without any norm, without residuals it does in one of the two, and layer norm widens the range of learning "
-        "rates that train (95 % intervals); refuted if it vanishes with residuals or layer norm narrows the range; "
-        "undecided if nothing vanishes that could be prevented. Restated after a first look: the rule before it read "
-        "models with layer norm alone, and the ratio to the last block alone.",
-        _decide_s5,
-        "A setting in which gradients vanish with residuals, such as branches that cancel the stream; or the rule "
-        "held to one of the two settings alone.",
-        _examine_s5,
-        ("norms",),
+        id="S5",
+        documents="A",
+        short="residuals keep gradients, layer norm stabilizes",
+        statement=(
+            "Residual connections prevent vanishing gradients; layer norm stabilizes "
+            "training."
+        ),
+        rule=(
+            "A gradient has vanished where the first block's norm at the greatest "
+            "depth is below a tenth of the last block's or of the shallowest "
+            "model's. Supported if with residuals it vanishes neither under layer "
+            "norm nor without any norm, without residuals it does in one of the two, "
+            "and layer norm widens the range of learning rates that train (95 % "
+            "intervals); refuted if it vanishes with residuals or layer norm narrows "
+            "the range; undecided if nothing vanishes that could be prevented. "
+            "Restated after a first look: the rule before it read models with layer "
+            "norm alone, and the ratio to the last block alone."
+        ),
+        decide=_decide_s5,
+        change=(
+            "A setting in which gradients vanish with residuals, such as branches "
+            "that cancel the stream; or the rule held to one of the two settings "
+            "alone."
+        ),
+        experiment=_examine_s5,
+        needs=("norms",),
     ),
     Claim(
-        "S6",
-        "C",
-        "1/sqrt(d_k) keeps gradients healthy",
-        "Scaling the attention logits by 1/sqrt(d_k) keeps gradients healthy.",
-        "Supported if from the smallest to the largest head dimension the gradient through the softmax stays within a "
-        "factor of two with the scale and falls to less than half without it (95 % intervals); refuted if it does not "
-        "stay so with the scale, or keeps more than nine tenths without it; between the two undecided, which the first "
-        "rule, tried once, had counted as refuted.",
-        _decide_s6,
-        "Queries and keys that are not of unit size, as under QK-norm with a learned gain or muP, of scale 1/d_k.",
-        _examine_s6,
+        id="S6",
+        documents="C",
+        short="1/sqrt(d_k) keeps gradients healthy",
+        statement=(
+            "Scaling the attention logits by 1/sqrt(d_k) keeps gradients healthy."
+        ),
+        rule=(
+            "Supported if from the smallest to the largest head dimension the "
+            "gradient through the softmax stays within a factor of two with the "
+            "scale and falls to less than half without it (95 % intervals); refuted "
+            "if it does not stay so with the scale, or keeps more than nine tenths "
+            "without it; between the two undecided, which the first rule, tried "
+            "once, had counted as refuted."
+        ),
+        decide=_decide_s6,
+        change=(
+            "Queries and keys that are not of unit size, as under QK-norm with a "
+            "learned gain or muP, of scale 1/d_k."
+        ),
+        experiment=_examine_s6,
     ),
 )

@@ -24,6 +24,8 @@ from scaling.config import ModelConfig
 from scaling.model.flops import count_parameters
 
 SAID_PARAMETERS = 700e9
+"""Parameters of a 7B model according to document D (the modules of a 7B model)."""
+
 SEVEN_B = ModelConfig(
     width=4096,
     depth=32,
@@ -36,22 +38,27 @@ SEVEN_B = ModelConfig(
 
 
 def _examine_s10(evidence: Evidence) -> Finding:
-    counts = count_parameters(SEVEN_B)
-    block = counts.n_matmul - SEVEN_B.vocab * SEVEN_B.width
-    table = SEVEN_B.vocab * SEVEN_B.width
+    model = SEVEN_B
+    counts = count_parameters(model)
+    embedding = model.vocab * model.width
+    layers = counts.n_matmul - embedding
     parts = {
-        "matrices of 32 layers": block,
-        "gains of the norms": counts.n_total - block - 2 * table,
-        "token embedding": table,
-        "output head": table,
+        "matrices of 32 layers": layers,
+        "gains of the norms": counts.n_total - layers - 2 * embedding,
+        "token embedding": embedding,
+        "output head": embedding,
         "all": counts.n_total,
         "said": int(SAID_PARAMETERS),
     }
     return Finding(
-        {"parameters": make_exact(counts.n_total)},
-        f"Width {SEVEN_B.width}, {SEVEN_B.depth} layers, {SEVEN_B.n_heads} heads, gated feed-forward of "
-        f"{SEVEN_B.d_ff:,}, vocabulary {SEVEN_B.vocab:,}, RMSNorm, head not tied. The count is the one that the "
-        f"library uses everywhere. Said is {SAID_PARAMETERS / counts.n_total:.0f} times as much: the B of 7B is 10^9.",
+        numbers={"parameters": make_exact(counts.n_total)},
+        remark=(
+            f"Width {model.width}, {model.depth} layers, {model.n_heads} heads, gated "
+            f"feed-forward of {model.d_ff:,}, vocabulary {model.vocab:,}, RMSNorm, "
+            "head not tied. The count is the one that the library uses everywhere. "
+            f"Said is {SAID_PARAMETERS / counts.n_total:.0f} times as much: the B of "
+            "7B is 10^9."
+        ),
         table=[
             {"part": name, "parameters": f"{number:,}"}
             for name, number in parts.items()
@@ -66,7 +73,14 @@ def _decide_s10(n: Numbers) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """One printed number: as said, and recomputed."""
+    """One number that a document prints, and the same number recomputed.
+
+    Attributes:
+        document: the letter of the document.
+        quantity: what the number is.
+        said: the number as printed.
+        recomputed: what the printed inputs give.
+    """
 
     document: str
     quantity: str
@@ -75,89 +89,138 @@ class Example:
 
     @property
     def agrees(self) -> bool:
-        """Whether the recomputed number, rounded to the digits printed, is the one
-        said.
+        """Whether the recomputed number, rounded to the printed digits, is the printed
+        one.
         """
-        text = repr(float(self.said))
-        decimals = len(text.partition(".")[2]) if not text.endswith(".0") else 0
+        _, _, fraction = repr(float(self.said)).partition(".")
+        decimals = 0 if fraction == "0" else len(fraction)
         return abs(self.recomputed - self.said) <= 0.5000001 * 10.0**-decimals
 
 
-def _softmax() -> list[Example]:
-    """Document A: five rows of logits in steps of 5, and a loss of the given
-    probabilities.
+def _recompute_softmax() -> list[Example]:
+    """Document A (principles and scaling laws): the softmax of five rows of logits in
+    steps of 5, and a loss of given probabilities.
     """
+    first_logits = (31, 37, 43, 49, 55)
     logits = jnp.asarray(
-        [[start + 5.0 * i for i in range(5)] for start in (31, 37, 43, 49, 55)]
+        [[start + 5.0 * i for i in range(5)] for start in first_logits]
     )
-    rows, found = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64), []
+    rows = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)
+    examples = []
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            said = round(0.1 * (2 + i + j), 1)
-            found.append(
-                Example("A", f"softmax, row {i + 1}, entry {j + 1}", said, float(value))
+            examples.append(
+                Example(
+                    document="A",
+                    quantity=f"softmax, row {i + 1}, entry {j + 1}",
+                    # Each printed row and column begins a tenth higher.
+                    said=round(0.1 * (2 + i + j), 1),
+                    recomputed=float(value),
+                )
             )
-    labels, chosen = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray([0.6, 0.7, 0.8])
-    loss = -float((labels * jnp.log(chosen)).sum())
-    return [*found, Example("A", "-1 log .6 - 2 log .7 - 3 log .8", 0.42, loss)]
-
-
-def _forward() -> list[Example]:
-    """Document C: h1 = W1 x + b1, h2 = W2 a1 + b2 from the a1 that is printed."""
-    h1 = jnp.asarray([[1.0, 2, 3], [4, 5, 6]]) @ jnp.asarray([1.0, 2, 3]) + jnp.asarray(
-        [1.0, 2]
+    labels = jnp.asarray([1.0, 2.0, 3.0])
+    probabilities = jnp.asarray([0.6, 0.7, 0.8])
+    examples.append(
+        Example(
+            document="A",
+            quantity="-1 log .6 - 2 log .7 - 3 log .8",
+            said=0.42,
+            recomputed=-float((labels * jnp.log(probabilities)).sum()),
+        )
     )
-    h2 = jnp.asarray([[7.0, 8], [9, 10]]) @ jnp.asarray([14.0, 29]) + jnp.asarray(
-        [3.0, 4]
+    return examples
+
+
+def _recompute_forward_pass() -> list[Example]:
+    """Document C (inference): h1 = W1 x + b1, and h2 = W2 a1 + b2 from the printed a1."""
+    x = jnp.asarray([1.0, 2, 3])
+    W1 = jnp.asarray([[1.0, 2, 3], [4, 5, 6]])
+    b1 = jnp.asarray([1.0, 2])
+    a1 = jnp.asarray([14.0, 29])
+    W2 = jnp.asarray([[7.0, 8], [9, 10]])
+    b2 = jnp.asarray([3.0, 4])
+    h1 = W1 @ x + b1
+    h2 = W2 @ a1 + b2
+    layers = (
+        ("h1", (14.0, 29.0), h1),
+        ("h2 from a1 = [14, 29]", (249.0, 390.0), h2),
     )
-    pairs = (("h1", (14.0, 29.0), h1), ("h2 from a1 = [14, 29]", (249.0, 390.0), h2))
-    return [
-        Example("C", f"{name}, entry {i + 1}", said, float(value))
-        for name, printed, values in pairs
-        for i, (said, value) in enumerate(zip(printed, values, strict=True))
-    ]
+    examples = []
+    for name, printed, recomputed in layers:
+        for i, said in enumerate(printed):
+            examples.append(
+                Example(
+                    document="C",
+                    quantity=f"{name}, entry {i + 1}",
+                    said=said,
+                    recomputed=float(recomputed[i]),
+                )
+            )
+    return examples
 
 
-def _unit() -> list[Example]:
-    """Document E: one unit with every weight and its bias .1, its ReLU, and a squared
-    error.
+def _recompute_unit() -> list[Example]:
+    """Document E (unit scaling): one unit whose weights and bias are .1, its ReLU, and
+    a squared error.
     """
     z = jnp.full(3, 0.1) @ jnp.asarray([1.0, 2, 3]) + 0.1
-    error = 0.5 * jnp.square(jnp.asarray([1.0, 0.0]) - jnp.asarray([0.3, 0.7])).sum()
+    residual = jnp.asarray([1.0, 0.0]) - jnp.asarray([0.3, 0.7])
     return [
-        Example("E", "z = w.x + b", 0.6, float(z)),
-        Example("E", "ReLU of the z said, .6", 0.0, float(jax.nn.relu(0.6))),
-        Example("E", "half the sum of squares of y - yhat", 0.2, float(error)),
+        Example(
+            document="E",
+            quantity="z = w.x + b",
+            said=0.6,
+            recomputed=float(z),
+        ),
+        Example(
+            document="E",
+            quantity="ReLU of the z said, .6",
+            said=0.0,
+            recomputed=float(jax.nn.relu(0.6)),
+        ),
+        Example(
+            document="E",
+            quantity="half the sum of squares of y - yhat",
+            said=0.2,
+            recomputed=float(0.5 * jnp.square(residual).sum()),
+        ),
     ]
 
 
-def worked_examples() -> list[Example]:
+def recompute_worked_examples() -> list[Example]:
     """Every printed number of the documents' worked examples, beside what JAX makes of
     the same inputs.
     """
-    return [*_softmax(), *_forward(), *_unit()]
+    return [*_recompute_softmax(), *_recompute_forward_pass(), *_recompute_unit()]
 
 
 def _examine_s16(evidence: Evidence) -> Finding:
-    examples = worked_examples()
-    right = sum(one.agrees for one in examples)
+    examples = recompute_worked_examples()
+    n_right = sum(example.agrees for example in examples)
+    natural_loss = -(math.log(0.6) + 2 * math.log(0.7) + 3 * math.log(0.8))
+    decimal_loss = -(math.log10(0.6) + 2 * math.log10(0.7) + 3 * math.log10(0.8))
     rows: list[Row] = [
         {
-            "document": one.document,
-            "quantity": one.quantity,
-            "said": f"{one.said:g}",
-            "recomputed": f"{one.recomputed:.4g}",
-            "agrees": "yes" if one.agrees else "no",
+            "document": example.document,
+            "quantity": example.quantity,
+            "said": f"{example.said:g}",
+            "recomputed": f"{example.recomputed:.4g}",
+            "agrees": "yes" if example.agrees else "no",
         }
-        for one in examples
+        for example in examples
     ]
     return Finding(
-        {"share of printed numbers that agree": make_exact(right / len(examples))},
-        f"{right} of {len(examples)} printed numbers agree to the digits printed. Softmax does not change when all "
-        "logits of a row are shifted, so that all five rows are the same, whatever the middle ones begin with; and a "
-        "row of softmax sums to 1, the rows said to between 2 and 4. The loss is "
-        f"{-(math.log(0.6) + 2 * math.log(0.7) + 3 * math.log(0.8)):.3f} with natural logarithms and "
-        f"{-(math.log10(0.6) + 2 * math.log10(0.7) + 3 * math.log10(0.8)):.3f} with decimal ones.",
+        numbers={
+            "share of printed numbers that agree": make_exact(n_right / len(examples))
+        },
+        remark=(
+            f"{n_right} of {len(examples)} printed numbers agree to the digits "
+            "printed. Softmax does not change when all logits of a row are shifted, so "
+            "that all five rows are the same, whatever the middle ones begin with; and "
+            "a row of softmax sums to 1, while the printed rows sum to between 2 and "
+            f"4. The loss is {natural_loss:.3f} with natural logarithms and "
+            f"{decimal_loss:.3f} with decimal ones."
+        ),
         table=rows,
     )
 
@@ -168,23 +231,32 @@ def _decide_s16(n: Numbers) -> str:
 
 CLAIMS = (
     Claim(
-        "S10",
-        "D",
-        "a 7B model has 700 billion parameters",
-        "A 7B model has 700 billion parameters.",
-        "Supported if the exact count of a 7B-class configuration, rounded to one digit, is 700 billion; else refuted.",
-        _decide_s10,
-        "Nothing but another architecture by that name: the count is exact.",
-        _examine_s10,
+        id="S10",
+        documents="D",
+        short="a 7B model has 700 billion parameters",
+        statement="A 7B model has 700 billion parameters.",
+        rule=(
+            "Supported if the exact count of a 7B-class configuration, rounded to "
+            "one digit, is 700 billion; else refuted."
+        ),
+        decide=_decide_s10,
+        change="Nothing but another architecture by that name: the count is exact.",
+        experiment=_examine_s10,
     ),
     Claim(
-        "S16",
-        "A, C, E",
-        "the worked examples",
-        "The documents' worked examples: softmax of logits, a two-layer forward pass, a loss.",
-        "Supported if every printed number is what the printed inputs give, to the digits printed; else refuted.",
-        _decide_s16,
-        "Other inputs than those printed: the arithmetic is exact.",
-        _examine_s16,
+        id="S16",
+        documents="A, C, E",
+        short="the worked examples",
+        statement=(
+            "The documents' worked examples: softmax of logits, a two-layer forward "
+            "pass, a loss."
+        ),
+        rule=(
+            "Supported if every printed number is what the printed inputs give, to "
+            "the digits printed; else refuted."
+        ),
+        decide=_decide_s16,
+        change="Other inputs than those printed: the arithmetic is exact.",
+        experiment=_examine_s16,
     ),
 )

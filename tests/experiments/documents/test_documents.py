@@ -305,8 +305,9 @@ def test_the_critical_batch_is_recovered_from_a_hyperbola() -> None:
                     "seed": 0,
                 }
             )
-    B, examples, _ = recipe.fit_critical_batch(pd.DataFrame(rows))
-    assert pytest.approx(2000, rel=1e-3) == B
+    critical = recipe.fit_critical_batch(pd.DataFrame(rows))
+    assert critical.size == pytest.approx(2000, rel=1e-3)
+    examples = critical.table
     np.testing.assert_allclose(examples["fitted"], examples["examples"], rtol=1e-6)
 
 
@@ -372,7 +373,7 @@ def test_seven_billion_parameters_exactly() -> None:
 
 
 def test_the_worked_examples_recomputed() -> None:
-    found = {one.quantity: one for one in arithmetic.worked_examples()}
+    found = {one.quantity: one for one in arithmetic.recompute_worked_examples()}
     ours = {
         "softmax, row 1, entry 5": math.exp(20)
         / sum(math.exp(5 * i) for i in range(5)),
@@ -490,7 +491,7 @@ def test_the_command_answers(tmp_path, capsys) -> None:
     [
         (["--quick", "--full"], "one of the two"),
         (["--claims", "S99"], "unknown; claims are S1"),
-        (["--claims", "S11"], "not there yet"),
+        (["--claims", "S11"], "no experiment yet"),
     ],
 )
 def test_wrong_arguments_are_named(

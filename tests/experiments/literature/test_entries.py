@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from experiments.literature import reproduce
-from experiments.literature.entries import (
+from experiments.literature.entries import ENTRIES
+from experiments.literature.lines import (
     BETTER,
     DIFFERS,
-    ENTRIES,
-    REFUSED,
+    REJECTED,
     REPRODUCED,
     WITHIN,
     Line,
-    line,
+    judge_number,
 )
 
 
@@ -40,12 +40,12 @@ def _lines(name: str, folder: Path, draws: int = 200) -> list[Line]:
 def test_a_line_is_reproduced_to_the_digits_printed(
     published: str, ours: float, verdict: str
 ) -> None:
-    assert line("entry", "quantity", published, ours).verdict == verdict
+    assert judge_number(published, ours) == verdict
 
 
 def test_what_only_resampling_explains_is_not_called_reproduced() -> None:
-    assert line("entry", "quantity", "124.58", 121.9, slack=6.5).verdict == WITHIN
-    assert line("entry", "quantity", "124.58", 121.9, slack=1.0).verdict == DIFFERS
+    assert judge_number("124.58", 121.9, resampling_error=6.5) == WITHIN
+    assert judge_number("124.58", 121.9, resampling_error=1.0) == DIFFERS
 
 
 @pytest.mark.parametrize("name", ["hoffmann", "llama3", "constant_ratio"])
@@ -85,7 +85,7 @@ def test_tables_that_are_not_there_are_skipped_with_the_reason(
     ]
     assert reproduce.main(arguments) == 0
     written = json.loads((out / "literature.json").read_text())
-    assert [one["verdict"] for one in written["lines"]] == [REFUSED]
+    assert [one["verdict"] for one in written["lines"]] == [REJECTED]
     assert "hoffmann_tables.csv is not in" in written["skipped"][0]
     page = (out / "report.html").read_text()
     assert "D = 20 N" in page and "hoffmann_tables.csv" in page
@@ -93,9 +93,11 @@ def test_tables_that_are_not_there_are_skipped_with_the_reason(
 
 def test_without_a_folder_only_files_with_an_address_are_fetched() -> None:
     with pytest.raises(FileNotFoundError, match="give --data-dir"):
-        reproduce.find("gadre_104_models.csv", None)
+        reproduce.find_table("gadre_104_models.csv", None)
 
 
 def test_an_unknown_entry_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="no entry 'chinchila'"):
-        reproduce.refit(reproduce.Literature(data_dir=tmp_path, entries=("chinchila",)))
+        reproduce.refit_entries(
+            reproduce.Literature(data_dir=tmp_path, entries=("chinchila",))
+        )
