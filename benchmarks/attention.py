@@ -3,9 +3,9 @@
 
     python benchmarks/attention.py
 
-Both compute the same numbers (tests/scaling/test_kernels.py). The two are timed in turn
-on this machine's default device; printed are medians, the ratio pair by pair, and its
-spread. Expect a ratio near 0.3 on CPU.
+Both compute the same numbers (tests/scaling/model/test_kernels.py). They take turns on
+this machine's default device. The output is the median times, and the ratio of each
+pair with its median and range. Expect a ratio near 0.3 on CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ ROUNDS, CALLS = 15, 5
 SHAPES = ((4, 4, 128, 16), (32, 4, 128, 16), (8, 4, 256, 32))  # B, H, T, K
 
 
-def theirs(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+def attend_with_jax(
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: float
+) -> jax.Array:
     """The library's attention on the same layout."""
     q, k, v = (jnp.moveaxis(x, 1, 2) for x in (q, k, v))
     return jnp.moveaxis(
@@ -31,7 +33,7 @@ def theirs(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
     )
 
 
-def gradient(
+def compile_gradient(
     attention: Callable[..., jax.Array], scale: float
 ) -> Callable[..., tuple[jax.Array, ...]]:
     """Compiled gradient of the sum of squares of the output."""
@@ -43,7 +45,9 @@ def gradient(
     )
 
 
-def seconds(function: Callable[..., object], arguments: tuple[jax.Array, ...]) -> float:
+def time_call(
+    function: Callable[..., object], arguments: tuple[jax.Array, ...]
+) -> float:
     """Seconds of one call, over a few."""
     start = time.perf_counter()
     for _ in range(CALLS):
@@ -61,12 +65,15 @@ def main() -> None:
             jax.random.normal(key, shape)
             for key in jax.random.split(jax.random.key(0), 3)
         )
-        functions = [gradient(f, shape[-1] ** -0.5) for f in (causal_attention, theirs)]
+        functions = [
+            compile_gradient(f, shape[-1] ** -0.5)
+            for f in (causal_attention, attend_with_jax)
+        ]
         for function in functions:
-            seconds(function, arguments)
+            time_call(function, arguments)
         times = np.array(
             [
-                [seconds(function, arguments) for function in functions]
+                [time_call(function, arguments) for function in functions]
                 for _ in range(ROUNDS)
             ]
         )

@@ -1,15 +1,15 @@
-"""Kill a sweep again and again, at random times, and see that nothing is lost, nothing
-done twice, no loss changed.
+"""Kill a sweep many times at random, and check that nothing is lost, nothing is done
+twice and no loss changes.
 
     python benchmarks/chaos.py [--kills 200] [--runs 40] [--workers 3] [--json]
 
-The same sweep is trained once undisturbed, then under fire: after some random number of
-chunks of training, or of tenths of a second where nothing may have been trained yet, a
-worker or the whole sweep gets a SIGKILL or a SIGTERM, and a sweep that is gone is
-started again. Rounds, each in a new folder, go on until there were that many kills and
-the last
-round is over. Then, by what lies in the folders: is every run there once, were results
-written twice, are the losses those of the undisturbed sweep to the last bit.
+One sweep is trained undisturbed. Then the same sweep is trained while its workers, or
+the whole sweep, get a SIGKILL or a SIGTERM after a random number of chunks of training,
+or after tenths of a second, when nothing may have been trained yet. A sweep that was
+killed is started again. Rounds, each in a new folder, go on until there were enough
+kills and the last round is finished. The folders then show whether every run is there
+once, whether results were written twice, and whether the losses are those of the
+undisturbed sweep to the last bit.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def make_plan(args: Chaos) -> Plan:
     return Plan("chaos", tuple(runs))
 
 
-def train(plan: Path, out: Path, workers: int) -> None:
+def train_sweep(plan: Path, out: Path, workers: int) -> None:
     """What is killed: a sweep in a process of its own, its events as JSON lines."""
     loop = LoopConfig(checkpoint_seconds=0.5, attempts=1000)
     sweep(Plan.from_json(plan), out, workers=workers, loop=loop, show="json")
 
 
-def under_fire(
+def attack_sweep(
     plan: Path, out: Path, args: Chaos, dice: random.Random, left: int
 ) -> tuple[Counter[str], list[str]]:
     """One sweep to its end, with at most `left` kills: counts of them, and the ids
@@ -110,14 +110,14 @@ def under_fire(
             process = subprocess.Popen(command, stdout=errors, stderr=events)
         counts["starts"] += 1
         while process.poll() is None:
-            _wait(process, log, args.chunks, dice)
+            _wait_before_kill(process, log, args.chunks, dice)
             if counts["kills"] < left:
-                counts += _kill(process, dice)
+                counts += _kill_process(process, dice)
         if process.wait() == 0:
-            return counts, _finished(log)
+            return counts, _read_finished_ids(log)
 
 
-def _wait(
+def _wait_before_kill(
     process: subprocess.Popen[bytes], log: Path, chunks: int, dice: random.Random
 ) -> None:
     """Until some chunks have been trained, or for a moment, or until the sweep is over."""
@@ -126,17 +126,19 @@ def _wait(
         time.sleep(dice.uniform(0.0, 3.0))
         return
     aim = dice.expovariate(1 / chunks)
-    while process.poll() is None and _chunks(log, before) < aim:
+    while process.poll() is None and _count_chunks(log, before) < aim:
         time.sleep(0.05)
 
 
-def _chunks(log: Path, start: int) -> int:
+def _count_chunks(log: Path, start: int) -> int:
     with open(log, "rb") as file:
         file.seek(start)
         return file.read().count(b'"progress"')
 
 
-def _kill(process: subprocess.Popen[bytes], dice: random.Random) -> Counter[str]:
+def _kill_process(
+    process: subprocess.Popen[bytes], dice: random.Random
+) -> Counter[str]:
     """One kill of a process of the sweep, or none where there is none any more. Needs
     Linux's /proc.
     """
@@ -162,8 +164,8 @@ def _kill(process: subprocess.Popen[bytes], dice: random.Random) -> Counter[str]
     )
 
 
-def _finished(log: Path) -> list[str]:
-    events = [_parsed(line) for line in log.read_text().splitlines()]
+def _read_finished_ids(log: Path) -> list[str]:
+    events = [_parse_event(line) for line in log.read_text().splitlines()]
     return [
         event["run_id"]
         for event in events
@@ -171,7 +173,7 @@ def _finished(log: Path) -> list[str]:
     ]
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parse_event(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
     except ValueError:
@@ -179,12 +181,12 @@ def _parsed(line: str) -> dict[str, Any]:
     return event if isinstance(event, dict) else {}
 
 
-def wasted(plan: Plan, out: Path) -> float:
+def count_wasted_flops(plan: Plan, out: Path) -> float:
     """FLOPs of steps that were trained, logged, lost and trained again."""
     flops, chunk = 0.0, LoopConfig().chunk_steps
-    for path, run in _logs(plan, out):
+    for path, run in _iterate_logs(plan, out):
         last = 0
-        for row in map(_parsed, path.read_text().splitlines()):
+        for row in map(_parse_event, path.read_text().splitlines()):
             step = int(row.get("step", last + 1))
             if step <= last:
                 flops += chunk * run.batch_tokens * flops_per_token(run.model)
@@ -192,7 +194,7 @@ def wasted(plan: Plan, out: Path) -> float:
     return flops
 
 
-def _logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
+def _iterate_logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
     for trunk in plan.trunks():
         folders = [out / run.run_id for run in trunk.runs] + [trunk.folder(out)]
         for folder in folders:
@@ -200,7 +202,7 @@ def _logs(plan: Plan, out: Path) -> Iterator[tuple[Path, RunConfig]]:
                 yield folder / "metrics.jsonl", trunk.runs[0]
 
 
-def compare(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
+def compare_tables(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
     """Runs lost, and those whose loss is not that of the undisturbed sweep to the last
     bit.
     """
@@ -215,7 +217,7 @@ def compare(calm: pd.DataFrame, hit: pd.DataFrame) -> dict[str, int]:
     return {"lost": len(ours.keys() - theirs.keys()), "different": different}
 
 
-def attack(args: Chaos, folder: Path) -> dict[str, Any]:
+def attack_all_rounds(args: Chaos, folder: Path) -> dict[str, float]:
     """All rounds; what came of them."""
     plan, dice = make_plan(args), random.Random(args.seed)
     plan.to_json(folder / "plan.json")
@@ -234,19 +236,19 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
     rounds = 0
     while total["kills"] < args.kills:
         out = folder / f"round-{rounds}"
-        counts, finished = under_fire(
+        counts, finished = attack_sweep(
             folder / "plan.json", out, args, dice, args.kills - total["kills"]
         )
         takeovers = [
             len(list((trunk.folder(out) / "claims").iterdir())) - 1
             for trunk in plan.trunks()
         ]
-        found = compare(calm, run_table(out))
+        found = compare_tables(calm, run_table(out))
         twice = sum(count - 1 for count in Counter(finished).values())
         total += counts + Counter(
             found | {"duplicated": twice, "resumes": sum(takeovers)}
         )
-        total["wasted"] += int(wasted(plan, out))
+        total["wasted"] += int(count_wasted_flops(plan, out))
         rounds += 1
         print(f"round {rounds}: {dict(counts)}, {found}", file=sys.stderr, flush=True)
     return {
@@ -278,12 +280,12 @@ def attack(args: Chaos, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Attack, and say what came of it."""
     if sys.argv[1:2] == ["sweep"]:
-        return train(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+        return train_sweep(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     args = tyro.cli(Chaos, description=__doc__)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        answer = attack(dataclasses.replace(args, out=folder), folder)
+        answer = attack_all_rounds(dataclasses.replace(args, out=folder), folder)
     for name, value in answer.items():
         print(f"{name:24} {value}")
     if args.json:

@@ -304,10 +304,14 @@ def measure_package(package: Path) -> Shape:
         lines_of_code=lines_of_code,
         lines_per_file=summarize_lengths(file_lengths),
         lines_per_function=summarize_lengths(function_lengths),
-        nodes_per_line=_divide(nodes, lines_of_code),
-        conditionals_per_1000_lines=_divide(1000 * conditionals, lines_of_code),
-        comprehensions_per_1000_lines=_divide(1000 * comprehensions, lines_of_code),
-        one_word_functions_percent=_divide(100 * len(one_word), len(function_names)),
+        nodes_per_line=_divide_or_nan(nodes, lines_of_code),
+        conditionals_per_1000_lines=_divide_or_nan(1000 * conditionals, lines_of_code),
+        comprehensions_per_1000_lines=_divide_or_nan(
+            1000 * comprehensions, lines_of_code
+        ),
+        one_word_functions_percent=_divide_or_nan(
+            100 * len(one_word), len(function_names)
+        ),
         any_names=any_names,
         modules=len(module_graph),
         arrows=sum(len(imported) for imported in module_graph.values()),
@@ -318,7 +322,7 @@ def measure_package(package: Path) -> Shape:
     )
 
 
-def _divide(part: float, whole: float) -> float:
+def _divide_or_nan(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
 
 

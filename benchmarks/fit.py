@@ -4,21 +4,19 @@ the PyPI package `chinchilla`.
     python benchmarks/fit.py --data-dir DIR [--rounds 3] [--json]
 
 1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss):
-L-BFGS-B with SciPy's defaults from
-   their 4,500 starts, then 4,000 bootstraps from the optimum alone, one after the
-   other, gradients by autograd as in their code; timed on a random sample of both,
-   extrapolated. Beside it: gradients written by hand; on all cores; and
-   bootstraps that search from all 4,500 starts, as ours search globally. Ours: a fit
-   and 4,000 bootstraps, each with its own global search, in a new process, imports and
-   compilation included.
+   L-BFGS-B with SciPy's defaults from their 4,500 starts, then 4,000 bootstraps from the
+   optimum alone, one after the other, with gradients by autograd as in their code. A
+   random sample of both is timed and extrapolated. Variants: gradients written by hand;
+   all cores; bootstraps that search from all 4,500 starts, as ours search globally.
+   Ours: a fit and 4,000 bootstraps, each with its own global search, in a new process,
+   imports and compilation included.
 2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same
-objective, extrapolated from 2^5;
-   ours is a fit in a new process, compilation included, and a second one in the same
-   process.
+   objective, extrapolated from 2^5. Ours: a fit in a new process, compilation included,
+   and a second one in the same process.
 3. A fit to 100,000 rows in a new process: seconds and peak memory.
 
-The sides take turns; printed are medians over the rounds and the range. Nothing else
-should run meanwhile. Expect a few minutes.
+The sides take turns; the output is the median over the rounds and the range. Nothing
+else should run meanwhile. Expect a few minutes.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +77,7 @@ print(json.dumps({"total": end - start - (warm - cold), "fit": cold - load, "war
 """
 
 
-def ours(table: Path, draws: int) -> dict[str, float]:
+def time_ours(table: Path, draws: int) -> dict[str, float]:
     """Seconds of each part in a process of its own; `total` includes imports and
     compilation, not the second fit.
     """
@@ -95,7 +92,7 @@ def ours(table: Path, draws: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def epoch_runs(path: Path) -> pd.DataFrame:
+def read_epoch_runs(path: Path) -> pd.DataFrame:
     """The 240 runs, D = C/(6N), the five highest losses left out."""
     table = pd.read_csv(path)
     table = table.sort_values("loss").iloc[:-5]
@@ -105,7 +102,7 @@ def epoch_runs(path: Path) -> pd.DataFrame:
 
 class Published:
     """The published objective over p = (a, b, e, alpha, beta), its gradient, and the
-    minimiser.
+    minimizer.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -135,7 +132,7 @@ class Published:
         ]
         return float(weight @ huber), np.array(gradient)
 
-    def traced(self, p: Any, weight: np.ndarray) -> Any:
+    def traced(self, p: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """The objective in autograd's NumPy."""
         import autograd.numpy as anp
 
@@ -148,7 +145,7 @@ class Published:
             weight * anp.where(size <= DELTA, size**2 / 2, DELTA * (size - DELTA / 2))
         )
 
-    def minimise(
+    def minimize(
         self, start: np.ndarray, weight: np.ndarray, by_hand: bool
     ) -> scipy.optimize.OptimizeResult:
         """L-BFGS-B with SciPy's defaults."""
@@ -164,7 +161,7 @@ class Published:
         )
 
 
-def scipy_seconds(
+def estimate_scipy_seconds(
     published: Published,
     starts: np.ndarray,
     optimum: np.ndarray,
@@ -183,7 +180,7 @@ def scipy_seconds(
         """(seconds, share that ends within 1e-6 of the optimum, relatively)."""
         clock, ends = time.perf_counter(), []
         for start, weight in zip(begin, weights, strict=True):
-            ends.append(published.minimise(start, weight, by_hand).fun)
+            ends.append(published.minimize(start, weight, by_hand).fun)
         return (time.perf_counter() - clock) / len(begin), float(
             np.mean(np.array(ends) <= best * (1 + 1e-6))
         )
@@ -206,7 +203,7 @@ def scipy_seconds(
     }, reached
 
 
-def package_seconds(path: Path, per_axis: int) -> tuple[float, float]:
+def time_package(path: Path, per_axis: int) -> tuple[float, float]:
     """(seconds of `Chinchilla.fit` on a grid of per_axis^5 starts, sum of Huber at its
     optimum).
     """
@@ -244,7 +241,7 @@ def package_seconds(path: Path, per_axis: int) -> tuple[float, float]:
     return seconds, float(np.where(r <= DELTA, r**2 / 2, DELTA * (r - DELTA / 2)).sum())
 
 
-def large_table() -> pd.DataFrame:
+def make_large_table() -> pd.DataFrame:
     """100,000 checkpoints of a known law with noise."""
     rng = np.random.default_rng(0)
     N, D = (
@@ -257,7 +254,7 @@ def large_table() -> pd.DataFrame:
     return pd.DataFrame({"N": N, "D": D, "loss": loss})
 
 
-def spread(values: list[float], digits: int = 3) -> str:
+def format_spread(values: list[float], digits: int = 3) -> str:
     """Median [least, greatest]."""
     return f"{np.median(values):.{digits}g} [{min(values):.{digits}g}, {max(values):.{digits}g}]"
 
@@ -278,30 +275,32 @@ def main() -> None:
     if (
         args.data_dir is None
         or not (args.data_dir / "epoch_chinchilla.csv").is_file()
-        or _version("autograd") == "absent"
+        or _get_version("autograd") == "absent"
     ):
         print(
-            "benchmarks/fit.py needs --data-dir with epoch_chinchilla.csv, and the `bench` extra: skipped"
+            "benchmarks/fit.py needs --data-dir with epoch_chinchilla.csv, and the "
+            "`bench` extra: skipped"
         )
         return
     versions = ", ".join(
-        f"{name} {_version(name)}"
+        f"{name} {_get_version(name)}"
         for name in ("jax", "numpy", "scipy", "autograd", "chinchilla")
     )
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {versions}"
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(args.data_dir, Path(folder), args.rounds)
+        result = compare_sides(args.data_dir, Path(folder), args.rounds)
     if args.json:
         print(json.dumps(result))
 
 
-def compare(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
+def compare_sides(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
     """All rounds; returns the figures of the JSON line."""
-    runs = epoch_runs(data / "epoch_chinchilla.csv")
+    runs = read_epoch_runs(data / "epoch_chinchilla.csv")
     runs.to_csv(folder / "epoch.csv", index=False)
-    large_table().to_csv(folder / "large.csv", index=False)
+    make_large_table().to_csv(folder / "large.csv", index=False)
     example = data / "chinchilla_package_example.csv"
     published = Published(runs)
     starts = np.array(list(itertools.product(*GRID)), float)
@@ -309,25 +308,26 @@ def compare(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
         [np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718]
     )
     mine, theirs, reached, package, large, small = [], [], [], [], [], []
-    with_package = example.is_file() and _version("chinchilla") != "absent"
+    with_package = example.is_file() and _get_version("chinchilla") != "absent"
     for seed in range(rounds):
-        mine.append(ours(folder / "epoch.csv", BOOTSTRAPS))
-        seconds, share = scipy_seconds(
+        mine.append(time_ours(folder / "epoch.csv", BOOTSTRAPS))
+        seconds, share = estimate_scipy_seconds(
             published, starts, optimum, mine[-1]["objective"], seed
         )
         theirs.append(seconds)
         reached.append(share)
         if with_package:
-            small.append(ours(example, 0))
-            package.append(package_seconds(example, 2))
-        large.append(ours(folder / "large.csv", 0))
+            small.append(time_ours(example, 0))
+            package.append(time_package(example, 2))
+        large.append(time_ours(folder / "large.csv", 0))
     print(
-        f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to 1e-6); every one counts as done"
+        f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to "
+        "1e-6); every one counts as done"
     )
-    return report(mine, theirs, package, small, large)
+    return report_sides(mine, theirs, package, small, large)
 
 
-def report(
+def report_sides(
     mine: list[dict[str, float]],
     theirs: list[dict[str, float]],
     package: list[tuple[float, float]],
@@ -336,12 +336,16 @@ def report(
 ) -> dict[str, float | None]:
     """Print what was measured; returns the figures of the JSON line."""
     total = [one["total"] for one in mine]
-    fit, boot = (spread([one[part] for one in mine]) for part in ("fit", "bootstrap"))
-    print(
-        f"Epoch protocol, ours: {spread(total)} s in a new process: fit with compilation {fit} s, {BOOTSTRAPS}"
+    fit, boot = (
+        format_spread([one[part] for one in mine]) for part in ("fit", "bootstrap")
     )
     print(
-        f"  bootstraps with global search {boot} s; objective {mine[0]['objective']:.12g}"
+        f"Epoch protocol, ours: {format_spread(total)} s in a new process: fit with "
+        f"compilation {fit} s, {BOOTSTRAPS}"
+    )
+    print(
+        f"  bootstraps with global search {boot} s; objective "
+        f"{mine[0]['objective']:.12g}"
     )
     ratios = {
         kind: [t[kind] / m for t, m in zip(theirs, total, strict=True)]
@@ -349,7 +353,8 @@ def report(
     }
     for kind, ratio in ratios.items():
         print(
-            f"SciPy, {kind}: {spread([t[kind] for t in theirs])} s (extrapolated), {spread(ratio)} times ours"
+            f"SciPy, {kind}: {format_spread([t[kind] for t in theirs])} s "
+            f"(extrapolated), {format_spread(ratio)} times ours"
         )
     against = None
     if package:
@@ -357,19 +362,23 @@ def report(
         against = [t / m["fit"] for t, m in zip(seconds, small, strict=True)]
         warm = [t / m["warm"] for t, m in zip(seconds, small, strict=True)]
         print(
-            f"package chinchilla: {spread(seconds)} s (extrapolated), objective {package[0][1]:.9g} from 32 starts"
+            f"package chinchilla: {format_spread(seconds)} s (extrapolated), "
+            f"objective {package[0][1]:.9g} from 32 starts"
         )
         print(
-            f"  ours {spread([m['fit'] for m in small])} s with compilation, objective {small[0]['objective']:.9g}:"
+            f"  ours {format_spread([m['fit'] for m in small])} s with compilation, "
+            f"objective {small[0]['objective']:.9g}:"
         )
         print(
-            f"  {spread(against)} times ours, {spread(warm)} times a second fit of ours"
+            f"  {format_spread(against)} times ours, {format_spread(warm)} times a "
+            "second fit of ours"
         )
     cold, warm_large, peak = (
-        spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb")
+        format_spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb")
     )
     print(
-        f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak {peak} GB"
+        f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak "
+        f"{peak} GB"
     )
     return {
         "speedup_vs_scipy": float(np.median(ratios["as published"])),
@@ -387,7 +396,7 @@ def report(
     }
 
 
-def _version(name: str) -> str:
+def _get_version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,11 +1,10 @@
-"""Bytes that `scaling plan --target gpu:NAME` counts, against those of the GPU that is
-here.
+"""Bytes that `scaling plan --hardware gpu:NAME` estimates, against those of this GPU.
 
     python benchmarks/footprint.py [--target gpu:h100] [--json]
 
-For each shape: the count (`scaling.planning.memory`), the total of the training chunk
-compiled for this GPU, and the most that the GPU's allocator had handed out while chunks
-ran, in a process of its own.
+For each shape it prints the estimate (`scaling.planning.memory`), the total of the
+training chunk compiled for this GPU, and the most that the GPU's allocator had handed
+out while chunks ran, in a process of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Args:
     """Only run this one, here, and print its bytes; for the process of its own."""
 
 
-def run_of(args: Args, shape: tuple[int, int, int, int, bool]) -> RunConfig:
+def make_run(args: Args, shape: tuple[int, int, int, int, bool]) -> RunConfig:
     """A run of the shape."""
     width, depth, context, batch, remat = shape
     sizes = {
@@ -60,7 +59,7 @@ def run_of(args: Args, shape: tuple[int, int, int, int, bool]) -> RunConfig:
     )
 
 
-def measured(args: Args, run: RunConfig) -> dict[str, float]:
+def measure_bytes(args: Args, run: RunConfig) -> dict[str, float]:
     """Bytes by this GPU's compiler, and the most in use while two chunks run; None
     where it does not fit.
     """
@@ -103,14 +102,14 @@ def main() -> None:
     """Print a row per shape."""
     args = tyro.cli(Args, description=__doc__)
     if args.shape is not None:
-        print(json.dumps(measured(args, run_of(args, SHAPES[args.shape]))))
+        print(json.dumps(measure_bytes(args, make_run(args, SHAPES[args.shape]))))
         return
     target, rows = parse_hardware(args.target), []
     print(
         f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}"
     )
     for index, shape in enumerate(SHAPES):
-        counted = estimate_gpu_footprint(run_of(args, shape), 1).total
+        counted = estimate_gpu_footprint(make_run(args, shape), 1).total
         flags = [
             "--shape",
             str(index),

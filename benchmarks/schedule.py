@@ -1,20 +1,30 @@
-"""How long a sweep takes over many unlike workers that fail, by the order in which they
+"""How long a sweep takes over many unequal workers that fail, by the order in which they
 take its trunks; simulated.
 
     python benchmarks/schedule.py [--workers 64] [--draws 20] [--json]
 
-A plan of a thousand runs is made by `scaling.planning.plan`; its trunks, each the work
-of one worker at a time, are taken by workers of one to four times the slowest one's
-speed. A worker fails at exponential times: its trunk loses what was trained since the
-last checkpoint and is taken up again by whoever asks, before the trunks that wait and
-once the lease has expired; the worker is back after a delay. Orders: `longest`, that of
-`Plan.trunks`, which sweeps use; `planned`, as the runs are listed; `random`;
-`shortest`; and two that know the workers' speeds: `matched`, the longest first with the
-fastest of the free workers served first, and `ahead`, where each trunk, the longest
-first, is meant for the worker that would end it first, busy or not, and the others
-leave it alone. A makespan is a multiple of the lower bound, the larger of all work over
-all speed and of the longest trunk on the fastest worker, both without failures.
-Seconds.
+`scaling.planning.plan` makes a plan of a thousand runs. Its trunks, each trained by one
+worker at a time, are taken by workers of one to four times the slowest one's speed. A
+worker fails at exponential times. Its trunk loses what was trained since the last
+checkpoint, and is taken by the next free worker, before the trunks that wait, once the
+lease has expired; the worker is back after a delay.
+
+The orders are:
+
+longest
+    That of `Plan.trunks`, which sweeps use.
+planned
+    As the runs are listed.
+random, shortest
+    For comparison.
+matched
+    The longest first, and the fastest of the free workers is served first.
+ahead
+    The longest first, each for the worker that would finish it first, busy or not; the
+    others leave it.
+
+A makespan is printed as a multiple of the lower bound, the larger of all work over all
+speed and of the longest trunk on the fastest worker, both without failures.
 """
 
 from __future__ import annotations
@@ -24,7 +34,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -36,29 +46,9 @@ from scaling.model.flops import trunk_flops
 from scaling.store.leases import EXPIRY
 from scaling.training.loop import LoopConfig
 
-WIDTHS = (
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-    160,
-    192,
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-    640,
-    768,
-    896,
-    1024,
-)
+WIDTHS = (*PlanConfig.widths[1:], 640, 768, 896, 1024)
+"""The widths of a plan without the smallest one, and larger ones."""
+
 ORDERS = ("longest", "planned", "random", "shortest", "matched", "ahead")
 HOUR = 3600.0
 
@@ -96,7 +86,23 @@ class Failures:
     noticed: float = EXPIRY
 
 
-def simulate(
+class Happening(NamedTuple):
+    """Something that happens in the simulation, ordered by time.
+
+    Attributes:
+        at: seconds.
+        number: breaks ties.
+        what: `free` or `died` of a worker, or `trunk` that is free again.
+        value: which worker, or how much work.
+    """
+
+    at: float
+    number: int
+    what: str
+    value: float
+
+
+def simulate_sweep(
     work: Sequence[float],
     speeds: Sequence[float],
     failures: Failures,
@@ -108,44 +114,39 @@ def simulate(
     work: of each trunk, in the order in which they are taken; "matched" and "ahead"
     want the longest first.
     """
-    waiting, idle, rates = (
-        list(work),
-        list(range(len(speeds))),
-        np.asarray(speeds, float),
-    )
+    rates = np.asarray(speeds, float)
+    waiting = list(work)
+    idle = list(range(len(speeds)))
     ready = np.zeros(len(speeds))  # when each worker is free, as far as is known
-    events: list[
-        tuple[float, int, str, float]
-    ] = []  # when, tie-break, what, which worker or how much work
-    number, now, last, failed = itertools.count(), 0.0, 0.0, 0
+    events: list[Happening] = []
+    tie_breaker = itertools.count()
+    now = last = 0.0
+    failed = 0
+
+    def schedule(at: float, what: str, value: float) -> None:
+        heapq.heappush(events, Happening(at, next(tie_breaker), what, value))
+
     while waiting or events:
-        while (
-            waiting
-            and idle
-            and (pair := choose(waiting, idle, rates, np.maximum(ready, now), order))
-        ):
-            worker, mine = pair[0], waiting.pop(pair[1])
+        while waiting and idle:
+            free_at = np.maximum(ready, now)
+            choice = choose_trunk(waiting, idle, rates, free_at, order)
+            if choice is None:
+                break
+            worker, place = choice
+            trunk = waiting.pop(place)
             idle.remove(worker)
-            end, death = (
-                now + mine / rates[worker],
-                now + dice.exponential(1.0) * failures.every,
-            )
+            end = now + trunk / rates[worker]
+            death = now + dice.exponential(1.0) * failures.every
             ready[worker] = end
             if end <= death:
                 last = max(last, end)
-                heapq.heappush(events, (end, next(number), "free", worker))
+                schedule(end, "free", worker)
                 continue
             failed += 1
-            saved = (
-                (death - now)
-                // failures.checkpoint
-                * failures.checkpoint
-                * rates[worker]
-            )
-            heapq.heappush(events, (death, next(number), "died", worker))
-            heapq.heappush(
-                events, (death + failures.noticed, next(number), "trunk", mine - saved)
-            )
+            saved_seconds = (death - now) // failures.checkpoint * failures.checkpoint
+            left = trunk - saved_seconds * rates[worker]
+            schedule(death, "died", worker)
+            schedule(death + failures.noticed, "trunk", left)
         now, _, what, value = heapq.heappop(events)
         if what == "trunk":
             waiting.insert(0, value)
@@ -153,11 +154,11 @@ def simulate(
             idle.append(int(value))
         else:
             ready[int(value)] = now + failures.away
-            heapq.heappush(events, (now + failures.away, next(number), "free", value))
+            schedule(now + failures.away, "free", value)
     return last, failed
 
 
-def choose(
+def choose_trunk(
     waiting: Sequence[float],
     idle: Sequence[int],
     speeds: np.ndarray,
@@ -179,7 +180,7 @@ def choose(
     return None
 
 
-def lower_bound(work: Sequence[float], speeds: Sequence[float]) -> float:
+def compute_lower_bound(work: Sequence[float], speeds: Sequence[float]) -> float:
     """Seconds that no schedule can beat."""
     return max(sum(work) / sum(speeds), max(work) / max(speeds))
 
@@ -190,77 +191,86 @@ def make_sweep(seeds: int) -> Plan:
     """
     config = read_toml(find_preset("quickstart"), PlanConfig)
     budgets = tuple((2e12 * 2.0 ** np.arange(10)).tolist())
-    changes: dict[str, Any] = {
-        "widths": WIDTHS,
-        "sizes_per_budget": 10,
-        "seeds": tuple(range(seeds)),
-    }
     return make_plan(
-        dataclasses.replace(config, name="schedule", budgets=budgets, **changes)
+        dataclasses.replace(
+            config,
+            name="schedule",
+            budgets=budgets,
+            widths=WIDTHS,
+            sizes_per_budget=10,
+            seeds=tuple(range(seeds)),
+        )
     )
 
 
-def ordered(plan: Plan, order: str, dice: np.random.Generator) -> list[float]:
+def order_trunks(plan: Plan, order: str, dice: np.random.Generator) -> list[float]:
     """FLOPs of the plan's trunks as workers take them."""
     longest = [trunk_flops(trunk) for trunk in plan.trunks()]
     if order == "random":
         return dice.permutation(longest).tolist()
     if order == "planned":
-        first = {
-            trunk_id: i
-            for i, trunk_id in reversed(list(enumerate(run.trunk_id for run in plan)))
-        }
+        first: dict[str, int] = {}
+        for place, run in enumerate(plan):
+            first.setdefault(run.trunk_id, place)
         trunks = sorted(
             plan.trunks(),
             key=lambda trunk: min(first[run.trunk_id] for run in trunk.runs),
         )
         return [trunk_flops(trunk) for trunk in trunks]
-    return longest[::-1] if order == "shortest" else longest
+    if order == "shortest":
+        return longest[::-1]
+    return longest
 
 
-def compare(args: Schedule, plan: Plan) -> dict[str, Any]:
+def compare_orders(
+    args: Schedule, plan: Plan
+) -> dict[str, dict[str, dict[str, float]]]:
     """Makespans over their lower bound by mean time between failures and order:
     quartiles over the draws.
     """
-    answer: dict[str, Any] = {}
-    orders = {name: ordered(plan, name, np.random.default_rng(0)) for name in ORDERS}
+    answer = {}
+    orders = {
+        name: order_trunks(plan, name, np.random.default_rng(0)) for name in ORDERS
+    }
     for hours in args.hours_between_failures:
         failures = Failures(every=hours * HOUR, away=args.away)
-        found: dict[str, list[tuple[float, int]]] = {name: [] for name in ORDERS}
+        makespans: dict[str, list[float]] = {name: [] for name in ORDERS}
+        failed_workers: dict[str, list[int]] = {name: [] for name in ORDERS}
         for draw, name in itertools.product(range(args.draws), ORDERS):
             dice = np.random.default_rng(draw)  # the same speeds for every order
             speeds = (args.speed * dice.uniform(1, args.spread, args.workers)).tolist()
-            work = (
-                dice.permutation(orders[name]).tolist()
-                if name == "random"
-                else orders[name]
-            )
-            seconds, failed = simulate(work, speeds, failures, dice, name)
-            found[name].append((seconds / lower_bound(work, speeds), failed))
+            work = orders[name]
+            if name == "random":
+                work = dice.permutation(work).tolist()
+            seconds, failed = simulate_sweep(work, speeds, failures, dice, name)
+            makespans[name].append(seconds / compute_lower_bound(work, speeds))
+            failed_workers[name].append(failed)
         answer[f"{hours:g}"] = {
-            name: {
-                **dict(
-                    zip(
-                        ("low", "median", "high"),
-                        np.quantile([x for x, _ in ends], (0.25, 0.5, 0.75)),
-                        strict=True,
-                    )
-                ),
-                "failures": float(np.median([failed for _, failed in ends])),
-            }
-            for name, ends in found.items()
+            name: summarize_draws(makespans[name], failed_workers[name])
+            for name in ORDERS
         }
     return answer
+
+
+def summarize_draws(makespans: list[float], failed: list[int]) -> dict[str, float]:
+    """Quartiles of the makespans and the median number of failures."""
+    low, median, high = np.quantile(makespans, (0.25, 0.5, 0.75))
+    return {
+        "low": low,
+        "median": median,
+        "high": high,
+        "failures": float(np.median(failed)),
+    }
 
 
 def main() -> None:
     """Simulate and print."""
     args = tyro.cli(Schedule, description=__doc__)
     plan = make_sweep(args.seeds)
-    work = ordered(plan, "longest", np.random.default_rng(0))
+    work = order_trunks(plan, "longest", np.random.default_rng(0))
     bound = np.median(
         [
-            lower_bound(
+            compute_lower_bound(
                 work,
                 args.speed
                 * np.random.default_rng(draw).uniform(1, args.spread, args.workers),
@@ -269,12 +279,14 @@ def main() -> None:
         ]
     )
     print(
-        f"{len(plan)} runs on {len(work)} trunks, {sum(work):.3g} FLOPs, the longest trunk {max(work) / sum(work):.2%}"
+        f"{len(plan)} runs on {len(work)} trunks, {sum(work):.3g} FLOPs, the longest "
+        f"trunk {max(work) / sum(work):.2%}"
     )
     print(
-        f"{args.workers} workers, lower bound {bound / HOUR:.2f} hours; makespan over it, median [quartiles]"
+        f"{args.workers} workers, lower bound {bound / HOUR:.2f} hours; makespan over "
+        "it, median [quartiles]"
     )
-    answer = compare(args, plan)
+    answer = compare_orders(args, plan)
     for hours, orders in answer.items():
         print(f"\nhours between failures of a worker: {hours}")
         for name, row in orders.items():

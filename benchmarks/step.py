@@ -3,17 +3,17 @@ at its best.
 
     python benchmarks/step.py [--quick] [--device gpu] [--json]
 
-Every contender trains the same architecture (`benchmarks/contenders/`) at each rung of
-a ladder, once as one process over all cores and once as one single-threaded process per
-core. All are started first and then timed in turn, round by round; printed are the
-median over rounds of the tokens per second of all processes together, its spread, the
-share of the machine's own peak that its products are (measured in the same rounds), and
-the ratios of the best arrangements, round by round. PyTorch is left out where it is not
-installed (`pip install -e '.[bench]'`). Twenty minutes on two cores.
+Every contender trains the same architecture (`benchmarks/contenders/`) at shapes of
+growing size, once as one process over all cores and once as one single-threaded process
+per core. All are started first and then take turns, round by round. The output is the
+median over rounds of the tokens per second of all processes together, with its range;
+the share of the machine's own peak that its products are (measured in the same rounds);
+and the ratios of the best arrangements, round by round. PyTorch is left out if it is
+not installed (`pip install -e '.[bench]'`). Twenty minutes on two cores.
 
 With `--device gpu` larger models train in bfloat16 on the first GPU, in one process
-each, PyTorch also through `torch.compile`; a datasheet's peak can be named by `--target
-gpu:h100`.
+each, PyTorch also through `torch.compile`. `--target gpu:h100` names the GPU whose
+datasheet states the peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -39,7 +39,7 @@ from contenders import Shape
 from scaling.model.flops import flops_per_token
 from scaling.planning.hardware import Hardware, parse_hardware
 
-LADDERS = {
+SHAPES = {
     "cpu": tuple(
         Shape(*s)
         for s in (
@@ -72,14 +72,14 @@ class Step:
     """What to time."""
 
     quick: bool = False
-    """The two small rungs, three rounds of two seconds."""
+    """The two small shapes, three rounds of two seconds."""
     device: Literal["cpu", "gpu"] = "cpu"
     target: str | None = None
     """A machine as `scaling plan --target` has it: our share of its stated peak is
     printed too.
     """
     json: bool = False
-    """End with one JSON line: the ratios, per rung and their geometric means."""
+    """End with one JSON line: the ratios, per shape and their geometric means."""
     contenders: tuple[str, ...] = CONTENDERS
     rounds: int = 5
     seconds: float = 4.0
@@ -112,17 +112,14 @@ class Team:
             json.dumps(shape),
             ",".join(map(str, cores)),
         ]
-        pipes: Any = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": self.errors,
-        }
         return subprocess.Popen(
             command,
             cwd=Path(__file__).parent,
             env=os.environ | MEMORY,
             text=True,
-            **pipes,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
         )
 
     def _line(self, process: subprocess.Popen[str]) -> dict[str, float]:
@@ -152,7 +149,7 @@ class Team:
         self.errors.close()
 
 
-def matmul_peak(device: str, calls: int = 8) -> float:
+def measure_matmul_peak(device: str, calls: int = 8) -> float:
     """FLOP/s of a product of two square matrices over all cores in float32, or on the
     GPU in bfloat16.
     """
@@ -167,7 +164,7 @@ def matmul_peak(device: str, calls: int = 8) -> float:
     return 2 * size**3 * calls / (time.perf_counter() - start)
 
 
-def time_rung(
+def time_shape(
     args: Step, names: tuple[str, ...], shape: Shape
 ) -> tuple[Found, np.ndarray]:
     """Tokens per second of each contender's arrangements, and FLOP/s of products alone,
@@ -189,7 +186,7 @@ def time_rung(
             team.tokens_per_second(0.5)
         peak = []
         for _ in range(args.rounds):
-            peak.append(matmul_peak(args.device))
+            peak.append(measure_matmul_peak(args.device))
             for team in teams:
                 found[f"{team.name} {team.arrangement}"].append(
                     team.tokens_per_second(args.seconds)
@@ -200,23 +197,25 @@ def time_rung(
     return {name: np.array(values) for name, values in found.items()}, np.array(peak)
 
 
-def report(
+def report_shape(
     shape: Shape,
     found: Found,
     peak: np.ndarray,
     names: tuple[str, ...],
     target: Hardware | None,
 ) -> dict[str, float]:
-    """Print a rung, and return its ratios and our share of the peak."""
+    """Print a shape's speeds, and return its ratios and our share of the peak."""
     print(
-        f"\nwidth {shape.width}, depth {shape.depth}, context {shape.context}, batch {shape.batch}"
+        f"\nwidth {shape.width}, depth {shape.depth}, context {shape.context}, batch "
+        f"{shape.batch}"
     )
     flops = flops_per_token(shape.model())
     for name, values in found.items():
         share = np.median(values / peak) * flops
         spread = f"[{values.min():,.0f}, {values.max():,.0f}]"
         print(
-            f"  {name:24} {np.median(values):10,.0f} tokens/s {spread:>22}  {share:4.0%} of the peak of products"
+            f"  {name:24} {np.median(values):10,.0f} tokens/s {spread:>22}  "
+            f"{share:4.0%} of the peak of products"
         )
     best = {
         name: max((v for k, v in found.items() if k.startswith(name)), key=np.median)
@@ -228,18 +227,20 @@ def report(
             np.median(best["ours"]) * flops / target.peak[shape.dtype]
         )
         print(
-            f"  ours: {ratios['mfu']:.0%} of the {target.peak[shape.dtype] / 1e12:.0f} TFLOP/s of {target.name}"
+            f"  ours: {ratios['mfu']:.0%} of the "
+            f"{target.peak[shape.dtype] / 1e12:.0f} TFLOP/s of {target.name}"
         )
     for other in names[1:]:
         ratio = best["ours"] / best[other]
         ratios[f"vs_{other}"] = float(np.median(ratio))
         print(
-            f"  ours over {other}: {np.median(ratio):.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+            f"  ours over {other}: {np.median(ratio):.2f} [{ratio.min():.2f}, "
+            f"{ratio.max():.2f}]"
         )
     return ratios
 
 
-def _gpu(device: str) -> str:
+def _name_gpu(device: str) -> str:
     if device != "gpu":
         return ""
     import jax
@@ -248,12 +249,12 @@ def _gpu(device: str) -> str:
 
 
 def main() -> None:
-    """Time every rung and print ratios."""
+    """Time every shape and print ratios."""
     args = tyro.cli(Step, description=__doc__)
     target = parse_hardware(args.target) if args.target else None
-    ladder = LADDERS[args.device]
+    shapes = SHAPES[args.device]
     if args.quick:
-        args, ladder = dataclasses.replace(args, rounds=3, seconds=2.0), ladder[:2]
+        args, shapes = dataclasses.replace(args, rounds=3, seconds=2.0), shapes[:2]
     os.environ.update(
         MEMORY | ({"JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {})
     )
@@ -269,26 +270,25 @@ def main() -> None:
         if p != "torch" or "torch_eager" in names
     )
     print(
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores{_gpu(args.device)}; {versions}; "
-        f"{ladder[0].dtype}; FLOPs with causal attention"
+        f"{platform.machine()}, {len(os.sched_getaffinity(0))} "
+        f"cores{_name_gpu(args.device)}; {versions}; {shapes[0].dtype}; FLOPs with "
+        "causal attention"
     )
     rungs = {
-        shape: report(shape, *time_rung(args, names, shape), names, target)
-        for shape in ladder
+        shape: report_shape(shape, *time_shape(args, names, shape), names, target)
+        for shape in shapes
     }
-    result: dict[str, Any] = {
-        "rungs": {
+    print(f"\ngeometric means of {len(rungs)} shapes:")
+    means = {}
+    for name in next(iter(rungs.values())):
+        logs = [np.log(ratios[name]) for ratios in rungs.values()]
+        means[name] = float(np.exp(np.mean(logs)))
+        print(f"  {name}: {means[name]:.2f}")
+    if args.json:
+        ratios_by_shape = {
             "x".join(map(str, shape[:4])): ratios for shape, ratios in rungs.items()
         }
-    }
-    print(f"\ngeometric means of {len(rungs)} rungs:")
-    for name in next(iter(rungs.values())):
-        result[name] = float(
-            np.exp(np.mean([np.log(ratios[name]) for ratios in rungs.values()]))
-        )
-        print(f"  {name}: {result[name]:.2f}")
-    if args.json:
-        print(json.dumps(result))
+        print(json.dumps({"rungs": ratios_by_shape, **means}))
 
 
 if __name__ == "__main__":

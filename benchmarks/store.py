@@ -3,14 +3,14 @@ leases, and the size of it all.
 
     python benchmarks/store.py [--runs 100000] [--json]
 
-The quickstart's grid at as many seeds as it takes is written as if it had been trained,
-a folder, a configuration, a log and a result for each run, into a temporary folder.
-Then, each in a fresh process with its peak of resident memory: listing the folder,
-reading the run table, exporting it, and asking of each run whether it is finished, as a
-sweep does when it starts; the table and the asking a second time with every file a
-millisecond late (`far`), as over a network. Leases are taken and released one after the
-other in folders of their own. A checkpoint of the least and of the largest model says
-what those add. Files are read back from the memory of the machine, not from its disk.
+The runs of the quickstart's grid, at as many seeds as needed, are written to a temporary
+folder as if they had been trained: a folder, a configuration, a log and a result each.
+Then a fresh process for each task measures seconds and peak memory of listing the
+folder, reading the run table, exporting it, and asking of each run whether it is
+finished, as a sweep does when it starts. Reading and asking are repeated with every file
+a millisecond late (`far`), as over a network. Leases are taken and released one after
+the other in folders of their own. A checkpoint of the smallest and of the largest model
+gives their size. Files are read from the memory of the machine, not from its disk.
 Linux only.
 """
 
@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import tyro
@@ -41,6 +41,9 @@ LEASES = 500  # taken and released, for a rate
 DELAY = 1e-3  # seconds that a file is late in the tasks that are far
 TASKS = ("list", "table", "far", "export", "start", "start_far")
 LINES = 20  # of a log: the quickstart's runs have 40 to 200 of this length
+
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Store:
     """
 
 
-def many_runs(count: int) -> Plan:
+def make_many_runs(count: int) -> Plan:
     """The quickstart's grid at as many seeds as make that many runs."""
     config = read_toml(find_preset("quickstart"), PlanConfig)
     seeds = tuple(range(math.ceil(count / len(make_plan(config)))))
@@ -69,7 +72,7 @@ def many_runs(count: int) -> Plan:
 
 
 def write_run(out: Path, run: RunConfig, loss: float) -> None:
-    """What training leaves behind, not synchronised with the disk as training does it:
+    """What training leaves behind, not synchronized with the disk as training does it:
     that would take hours.
     """
     folder = run_dirs.run_dir(out, run)
@@ -119,7 +122,7 @@ def write_run(out: Path, run: RunConfig, loss: float) -> None:
     )
 
 
-def peak_memory() -> float:
+def read_peak_memory() -> float:
     """Most memory that this process has had, bytes. Its own: getrusage's counts what it
     was forked from.
     """
@@ -127,7 +130,7 @@ def peak_memory() -> float:
     return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def time_call(work: Callable[[], Result]) -> tuple[float, Result]:
     """Seconds of a piece of work, and its result."""
     start = time.perf_counter()
     result = work()
@@ -139,8 +142,8 @@ def delay_answers(seconds: float) -> None:
     network file system.
     """
 
-    def late(at_once: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
+    def late(at_once: Callable[..., Result]) -> Callable[..., Result]:
+        def call(*arguments: object, **options: object) -> Result:
             time.sleep(seconds)
             return at_once(*arguments, **options)
 
@@ -149,12 +152,12 @@ def delay_answers(seconds: float) -> None:
     os.open, os.stat = late(os.open), late(os.stat)
 
 
-def perform(task: str, out: Path, runs: int) -> dict[str, float]:
+def perform_task(task: str, out: Path, runs: int) -> dict[str, float]:
     """One measurement, in this process."""
     if task.startswith("start"):
-        plan = many_runs(runs)
-        names, _ = timed(lambda: [run_dirs.run_dir(out, run) for run in plan])
-    before = peak_memory()
+        plan = make_many_runs(runs)
+        names, _ = time_call(lambda: [run_dirs.run_dir(out, run) for run in plan])
+    before = read_peak_memory()
     work: dict[str, Callable[[], int]] = {
         "list": lambda: len(os.listdir(out)),
         "table": lambda: len(run_table(out)),
@@ -167,22 +170,22 @@ def perform(task: str, out: Path, runs: int) -> dict[str, float]:
         delay_answers(DELAY)
     if task == "export":
         table = run_table(out)
-        before = peak_memory()
+        before = read_peak_memory()
         work["export"] = lambda: len(table) if all(export_table(table, out)) else 0
         answer["table_bytes"] = float(table.memory_usage(deep=True).sum())
-    seconds, found = timed(work[task])
+    seconds, found = time_call(work[task])
     if task.startswith("start"):
         answer["names_seconds"] = names
     return answer | {
         "seconds": seconds,
         "found": found,
         "before": before,
-        "peak": peak_memory(),
+        "peak": read_peak_memory(),
     }
 
 
-def in_a_new_process(task: str, out: Path, runs: int) -> dict[str, float]:
-    """`perform`, with a memory of its own."""
+def perform_in_new_process(task: str, out: Path, runs: int) -> dict[str, float]:
+    """`perform_task`, with a memory of its own."""
     command = [
         sys.executable,
         __file__,
@@ -199,7 +202,7 @@ def in_a_new_process(task: str, out: Path, runs: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def sizes(out: Path, runs: list[RunConfig]) -> dict[str, float]:
+def measure_sizes(out: Path, runs: list[RunConfig]) -> dict[str, float]:
     """Bytes of a run, as its files hold and as the file system sets aside for them."""
     held = taken = 0
     for run in runs:
@@ -210,7 +213,7 @@ def sizes(out: Path, runs: list[RunConfig]) -> dict[str, float]:
     return {"run_bytes": held / len(runs), "run_bytes_on_disk": taken / len(runs)}
 
 
-def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
+def measure_checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     """Bytes and seconds of one checkpoint of a run, of numbers that do not compress."""
     import jax
 
@@ -225,7 +228,7 @@ def checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
     ).abstract_state
     state = jax.tree.map(lambda x: dice.standard_normal(x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(folder)
-    seconds, _ = timed(lambda: checkpoints.save(1, make_checkpoint_tree(state)))
+    seconds, _ = time_call(lambda: checkpoints.save(1, make_checkpoint_tree(state)))
     checkpoints.close()
     return float(
         sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -246,7 +249,7 @@ def measure_leases(folder: Path) -> dict[str, float]:
         assert lease is not None
         lease.release()
 
-    seconds, _ = timed(lambda: [take(number) for number in range(LEASES)])
+    seconds, _ = time_call(lambda: [take(number) for number in range(LEASES)])
     size = np.mean(
         [
             (folder / f"trunk-{number}" / "claims" / "1").stat().st_size
@@ -255,7 +258,7 @@ def measure_leases(folder: Path) -> dict[str, float]:
     )
     held = taker.take(folder / "beaten")
     assert held is not None
-    beat, _ = timed(lambda: [held.beat() for _ in range(LEASES)])
+    beat, _ = time_call(lambda: [held.beat() for _ in range(LEASES)])
     return {
         "claims_per_second": LEASES / seconds,
         "claim_bytes": float(size),
@@ -264,13 +267,13 @@ def measure_leases(folder: Path) -> dict[str, float]:
     }
 
 
-def measure(args: Store, out: Path) -> dict[str, Any]:
+def measure_folder(args: Store, out: Path) -> dict[str, float]:
     """All measurements of a folder, made first where it is empty."""
-    plan = many_runs(args.runs)
-    answer: dict[str, Any] = {"runs": len(plan)}
+    plan = make_many_runs(args.runs)
+    answer: dict[str, float] = {"runs": len(plan)}
     if not out.exists():
         losses = (2 + 3 * np.random.default_rng(0).random(len(plan))).tolist()
-        answer["write_seconds"], _ = timed(
+        answer["write_seconds"], _ = time_call(
             lambda: [
                 write_run(out, *pair) for pair in zip(plan.runs, losses, strict=True)
             ]
@@ -278,20 +281,20 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
     for task in TASKS:
         answer |= {
             f"{task}_{name}": value
-            for name, value in in_a_new_process(task, out, args.runs).items()
+            for name, value in perform_in_new_process(task, out, args.runs).items()
         }
     exported = {path.suffix[1:]: path.stat().st_size for path in out.glob("runs.*")}
     answer |= {
         f"{suffix}_bytes_per_run": size / len(plan) for suffix, size in exported.items()
     }
-    answer |= sizes(out, list(plan.runs[:: max(1, len(plan) // 1000)]))
+    answer |= measure_sizes(out, list(plan.runs[:: max(1, len(plan) // 1000)]))
     by_size = sorted(
         plan.runs[:: max(1, len(plan) // 1000)], key=lambda run: run.model.width
     )
     with tempfile.TemporaryDirectory(dir=out.parent) as aside:
         answer |= measure_leases(Path(aside))
         for name, run in (("least", by_size[0]), ("largest", by_size[-1])):
-            size, seconds = checkpoint(run, Path(aside) / name)
+            size, seconds = measure_checkpoint(run, Path(aside) / name)
             parameters = run_dirs.describe_run(run)["n_total"]
             answer |= {
                 f"{name}_parameters": parameters,
@@ -301,7 +304,7 @@ def measure(args: Store, out: Path) -> dict[str, Any]:
     return answer
 
 
-def show(answer: dict[str, Any]) -> None:
+def print_answer(answer: dict[str, float]) -> None:
     """The table that `docs/notes/scale.md` has."""
     runs = answer["runs"]
     print(
@@ -312,7 +315,8 @@ def show(answer: dict[str, Any]) -> None:
             answer[f"{task}_{name}"] for name in ("seconds", "before", "peak")
         )
         print(
-            f"{task:16} {seconds:9.2f} {1e6 * seconds / runs:20.1f} {before / 1e6:17.0f} {peak / 1e6:6.0f}"
+            f"{task:16} {seconds:9.2f} {1e6 * seconds / runs:20.1f} "
+            f"{before / 1e6:17.0f} {peak / 1e6:6.0f}"
         )
     print()
     for name, value in answer.items():
@@ -325,10 +329,10 @@ def main() -> None:
     args = tyro.cli(Store, description=__doc__)
     if args.task is not None:
         assert args.keep is not None
-        return print(json.dumps(perform(args.task, args.keep, args.runs)))
+        return print(json.dumps(perform_task(args.task, args.keep, args.runs)))
     with tempfile.TemporaryDirectory() as temporary:
-        answer = measure(args, args.keep or Path(temporary) / "runs")
-    show(answer)
+        answer = measure_folder(args, args.keep or Path(temporary) / "runs")
+    print_answer(answer)
     if args.json:
         print(json.dumps(answer))
 

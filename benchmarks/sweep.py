@@ -1,15 +1,15 @@
-"""The quickstart's grid against one fresh process per run with a cosine schedule, which
-is what people do today.
+"""The quickstart's grid, against one fresh process per run with a cosine schedule, which
+is common practice.
 
     python benchmarks/sweep.py [--share 1.0] [--json]
 
-The same models, tokens and rates are trained twice: by `scaling.execution.sweep`, sizes
-sharing a trunk from which each budget cools down, and run by run, each in a process of
-its own that compiles its own program and follows a cosine over its own length, as many
-at once as there are cores. Printed are wall-clock seconds, programs compiled, FLOPs,
-the losses of both, and what the cosine runs would have cost at the losses of the sweep
-(by the slope of log loss over log FLOPs of the cosine runs of one size). `--share`
-shrinks every budget. Five minutes on two cores at 0.25.
+The same models, tokens and rates are trained twice: by `scaling.execution.sweep`, where
+the budgets of a size share a trunk and cool down from it; and run by run, each in a
+process of its own that compiles its own program and follows a cosine over its own
+length, as many at once as there are cores. The output is wall-clock seconds, compiled
+programs, FLOPs, the losses of both, and what the cosine runs would have cost at the
+losses of the sweep (by the slope of log loss over log FLOPs of the cosine runs of one
+size). `--share` shrinks every budget. Five minutes on two cores at 0.25.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +55,7 @@ class Sweep:
     """A run of a plan to train here: for the processes that this script starts."""
 
 
-def grid(share: float) -> Plan:
+def make_grid(share: float) -> Plan:
     """The quickstart's plan with its budgets shrunk."""
     config = read_toml(find_preset("quickstart"), PlanConfig)
     budgets = tuple(share * budget for budget in config.budgets)
@@ -67,7 +66,7 @@ def grid(share: float) -> Plan:
     )
 
 
-def alone(plan: Plan, warmup_fraction: float = 0.05) -> Plan:
+def make_cosine_plan(plan: Plan, warmup_fraction: float = 0.05) -> Plan:
     """The runs as they are trained one by one: a cosine over the length of each, warmed
     up over a share of it.
     """
@@ -96,7 +95,7 @@ def train_child(path: Path, number: int) -> None:
     )
 
 
-def process_per_run(plan: Plan, out: Path) -> tuple[float, int, pd.DataFrame]:
+def train_process_per_run(plan: Plan, out: Path) -> tuple[float, int, pd.DataFrame]:
     """Seconds, programs compiled, and the run table."""
     path = out / "cosine.json"
     plan.to_json(path)
@@ -140,7 +139,7 @@ def process_per_run(plan: Plan, out: Path) -> tuple[float, int, pd.DataFrame]:
     return seconds, compiled, pd.concat(tables, ignore_index=True)
 
 
-def equal_loss_flops(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
+def estimate_equal_loss_flops(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
     """FLOPs that cosine runs would take to the losses of ours, row by row of one order.
 
     A run that ends with a loss lower by d in log needs exp(d / slope) times the FLOPs,
@@ -157,9 +156,9 @@ def equal_loss_flops(ours: pd.DataFrame, theirs: pd.DataFrame) -> np.ndarray:
     return theirs["flops"].to_numpy() * np.exp(gap / slope)
 
 
-def compare(args: Sweep, out: Path) -> dict[str, Any]:
+def compare_ways(args: Sweep, out: Path) -> dict[str, float | list[float]]:
     """Train both ways and print what they took."""
-    plan = grid(args.share)
+    plan = make_grid(args.share)
     prepare_data(plan)  # tokenized once for both
     start = time.monotonic()
     events = subprocess.run(
@@ -169,7 +168,7 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
             "scaling.cli.main",
             "sweep",
             "--plan",
-            str(_written(plan, out)),
+            str(_write_plan(plan, out)),
             "--out",
             str(out / "sweep"),
         ],
@@ -179,15 +178,17 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
     ).stderr
     seconds = time.monotonic() - start
     ours = sweep(plan, out / "sweep", show="quiet")
-    their_seconds, their_programs, theirs = process_per_run(alone(plan), out)
+    their_seconds, their_programs, theirs = train_process_per_run(
+        make_cosine_plan(plan), out
+    )
     order = ["n_matmul", "tokens"]
     ours, theirs = (
         table.sort_values(order, ignore_index=True) for table in (ours, theirs)
     )
-    result: dict[str, Any] = {
+    result: dict[str, float | list[float]] = {
         "vs_process_per_run": their_seconds / seconds,
         "flops_vs_cosine": float(
-            equal_loss_flops(ours, theirs).sum() / ours["flops_spent"].sum()
+            estimate_equal_loss_flops(ours, theirs).sum() / ours["flops_spent"].sum()
         ),
         "flops_at_equal_tokens": float(
             theirs["flops"].sum() / ours["flops_spent"].sum()
@@ -207,7 +208,8 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
         pd.DataFrame(columns).to_string(index=False, float_format=lambda x: f"{x:.4f}")
     )
     print(
-        f"seconds: {seconds:.0f} against {their_seconds:.0f}, a factor {result['vs_process_per_run']:.2f}"
+        f"seconds: {seconds:.0f} against {their_seconds:.0f}, a factor "
+        f"{result['vs_process_per_run']:.2f}"
     )
     print(f"FLOPs at equal tokens: a factor {result['flops_at_equal_tokens']:.2f}")
     print(f"loss: {result['loss_gap_percent']:+.2f} % on average")
@@ -215,7 +217,7 @@ def compare(args: Sweep, out: Path) -> dict[str, Any]:
     return result
 
 
-def _written(plan: Plan, out: Path) -> Path:
+def _write_plan(plan: Plan, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     plan.to_json(out / "plan.json")
     return out / "plan.json"
@@ -229,7 +231,7 @@ def main() -> None:
     if args.child is not None:
         return train_child(*args.child)
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(args, args.keep or Path(folder))
+        result = compare_ways(args, args.keep or Path(folder))
     if args.json:
         print(json.dumps(result))
 

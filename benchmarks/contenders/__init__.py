@@ -1,14 +1,14 @@
-"""Training steps of one architecture by several hands, for `benchmarks/step.py`.
+"""Training steps of one architecture in several frameworks, for `benchmarks/step.py`.
 
-Each module has `build(shape) -> Contender`: pre-norm RMSNorm with gains, RoPE, RMSNorm
-of queries and keys, GELU feed-forward of ratio 4, no biases, untied head, AdamW,
+Each module has `build_contender(shape) -> Contender`. The architecture has pre-norm
+RMSNorm with gains, RoPE, RMSNorm of queries and keys, GELU feed-forward of ratio 4, no biases, untied head, AdamW,
 gradients clipped at norm 1, parameters in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from scaling.config import ModelConfig
 
@@ -16,7 +16,7 @@ LR, BETAS, EPSILON, CLIP = 1e-3, (0.9, 0.99), 1e-8, 1.0
 
 
 class Shape(NamedTuple):
-    """One rung of the ladder."""
+    """The shape of a model, of its batches and of its numbers."""
 
     width: int
     depth: int
@@ -32,9 +32,13 @@ class Shape(NamedTuple):
 
     def model(self) -> ModelConfig:
         """As this library has it."""
-        sizes: Any = {"vocab": self.vocab, "context": self.context, "dtype": self.dtype}
         return ModelConfig(
-            width=self.width, depth=self.depth, n_heads=self.heads, **sizes
+            width=self.width,
+            depth=self.depth,
+            n_heads=self.heads,
+            vocab=self.vocab,
+            context=self.context,
+            dtype=self.dtype,
         )
 
 
@@ -43,6 +47,5 @@ class Contender(NamedTuple):
 
     parameters: int
     steps_per_call: int
-    call: Callable[
-        [], float
-    ]  # trains `steps_per_call` steps and waits for them; the last loss
+    call: Callable[[], float]
+    """Trains `steps_per_call` steps, waits for them, and returns the last loss."""

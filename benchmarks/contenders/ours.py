@@ -15,7 +15,7 @@ from scaling.training.step import Chunk, StepRates, get_executable
 CALL_FLOPS = 2e11  # of a call on CPU, at most: a chunk of steps that each take seconds is no faster
 
 
-def build(shape: Shape) -> Contender:
+def build_contender(shape: Shape) -> Contender:
     """The program of a run of this shape."""
     model = shape.model()
     optim = OptimConfig(

@@ -15,7 +15,7 @@ from flax import linen as nn
 from contenders import BETAS, CLIP, EPSILON, LR, Contender, Shape
 
 
-def _rope(x: jax.Array) -> jax.Array:
+def _apply_rope(x: jax.Array) -> jax.Array:
     T, K = x.shape[1], x.shape[3]
     angle = jnp.arange(T)[:, None] * 10_000.0 ** (-jnp.arange(0, K, 2) / K)
     cos, sin = (
@@ -39,7 +39,7 @@ class _Block(nn.Module):
         dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
         h = norm()(x)
         q, k, v = (dense(D)(h).reshape(B, T, self.heads, -1) for _ in range(3))
-        q, k = _rope(norm()(q)), _rope(norm()(k))
+        q, k = _apply_rope(norm()(q)), _apply_rope(norm()(k))
         scores = jnp.einsum("bthk,bshk->bhts", q, k) / q.shape[-1] ** 0.5
         mask = nn.make_causal_mask(jnp.ones((B, T)))
         weights = jax.nn.softmax(jnp.where(mask, scores, -1e30))
@@ -63,7 +63,7 @@ class _Model(nn.Module):
         return logits.astype(jnp.float32)
 
 
-def build(shape: Shape) -> Contender:
+def build_contender(shape: Shape) -> Contender:
     """A jitted step."""
     model = _Model(shape)
     windows = jnp.asarray(

@@ -5,6 +5,6 @@ from __future__ import annotations
 from contenders import Contender, Shape, torch_eager
 
 
-def build(shape: Shape) -> Contender:
+def build_contender(shape: Shape) -> Contender:
     """A step of compiled passes and fused AdamW."""
-    return torch_eager.build(shape, compiled=True)
+    return torch_eager.build_contender(shape, compiled=True)

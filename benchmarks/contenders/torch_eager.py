@@ -37,13 +37,16 @@ class _Block(nn.Module):
             .view(B, T, 3, self.heads, -1)
             .permute(2, 0, 3, 1, 4)
         )
-        q, k = _rope(self.q_norm(q), cos, sin), _rope(self.k_norm(k), cos, sin)
+        q, k = (
+            _apply_rope(self.q_norm(q), cos, sin),
+            _apply_rope(self.k_norm(k), cos, sin),
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
         return x + self.down(F.gelu(self.up(self.norms[1](x)), approximate="tanh"))
 
 
-def _rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(
         x.dtype
@@ -78,7 +81,7 @@ class _Model(nn.Module):
         return self.head(self.norm(x))
 
 
-def build(shape: Shape, compiled: bool = False) -> Contender:
+def build_contender(shape: Shape, compiled: bool = False) -> Contender:
     """An eager step, or one whose forward and backward pass `torch.compile` made; on a
     GPU where there is one.
     """

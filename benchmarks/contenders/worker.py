@@ -33,7 +33,7 @@ def main() -> None:
 
     shape = Shape(*shape)
     started = time.perf_counter()
-    contender = importlib.import_module(f"contenders.{name}").build(shape)
+    contender = importlib.import_module(f"contenders.{name}").build_contender(shape)
     first = contender.call()
     ready = {
         "parameters": contender.parameters,

@@ -27,7 +27,7 @@ def dice(seed: int = 0) -> np.random.Generator:
 def test_one_worker_needs_the_time_of_all_work(
     script: dict[str, Any], order: str
 ) -> None:
-    assert script["simulate"](
+    assert script["simulate_sweep"](
         [3.0, 2.0, 1.0], [2.0], script["Failures"](), dice(), order
     ) == (3.0, 0)
 
@@ -44,14 +44,16 @@ def test_no_schedule_beats_the_bound_and_equal_workers_come_close(
             sorted(dice(seed).exponential(1.0, 40).tolist(), reverse=True),
             dice(seed).uniform(1, 4, 8),
         )
-        seconds, _ = script["simulate"](
+        seconds, _ = script["simulate_sweep"](
             work, speeds.tolist(), script["Failures"](), dice(), order
         )
-        assert seconds >= script["lower_bound"](work, speeds.tolist())
-        equal, _ = script["simulate"](
+        assert seconds >= script["compute_lower_bound"](work, speeds.tolist())
+        equal, _ = script["simulate_sweep"](
             work, [1.0] * 8, script["Failures"](), dice(), order
         )
-        assert equal <= 4 / 3 * script["lower_bound"](work, [1.0] * 8) + max(work)
+        assert equal <= 4 / 3 * script["compute_lower_bound"](work, [1.0] * 8) + max(
+            work
+        )
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -60,6 +62,8 @@ def test_failures_cost_time_but_no_trunk(script: dict[str, Any], order: str) -> 
     lost with each failure.
     """
     failures = script["Failures"](every=50.0, checkpoint=5.0, away=10.0, noticed=3.0)
-    seconds, failed = script["simulate"]([100.0] * 10, [1.0], failures, dice(), order)
+    seconds, failed = script["simulate_sweep"](
+        [100.0] * 10, [1.0], failures, dice(), order
+    )
     assert failed > 5
     assert 1000 + 10 * failed <= seconds <= 1000 + 15 * failed

@@ -34,7 +34,9 @@ def chaos() -> ModuleType:
 def test_twenty_kills_lose_nothing_and_repeat_nothing(
     chaos: ModuleType, tmp_path: Path
 ) -> None:
-    answer = chaos.attack(chaos.Chaos(kills=20, runs=8, steps=2000), tmp_path)
+    answer = chaos.attack_all_rounds(
+        chaos.Chaos(kills=20, runs=8, steps=2000), tmp_path
+    )
     assert answer["kills"] == 20 and answer["resumes"] > 0
     assert answer["lost"] == answer["duplicated"] == answer["different"] == 0
 
