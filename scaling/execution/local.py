@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from scaling.config import RunConfig, Trunk, to_dict
+from scaling.config.conversion import JsonObject
 from scaling.events import (
     Busy,
     Done,
@@ -27,7 +28,6 @@ from scaling.events import (
 )
 from scaling.execution.base import Failure, Job, Outcome, run_jobs
 from scaling.store import run_dirs
-from scaling.store.files import JsonObject
 from scaling.training.child import Child, make_python_command
 from scaling.training.loop import LoopConfig
 

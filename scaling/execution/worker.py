@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from scaling.config import RunConfig, Trunk, from_dict
+from scaling.config.conversion import JsonObject
 from scaling.events import (
     Busy,
     Done,
@@ -31,7 +32,6 @@ from scaling.events import (
     Programs,
     event_to_json,
 )
-from scaling.store.files import JsonObject
 from scaling.training.child import open_output_for_messages
 
 if TYPE_CHECKING:

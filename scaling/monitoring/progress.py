@@ -22,6 +22,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from scaling import events
+from scaling.config.conversion import JsonObject
 from scaling.events import (
     Event,
     Finished,
@@ -35,7 +36,6 @@ from scaling.events import (
     event_to_json,
 )
 from scaling.planning.plan import Plan
-from scaling.store.files import JsonObject
 from scaling.store.run_dirs import replace_nonfinite
 
 Show = Literal["auto", "bar", "plain", "json", "quiet"]

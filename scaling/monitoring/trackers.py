@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from scaling.config import ConfigError, RunConfig, to_dict
+from scaling.config.conversion import JsonObject
 from scaling.store import run_dirs
-from scaling.store.files import JsonObject
 
 Kind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 StepMetrics = Mapping[int, Mapping[str, float]]

@@ -17,9 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-JsonObject = dict[str, Any]
-"""A JSON object: its values are text, numbers, booleans, None, lists and objects."""
-
 MAX_BYTES = 2**20
 """Limit for a result or a configuration, which have one or two thousand bytes."""
 

@@ -35,9 +35,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling.config.conversion import JsonObject
 from scaling.events import Event, Mixed, Report
 from scaling.store import provenance
-from scaling.store.files import JsonObject, append_durably, create_file
+from scaling.store.files import append_durably, create_file
 
 EXPIRY = 90.0
 """Seconds without a heartbeat after which a lease may be taken over.

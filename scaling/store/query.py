@@ -24,11 +24,11 @@ from typing import Literal
 import pandas as pd
 
 from scaling.config import ConfigError, RunConfig, from_dict
+from scaling.config.conversion import JsonObject
 from scaling.store import run_dirs
 from scaling.store.columns import COLUMN_KINDS, COLUMN_NAMES
 from scaling.store.files import (
     MAX_BYTES,
-    JsonObject,
     parse_json,
     read_plain_file,
     replace_file,

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from scaling.config.conversion import JsonObject
 from scaling.store.columns import COLUMNS, Column
 from scaling.store.files import (
-    JsonObject,
     StoreError,
     parse_json,
     read_plain_file,

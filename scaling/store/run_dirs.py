@@ -22,8 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 from scaling.config import DataConfig, RunConfig, from_dict, to_dict
+from scaling.config.conversion import JsonObject
 from scaling.store.files import (
-    JsonObject,
     StoreError,
     create_file,
     parse_json,

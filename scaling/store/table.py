@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 
 from scaling.config import RunConfig
+from scaling.config.conversion import JsonObject
 from scaling.store.columns import COLUMN_NAMES, COLUMNS
-from scaling.store.files import JsonObject, replace_file, write_atomically
+from scaling.store.files import replace_file, write_atomically
 from scaling.store.results import read_rows
 
 # Rows that are held as Python objects before they become a piece of the table.

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, TextIO
 
-JsonObject = dict[str, Any]
-"""A JSON object as Python reads it."""
+from scaling.config.conversion import JsonObject
 
 
 def make_python_command(module: str, *arguments: str) -> list[str]:
