@@ -192,35 +192,14 @@ def find_central_interval(draws: np.ndarray, level: float) -> tuple[Array, Array
     return low, high
 
 
-def bootstrap(
+def bootstrap_fit(
     fit: FitResult,
     n: int = 1000,
     seed: int = 0,
     unit: str | None = None,
     method: str = "resample",
 ) -> Bootstrap:
-    """Refit n tables, each with its own global search over the exponents.
-
-    "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8
-    trunks the intervals of the exponents are wide, because resampled tables miss sizes,
-    and those of the law itself a little narrow: a note says so. "residual" keeps every
-    run and gives it the law's loss with a residual drawn from all rows; "parametric"
-    adds Gaussian noise of the residuals' scatter. Both assume that the law's form is
-    right and the rows are independent. Residuals are enlarged by
-    sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
-
-    Args:
-        fit: the fit.
-        n: replicates.
-        seed: of the draws.
-        unit: "trunk" (rows of one trunk stay together) or "row"; the fit's own unit
-            when left out.
-        method: "resample", "residual" or "parametric".
-
-    Raises:
-        ValueError: bad n, unit or method; unit="trunk" for a fit without trunks; a
-            single unit; or redrawn noise for rows that share trunks.
-    """
+    """Refit n tables, each with its own global search; see `Fit.bootstrap`."""
     unit = unit or fit.protocol.unit
     check_request(n, unit, method)
     labels = label_units(fit, unit)

@@ -11,15 +11,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.fitting import noise
-from analysis.fitting.bootstrap import Bootstrap
-from analysis.fitting.bootstrap import bootstrap as bootstrap_fit
+from analysis.fitting.bootstrap import Bootstrap, bootstrap_fit
 from analysis.fitting.certify import (
     certify_solution,
     find_design_problem,
     reject_unidentified,
 )
-from analysis.fitting.profile import Profile
-from analysis.fitting.profile import profile as profile_fit
+from analysis.fitting.profile import Profile, profile_fit
 from analysis.fitting.protocol import (
     Protocol,
     check_options,
@@ -45,14 +43,44 @@ class Fit(FitResult):
         unit: str | None = None,
         method: str = "resample",
     ) -> Bootstrap:
-        """Refit n resampled tables, each with a global search; see
-        `analysis.fitting.bootstrap.bootstrap`.
+        """Refit n tables, each with its own global search over the exponents.
+
+        "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8
+        trunks the intervals of the exponents are wide, because resampled tables miss sizes,
+        and those of the law itself a little narrow: a note says so. "residual" keeps every
+        run and gives it the law's loss with a residual drawn from all rows; "parametric"
+        adds Gaussian noise of the residuals' scatter. Both assume that the law's form is
+        right and the rows are independent. Residuals are enlarged by
+        sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
+
+        Args:
+            n: replicates.
+            seed: of the draws.
+            unit: "trunk" (rows of one trunk stay together) or "row"; the fit's own unit
+                when left out.
+            method: "resample", "residual" or "parametric".
+
+        Raises:
+            ValueError: bad n, unit or method; unit="trunk" for a fit without trunks; a
+                single unit; or redrawn noise for rows that share trunks.
         """
         return bootstrap_fit(self, n, seed, unit, method)
 
     def profile(self, name: str, level: float = 0.90) -> Profile:
-        """The objective along one parameter, all others refitted; see
-        `analysis.fitting.profile.profile`.
+        """Objective and likelihood-ratio interval of one parameter (Venzon & Moolgavkar
+        1988).
+
+        The interval holds the values whose objective exceeds the lowest by at most
+        variance * F(1, dof) / 2, with the variance of the robust objective
+        (`analysis.fitting.noise.estimate_variance`).
+
+        Args:
+            name: an exponent or other nonlinear parameter, or an asymptote such as E.
+            level: of the interval.
+
+        Raises:
+            ValueError: unknown, fixed or tied name; a coefficient that trades with an
+                exponent (A, B); bad level; or no degree of freedom left.
         """
         return profile_fit(self, name, level)
 

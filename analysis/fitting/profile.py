@@ -55,23 +55,8 @@ class Profile:
         return text
 
 
-def profile(fit: FitResult, name: str, level: float = 0.90) -> Profile:
-    """Objective and likelihood-ratio interval of one parameter (Venzon & Moolgavkar
-    1988).
-
-    The interval holds the values whose objective exceeds the lowest by at most
-    variance * F(1, dof) / 2, with the variance of the robust objective
-    (`analysis.fitting.noise.estimate_variance`).
-
-    Args:
-        fit: the fit.
-        name: an exponent or other nonlinear parameter, or an asymptote such as E.
-        level: of the interval.
-
-    Raises:
-        ValueError: unknown, fixed or tied name; a coefficient that trades with an
-            exponent (A, B); bad level; or no degree of freedom left.
-    """
+def profile_fit(fit: FitResult, name: str, level: float = 0.90) -> Profile:
+    """The objective along one parameter; see `Fit.profile`."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level!r}; it must lie between 0 and 1, as 0.90")
     if fit.certificate.degrees_of_freedom < 1:
