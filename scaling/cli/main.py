@@ -57,7 +57,7 @@ REPRODUCTIONS = {
 }
 
 
-def reproduce(argv: Sequence[str]) -> int:
+def run_reproduction(argv: Sequence[str]) -> int:
     """Reproduce published claims: `documents` tests those of five documents,
     `literature` refits scaling laws.
 
@@ -68,11 +68,8 @@ def reproduce(argv: Sequence[str]) -> int:
         ConfigError: neither of the two.
     """
     if argv and argv[0] in ("-h", "--help"):
-        print(
-            reproduce.__doc__.partition("Raises:")[0].rstrip()
-            if reproduce.__doc__
-            else ""
-        )
+        text = run_reproduction.__doc__ or ""
+        print(text.partition("Raises:")[0].rstrip())
         return 0
     if not argv or argv[0] not in REPRODUCTIONS:
         asked = argv[0] if argv else ""
@@ -84,7 +81,7 @@ def reproduce(argv: Sequence[str]) -> int:
 
 def format_usage() -> str:
     """The verbs by group, each with the first sentence of its docstring."""
-    verbs: dict[str, Any] = {**VERBS, "reproduce": reproduce}
+    verbs: dict[str, Any] = {**VERBS, "reproduce": run_reproduction}
     lines = ["usage: scaling VERB [--help] ...", "       scaling --version"]
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
@@ -110,7 +107,7 @@ def _find_version(package: str) -> str:
         return "(not installed)"
 
 
-def parse(argv: Sequence[str]) -> Callable[[], int]:
+def parse_command(argv: Sequence[str]) -> Callable[[], int]:
     """The verb that a command line asks for, with its arguments.
 
     Raises:
@@ -125,7 +122,7 @@ def parse(argv: Sequence[str]) -> Callable[[], int]:
         raise SystemExit(0)
     name, rest = argv[0], list(argv[1:])
     if name == "reproduce":
-        return lambda: reproduce(rest)
+        return lambda: run_reproduction(rest)
     if name in RENAMED:
         new = RENAMED[name]
         print(f"scaling {name} is now `scaling {new}`; use that", file=sys.stderr)
@@ -147,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scaling.store.files import StoreError
 
     try:
-        return parse(sys.argv[1:] if argv is None else argv)()
+        return parse_command(sys.argv[1:] if argv is None else argv)()
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scaling.config.conversion import JsonObject
 from scaling.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -17,7 +18,23 @@ if TYPE_CHECKING:
     from scaling.planning.cost import CostEstimate
 
 
-def print_json(value: Any) -> None:
+MAIN_COLUMNS = (
+    "run_id",
+    "status",
+    "budget",
+    "width",
+    "depth",
+    "n_matmul",
+    "tokens",
+    "flops",
+    "loss",
+    "loss_se",
+    "bits_per_byte",
+)
+"""The columns of the run table that fit on a screen."""
+
+
+def print_json(value: object) -> None:
     """Print indented JSON. A number that is not finite becomes null, since JSON has none."""
     print(json.dumps(null_nonfinite(value), indent=1, allow_nan=False))
 
@@ -31,7 +48,7 @@ def null_nonfinite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def to_records(table: pd.DataFrame) -> list[JsonObject]:
     """Rows as plain JSON data, floats to the last digit."""
     return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
 
@@ -46,24 +63,10 @@ def print_table(table: pd.DataFrame, as_json: bool) -> None:
 
 def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """The columns of a run table that fit on a screen, and those in `also`."""
-    names = [
-        "run_id",
-        "status",
-        "budget",
-        "width",
-        "depth",
-        "n_matmul",
-        "tokens",
-        "flops",
-        "loss",
-        "loss_se",
-        "bits_per_byte",
-    ]
-    names += [
-        name
-        for name in (*also, "reason")
-        if name in table.columns and name not in names
-    ]
+    names: list[str] = list(MAIN_COLUMNS)
+    for name in (*also, "reason"):
+        if name in table.columns and name not in names:
+            names.append(name)
     return table[names].assign(run_id=table["run_id"].str[:8])
 
 
@@ -76,7 +79,7 @@ def print_duplicates(out: Path, table: pd.DataFrame) -> None:
         print(f"{out}: {describe_duplicates(duplicates)}", file=sys.stderr)
 
 
-def print_pairs(pairs: Mapping[str, Any]) -> None:
+def print_pairs(pairs: Mapping[str, object]) -> None:
     """Print a line per name, with its value or, in columns, its list of values."""
     rows = [
         (name, value if isinstance(value, list) else [value])
@@ -168,24 +171,27 @@ def print_plan(
 
 
 def print_cost(cost: CostEstimate, as_json: bool = False) -> None:
-    """Print what a plan takes of some hardware: a row per shape, what would make it
-    fit, the time and
-    where the numbers come from.
+    """Print what a plan takes of some hardware.
+
+    That is a row per shape, what would make each fit, the time, and where the numbers
+    come from.
     """
-    target, table = cost.hardware, cost.table
+    hardware = cost.hardware
+    table = cost.table
     if as_json:
-        facts = {
-            "name": target.name,
-            "devices": target.devices,
-            "memory": target.memory,
-            "peak": target.peak,
-        }
-        rest = {
+        answer = {
+            "target": {
+                "name": hardware.name,
+                "devices": hardware.devices,
+                "memory": hardware.memory,
+                "peak": hardware.peak,
+            },
+            "shapes": to_records(table),
             "utilisation": cost.utilization,
             "seconds": cost.seconds,
             "rule": cost.rule,
         }
-        print_json({"target": facts, "shapes": to_records(table), **rest})
+        print_json(answer)
         return
     shown = table.assign(GiB_per_device=table["bytes_per_device"] / 2**30)
     columns = [
@@ -214,24 +220,20 @@ def print_cost(cost: CostEstimate, as_json: bool = False) -> None:
                 "over these devices"
             )
         else:
-            print(
-                f"{shape}: fits with {row['remedy']}: {row['remedy_bytes'] / 2**30:.3g} GiB per device"
-            )
+            gib = row["remedy_bytes"] / 2**30
+            print(f"{shape}: fits with {row['remedy']}: {gib:.3g} GiB per device")
     fitting = f"{table['fits'].sum()} of {len(table)} shapes fit"
-    print(
-        f"{target.name}: {target.devices} x {target.memory / 2**30:.4g} GiB; {fitting}"
-    )
+    memory = f"{hardware.devices} x {hardware.memory / 2**30:.4g} GiB"
+    print(f"{hardware.name}: {memory}; {fitting}")
     if math.isfinite(cost.seconds):
-        stated = (
-            ""
-            if cost.utilization is None
-            else f" at a utilization of {cost.utilization:g}"
-        )
+        stated = ""
+        if cost.utilization is not None:
+            stated = f" at a utilization of {cost.utilization:g}"
         print(f"about {cost.seconds / 3600:.3g} hours{stated}")
     print(cost.rule)
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """A number to six digits, a list of them, or text."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(format_value(v) for v in value) + "]"

@@ -20,6 +20,9 @@ from scaling.monitoring.trackers import Kind
 from scaling.planning.plan import Plan, PlanConfig, make_plan
 from scaling.suggestions import did_you_mean
 
+if TYPE_CHECKING:
+    from scaling.planning.timing import Timing
+
 
 def find_preset(name: str) -> Path:
     """A preset of `scaling/presets` by name, or a path to a .toml file."""
@@ -74,33 +77,30 @@ class PlanArgs:
         if self.save is not None:
             plan.to_json(self.save)
         if self.hardware is not None:
-            self._price(plan, self.hardware)
+            self._print_cost(plan, self.hardware)
             return 0
         print_plan(
             plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json
         )
         return 0
 
-    def _price(self, plan: Plan, name: str) -> None:
+    def _print_cost(self, plan: Plan, name: str) -> None:
         from scaling.execution.sweep import default_workers, measure_timings
         from scaling.planning.cost import estimate_cost
         from scaling.planning.hardware import parse_hardware
 
         workers = default_workers() if self.workers is None else self.workers
-        clock = (
-            (lambda fitting: measure_timings(fitting, self.out, workers))
-            if self.timing
-            else None
-        )
-        report = functools.partial(print, file=sys.stderr)
-        hardware = parse_hardware(name)
+
+        def measure(fitting: Plan) -> Sequence[Timing]:
+            return measure_timings(fitting, self.out, workers)
+
         answer = estimate_cost(
             plan,
-            hardware,
+            parse_hardware(name),
             self.utilization,
-            measure=clock,
+            measure=measure if self.timing else None,
             workers=workers,
-            report=report,
+            report=functools.partial(print, file=sys.stderr),
         )
         print_cost(answer, self.json)
 

@@ -1,8 +1,7 @@
-"""Verbs of the `scaling` command that look at a sweep's folder and train nothing: runs,
-watch, track.
+"""Verbs of the `scaling` command that read the folder of a sweep and train nothing: runs,
+show, diff, watch, track.
 
-They read the folder alone, so they serve one that another process, machine or person is
-writing.
+They read files alone, so they work while another process or machine trains.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class RunsArgs:
             print(f"--diff is now a verb: `{new}`", file=sys.stderr)
             show_difference(self.out, self.diff, self.json)
             return 0
-        table = self._table()
+        table = self._list_runs()
         table = query.filter_runs(table, self.where)
         if self.sort is not None:
             table = query.sort_runs(table, self.sort, self.descending)
@@ -92,29 +91,36 @@ class RunsArgs:
             query.export_runs(table, self.export)
         if table.empty and not self.json:
             print("no such run")
-        else:
-            also = [word for word in (self.sort,) if word]
-            print_table(
-                table if self.all or self.json else select_main_columns(table, also),
-                self.json,
-            )
+            return 0
+        if not self.all and not self.json:
+            table = select_main_columns(table, [self.sort] if self.sort else [])
+        print_table(table, self.json)
         return 0
 
-    def _table(self) -> pd.DataFrame:
+    def _list_runs(self) -> pd.DataFrame:
         from scaling.store import query
 
         if self.failed and self.all_runs:
             raise ConfigError("--failed, --all-runs: give one of the two")
-        which = "failed" if self.failed else "all" if self.all_runs else "finished"
+        which: query.Which = "finished"
+        if self.failed:
+            which = "failed"
+        elif self.all_runs:
+            which = "all"
         table, unreadable = query.list_runs(self.out, which)
         for entry in unreadable:
-            remedy = f"remove {self.out / entry.run_id} and the next sweep trains the run again"
-            print(f"left out: {entry.reason}; {remedy}", file=sys.stderr)
+            folder = self.out / entry.run_id
+            print(
+                f"left out: {entry.reason}; remove {folder}, and the next sweep trains "
+                "the run again",
+                file=sys.stderr,
+            )
         print_duplicates(self.out, table)
         if table.empty and which != "failed":
-            rest = "train some with `scaling sweep --out`; --all-runs lists those that are not finished"
+            what = "finished run" if which == "finished" else "run"
             raise ConfigError(
-                f"{self.out}: no {'finished ' * (which == 'finished')}run below this folder; {rest}"
+                f"{self.out}: no {what} below this folder; train some with `scaling "
+                "sweep --out`; --all-runs lists those that are not finished"
             )
         return table
 
@@ -167,14 +173,14 @@ class WatchArgs:
 
     out: Positional[Path]
     once: bool = False
-    """Print one look and end."""
+    """Print one snapshot and end."""
     interval: float = 10.0
-    """Seconds between looks."""
+    """Seconds between snapshots."""
     fit: bool = True
-    """Fit a law to what has finished, again after each run."""
+    """Fit a law to the finished runs, again after each run."""
     law: str = "chinchilla"
     json: bool = False
-    """Print each look as a JSON line."""
+    """Print each snapshot as a JSON line."""
 
     def __call__(self) -> int:
         from rich.console import Console
@@ -185,51 +191,51 @@ class WatchArgs:
             raise ConfigError(f"{self.out}: no such folder; give the --out of a sweep")
         if not self.interval > 0:
             raise ConfigError(f"--interval {self.interval:g}: must be positive")
-        watcher = watch.Watcher(self.out, self._law if self.fit else None)
+        watcher = watch.Watcher(self.out, self._describe_law if self.fit else None)
         try:
             if self.json:
-                look = self._lines(watcher)
+                last = self._print_json_lines(watcher)
             elif self.once:
-                look = watcher.take_snapshot()
-                print(
-                    "\n".join([watch.format_summary(look), *watch.list_details(look)])
-                )
+                last = watcher.take_snapshot()
+                print(watch.format_summary(last))
+                for line in watch.list_details(last):
+                    print(line)
             else:
-                look = watch.show_sweep(watcher, self.interval, Console())
+                last = watch.show_sweep(watcher, self.interval, Console())
         except KeyboardInterrupt:
             return 130
-        return 3 if look.is_over and look.failed else 0
+        return 3 if last.is_over and last.failed else 0
 
-    def _lines(self, watcher: Watcher) -> Snapshot:
+    def _print_json_lines(self, watcher: Watcher) -> Snapshot:
+        """Print snapshots until the sweep is over; returns the last one."""
         while True:
-            look = watcher.take_snapshot()
-            print(
-                json.dumps(null_nonfinite(dataclasses.asdict(look)), allow_nan=False),
-                flush=True,
-            )
-            if self.once or look.is_over:
-                return look
+            snapshot = watcher.take_snapshot()
+            values = null_nonfinite(dataclasses.asdict(snapshot))
+            print(json.dumps(values, allow_nan=False), flush=True)
+            if self.once or snapshot.is_over:
+                return snapshot
             time.sleep(self.interval)
 
-    def _law(self, table: pd.DataFrame) -> str:
+    def _describe_law(self, table: pd.DataFrame) -> str:
+        """The law of the finished runs in a line."""
         from analysis import fit, load_runs
 
         runs = load_runs(table)
         found = fit(runs, law=self.law)
         errors = found.standard_errors
-        named = [
-            f"{name} {v:.4g}" + (f" ± {errors[name]:.2g}" if name in errors else "")
-            for name, v in found.params.items()
-        ]
-        named += [f"{name} {value:.4g}" for name, value in found.derived().items()]
+        parts = []
+        for name, value in found.params.items():
+            error = f" ± {errors[name]:.2g}" if name in errors else ""
+            parts.append(f"{name} {value:.4g}{error}")
+        for name, value in found.derived().items():
+            parts.append(f"{name} {value:.4g}")
         doubt = "" if found.certificate.ok else "; the optimum is NOT certified"
-        return f"{found.law.name} of {len(runs)} runs: {'  '.join(named)}{doubt}"
+        return f"{found.law.name} of {len(runs)} runs: {'  '.join(parts)}{doubt}"
 
 
 @dataclass(frozen=True)
 class TrackArgs:
-    """Sync a sweep's folder to experiment trackers: what they do not have yet, and
-    nothing twice.
+    """Sync a sweep's folder to experiment trackers: whatever they do not have yet.
 
     Example: scaling track runs/mine --to wandb --project scaling-laws
     """
@@ -240,7 +246,7 @@ class TrackArgs:
     project: str | None = None
     """Name of the project or experiment there. Default: the folder's name."""
     state: Path | None = None
-    """File that says what was mirrored, for one tracker, where the folder cannot be
+    """File that records what was synced, for one tracker, where the folder cannot be
     written. Default: below OUT/tracked."""
     images: tuple[Path, ...] = ()
     """Images too: PNG files or folders of them, as `scaling plot --figures` writes
@@ -264,16 +270,14 @@ class TrackArgs:
             print("--figures of `track` is now `--images`; use that", file=sys.stderr)
         images = (*self.images, *self.figures)
         for kind in dict.fromkeys(self.to):
-            mirror = TrackerSync(self.out, kind, self.project, self.state)
+            sync = TrackerSync(self.out, kind, self.project, self.state)
             try:
-                steps, rows = mirror.update()
-                shown = mirror.show(images)
+                steps, rows = sync.update()
+                shown = sync.show(images)
             finally:
-                mirror.close()
-            pictures = f", {shown} figures" if images else ""
-            print(
-                f"{kind}: {steps} steps and {rows} finished runs that were not there{pictures}"
-            )
+                sync.close()
+            sent = f"{kind}: {steps} steps and {rows} finished runs that were not there"
+            print(f"{sent}, {shown} figures" if images else sent)
         return 0
 
 
@@ -287,30 +291,17 @@ def show_run(out: Path, prefix: str, as_json: bool) -> None:
     (row,) = to_records(rows.loc[rows["run_id"] == run_id])
     row = {name: value for name, value in row.items() if value not in (None, "")}
     history = query.read_history(out, run)
+    config = query.flatten_config(run)
     if as_json:
-        print_json(
-            {
-                "config": query.flatten_config(run),
-                "row": row,
-                "history": to_records(history),
-            }
-        )
+        answer = {"config": config, "row": row, "history": to_records(history)}
+        print_json(answer)
         return
     print(f"run {run_id} on trunk {run.trunk_id} in {out}\n")
-    print_pairs(
-        {
-            name: query.clean_text(value)
-            for name, value in query.flatten_config(run).items()
-        }
-    )
+    print_pairs({name: query.clean_text(value) for name, value in config.items()})
     print()
-    print_pairs(
-        {
-            name: value
-            for name, value in row.items()
-            if name not in ("run_id", "trunk_id", "versions")
-        }
-    )
+    for name in ("run_id", "trunk_id", "versions"):
+        row.pop(name, None)
+    print_pairs(row)
     print_curve(history)
 
 
@@ -321,19 +312,15 @@ def show_difference(out: Path, prefixes: tuple[str, str], as_json: bool) -> None
     ids = [query.find_run(out, prefix) for prefix in prefixes]
     fields = query.diff_configs(*(query.read_config(out, run_id) for run_id in ids))
     if as_json:
-        print_json(
-            {
-                name: dict(zip(ids, values, strict=True))
-                for name, values in fields.items()
-            }
-        )
-    elif not fields:
-        print("one and the same configuration")
-    else:
-        print_pairs(
-            {"": [i[:8] for i in ids]}
-            | {
-                name: [query.clean_text(v) for v in both]
-                for name, both in fields.items()
-            }
-        )
+        answer = {}
+        for name, values in fields.items():
+            answer[name] = dict(zip(ids, values, strict=True))
+        print_json(answer)
+        return
+    if not fields:
+        print("the two configurations are the same")
+        return
+    pairs = {"": [run_id[:8] for run_id in ids]}
+    for name, values in fields.items():
+        pairs[name] = [query.clean_text(value) for value in values]
+    print_pairs(pairs)
