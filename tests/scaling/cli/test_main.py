@@ -82,8 +82,5 @@ def test_help_gives_each_verb_a_whole_sentence(
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        "Sync a sweep's folder to experiment trackers: whatever they do not have"
-        in text
-    )
-    assert "nothing twice." in text
+    sentence = "experiment trackers: whatever they do not have yet."
+    assert f"Sync a sweep's folder to {sentence}" in text
