@@ -123,7 +123,7 @@ def test_a_notice_saves_and_ends_and_the_next_start_ends_the_same(
 ) -> None:
     seen = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop.preemption, "requested", lambda: len(seen) > 2)
+        patch.setattr(loop.preemption, "is_requested", lambda: len(seen) > 2)
         with pytest.raises(Preempted):
             train_trunk(
                 Trunk(tuple(runs[:1])), tmp_path, LoopConfig(chunk_steps=4), seen.append
