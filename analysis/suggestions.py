@@ -18,7 +18,8 @@ def find_near(
         word: as the user wrote it.
         known: the words that are recognized.
         most: how many words to return.
-        cutoff: similarity, from 0 to 1, below which two words are unrelated (`difflib`).
+        cutoff: similarity, from 0 to 1, below which two words are unrelated
+            (`difflib`).
     """
     spellings: dict[str, list[str]] = {}
     for name in known:

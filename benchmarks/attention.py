@@ -58,7 +58,8 @@ def time_call(
 def main() -> None:
     """Time every shape and print a line for each."""
     print(
-        f"jax {jax.__version__}, {jax.devices()[0].device_kind} x{jax.device_count()}, float32"
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind} x{jax.device_count()}, "
+        "float32"
     )
     for shape in SHAPES:
         arguments = tuple(
@@ -80,7 +81,8 @@ def main() -> None:
         ours, library = 1e3 * np.median(times, axis=0)
         low, middle, high = np.quantile(times[:, 0] / times[:, 1], [0.0, 0.5, 1.0])
         print(
-            f"B, H, T, K = {shape}: {ours:.2f} ms against {library:.2f} ms, ratio {middle:.2f} [{low:.2f}, {high:.2f}]"
+            f"B, H, T, K = {shape}: {ours:.2f} ms against {library:.2f} ms, ratio "
+            f"{middle:.2f} [{low:.2f}, {high:.2f}]"
         )
 
 

@@ -4,10 +4,11 @@ the PyPI package `chinchilla`.
     python benchmarks/fit.py --data-dir DIR [--rounds 3] [--json]
 
 1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss):
-   L-BFGS-B with SciPy's defaults from their 4,500 starts, then 4,000 bootstraps from the
-   optimum alone, one after the other, with gradients by autograd as in their code. A
-   random sample of both is timed and extrapolated. Variants: gradients written by hand;
-   all cores; bootstraps that search from all 4,500 starts, as ours search globally.
+   L-BFGS-B with SciPy's defaults from their 4,500 starts, then 4,000 bootstraps from
+   the optimum alone, one after the other, with gradients by autograd as in their code.
+   A random sample of both is timed and extrapolated. Variants: gradients written by
+   hand; all cores; bootstraps that search from all 4,500 starts, as ours search
+   globally.
    Ours: a fit and 4,000 bootstraps, each with its own global search, in a new process,
    imports and compilation included.
 2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same
@@ -71,9 +72,15 @@ warm = time.perf_counter()
 if int(draws):
     fit.bootstrap(int(draws), seed=0, unit="row")
 end = time.perf_counter()
-print(json.dumps({"total": end - start - (warm - cold), "fit": cold - load, "warm": warm - cold,
-    "bootstrap": end - warm, "objective": fit.objective, "certified": fit.certificate.ok,
-    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+print(json.dumps({
+    "total": end - start - (warm - cold),
+    "fit": cold - load,
+    "warm": warm - cold,
+    "bootstrap": end - warm,
+    "objective": fit.objective,
+    "certified": fit.certificate.ok,
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+}))
 """
 
 
@@ -256,7 +263,8 @@ def make_large_table() -> pd.DataFrame:
 
 def format_spread(values: list[float], digits: int = 3) -> str:
     """Median [least, greatest]."""
-    return f"{np.median(values):.{digits}g} [{min(values):.{digits}g}, {max(values):.{digits}g}]"
+    least, middle, greatest = min(values), np.median(values), max(values)
+    return f"{middle:.{digits}g} [{least:.{digits}g}, {greatest:.{digits}g}]"
 
 
 def main() -> None:

@@ -106,7 +106,8 @@ def main() -> None:
         return
     target, rows = parse_hardware(args.target), []
     print(
-        f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of {target.memory / 1e9:.0f}"
+        f"{'shape':>32} {'counted':>9} {'compiled':>9} {'in use':>9}  GB of "
+        f"{target.memory / 1e9:.0f}"
     )
     for index, shape in enumerate(SHAPES):
         counted = estimate_gpu_footprint(make_run(args, shape), 1).total

@@ -1,5 +1,5 @@
-"""How long a sweep takes over many unequal workers that fail, by the order in which they
-take its trunks; simulated.
+"""How long a sweep takes over many unequal workers that fail, by the order in which
+they take its trunks; simulated.
 
     python benchmarks/schedule.py [--workers 64] [--draws 20] [--json]
 

@@ -3,15 +3,15 @@ leases, and the size of it all.
 
     python benchmarks/store.py [--runs 100000] [--json]
 
-The runs of the quickstart's grid, at as many seeds as needed, are written to a temporary
-folder as if they had been trained: a folder, a configuration, a log and a result each.
-Then a fresh process for each task measures seconds and peak memory of listing the
-folder, reading the run table, exporting it, and asking of each run whether it is
-finished, as a sweep does when it starts. Reading and asking are repeated with every file
-a millisecond late (`far`), as over a network. Leases are taken and released one after
-the other in folders of their own. A checkpoint of the smallest and of the largest model
-gives their size. Files are read from the memory of the machine, not from its disk.
-Linux only.
+The runs of the quickstart's grid, at as many seeds as needed, are written to a
+temporary folder as if they had been trained: a folder, a configuration, a log and a
+result each. Then a fresh process for each task measures seconds and peak memory of
+listing the folder, reading the run table, exporting it, and asking of each run whether
+it is finished, as a sweep does when it starts. Reading and asking are repeated with
+every file a millisecond late (`far`), as over a network. Leases are taken and released
+one after the other in folders of their own. A checkpoint of the smallest and of the
+largest model gives their size. Files are read from the memory of the machine, not from
+its disk. Linux only.
 """
 
 from __future__ import annotations

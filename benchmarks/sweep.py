@@ -1,5 +1,5 @@
-"""The quickstart's grid, against one fresh process per run with a cosine schedule, which
-is common practice.
+"""The quickstart's grid, against one fresh process per run with a cosine schedule,
+which is common practice.
 
     python benchmarks/sweep.py [--share 1.0] [--json]
 

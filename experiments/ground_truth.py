@@ -232,7 +232,8 @@ def measure_floors(args: GroundTruth) -> list[FloorRow]:
 
 @dataclass(frozen=True)
 class ExponentRow:
-    """A learner of facts: the fitted exponent of the data, with E free and with E exact.
+    """A learner of facts: the fitted exponent of the data, with E free and with E
+    exact.
 
     Attributes:
         name: `ideal`, or the width of a model.

@@ -63,7 +63,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def quick_compile() -> Iterator[None]:
-    """Half the time to compile, for laws that hold however XLA optimises."""
+    """Half the time to compile, for laws that hold however XLA optimizes."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

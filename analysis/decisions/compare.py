@@ -160,7 +160,8 @@ def compare(
     at: Mapping[str, float] | None = None,
     **fit_options: Any,
 ) -> Comparison:
-    """Compare two recipes (optimizer, architecture, data), each fitted to its own sweep.
+    """Compare two recipes (optimizer, architecture, data), each fitted to its own
+    sweep.
 
     The compute multiplier at C is m(C) = C_a / C, where C_a is the C at which recipe
     a's optimum reaches the loss that b reaches at its own optimum with C FLOPs. Above

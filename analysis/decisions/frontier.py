@@ -253,7 +253,8 @@ def make_frontier(
 def read_other_variables(
     law: Law, solved: tuple[str, ...], at: Mapping[str, float] | None
 ) -> dict[str, float]:
-    """Check that `at` gives every variable of the law besides those that are solved for.
+    """Check that `at` gives every variable of the law besides those that are solved
+    for.
 
     Returns:
         The values of `at` as floats.

@@ -128,7 +128,8 @@ class Bootstrap:
         if self.degrees_of_freedom < 1:
             raise ValueError(
                 "the fit has no degree of freedom left: the scatter of a new run is "
-                "unknown; ask for the interval of the law (new_run=False), or fit more runs"
+                "unknown; ask for the interval of the law (new_run=False), or fit more "
+                "runs"
             )
         rng = np.random.default_rng([self.seed, 1])
         draws = rng.standard_t(self.degrees_of_freedom, size=len(self))

@@ -153,7 +153,8 @@ def reject_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> N
     if lost:
         variables = " and ".join(binding.law.variables)
         raise NotIdentifiedError(
-            f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on these "
+            f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on "
+            "these "
             f"{runs} runs (the Jacobian has lost rank there); train runs that vary "
             f"{variables} more widely, or hold one of them fixed with "
             f"fixed={{{lost[0]!r}: ...}}"

@@ -22,8 +22,8 @@ Named = dict[str, jax.Array]
 
 @contextlib.contextmanager
 def use_float64() -> Iterator[None]:
-    """Compute in float64 on the CPU inside the block. The caller's precision and default
-    device stay as they are.
+    """Compute in float64 on the CPU inside the block. The caller's precision and
+    default device stay as they are.
     """
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):

@@ -45,12 +45,12 @@ class Fit(FitResult):
     ) -> Bootstrap:
         """Refit n tables, each with its own global search over the exponents.
 
-        "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than 8
-        trunks the intervals of the exponents are wide, because resampled tables miss sizes,
-        and those of the law itself a little narrow: a note says so. "residual" keeps every
-        run and gives it the law's loss with a residual drawn from all rows; "parametric"
-        adds Gaussian noise of the residuals' scatter. Both assume that the law's form is
-        right and the rows are independent. Residuals are enlarged by
+        "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than
+        8 trunks the intervals of the exponents are wide, because resampled tables miss
+        sizes, and those of the law itself a little narrow: a note says so. "residual"
+        keeps every run and gives it the law's loss with a residual drawn from all rows;
+        "parametric" adds Gaussian noise of the residuals' scatter. Both assume that the
+        law's form is right and the rows are independent. Residuals are enlarged by
         sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
 
         Args:

@@ -298,8 +298,8 @@ def _screen_replicate(
     weight: jax.Array,
     observed: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Objective [G] and coefficients [G, K] of one replicate; gram [G, K, K], weight and
-    observed [n].
+    """Objective [G] and coefficients [G, K] of one replicate; gram [G, K, K], weight
+    and observed [n].
     """
     k = len(binding.linear)
     theta, offset = on_grid.theta, on_grid.offset

@@ -98,7 +98,8 @@ def check_options(
         raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
     if not 0 < quantile < 1:
         raise ValueError(
-            f"quantile is {quantile!r}; it must lie between 0 and 1 (0.5 for the middle)"
+            f"quantile is {quantile!r}; it must lie between 0 and 1 (0.5 for the "
+            "middle)"
         )
 
 
@@ -122,7 +123,8 @@ def check_prior(prior: Mapping[str, tuple[float, float]], binding: Binding) -> N
     for name, (mean, sd) in prior.items():
         if name not in known:
             raise ValueError(
-                f"prior[{name!r}]: only {', '.join(sorted(known))} can have a prior here"
+                f"prior[{name!r}]: only {', '.join(sorted(known))} can have a prior "
+                "here"
             )
         if not (np.isfinite(mean) and np.isfinite(sd) and sd > 0):
             raise ValueError(

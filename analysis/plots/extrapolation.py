@@ -1,4 +1,6 @@
-"""The figure of an extrapolation: the law beyond the fitted runs, and the held-out runs."""
+"""The figure of an extrapolation: the law beyond the fitted runs, and the held-out
+runs.
+"""
 
 # pandas types a cell of a row as "Series or scalar", which a checker cannot narrow; the
 # rules that stumble on it are off in this file.

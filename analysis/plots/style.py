@@ -1,5 +1,5 @@
-"""What all figures share: colors, markers, ticks, number formats, the curve of a law, and
-saving.
+"""What all figures share: colors, markers, ticks, number formats, the curve of a law,
+and saving.
 
 Figures are readable in print and by color-blind readers. A sequence of sizes or budgets
 is colored by viridis without its pale end, whose lightness changes evenly, and every
@@ -122,8 +122,8 @@ class HoverPoints(Line2D):
 
 
 class RoundLocator(ticker.Locator):
-    """Ticks of a logarithmic axis at round numbers, about `most` of them, even where the
-    axis spans less than a decade.
+    """Ticks of a logarithmic axis at round numbers, about `most` of them, even where
+    the axis spans less than a decade.
     """
 
     def __init__(self, most: int = 7) -> None:

@@ -132,8 +132,8 @@ def write_report(
 def inline_svg(fig: Figure, prefix: str, label: str) -> Markup:
     """The figure as an <svg> element of an HTML page.
 
-    Several figures share a page, so every id that something refers to gets a prefix, and
-    the others are removed. A point that carries a text gets it as its <title>.
+    Several figures share a page, so every id that something refers to gets a prefix,
+    and the others are removed. A point that carries a text gets it as its <title>.
     Coordinates keep two decimals of a point (1/72 inch).
 
     Args:
@@ -306,7 +306,8 @@ def _write_holdout_sentence(fit: Fit, held: Sequence[HeldOutRun]) -> Markup:
     if len(held) == 1:
         where = "inside" if inside else "outside"
         return Markup(
-            "The law predicts the loss of one held-out run{} with an error of {} %; the "
+            "The law predicts the loss of one held-out run{} with an error of {} %; "
+            "the "
             "measured loss lies {} the 90 % interval."
         ).format(distance, largest, where)
     return Markup(

@@ -32,7 +32,8 @@ UNEVEN = 3.0
 """Ratio of two shares of a run above which they count as different recipes."""
 
 MATERIAL_WARMUP = 0.05
-"""Share of a run's tokens up to which its warmup, worth half of them, hardly matters."""
+"""Share of a run's tokens up to which its warmup, worth half of them, hardly matters.
+"""
 
 MOST_BUDGETS = 7
 """D values of one model above which its rows are probably checkpoints. IsoFLOP grids
@@ -229,7 +230,8 @@ def warn_of_uneven_warmup(table: pd.DataFrame) -> str:
     if not range_text:
         return ""
     return (
-        f"warm-up is not proportional to the run: {range_text} of its tokens: a warm-up "
+        f"warm-up is not proportional to the run: {range_text} of its tokens: a "
+        "warm-up "
         "that is long for the short runs raises their loss; it is one of the causes of "
         "Kaplan et al.'s steep exponent of N* (Porian et al. 2024, arXiv:2406.19146)"
     )

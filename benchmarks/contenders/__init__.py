@@ -1,8 +1,8 @@
 """Training steps of one architecture in several frameworks, for `benchmarks/step.py`.
 
 Each module has `build_contender(shape) -> Contender`. The architecture has pre-norm
-RMSNorm with gains, RoPE, RMSNorm of queries and keys, GELU feed-forward of ratio 4, no biases, untied head, AdamW,
-gradients clipped at norm 1, parameters in float32.
+RMSNorm with gains, RoPE, RMSNorm of queries and keys, GELU feed-forward of ratio 4, no
+biases, untied head, AdamW, gradients clipped at norm 1, parameters in float32.
 """
 
 from __future__ import annotations

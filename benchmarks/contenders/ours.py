@@ -12,7 +12,8 @@ from scaling.training.loop import LoopConfig
 from scaling.training.sharding import choose_strategy
 from scaling.training.step import Chunk, StepRates, get_executable
 
-CALL_FLOPS = 2e11  # of a call on CPU, at most: a chunk of steps that each take seconds is no faster
+# Of a call on CPU, at most: a chunk of steps that each take seconds is no faster.
+CALL_FLOPS = 2e11
 
 
 def build_contender(shape: Shape) -> Contender:

@@ -35,7 +35,9 @@ MAIN_COLUMNS = (
 
 
 def print_json(value: object) -> None:
-    """Print indented JSON. A number that is not finite becomes null, since JSON has none."""
+    """Print indented JSON. A number that is not finite becomes null, since JSON has
+    none.
+    """
     print(json.dumps(null_nonfinite(value), indent=1, allow_nan=False))
 
 
@@ -158,7 +160,8 @@ def print_plan(
     alone = table["flops"].sum()
     share = f"{plan.flops / alone:.0%} of training each alone"
     print(
-        f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs ({share})"
+        f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs "
+        f"({share})"
     )
     if plan.rates_follow_tokens:
         print(
@@ -216,7 +219,8 @@ def print_cost(cost: CostEstimate, as_json: bool = False) -> None:
             print(f"{shape}: {row['message']}")
         if row["remedy"] is None:
             print(
-                f"{shape}: does not fit, even with remat, smaller micro-batches and fsdp "
+                f"{shape}: does not fit, even with remat, smaller micro-batches and "
+                "fsdp "
                 "over these devices"
             )
         else:

@@ -144,7 +144,8 @@ class ExecutorArgs:
             is_given = getattr(self, name) != EXECUTORS[name].config()
             if is_given and self.executor != name:
                 raise ConfigError(
-                    f"--{name}.*: only with --executor {name}; here it is {self.executor}"
+                    f"--{name}.*: only with --executor {name}; here it is "
+                    f"{self.executor}"
                 )
         return None if self.executor == "local" else getattr(self, self.executor)
 
@@ -152,7 +153,8 @@ class ExecutorArgs:
 def make_executor_args() -> type[ExecutorArgs]:
     """The flags `--executor NAME` and `--NAME.FIELD` for all executors of the registry."""
     help_text = (
-        "Where to train: on this machine, or a job per trunk on a cluster, all of whose "
+        "Where to train: on this machine, or a job per trunk on a cluster, all of "
+        "whose "
         "machines see --out; see docs/guides/clusters.md (an extra of the same name)."
     )
     choices = Literal[("local", *EXECUTORS)]  # type: ignore[valid-type]
@@ -193,8 +195,8 @@ class SweepArgs:
         default_factory=ExecutorFlags
     )
     strategy: Literal["auto", "single", "pmap", "fsdp"] = "auto"
-    """How devices share a run, see docs/guides/devices.md: fsdp splits models that do not fit
-    on one.
+    """How devices share a run, see docs/guides/devices.md: fsdp splits models that do
+    not fit on one.
     """
     pack: Literal["auto", "solo", "vmap", "map"] = "auto"
     """Without workers, how runs of one shape share a compiled program: not at all, by

@@ -112,7 +112,8 @@ class PredictArgs:
             unused.append("--max-tokens")
         if unused:
             raise ConfigError(
-                f"law {fit.law.name!r} at one point reads {', '.join(variables)} alone; "
+                f"law {fit.law.name!r} at one point reads {', '.join(variables)} "
+                "alone; "
                 f"leave out {', '.join(unused)}"
             )
         point = {name: given[name] for name in variables}

@@ -1,5 +1,5 @@
-"""Verbs of the `scaling` command that read the folder of a sweep and train nothing: runs,
-show, diff, watch, track.
+"""Verbs of the `scaling` command that read the folder of a sweep and train nothing:
+runs, show, diff, watch, track.
 
 They read files alone, so they work while another process or machine trains.
 """

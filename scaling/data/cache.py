@@ -15,7 +15,8 @@ from pathlib import Path
 
 from scaling.config.conversion import JsonObject
 
-FORMAT = 1  # raise it when the same input would give other files: old entries are then left alone
+# Raise it when the same input would give other files: old entries are then left alone.
+FORMAT = 1
 ABANDONED_SECONDS = (
     86_400  # age at which a temporary folder belongs to a process that was killed
 )

@@ -1,4 +1,5 @@
-"""What decides a token stream, and whether it is still what a stored loss was measured on.
+"""What decides a token stream, and whether it is still what a stored loss was measured
+on.
 
 A configuration names a text and a tokenizer, often by paths whose content may change.
 A fingerprint is the hash of that content. It is made of parts: whatever else comes to

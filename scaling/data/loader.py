@@ -22,9 +22,9 @@ class Windows:
     """Training windows of `context + 1` tokens, starting every `stride` tokens.
 
     With the default stride every token of the stream (but the first, and an unfinished
-    last window) is a target exactly once per epoch. Epochs follow each other without a gap: a batch may
-    hold the last windows of one epoch and the first of the next, so that no window is
-    ever left out. Each epoch has its own order.
+    last window) is a target exactly once per epoch. Epochs follow each other without a
+    gap: a batch may hold the last windows of one epoch and the first of the next, so
+    that no window is ever left out. Each epoch has its own order.
 
     Raises `DataError` when the stream holds less than one batch.
     """
@@ -55,8 +55,10 @@ class Windows:
         self.count = max(0, (len(tokens) - context - 1) // stride + 1)
         if self.count < batch_size:
             raise DataError(
-                f"the stream of {len(tokens):,} tokens holds {self.count:,} windows of context = {context}, "
-                f"less than one batch of {batch_size}: use more text, raise data.unique_tokens, or lower "
+                f"the stream of {len(tokens):,} tokens holds {self.count:,} windows of "
+                f"context = {context}, "
+                f"less than one batch of {batch_size}: use more text, raise "
+                "data.unique_tokens, or lower "
                 "optim.batch_size or model.context"
             )
         self._views = sliding_window_view(np.asarray(tokens), context + 1)[::stride]
@@ -100,7 +102,8 @@ class Windows:
         """
         if start < 0 or count < 1:
             raise DataError(
-                f"batches(start={start}, count={count}): start must be >= 0 and count >= 1"
+                f"batches(start={start}, count={count}): start must be >= 0 and count "
+                ">= 1"
             )
         steps = np.arange(
             start * self.batch_size, (start + count) * self.batch_size
@@ -142,12 +145,15 @@ def heldout_windows(
     )
     if available < 1:
         raise DataError(
-            f"the held-out slice of {len(tokens):,} tokens is shorter than one window of context = "
-            f"{context}: raise data.heldout_fraction, use more text, or lower model.context"
+            f"the held-out slice of {len(tokens):,} tokens is shorter than one window "
+            "of context = "
+            f"{context}: raise data.heldout_fraction, use more text, or lower "
+            "model.context"
         )
     if wanted < 1:
         raise DataError(
-            f"limit_tokens = {limit_tokens}: must be at least one context of {context} tokens"
+            f"limit_tokens = {limit_tokens}: must be at least one context of {context} "
+            "tokens"
         )
     chosen = np.arange(wanted) * available // wanted
     return sliding_window_view(np.asarray(tokens), context + 1)[

@@ -105,7 +105,8 @@ class Dataset:
         if length is not None and context % length:
             below = max(length, context - context % length)
             raise DataError(
-                f"model.context = {context}: must be a multiple of {length}, the document length of "
+                f"model.context = {context}: must be a multiple of {length}, the "
+                "document length of "
                 f"{self.meta['source']!r}; use {below}"
             )
 
@@ -155,13 +156,14 @@ def load_tokenizer(
     """The tokenizer of a data set, trained if need be, to read ids as text again."""
     if is_synthetic(config.source):
         raise DataError(
-            f"data.source = {config.source!r}: a synthetic source emits ids and has no tokenizer"
+            f"data.source = {config.source!r}: a synthetic source emits ids and has no "
+            "tokenizer"
         )
     root = cache_root() if cache is None else Path(cache)
     return tokenizers.open_tokenizer(config.tokenizer, _find_text_entry(config, root))
 
 
-# --- text ---------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------
 
 
 def _find_text_entry(config: DataConfig, root: Path) -> Path:
@@ -202,8 +204,10 @@ def _write_text(
     if not heldout or not train:
         documents, empty = len(spool.places), "training" if heldout else "held-out"
         raise DataError(
-            f"data.heldout_fraction = {config.heldout_fraction}: none of the {documents} documents of "
-            f"{config.source!r} falls into the {empty} slice; {_suggest_more_text(spool)}"
+            f"data.heldout_fraction = {config.heldout_fraction}: none of the "
+            f"{documents} documents of "
+            f"{config.source!r} falls into the {empty} slice; "
+            f"{_suggest_more_text(spool)}"
         )
     if tokenizers.is_bpe(config.tokenizer):
         tokenizer = tokenizers.train_bpe(
@@ -220,8 +224,10 @@ def _write_text(
     )
     if heldout_tokens < SMALLEST_HELDOUT:
         raise DataError(
-            f"data.heldout_fraction = {config.heldout_fraction}: holds out only {heldout_tokens} tokens of "
-            f"{config.source!r}, at least {SMALLEST_HELDOUT} are needed; {_suggest_more_text(spool)}"
+            f"data.heldout_fraction = {config.heldout_fraction}: holds out only "
+            f"{heldout_tokens} tokens of "
+            f"{config.source!r}, at least {SMALLEST_HELDOUT} are needed; "
+            f"{_suggest_more_text(spool)}"
         )
     ends = len(heldout) if tokenizer.separator is not None else 0
     return {
@@ -255,7 +261,10 @@ def _suggest_more_text(spool: Spool) -> str:
         if enough < 1
         else "split it into more documents"
     )
-    return f"use more text, or {other} (a single .txt file is cut into many, a .jsonl file holds one a line)"
+    return (
+        f"use more text, or {other} (a single .txt file is cut into many, a .jsonl file "
+        "holds one a line)"
+    )
 
 
 def _sample_documents(spool: Spool, digests: Sequence[bytes]) -> Iterator[str]:
@@ -285,7 +294,7 @@ def _write_ids(
     return count
 
 
-# --- synthetic sources --------------------------------------------------------------------------------------
+# --- synthetic sources ----------------------------------------------------------------
 
 
 def _find_synthetic_entry(config: DataConfig, root: Path) -> Path:

@@ -46,7 +46,8 @@ class Spool:
                 offset += len(content)
         if not self.places:
             raise DataError(
-                f"data.source = {source!r}: there is no text in it; check what the files hold"
+                f"data.source = {source!r}: there is no text in it; check what the "
+                "files hold"
             )
 
     @property

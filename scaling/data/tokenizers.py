@@ -127,7 +127,8 @@ def open_tokenizer(name: str, folder: Path | None = None) -> Tokenizer:
     if is_bpe(name):
         if folder is None:
             raise DataError(
-                f"data.tokenizer = {name!r}: is trained on the data; prepare the data first"
+                f"data.tokenizer = {name!r}: is trained on the data; prepare the data "
+                "first"
             )
         return FileTokenizer(folder / "tokenizer.json")
     if not Path(name).expanduser().exists() and not name.endswith(".json"):

@@ -126,7 +126,8 @@ def run_jobs(
     without reaching a newer checkpoint.
 
     Returns:
-        The jobs that failed and the outcomes of the others, each in the order of `jobs`.
+        The jobs that failed and the outcomes of the others, each in the order of
+        `jobs`.
 
     Raises:
         Preempted: this process was told to end.

@@ -26,8 +26,8 @@ class SlurmConfig(ClusterConfig):
     minutes: int = 60
     """Time limit of a job. One that reaches it saves, is requeued and resumes."""
     flops_per_second: float | None = None
-    """What a job reaches. If it is given, short jobs ask for twice the minutes that their
-    FLOPs take, and so start sooner.
+    """What a job reaches. If it is given, short jobs ask for twice the minutes that
+    their FLOPs take, and so start sooner.
     """
     memory_gb: float | None = None
     """Memory of a job. Default: twice the estimate for its model, and at least 8."""
@@ -86,7 +86,8 @@ class RayConfig(ClusterConfig):
     memory_gb: float = 0.0
     """Memory that Ray sets aside for a job; it is not enforced."""
     autoscaled: bool = False
-    """Whether nodes are added on demand, so that jobs wait for one that can hold them."""
+    """Whether nodes are added on demand, so that jobs wait for one that can hold them.
+    """
 
     def __post_init__(self) -> None:
         _check_positive("ray", cpus=self.cpus)

@@ -157,8 +157,8 @@ def _train_together(
 ) -> dict[str, Exception]:
     """Train trunks of one shape, in one executable where that is faster.
 
-    A trunk that fails does not stop the others. If run packing as a whole fails, perhaps
-    for lack of memory, the trunks continue one by one from where they are.
+    A trunk that fails does not stop the others. If run packing as a whole fails,
+    perhaps for lack of memory, the trunks continue one by one from where they are.
 
     Args:
         leases: the lease on each trunk, by the trunk's id.

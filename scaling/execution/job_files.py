@@ -1,5 +1,5 @@
-"""Jobs that are trained on other machines: what an executor needs besides a backend that
-starts processes.
+"""Jobs that are trained on other machines: what an executor needs besides a backend
+that starts processes.
 
 A job travels as a JSON file below the sweep's folder, which all machines must see. Its
 events come back as JSON lines in a file beside it, in the form of

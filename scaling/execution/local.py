@@ -247,7 +247,8 @@ def start_worker(log: Path, number: int, count: int) -> Child:
 
 
 def list_gpus() -> list[str]:
-    """NVIDIA GPUs that JAX would use in a new process, as CUDA_VISIBLE_DEVICES names them.
+    """NVIDIA GPUs that JAX would use in a new process, as CUDA_VISIBLE_DEVICES names
+    them.
 
     JAX itself is not asked: it would take most of their memory for this process.
     """

@@ -28,7 +28,7 @@ from scaling.execution.job_files import JobMailbox, PostedJob
 from scaling.training import preemption
 from scaling.training.loop import LoopConfig
 
-_GRACE_SECONDS = 20.0  # for cancelled tasks to save and end
+_GRACE_SECONDS = 20.0  # for canceled tasks to save and end
 _GB = 2.0**30
 
 # Ray would replace 127.0.0.1 by the address of this machine.

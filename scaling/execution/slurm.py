@@ -3,9 +3,9 @@ cluster trains one trunk.
 
 submitit writes the batch scripts and submits them, jobs with one time limit as an
 array. It pickles the name of the function `train_job` and the path of a job's file
-(`scaling.execution.job_files`). Its answers are not used, because it asks `sacct`, which
-clusters without accounting lack. Its handling of signals is not used either, because it
-requeues from within the signal handler, before anything is saved. Instead:
+(`scaling.execution.job_files`). Its answers are not used, because it asks `sacct`,
+which clusters without accounting lack. Its handling of signals is not used either,
+because it requeues from within the signal handler, before anything is saved. Instead:
 
 - `squeue` says which jobs exist; it is asked once for all of them every `interval`
   seconds. The run directories say how a job ended: it is done if its results are there;
@@ -13,8 +13,8 @@ requeues from within the signal handler, before anything is saved. Instead:
 - SLURM sends a job SIGUSR2 `notice` seconds before its time limit. The job saves after
   the chunk under way and requeues itself under the same number. If it came no further
   than where it began, it ends instead, so that the sweep counts the attempt.
-- SLURM sends a job SIGTERM before it preempts or cancels it. The job saves and ends, and
-  SLURM or the sweep requeues it.
+- SLURM sends a job SIGTERM before it preempts or cancels it. The job saves and ends,
+  and SLURM or the sweep requeues it.
 - A job that is killed without notice resumes from its last checkpoint like any run.
 """
 
@@ -57,7 +57,7 @@ _TIME_MARGIN = 2.0  # factor on the estimated minutes of training
 _START_MINUTES = 5  # for the beginning of a job
 _LEAST_GB = 8.0  # memory of a job, most of it for Python, JAX and its compiler
 
-# For cancelled jobs to save and end. SLURM kills them after its KillWait, 30 seconds.
+# For canceled jobs to save and end. SLURM kills them after its KillWait, 30 seconds.
 _GRACE_SECONDS = 45.0
 
 # Reasons for which SLURM never starts a job.

@@ -216,10 +216,12 @@ def _read_failures(plan: Plan, out: Path) -> list[Failure]:
 
 
 def check_data(plan: Plan, out: Path) -> None:
-    """Check that the folder's finished runs were trained on the plan's data as it is now.
+    """Check that the folder's finished runs were trained on the plan's data as it is
+    now.
 
     One table never mixes losses on two datasets, or under two tokenizers, of one name.
-    So all runs with the same source and tokenizer are compared, not only the plan's own.
+    So all runs with the same source and tokenizer are compared, not only the plan's
+    own.
 
     Raises:
         DataError: a run was trained on something else.

@@ -5,7 +5,8 @@ Most models use `Ops`. `scaling.model.unit_scaling.UnitOps` computes the same fu
 with separate scales for outputs and gradients.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V vocabulary.
+a matrix, P all outputs of matrices that share one product, F feed-forward, V
+vocabulary.
 """
 
 from __future__ import annotations

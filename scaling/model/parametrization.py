@@ -322,7 +322,8 @@ def _make_completep(a: float) -> ParametrizationSpec:
 
 
 def _make_unit() -> ParametrizationSpec:
-    """Unit scaling: unit variance everywhere, one learning rate, x <- (x + F(x)) / sqrt 2.
+    """Unit scaling: unit variance everywhere, one learning rate, x <- (x + F(x)) / sqrt
+    2.
 
     Blake et al. 2023 (arXiv:2303.11257).
     """
@@ -544,7 +545,8 @@ def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
     has_multipliers = config.unit != type(config.unit)()
     if has_multipliers and not spec.ops(config).reads_unit_multipliers:
         raise ConfigError(
-            f"model.unit = {config.unit}: only 'unit' and 'umup' read it; leave it out, "
+            f"model.unit = {config.unit}: only 'unit' and 'umup' read it; leave it "
+            "out, "
             "or choose one of those as model.parametrization"
         )
     return spec

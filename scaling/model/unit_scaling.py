@@ -13,7 +13,8 @@ each weight.
 The gradient that comes back is assumed to be that of a loss summed over tokens.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V vocabulary.
+a matrix, P all outputs of matrices that share one product, F feed-forward, V
+vocabulary.
 """
 
 from __future__ import annotations

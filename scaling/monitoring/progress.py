@@ -100,7 +100,8 @@ class Progress:
     def _count_flops(self, event: TrunkEvent) -> None:
         """Add the FLOPs of an event to those of its trunk.
 
-        When a trunk starts again its FLOPs are taken back, and checkpoints restore some.
+        When a trunk starts again its FLOPs are taken back, and checkpoints restore
+        some.
         """
         added = event.flops
         if isinstance(event, Started):

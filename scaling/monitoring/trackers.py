@@ -5,8 +5,8 @@ A tracker receives one run: its configuration, its metrics by step, and its row 
 run table. Columns keep their names, so that `analysis.from_wandb`, `from_mlflow`,
 `from_tensorboard` and `from_trackio` read the table back. Metrics by step are named
 `train/...`, because `loss` is the held-out loss and nothing else. Figures belong to no
-run: a tracker that has not started one shows them in a run named `figures`. The packages
-are extras, imported when a tracker needs them.
+run: a tracker that has not started one shows them in a run named `figures`. The
+packages are extras, imported when a tracker needs them.
 """
 
 from __future__ import annotations
@@ -293,8 +293,8 @@ class MLflow:
     """Runs of an experiment, at MLFLOW_TRACKING_URI or in the database
     `FOLDER/mlflow.db`.
 
-    MLflow chooses the ids of its runs. The tag `scaling.run_id` holds the id of ours, so
-    that no run is created twice.
+    MLflow chooses the ids of its runs. The tag `scaling.run_id` holds the id of ours,
+    so that no run is created twice.
     """
 
     def __init__(self, location: TrackerLocation) -> None:

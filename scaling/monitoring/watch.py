@@ -3,10 +3,10 @@
 The processes that train send nothing and need not know. Planned runs are in
 `OUT/plans/`, begun runs in the run folders; the last line of each `metrics.jsonl` says
 how far a run is, and the lease on a trunk (`scaling.store.leases`) says which process
-trains it. An owner counts as alive if its lease grew between two snapshots; at the first
-snapshot, if the file is younger than the expiry of a lease. The rate is what was trained
-between snapshots, so that compilation and checkpoints count as they do for the sweep.
-Nothing is written.
+trains it. An owner counts as alive if its lease grew between two snapshots; at the
+first snapshot, if the file is younger than the expiry of a lease. The rate is what was
+trained between snapshots, so that compilation and checkpoints count as they do for the
+sweep. Nothing is written.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from typing import Any
 
 from scaling.config import ConfigError, OptimConfig, RunConfig
 
-# The best learning rate ~ width^-exponent (docs/notes/recipe.md). Parametrizations that are
-# not listed have exponent 0: rates transfer, or no exponent was measured.
+# The best learning rate ~ width^-exponent (docs/notes/recipe.md). Parametrizations that
+# are not listed have exponent 0: rates transfer, or no exponent was measured.
 WIDTH_EXPONENT = {"sp": 0.7}
 
 

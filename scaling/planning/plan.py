@@ -58,9 +58,9 @@ class PlanConfig:
     model.base_width)^-`lr_width_exponent`, or `optim.lr` x (n_matmul /
     `lr_N`)^-`lr_N_exponent`; either is multiplied by (tokens /
     `lr_D`)^-`lr_D_exponent`. With `base_tokens` or `base_batch_tokens`, `optim` is the
-    recipe of a run of those, which `scaling.rescale_optim` moves to the tokens of each run.
-    A rule that depends on tokens leaves the runs of a size without a common trunk: the
-    quickstart's plan would cost 1.3 times as much.
+    recipe of a run of those, which `scaling.rescale_optim` moves to the tokens of each
+    run. A rule that depends on tokens leaves the runs of a size without a common trunk:
+    the quickstart's plan would cost 1.3 times as much.
 
     Raises:
         ConfigError: a value is out of range, or contradicts another one.
@@ -147,7 +147,8 @@ class PlanConfig:
             exponent = getattr(self, f"{name}_exponent")
             if exponent and getattr(self, name) is None:
                 raise ConfigError(
-                    f"{name}_exponent = {exponent}: give {name} too, where optim.lr holds"
+                    f"{name}_exponent = {exponent}: give {name} too, where optim.lr "
+                    "holds"
                 )
         exclusive = (
             ("lr_N_exponent", "lr_width_exponent"),
@@ -378,7 +379,8 @@ def make_plan(config: PlanConfig) -> Plan:
             runs += _repeat_run(config, run)
     if not runs:
         raise ConfigError(
-            f"plan {config.name!r}: every run is skipped; the first: {skipped[0].reason}"
+            f"plan {config.name!r}: every run is skipped; the first: "
+            f"{skipped[0].reason}"
         )
     if config.warmup_fraction is not None:
         runs = set_warmup(runs, config.warmup_fraction)

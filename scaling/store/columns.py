@@ -43,7 +43,8 @@ def format_reference() -> str:
     lines = [
         "# Columns of the run table",
         "",
-        "One row is one run at one token budget. `scaling.run_table` returns this table,",
+        "One row is one run at one token budget. `scaling.run_table` returns this "
+        "table,",
         "and `analysis.load_runs` reads it. A `result.json` holds the same names.",
         "",
         "| Column | Kind | Unit | Meaning |",

@@ -5,8 +5,8 @@ The leases on a trunk are the files `OUT/trunk-<id>/claims/1`, `2`, ...: the pro
 that wrote the file with the highest number holds the trunk. The owner appends a byte to
 its file every few seconds, its heartbeat, and the word "released" when it is done. A
 process takes over the lease, by writing the file with the next number, if it sees no
-new byte for `expiry` seconds of its own clock, or if the owner's process is dead on this
-host.
+new byte for `expiry` seconds of its own clock, or if the owner's process is dead on
+this host.
 
 Why this is safe on NFS:
 
@@ -16,8 +16,8 @@ Why this is safe on NFS:
 - No process writes to another's file or removes one, so nothing can be overwritten, and
   the numbers only grow.
 - A heartbeat is read through a fresh open(2), for which the client asks the server
-  (close-to-open consistency). Times are differences of the reader's own clock, so clocks
-  may differ.
+  (close-to-open consistency). Times are differences of the reader's own clock, so
+  clocks may differ.
 - A process that was stopped for longer than `expiry` and continues finds the next
   number, and ends at its next chunk. Until then it writes what its successor writes,
   since a run is a function of its configuration, and of two results the first is kept.
@@ -79,7 +79,9 @@ class Lease:
         return checked_report
 
     def read_previous_versions(self) -> str | None:
-        """The versions of the previous owner; None if there is none or they are unknown."""
+        """The versions of the previous owner; None if there is none or they are
+        unknown.
+        """
         with suppress(OSError, ValueError, KeyError, TypeError):
             number = int(self.path.name) - 1
             text = self.path.with_name(str(number)).read_text()

@@ -1,8 +1,8 @@
 """The training loop: one trunk, many cooldowns.
 
 Runs that differ only in their token budget share a trunk, the phase with a constant
-learning rate. Each run leaves it at its branch step, cools down in its own directory, is
-evaluated on the held-out slice and recorded. Everything is a function of the
+learning rate. Each run leaves it at its branch step, cools down in its own directory,
+is evaluated on the held-out slice and recorded. Everything is a function of the
 configuration and the step, so a killed run resumes from its last checkpoint to the same
 losses.
 

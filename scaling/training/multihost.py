@@ -1,9 +1,9 @@
 """Multi-host training: how processes find each other, and what process 0 decides.
 
 Every process runs the same code on its own devices. Process 0 alone touches run
-directories. It decides whatever depends on files or clocks, and sends the decision to the
-others with `broadcast_from_process_0` or `broadcast_array`. In a process that trains
-alone all of this is the identity.
+directories. It decides whatever depends on files or clocks, and sends the decision to
+the others with `broadcast_from_process_0` or `broadcast_array`. In a process that
+trains alone all of this is the identity.
 """
 
 from __future__ import annotations

@@ -288,7 +288,8 @@ def train_packed(
 def choose_packing(trunks: Sequence[Trunk], out: Path, loop: LoopConfig) -> PackingMode:
     """The fastest way to train trunks of one shape.
 
-    It is measured, unless `packing.json` in the folder of the sweep has the measurement.
+    It is measured, unless `packing.json` in the folder of the sweep has the
+    measurement.
     """
     can_pack = loop.strategy in ("auto", "single") and not multihost.is_multihost()
     if len(trunks) == 1 or not can_pack:

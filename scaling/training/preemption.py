@@ -1,4 +1,5 @@
-"""The notice that this process will be killed soon: training saves a checkpoint and ends.
+"""The notice that this process will be killed soon: training saves a checkpoint and
+ends.
 
 No result depends on the notice. A process that is killed without one loses the steps
 since its last checkpoint.

@@ -226,7 +226,8 @@ class Single(Strategy):
 
 @dataclass(frozen=True)
 class Pmap(Strategy):
-    """Each device of this process has a copy of the state and an equal share of the rows.
+    """Each device of this process has a copy of the state and an equal share of the
+    rows.
 
     Arrays on the devices have a leading device axis.
     """

@@ -82,7 +82,8 @@ State = TrainState | Callable[[], TrainState]
 
 
 ChunkMetrics = Mapping[str, ArrayLike]
-""""loss" and "grad_norm" of each of the S steps; under pmap with a device axis first."""
+""""loss" and "grad_norm" of each of the S steps; under pmap with a device axis first.
+"""
 
 
 class ChunkResult(NamedTuple):

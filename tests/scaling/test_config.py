@@ -163,7 +163,8 @@ def test_steps_and_branch_step(fraction: float, tokens: int) -> None:
         ({"model": {"tied": 1}}, "model.tied = 1: must be bool"),
         (
             {"model": {"norm": "rms"}},
-            "model.norm = 'rms': choose one of 'rmsnorm', 'nonparametric_rmsnorm', 'layernorm', 'none'",
+            "model.norm = 'rms': choose one of 'rmsnorm', 'nonparametric_rmsnorm', "
+            "'layernorm', 'none'",
         ),
         ({"model": 3}, "model = 3: must be a table"),
         ({"optim": {"lr": None}}, "optim.lr = None: must be float"),

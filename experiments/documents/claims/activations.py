@@ -66,7 +66,8 @@ SCALED = "scaled"
 UNSCALED = "not scaled"
 
 _SMALLEST_NORM = 1e-38
-"""Gradient norms that underflow are taken as this, so that their logarithm is finite."""
+"""Gradient norms that underflow are taken as this, so that their logarithm is finite.
+"""
 
 
 class GradientRow(TypedDict):
@@ -236,7 +237,8 @@ def _examine_s5(evidence: Evidence) -> Finding:
         numbers=summarize_residuals(ratios, rates),
         remark=(
             "Norm of the gradient with respect to the first block's weights at "
-            f"initialization, {max(evidence.size.probe_depths)} blocks, over the first block's of the "
+            f"initialization, {max(evidence.size.probe_depths)} blocks, over the first "
+            "block's of the "
             "shallowest model and over the last block's, with layer norm before each "
             "branch and without any norm. Learning rates on a grid of factors of 4 at "
             f"depth 4: a rate trains if its loss is at most {LIMIT} times the best of "

@@ -245,7 +245,8 @@ def _measure_last_epoch(evidence: Evidence) -> list[LastEpochRow]:
         params = evidence.params(run)
         if params is None:
             raise RuntimeError(
-                f"the checkpoint of run {run.run_id} is gone; remove its folder and its "
+                f"the checkpoint of run {run.run_id} is gone; remove its folder and "
+                "its "
                 "trunk's"
             )
         model = dataclasses.replace(run.model, dropout=0.0)

@@ -88,7 +88,7 @@ class Grammar(Stationary):
         """The terminals and EOS."""
         return self.terminals + 1
 
-    # --- the rules ------------------------------------------------------------------------------------------
+    # --- the rules --------------------------------------------------------------------
 
     @cached_property
     def first(self) -> Int[np.ndarray, "A R"]:
@@ -161,7 +161,7 @@ class Grammar(Stationary):
             for ts, ps, rows in table
         ]
 
-    # --- exact laws -----------------------------------------------------------------------------------------
+    # --- exact laws -------------------------------------------------------------------
 
     @cached_property
     def visits(self) -> Float[np.ndarray, " A"]:
@@ -183,10 +183,10 @@ class Grammar(Stationary):
         """Entropy rate H_S / (length + 1), H = (I - M)^-1 h0, h0 that of each
         nonterminal's rules; nats per token.
 
-        This is the least loss of a long context. A window starts inside a sentence of which
-        the stack is unknown: its exact least loss, the mean of `oracle_logprob`, is larger
-        by the information that the window gives on that stack, over the number of its
-        targets.
+        This is the least loss of a long context. A window starts inside a sentence of
+        which the stack is unknown: its exact least loss, the mean of `oracle_logprob`,
+        is larger by the information that the window gives on that stack, over the
+        number of its targets.
         """
         own = -(self.probabilities * np.log(self.probabilities)).sum(axis=1)
         return float(self.visits @ own / (self.sentence_length + 1))
@@ -302,7 +302,7 @@ class Grammar(Stationary):
                     )
         return self._complete @ pushed.reshape(N + 1, -1)
 
-    # --- samples --------------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------
 
     def _sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """A stationary stream of `count` tokens, in a Python loop over lists: 300 ns a

@@ -161,7 +161,8 @@ class Hierarchy:
         if np.any(documents[:, 0] != self.symbols):
             fix = f"take windows at multiples of the document length {length}"
             raise DataError(
-                f"oracle_logprob: the tokens do not begin with BOS = {self.symbols}; {fix}"
+                f"oracle_logprob: the tokens do not begin with BOS = {self.symbols}; "
+                f"{fix}"
             )
         chance = np.ones(documents.shape)  # BOS is certain
         size = max(1, BLOCK // (self.leaves * self.symbols * self.rules))

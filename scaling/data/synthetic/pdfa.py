@@ -35,7 +35,7 @@ class Machine:
     successors: Int[np.ndarray, "S V"]
 
     @cached_property
-    def labelled(self) -> Float[np.ndarray, "V S S"]:
+    def labeled(self) -> Float[np.ndarray, "V S S"]:
         """P(symbol, next state | state)."""
         states, symbols = self.emissions.shape
         steps = np.zeros((symbols, states, states))
@@ -47,7 +47,7 @@ class Machine:
     @cached_property
     def stationary(self) -> Float[np.ndarray, " S"]:
         """The distribution pi of the hidden state far from any start."""
-        return stationary_law(self.labelled.sum(axis=0))
+        return stationary_law(self.labeled.sum(axis=0))
 
     @cached_property
     def entropy(self) -> float:
@@ -70,7 +70,7 @@ class Machine:
         )
         chance = np.empty(columns.shape)
         for t, symbol in enumerate(columns):
-            joint = (belief[:, None, :] @ self.labelled[symbol])[:, 0]
+            joint = (belief[:, None, :] @ self.labeled[symbol])[:, 0]
             chance[t] = joint.sum(axis=1)
             belief = joint / np.maximum(chance[t], TINY)[:, None]
         with np.errstate(divide="ignore"):
@@ -95,7 +95,7 @@ class Machine:
                 count,
                 f"{words:,} words by position {t + 1}; lower it",
             )
-            joint = np.einsum("ns,vsz->nvz", beliefs, self.labelled).reshape(
+            joint = np.einsum("ns,vsz->nvz", beliefs, self.labeled).reshape(
                 -1, len(self.stationary)
             )
             weights = (weights[:, None] * (beliefs @ self.emissions)).ravel()
@@ -181,12 +181,12 @@ class Pdfa(Stationary):
 
     @property
     def entropy(self) -> float:
-        """Entropy rate sum_s pi_s H(emission | s), nats per token: the least loss of a long
-        context.
+        """Entropy rate sum_s pi_s H(emission | s), nats per token: the least loss of a
+        long context.
 
-        A window of T targets starts with its state unknown: its exact least loss, the mean
-        of `oracle_logprob`, is larger by the information that it gives on that state
-        over T, at most H(pi) / T.
+        A window of T targets starts with its state unknown: its exact least loss, the
+        mean of `oracle_logprob`, is larger by the information that it gives on that
+        state over T, at most H(pi) / T.
         """
         return self.machine.entropy
 

@@ -82,7 +82,8 @@ def open_synthetic(source: str) -> Synthetic:
     name, _, text = source.partition(":")
     if name not in SYNTHETIC:
         raise DataError(
-            f"data.source = {source!r}: unknown synthetic source; known: {', '.join(SYNTHETIC)}"
+            f"data.source = {source!r}: unknown synthetic source; known: "
+            f"{', '.join(SYNTHETIC)}"
         )
     kind = SYNTHETIC[name]
     hints = typing.get_type_hints(kind)

@@ -57,8 +57,9 @@ class ZipfFacts:
         _check(
             2 <= self.labels <= 2**15, "labels", self.labels, "must lie in 2 .. 2^15"
         )
-        fix = f"must lie in [0, {1 - 1 / self.labels:g}), below which the label is the likeliest answer"
-        _check(0 <= self.eps < 1 - 1 / self.labels, "eps", self.eps, fix)
+        limit = 1 - 1 / self.labels
+        fix = f"must lie in [0, {limit:g}), where the label is the likeliest answer"
+        _check(0 <= self.eps < limit, "eps", self.eps, fix)
         _check(self.examples >= 1, "examples", self.examples, "must be at least 1")
         _check(self.seed >= 0, "seed", self.seed, "must not be negative")
 
@@ -101,7 +102,7 @@ class ZipfFacts:
             self.labels, size=self.items
         )
 
-    # --- samples and their exact probabilities --------------------------------------------------------------
+    # --- samples and their exact probabilities ----------------------------------------
 
     def generate(self, heldout_fraction: float) -> dict[str, np.ndarray]:
         """Streams "train" and "heldout"; the latter has the given fraction of
@@ -187,7 +188,7 @@ class ZipfFacts:
             logp = np.log(np.where(right, 1 - self.eps, self.eps / (self.labels - 1)))
         return np.where(possible, logp, -np.inf)
 
-    # --- exact laws -----------------------------------------------------------------------------------------
+    # --- exact laws -------------------------------------------------------------------
 
     @property
     def entropy(self) -> float:

@@ -57,7 +57,7 @@ def test_the_objective_reported_is_the_sum_over_rows(solver: Solver) -> None:
     )
 
 
-def test_no_other_optimiser_does_better(solver: Solver) -> None:
+def test_no_other_optimizer_does_better(solver: Solver) -> None:
     solution = solver.global_fit()
     best = scipy.optimize.minimize(
         lambda z: 1e6 * _objective(solver, z),

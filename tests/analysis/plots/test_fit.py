@@ -200,7 +200,7 @@ def test_frontier_without_fit_or_compute(known: Fitted) -> None:
         analysis.plot_frontier(known.runs.table[["N", "loss"]])
 
 
-def test_many_sizes_get_a_colour_bar(sweep: Callable[..., pd.DataFrame]) -> None:
+def test_many_sizes_get_a_color_bar(sweep: Callable[..., pd.DataFrame]) -> None:
     fig = analysis.plot_frontier(sweep(sizes=MAX_LEGEND + 2))
     assert "parameters" in fig.axes[1].get_ylabel()
 

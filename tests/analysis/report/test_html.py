@@ -161,8 +161,8 @@ def test_headline_says_law_exponent_and_held_out_error(
     )
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in held]
     assert (
-        f"error of {100 * np.mean(errors):.2f} % on average and {100 * max(errors):.2f} %"
-        in page.text
+        f"error of {100 * np.mean(errors):.2f} % on average and "
+        f"{100 * max(errors):.2f} %" in page.text
     )
     assert "up to 4 times the largest fitted compute" in page.text
     assert "1.7 + 400 / N 0.34 + 1200 / D 0.37" in page.text
@@ -207,8 +207,8 @@ def test_parameters_optimum_plan_provenance_and_refused_rows_are_there(
         parts["fit"], C=parts["runs"].table["budget"].max(), boot=parts["boot"]
     )
     assert (
-        f"{best.loss:.3f} [{best.intervals['loss'][0]:.3f}, {best.intervals['loss'][1]:.3f}]"
-        in page.text
+        f"{best.loss:.3f} [{best.intervals['loss'][0]:.3f}, "
+        f"{best.intervals['loss'][1]:.3f}]" in page.text
     )
     for words in (
         "refused-run",

@@ -210,7 +210,8 @@ def _database(path: Path) -> Path:
              ("d", "KILLED", "active"), ("e", "FINISHED", "deleted")]
         ):  # fmt: skip
             base.execute(
-                "INSERT INTO runs (run_uuid, name, status, start_time, lifecycle_stage, experiment_id) "
+                "INSERT INTO runs (run_uuid, name, status, start_time, "
+                "lifecycle_stage, experiment_id) "
                 "VALUES (?, ?, ?, ?, ?, 1)",
                 (run, f"run {run}", status, i, stage),
             )

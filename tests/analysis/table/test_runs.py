@@ -176,7 +176,8 @@ def test_fitting_imports_neither_flax_nor_scaling() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('flax', 'optax', 'scaling')));"  # importing them would raise
         "import analysis, numpy as np, pandas as pd; D = np.geomspace(1e6, 1e9, 8);"
-        "print(analysis.fit(pd.DataFrame({'D': D, 'loss': 1 + 9 * D**-0.3}), law='power_law_D').params['alpha'])"
+        "print(analysis.fit(pd.DataFrame({'D': D, 'loss': 1 + 9 * D**-0.3}), "
+        "law='power_law_D').params['alpha'])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

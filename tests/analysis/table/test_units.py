@@ -75,7 +75,8 @@ def test_perplexity_and_its_standard_error_become_nats() -> None:
         ({"C": "petaflop_day"}, r"'C' is no column that was read"),
         (
             {"loss": "bans"},
-            r"loss='bans' is no unit of loss; use one of: nats, bits, perplexity|did you mean",
+            r"loss='bans' is no unit of loss; use one of: nats, bits, perplexity|did "
+            r"you mean",
         ),
         ({"los": "bits"}, r"'los' is no column that was read; did you mean loss"),
         ({"n": "millions"}, r"'n' is no column that was read; did you mean N"),

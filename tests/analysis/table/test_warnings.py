@@ -142,7 +142,8 @@ def test_rows_that_may_be_checkpoints_want_a_trunk(data_dir: Path) -> None:
     )
     note = _note(load_runs(table), "checkpoints")
     assert note.startswith(
-        "up to 8 values of D for one N without a trunk column (rows 0, 1, 2, 3, 4, 5, 6, 7 and 8"
+        "up to 8 values of D for one N without a trunk column (rows 0, 1, 2, 3, 4, 5, "
+        "6, 7 and 8"
     )
     assert load_runs(table, trunk="who").notes == ()
     assert load_runs(table.assign(budget=6 * table["N"] * D)).notes == ()

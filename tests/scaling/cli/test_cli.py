@@ -124,7 +124,8 @@ def test_every_option_of_a_fit_reaches_it(table, tmp_path, capsys):
         "--weight w --columns.loss-se se --tuned rate"
     )
     how = (
-        "--objective lad --residual raw --quantile 0.4 --noise loss_se --tie beta=alpha "
+        "--objective lad --residual raw --quantile 0.4 --noise loss_se --tie "
+        "beta=alpha "
         "--fix E=1.7 --fix A=400 --prior alpha=0.34,0.01"
     )
     line = f"fit {source} {columns} --draws 5 {how} --save {saved}"

@@ -121,8 +121,8 @@ def test_a_job_that_kills_its_worker_every_time_is_given_up(
     failures = train_in_workers(jobs, tmp_path, LoopConfig(), lambda event: None, 1)
     assert [failure.runs for failure in failures] == [jobs[0].runs]
     assert (
-        f"the worker ended (exit status 7); see {tmp_path / 'logs'} (3 times without progress)"
-        in failures[0].reason
+        f"the worker ended (exit status 7); see {tmp_path / 'logs'} (3 times without "
+        "progress)" in failures[0].reason
     )
     assert len(started) == 4
 

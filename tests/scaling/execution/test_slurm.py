@@ -110,7 +110,8 @@ def cluster() -> Iterator[Path]:
         if shutil.which(name) is None
     ]:
         pytest.skip(
-            f"no SLURM here ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
+            f"no SLURM here ({', '.join(missing)} missing): apt-get install slurm-wlm "
+            "munge"
         )
     if importlib.util.find_spec("submitit") is None:
         pytest.skip("submitit is missing: pip install 'scaling[slurm]'")
@@ -226,7 +227,7 @@ def test_a_job_that_reaches_its_time_limit_resumes_to_the_same_losses(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_that_is_cancelled_saves_and_is_submitted_again(
+def test_a_job_that_is_canceled_saves_and_is_submitted_again(
     cluster: Path, undisturbed: tuple[Plan, pd.DataFrame], tmp_path: Path
 ) -> None:
     """As preempted: SLURM sends SIGTERM. The steps of the two jobs are those of one,

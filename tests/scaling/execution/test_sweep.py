@@ -218,7 +218,7 @@ def test_the_remedy_of_a_failed_job_is_enough(
 
 
 def test_a_trained_markov_source_ends_at_its_entropy(tmp_path: Path) -> None:
-    """Data, model, optimiser, schedule, evaluation and record against a loss that is
+    """Data, model, optimizer, schedule, evaluation and record against a loss that is
     known exactly: within 0.02 nats of the source's own log probability of the same
     held-out tokens (about 0.008 here), and not below it."""
     source = "markov:states=64,branching=4,tokens=1000000"

@@ -61,7 +61,7 @@ def test_every_budget_has_its_sizes_and_costs_what_it_says_to_within_a_step() ->
             )
 
 
-def test_the_sizes_of_a_budget_surround_the_centre() -> None:
+def test_the_sizes_of_a_budget_surround_the_center() -> None:
     """Chosen nearest to the stated tokens per parameter, so no unchosen width is nearer
     than a chosen one.
     """

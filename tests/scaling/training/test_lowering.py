@@ -1,5 +1,5 @@
-"""The training chunk and the evaluation lower for accelerators on a machine without one,
-and compile for a TPU where libtpu is installed.
+"""The training chunk and the evaluation lower for accelerators on a machine without
+one, and compile for a TPU where libtpu is installed.
 """
 
 from __future__ import annotations

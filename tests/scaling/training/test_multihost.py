@@ -1,5 +1,5 @@
-"""Laws of multi-host training: processes find each other where the environment describes
-a multi-host run, and train as one process does.
+"""Laws of multi-host training: processes find each other where the environment
+describes a multi-host run, and train as one process does.
 """
 
 from __future__ import annotations
@@ -237,7 +237,8 @@ def test_a_slurm_step_of_several_tasks_is_joined() -> None:
     """Found by JAX itself: the port follows from the number of the job."""
     port = free_port(range(62000, 65535))
     script = (
-        "from scaling.training import multihost; multihost.join_processes(); import jax; "
+        "from scaling.training import multihost; multihost.join_processes(); import "
+        "jax; "
         "print([jax.process_index(), jax.process_count()])"
     )
     step = SLURM | {"SLURM_JOB_ID": str(port - 61440)}
@@ -343,7 +344,8 @@ def test_one_of_several_joins_the_others(
         ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID = '-1': must be a whole number"),
         (
             {"JAX_PROCESS_ID": None},
-            "JAX_PROCESS_ID = None: must be a whole number wherever JAX_COORDINATOR_ADDRESS",
+            "JAX_PROCESS_ID = None: must be a whole number wherever "
+            "JAX_COORDINATOR_ADDRESS",
         ),
         (
             {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"},

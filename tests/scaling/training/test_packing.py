@@ -1,5 +1,5 @@
 """Laws of packing: runs trained together are the runs trained alone, whatever becomes
-of their neighbours.
+of their neighbors.
 """
 
 from __future__ import annotations

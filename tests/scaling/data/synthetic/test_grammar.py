@@ -58,7 +58,7 @@ def test_oracle_meets_the_entropy_on_samples() -> None:
         assert np.all(np.isfinite(nll))
         blocks = (
             nll[: len(nll) // 500 * 500].reshape(-1, 500).mean(axis=1)
-        )  # neighbours are correlated
+        )  # neighbors are correlated
         assert (
             abs(nll.mean() - SOURCE.entropy)
             < 4 * blocks.std() / math.sqrt(len(blocks))

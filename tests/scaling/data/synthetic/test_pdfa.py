@@ -32,7 +32,7 @@ def test_oracle_meets_the_entropy_on_samples() -> None:
         nll = -source.oracle_logprob(stream[:30_000])
         blocks = (
             nll[: len(nll) // 500 * 500].reshape(-1, 500).mean(axis=1)
-        )  # neighbours are correlated
+        )  # neighbors are correlated
         error = blocks.std() / math.sqrt(len(blocks))
         assert abs(nll.mean() - source.entropy) < 4 * error < 0.05
 
