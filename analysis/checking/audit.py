@@ -9,25 +9,33 @@ ln-units of the law's variables: 0 inside, 0.69 a factor of two out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal, Unpack
 
 import numpy as np
 import pandas as pd
 import scipy.optimize
+from numpy.typing import ArrayLike
 
-from analysis.checking.selection import as_laws, attempt, budget_labels, log_errors
+from analysis.checking.selection import (
+    FitOptions,
+    collect_laws,
+    compute_log_errors,
+    compute_rms,
+    label_budgets,
+    try_fit,
+)
 from analysis.fitting.fit import Fit
-from analysis.hoffmann.envelope import size_labels
-from analysis.hoffmann.isoflop import size_text
+from analysis.hoffmann.envelope import label_sizes
+from analysis.hoffmann.isoflop import format_size
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
-INSIDE = 1e-9  # ln-units: rounding, not distance
+ROUNDING = 1e-9
+"""Distance from the hull, in ln-units, that counts as rounding."""
 
 
-def hull_distance(fit: Fit, **x: Any) -> Any:
+def hull_distance(fit: Fit, **x: ArrayLike | None) -> float | np.ndarray:
     """Distance of points from the runs that were fitted: 0 inside their convex hull,
     else Euclidean, in ln-units.
 
@@ -37,59 +45,59 @@ def hull_distance(fit: Fit, **x: Any) -> Any:
     (Lawson & Hanson 1974, chapter 23), which holds for runs on one line as well.
 
     Args:
+        fit: whose runs make the hull.
         x: the law's variables; they broadcast, and a scalar query gives a float.
 
     Raises:
         ValueError: a variable of the law is missing or not positive.
     """
-    for v in fit.law.variables:
-        if x.get(v) is None or not np.all(np.asarray(x[v], float) > 0):
+    logs: list[np.ndarray] = []
+    for variable in fit.law.variables:
+        given = x.get(variable)
+        values = np.asarray(np.nan if given is None else given, float)
+        if not np.all(values > 0):
             raise ValueError(
-                f"hull_distance: {v} is {x.get(v)!r}; law {fit.law.name!r} needs it, and positive"
+                f"hull_distance: {variable} is {given!r}; law {fit.law.name!r} needs "
+                "it, and positive"
             )
-    logs = np.broadcast_arrays(
-        *(np.log(np.asarray(x[v], float)) for v in fit.law.variables)
-    )
+        logs.append(np.asarray(np.log(values)))
+    logs = list(np.broadcast_arrays(*logs))
     points = np.stack([column.ravel() for column in logs], axis=1)
-    corners = np.unique(
-        np.log(np.column_stack([fit.data[v] for v in fit.law.variables])), axis=0
-    )
-    distance = np.array([_to_hull(corners, point) for point in points]).reshape(
-        logs[0].shape
-    )
-    return float(distance) if distance.ndim == 0 else distance
+    fitted = np.column_stack([fit.data[name] for name in fit.law.variables])
+    corners = np.unique(np.log(fitted), axis=0)
+    distances = [_measure_distance(corners, point) for point in points]
+    if logs[0].ndim == 0:
+        return distances[0]
+    return np.array(distances).reshape(logs[0].shape)
 
 
-def _to_hull(corners: np.ndarray, point: np.ndarray) -> float:
+def _measure_distance(corners: np.ndarray, point: np.ndarray) -> float:
     """Distance of a point [d] from the convex hull of corners [m, d].
 
-    With the point as origin, min |lambda V|^2 + (sum lambda - 1)^2 over lambda >= 0 has
-    the nearest point of the hull as lambda V / sum lambda, whatever the distance.
+    With the point as origin and the corners as rows of V, let lambda >= 0 minimize
+    |lambda V|^2 + (sum lambda - 1)^2. Then lambda V / sum lambda is the nearest point
+    of the hull, whatever the distance.
     """
     offset = corners - point
-    scale = max(float(np.abs(offset).max()), INSIDE)
+    scale = max(float(np.abs(offset).max()), ROUNDING)
     system = np.vstack([offset.T / scale, np.ones(len(corners))])
     target = np.append(np.zeros(len(point)), 1.0)
-    weights, _ = scipy.optimize.nnls(
-        system, target, maxiter=100 * max(len(corners), 10)
-    )
+    n_steps = 100 * max(len(corners), 10)
+    weights, _ = scipy.optimize.nnls(system, target, maxiter=n_steps)
     distance = float(np.linalg.norm(weights @ offset) / weights.sum())
-    return 0.0 if distance <= INSIDE * max(1.0, scale) else distance
+    return 0.0 if distance <= ROUNDING * max(1.0, scale) else distance
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """Errors of refits at the runs they were not given.
+    """Errors of refits at the runs that they were not given.
 
     Attributes:
-        groups: one row per law and group left out: law, kind ("budget" or "size"),
-        left_out (in words), value
-            (FLOPs or parameters), runs, error (mean of log predicted - log measured),
-            rms (of the same), distance (largest, from the hull of the rows fitted),
-            certified, refused (why there was no refit, or "").
-        rows: one row per law and left-out run: law, kind, left_out, source_row, the
-        law's variables, measured,
-            predicted (the law's target: loss in nats per token), error, distance.
+        groups: one row per law and group left out, with the columns of `GroupErrors`.
+        rows: one row per law and left-out run: source_row; the law's variables;
+            measured and predicted (the law's target: loss in nats per token); error
+            (log predicted - log measured); distance (from the hull of the rows fitted);
+            law, kind and left_out, as in `groups`.
         grouping: how rows were assigned to budgets.
     """
 
@@ -100,64 +108,116 @@ class Audit:
     @property
     def refused(self) -> pd.DataFrame:
         """law, left_out and reason of the refits that were refused."""
-        out: Frame = self.groups[self.groups["refused"] != ""]
-        return (
-            out[["law", "left_out", "refused"]]
-            .rename(columns={"refused": "reason"})
-            .reset_index(drop=True)
-        )
+        is_refused = (self.groups["refused"] != "").to_numpy(bool)
+        refused = self.groups.loc[is_refused, ["law", "left_out", "refused"]]
+        return refused.rename(columns={"refused": "reason"}).reset_index(drop=True)
 
     @property
     def summary(self) -> pd.DataFrame:
         """One row per law: rms error of log loss of interpolations (distance 0) beside
         that of extrapolations.
 
-        Columns: law, interpolated and extrapolated (runs), interpolation_rms,
+        Columns: law, interpolated (runs), interpolation_rms, extrapolated (runs),
         extrapolation_rms, furthest (largest distance), refused (refits). Distances are
         in a law's own variables: for a law of D alone a new size at known D is an
         interpolation, however bad.
         """
+        refused = self.refused
         found = []
         for law in dict.fromkeys(self.groups["law"]):
-            rows: Frame = self.rows[self.rows["law"] == law]
-            beyond = rows["distance"].to_numpy(float) > 0
+            rows = self.rows.loc[(self.rows["law"] == law).to_numpy(bool)]
+            distance = rows["distance"].to_numpy(float)
             error = rows["error"].to_numpy(float)
+            is_beyond = distance > 0
             found.append(
                 {
                     "law": law,
-                    "interpolated": int((~beyond).sum()),
-                    "interpolation_rms": _rms(error[~beyond]),
-                    "extrapolated": int(beyond.sum()),
-                    "extrapolation_rms": _rms(error[beyond]),
-                    "furthest": float(rows["distance"].max()) if len(rows) else np.nan,
-                    "refused": int((self.refused["law"] == law).sum()),
+                    "interpolated": int((~is_beyond).sum()),
+                    "interpolation_rms": compute_rms(error[~is_beyond]),
+                    "extrapolated": int(is_beyond.sum()),
+                    "extrapolation_rms": compute_rms(error[is_beyond]),
+                    "furthest": float(distance.max()) if len(rows) else np.nan,
+                    "refused": int((refused["law"] == law).sum()),
                 }
             )
         return pd.DataFrame(found)
 
     def __str__(self) -> str:
         lines = [
-            f"extrapolation audit ({self.grouping}); errors of log loss, distances from the hull in ln-units"
+            f"extrapolation audit ({self.grouping}); errors of log loss, distances from "
+            "the hull in ln-units"
         ]
         for row in self.summary.to_dict("records"):
             lines.append(
-                f"  {row['law']}: {row['interpolated']} runs inside, rms {_percent(row['interpolation_rms'])}; "
-                f"{row['extrapolated']} outside, rms {_percent(row['extrapolation_rms'])}"
+                f"  {row['law']}: {row['interpolated']} runs inside, "
+                f"rms {_format_percent(row['interpolation_rms'])}; "
+                f"{row['extrapolated']} outside, "
+                f"rms {_format_percent(row['extrapolation_rms'])}"
             )
-        done: Frame = self.groups[self.groups["refused"] == ""]
-        for row in done.to_dict("records"):
-            found = f"error {row['error']:+.2%}, rms {row['rms']:.2%}, distance {row['distance']:.2f}"
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for row in self.groups.to_dict("records"):
+            if row["refused"]:
+                reason = (row["law"], row["refused"])
+                reasons.setdefault(reason, []).append(row["left_out"])
+                continue
             lines.append(
-                f"  {row['law']} without {row['left_out']} ({row['runs']} runs): {found}"
+                f"  {row['law']} without {row['left_out']} ({row['runs']} runs): "
+                f"error {row['error']:+.2%}, rms {row['rms']:.2%}, "
+                f"distance {row['distance']:.2f}"
             )
-        reasons: Frame = self.refused.groupby(["law", "reason"], sort=False)[
-            "left_out"
-        ].agg(", ".join)
-        lines += [
-            f"  {law} refused without {left}: {why}"
-            for (law, why), left in reasons.items()
-        ]
+        for (law, reason), left_out in reasons.items():
+            lines.append(f"  {law} refused without {', '.join(left_out)}: {reason}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupErrors:
+    """The errors of one law at one group left out: a row of `Audit.groups`.
+
+    Attributes:
+        law: its name.
+        kind: what the group is.
+        left_out: the group in words.
+        value: FLOPs of the budget, or parameters of the size.
+        runs: number of runs left out.
+        error: mean of log predicted - log measured; NaN without a refit, as are the
+            next two.
+        rms: root mean square of the same.
+        distance: largest one from the hull of the rows fitted.
+        certified: whether the refit has a certificate.
+        refused: why there was no refit, or "".
+    """
+
+    law: str
+    kind: Literal["budget", "size"]
+    left_out: str
+    value: float
+    runs: int
+    error: float = np.nan
+    rms: float = np.nan
+    distance: float = np.nan
+    certified: bool = False
+    refused: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Rows to leave out.
+
+    Attributes:
+        kind: what the group is.
+        value: FLOPs of the budget, or parameters of the size.
+        mask: [n] its rows.
+    """
+
+    kind: Literal["budget", "size"]
+    value: float
+    mask: np.ndarray
+
+    def __str__(self) -> str:
+        if self.kind == "budget":
+            return f"budget {self.value:.3g} FLOPs"
+        return f"size {format_size(self.value)}"
 
 
 def audit(
@@ -165,116 +225,106 @@ def audit(
     law: str | Law | Sequence[str | Law] = "chinchilla",
     *,
     tolerance: float = 0.10,
-    **fit_options: Any,
+    **fit_options: Unpack[FitOptions],
 ) -> Audit:
     """Leave out each budget and each size in turn, refit every law given, and predict
-    the runs left out.
-
-    Budgets are those the table names; where it names none, groups of C within
-    `tolerance` of the smallest. Sizes within 1 % of the next are one. One refit per
-    group and law.
+    the runs left out. There is one refit per group and law.
 
     Args:
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
+        law: a law or several, by name or themselves.
+        tolerance: budgets are those that the table names; where it names none, groups
+            of C within this share of the smallest. Sizes within 1 % of the next are
+            one.
         fit_options: objective, delta, fixed, ... of every fit, see `fit`.
 
     Raises:
         ValueError: an unknown law, or fewer than two budgets and fewer than two sizes.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    laws = as_laws(law)
-    left_out, grouping = _left_out(runs, tolerance)
-    groups: list[dict[str, Any]] = []
+    laws = collect_laws(law)
+    left_out, grouping = _list_groups(runs, tolerance)
+    scores: list[GroupErrors] = []
     rows: list[pd.DataFrame] = []
     for each in laws:
-        for kind, value, text, mask in left_out:
-            group = {
-                "law": each.name,
-                "kind": kind,
-                "left_out": text,
-                "value": value,
-                "runs": int(mask.sum()),
-            }
-            found = attempt(
-                runs.exclude(mask, f"left out: {text}"), each, **fit_options
+        for group in left_out:
+            name = str(group)
+            score = GroupErrors(
+                law=each.name,
+                kind=group.kind,
+                left_out=name,
+                value=group.value,
+                runs=int(group.mask.sum()),
             )
+            rest = runs.exclude(group.mask, f"left out: {name}")
+            found = try_fit(rest, each, **fit_options)
             if isinstance(found, str):
-                unknown = {
-                    "error": np.nan,
-                    "rms": np.nan,
-                    "distance": np.nan,
-                    "certified": False,
-                }
-                groups.append(group | unknown | {"refused": found})
+                scores.append(replace(score, refused=found))
                 continue
-            predicted = _predicted(found, runs.table[mask])
-            rows.append(predicted.assign(law=each.name, kind=kind, left_out=text))
-            errors, distance = (
-                predicted["error"].to_numpy(float),
-                predicted["distance"].to_numpy(float),
+            predicted = predict_left_out(found, runs.table.loc[group.mask])
+            rows.append(predicted.assign(law=each.name, kind=group.kind, left_out=name))
+            errors = predicted["error"].to_numpy(float)
+            score = replace(
+                score,
+                error=float(errors.mean()),
+                rms=compute_rms(errors),
+                distance=float(predicted["distance"].to_numpy(float).max()),
+                certified=found.certificate.ok,
             )
-            scores = {
-                "error": float(errors.mean()),
-                "rms": _rms(errors),
-                "distance": float(distance.max()),
-            }
-            groups.append(
-                group | scores | {"certified": found.certificate.ok, "refused": ""}
-            )
-    empty = pd.DataFrame(
-        columns=pd.Index(["law", "kind", "left_out", "error", "distance"])
-    )
-    return Audit(
-        pd.DataFrame(groups),
-        pd.concat(rows, ignore_index=True) if rows else empty,
-        grouping,
-    )
+            scores.append(score)
+    if rows:
+        all_rows = pd.concat(rows, ignore_index=True)
+    else:
+        columns = ["law", "kind", "left_out", "error", "distance"]
+        all_rows = pd.DataFrame(columns=pd.Index(columns))
+    return Audit(groups=pd.DataFrame(scores), rows=all_rows, grouping=grouping)
 
 
-def _left_out(
-    runs: Runs, tolerance: float
-) -> tuple[list[tuple[str, float, str, np.ndarray]], str]:
-    """([kind, value, text, [n] mask] of each group to leave out, how budgets were
-    found).
+def _list_groups(runs: Runs, tolerance: float) -> tuple[list[_Group], str]:
+    """(the groups to leave out, how budgets were found).
+
+    Raises:
+        ValueError: every group would leave out all rows.
     """
-    table: Frame = runs.table
-    found: list[tuple[str, float, str, np.ndarray]] = []
-    how = "no C: sizes only"
+    table = runs.table
+    groups: list[_Group] = []
+    grouping = "no C: sizes only"
     if "C" in table:
-        labels, how = budget_labels(table, tolerance)
-        budgets = np.unique(labels[np.isfinite(labels)])
-        found += [
-            ("budget", float(c), f"budget {c:.3g} FLOPs", labels == c) for c in budgets
-        ]
+        budget_of_row, grouping = label_budgets(table, tolerance)
+        for budget in np.unique(budget_of_row[np.isfinite(budget_of_row)]).tolist():
+            groups.append(_Group("budget", budget, budget_of_row == budget))
     if "N" in table:
-        sizes, N = size_labels(table["N"].to_numpy(float)), table["N"].to_numpy(float)
-        for size in range(int(sizes.max()) + 1):
-            value = float(np.exp(np.log(N[sizes == size]).mean()))
-            found.append(("size", value, f"size {size_text(value)}", sizes == size))
-    found = [group for group in found if not group[3].all()]
-    if not found:
+        N = table["N"].to_numpy(float)
+        size_of_row = label_sizes(N)
+        for size in range(int(size_of_row.max()) + 1):
+            mask = size_of_row == size
+            value = float(np.exp(np.log(N[mask]).mean()))
+            groups.append(_Group("size", value, mask))
+    groups = [group for group in groups if not group.mask.all()]
+    if not groups:
         raise ValueError(
-            f"{runs.source} has one budget and one size: nothing can be left out; add runs at others"
+            f"{runs.source} has one budget and one size: nothing can be left out; "
+            "add runs at others"
         )
-    return found, how
+    return groups, grouping
 
 
-def _predicted(fit: Fit, table: Frame) -> Frame:
+def predict_left_out(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """What `Audit.rows` holds of left-out runs, without law and group."""
-    points = {v: table[v].to_numpy(float) for v in fit.law.variables}
+    points = {name: table[name].to_numpy(float) for name in fit.law.variables}
     measured = table[fit.law.target].to_numpy(float)
-    error = log_errors(fit, table)
-    out = {"source_row": table["source_row"].to_numpy(), **points, "measured": measured}
-    out |= {
-        "predicted": measured * np.exp(error),
-        "error": error,
-        "distance": hull_distance(fit, **points),
-    }
-    return pd.DataFrame(out)
+    error = compute_log_errors(fit, table)
+    return pd.DataFrame(
+        {
+            "source_row": table["source_row"].to_numpy(),
+            **points,
+            "measured": measured,
+            "predicted": measured * np.exp(error),
+            "error": error,
+            "distance": hull_distance(fit, **points),
+        }
+    )
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2))) if len(values) else float("nan")
-
-
-def _percent(value: float) -> str:
+def _format_percent(value: float) -> str:
     return f"{value:.2%}" if np.isfinite(value) else "unknown"

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
-from analysis.checking.selection import attempt
+from analysis.checking.selection import FitOptions, try_fit
 from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
 DELTAS = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
+
+Row = dict[str, str | int | float | bool]
+"""One row of a table: column -> cell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +33,9 @@ class Influence:
 
     Attributes:
         table: first the fit to all runs, then one row per run left out, last all of
-        them left out together:
-            left_out, source_row (-1 where it is not one run), residual (log predicted -
-            log measured in the whole fit), every parameter and derived quantity (NaN
-            where refused), refused (why, or "").
+            them left out together. Columns: left_out, source_row (-1 where it is not
+            one run), residual (log predicted - log measured in the whole fit), every
+            parameter and derived quantity (NaN where refused), refused (why, or "").
         fit: the fit to all runs.
     """
 
@@ -45,36 +46,35 @@ class Influence:
     def shifts(self) -> pd.DataFrame:
         """Change of every quantity by leaving runs out, and in `largest` the greatest
         change of a free parameter in its standard errors."""
-        names = [*self.fit.params, *self.fit.derived()]
-        rest: Frame = self.table.iloc[1:].reset_index(drop=True)
-        change = rest[names] - self.table[names].iloc[0]
+        names = list(_list_quantities(self.fit))
+        refits = self.table.iloc[1:].reset_index(drop=True)
+        change = refits[names] - self.table[names].iloc[0]
         errors = np.array([self.fit.standard_errors[name] for name in self.fit.free])
         with np.errstate(divide="ignore", invalid="ignore"):
-            largest = np.abs(change[list(self.fit.free)].to_numpy(float) / errors).max(
-                axis=1
-            )
-        return pd.concat(
-            [rest[["left_out", "source_row"]], change.assign(largest=largest)], axis=1
-        )
+            in_errors = change[list(self.fit.free)].to_numpy(float) / errors
+        largest = np.abs(in_errors).max(axis=1)
+        labels = refits[["left_out", "source_row"]]
+        return pd.concat([labels, change.assign(largest=largest)], axis=1)
 
     def __str__(self) -> str:
+        quantities = _list_quantities(self.fit)
         name = "a" if "a" in self.fit.derived() else self.fit.free[-1]
-        whole = {**self.fit.params, **self.fit.derived()}[name]
         lines = [
-            f"influence of the {len(self.table) - 2} runs furthest from the law: {name} = {whole:.4g} with all"
+            f"influence of the {len(self.table) - 2} runs furthest from the law: "
+            f"{name} = {quantities[name]:.4g} with all"
         ]
-        for row, shift in zip(
-            self.table.to_dict("records")[1:],
-            self.shifts.to_dict("records"),
-            strict=True,
-        ):
-            off = (
-                f" ({row['residual']:+.2%} off)" if np.isfinite(row["residual"]) else ""
+        refits = self.table.to_dict("records")[1:]
+        shifts = self.shifts.to_dict("records")
+        for row, shift in zip(refits, shifts, strict=True):
+            residual = ""
+            if np.isfinite(row["residual"]):
+                residual = f" ({row['residual']:+.2%} off)"
+            effect = (
+                f"{name} changes by {shift[name]:+.4f}; at most "
+                f"{shift['largest']:.2f} standard errors"
             )
-            effect = f"{name} changes by {shift[name]:+.4f}; at most {shift['largest']:.2f} standard errors"
-            lines.append(
-                f"  without {row['left_out']}{off}: " + (row["refused"] or effect)
-            )
+            outcome = row["refused"] or effect
+            lines.append(f"  without {row['left_out']}{residual}: {outcome}")
         return "\n".join(lines)
 
 
@@ -83,56 +83,63 @@ def influence(
     law: str | Law = "chinchilla",
     *,
     m: int = 5,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> Influence:
     """Refit without each of the m runs with the largest residuals, and without all of
     them.
 
     Args:
-        source: a fit, whose own rows and protocol are used, or runs, which are fitted
-        first.
+        source: a fit, whose own rows, law and protocol are used; or runs, which are
+            fitted first.
+        law: the law when runs are given.
+        m: how many runs are left out.
         options: objective, delta, fixed, ... when runs are given, see `fit`.
 
     Raises:
-        ValueError: m is not between 1 and the number of runs less one, options beside a
-        fit, or runs that cannot be
-            fitted.
+        ValueError: m is not between 1 and the number of runs less one, or options stand
+            beside a fit, or the runs cannot be fitted.
     """
     if isinstance(source, Fit):
         if options:
             raise ValueError(
-                f"{', '.join(options)}: a fit brings its own options; give the runs to use others"
+                f"{', '.join(options)}: a fit brings its own options; "
+                "give the runs to use others"
             )
-        weight = "weight" if "weight" in source.data else None
-        runs, law = (
-            load_runs(pd.DataFrame(dict(source.data)), weight=weight),
-            source.law,
-        )
-        options = _options(source)
         whole = source
+        weight = "weight" if "weight" in source.data else None
+        runs = load_runs(pd.DataFrame(dict(source.data)), weight=weight)
+        law = source.law
+        options = _recover_options(source)
     else:
         runs = source if isinstance(source, Runs) else load_runs(source)
         whole = fit_law(runs, law, **options)
     if not 1 <= m < len(runs):
         raise ValueError(
-            f"m is {m!r}; leave out between 1 and {len(runs) - 1} of the {len(runs)} runs"
+            f"m is {m!r}; leave out between 1 and {len(runs) - 1} of the "
+            f"{len(runs)} runs"
         )
     furthest = np.argsort(-np.abs(whole.residuals), kind="stable")[:m]
-    names = _names(runs)
-    rows = [_row(whole, "none", -1, float("nan"), whole)]
-    for group in ([i] for i in furthest):
-        rows.append(
-            _without(runs, law, whole, np.array(group), names[group[0]], options)
-        )
-    rows.append(_without(runs, law, whole, furthest, f"these {m} runs", options))
-    return Influence(pd.DataFrame(rows), whole)
+    names = _name_runs(runs)
+    source_rows = runs.table["source_row"].to_numpy(int)
+    rows = [_describe_refit(whole, whole, "none")]
+    groups = [(np.array([position]), names[position]) for position in furthest]
+    groups.append((furthest, f"these {m} runs"))
+    for positions, name in groups:
+        mask = np.isin(np.arange(len(runs)), positions)
+        found = try_fit(runs.exclude(mask, "influence"), law, **options)
+        row = _describe_refit(found, whole, name)
+        if len(positions) == 1:
+            row["source_row"] = int(source_rows[positions[0]])
+            row["residual"] = float(whole.residuals[positions[0]])
+        rows.append(row)
+    return Influence(table=pd.DataFrame(rows), fit=whole)
 
 
 def delta_sweep(
     runs: Runs | pd.DataFrame,
     law: str | Law = "chinchilla",
     deltas: Sequence[float] = DELTAS,
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> pd.DataFrame:
     """Parameters and derived quantities by Huber's threshold delta, of the log-loss
     residual.
@@ -141,6 +148,12 @@ def delta_sweep(
     that change by more than their standard errors owe their value to the choice of
     outliers.
 
+    Args:
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
+        law: a law or its name.
+        deltas: positive thresholds.
+        options: fixed, tied, noise, ... of every fit, see `fit`.
+
     Returns:
         One row per delta: delta, objective ("huber" or "least_squares"), value (sum over
         rows), outliers (rows beyond delta), every parameter and derived quantity,
@@ -148,105 +161,78 @@ def delta_sweep(
 
     Raises:
         ValueError: no delta, one that is not positive, or `objective` among the
-        options.
+            options.
     """
     if not len(deltas) or not all(delta > 0 for delta in deltas):
         raise ValueError(
-            f"deltas is {deltas!r}; give positive thresholds such as 0.001; inf is least squares"
+            f"deltas is {deltas!r}; give positive thresholds such as 0.001; "
+            "inf is least squares"
         )
     if "objective" in options:
         raise ValueError(
-            f"objective is {options['objective']!r}; delta_sweep sets it: huber, and least squares at inf"
+            f"objective is {options['objective']!r}; delta_sweep sets it: huber, and "
+            "least squares at inf"
         )
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    rows = []
+    rows: list[Row] = []
     for delta in deltas:
-        how = (
-            {"objective": "huber", "delta": delta}
-            if np.isfinite(delta)
-            else {"objective": "least_squares"}
-        )
-        found = attempt(runs, law, **how, **options)
-        row = {"delta": float(delta), "objective": how["objective"]}
+        objective = "huber" if np.isfinite(delta) else "least_squares"
+        own_options: FitOptions = {"objective": objective}
+        if np.isfinite(delta):
+            own_options["delta"] = delta
+        found = try_fit(runs, law, **own_options, **options)
+        row: Row = {"delta": float(delta), "objective": objective}
         if isinstance(found, str):
-            rows.append(row | {"certified": False, "refused": found})
-            continue
-        row |= {
-            "value": found.objective,
-            "outliers": int(np.sum(np.abs(found.residuals) > delta)),
-        }
-        rows.append(
-            row
-            | found.params
-            | found.derived()
-            | {"certified": found.certificate.ok, "refused": ""}
-        )
-    table: Frame = pd.DataFrame(rows)
-    return table[
-        [
-            *(c for c in table.columns if c not in ("certified", "refused")),
-            "certified",
-            "refused",
-        ]
-    ]
+            row |= {"certified": False, "refused": found}
+        else:
+            n_outliers = int(np.sum(np.abs(found.residuals) > delta))
+            row |= {"value": found.objective, "outliers": n_outliers}
+            row |= _list_quantities(found)
+            row |= {"certified": found.certificate.ok, "refused": ""}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    last = ["certified", "refused"]
+    first = [name for name in table.columns if name not in last]
+    return table[first + last]
 
 
-def _options(fit: Fit) -> dict[str, Any]:
-    """What `fit` needs to make a fit again."""
-    p = fit.protocol
-    how = {
-        name: getattr(p, name)
-        for name in (
-            "objective",
-            "residual",
-            "quantile",
-            "noise",
-            "prior",
-            "fixed",
-            "tied",
-        )
+def _recover_options(fit: Fit) -> FitOptions:
+    """The options that make the same fit again."""
+    protocol = fit.protocol
+    options: FitOptions = {
+        "objective": protocol.objective,
+        "residual": protocol.residual,
+        "quantile": protocol.quantile,
+        "noise": protocol.noise,
+        "prior": protocol.prior,
+        "fixed": protocol.fixed,
+        "tied": protocol.tied,
     }
-    return how | ({"delta": p.delta} if p.delta else {})
+    if protocol.delta:
+        options["delta"] = protocol.delta
+    return options
 
 
-def _names(runs: Runs) -> list[str]:
+def _list_quantities(fit: Fit) -> dict[str, float]:
+    """Every parameter and derived quantity."""
+    return {**fit.params, **fit.derived()}
+
+
+def _name_runs(runs: Runs) -> list[str]:
     if "run_id" in runs.table.columns:
         return [f"run {name}" for name in runs.table["run_id"]]
     return [f"row {row}" for row in runs.table["source_row"]]
 
 
-def _without(
-    runs: Runs,
-    law: str | Law,
-    whole: Fit,
-    rows: np.ndarray,
-    name: str,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    mask = np.isin(np.arange(len(runs)), rows)
-    found = attempt(runs.exclude(mask, "influence"), law, **options)
-    one = len(rows) == 1
-    source_row = int(runs.table["source_row"].iloc[rows[0]]) if one else -1
-    return _row(
-        found,
-        name,
-        source_row,
-        float(whole.residuals[rows[0]]) if one else float("nan"),
-        whole,
-    )
-
-
-def _row(
-    found: Fit | str, name: str, source_row: int, residual: float, whole: Fit
-) -> dict[str, Any]:
-    values = dict.fromkeys((*whole.params, *whole.derived()), np.nan)
-    if not isinstance(found, str):
-        values = {**found.params, **found.derived()}
-    refused = found if isinstance(found, str) else ""
-    return {
-        "left_out": name,
-        "source_row": source_row,
-        "residual": residual,
-        **values,
-        "refused": refused,
-    }
+def _describe_refit(found: Fit | str, whole: Fit, left_out: str) -> Row:
+    """A row of `Influence.table` from a refit, or from why it was refused, as for more
+    than one run.
+    """
+    row: Row = {"left_out": left_out, "source_row": -1, "residual": np.nan}
+    if isinstance(found, str):
+        row |= dict.fromkeys(_list_quantities(whole), np.nan)
+        row["refused"] = found
+    else:
+        row |= _list_quantities(found)
+        row["refused"] = ""
+    return row

@@ -13,22 +13,27 @@ Shapes: K curves, G values of C, R replicates.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 
 from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.fitting.fit import name_trunks
-from analysis.hoffmann.isoflop import PowerLaws, fit_lines, size_text
+from analysis.hoffmann.isoflop import PowerLaws, fit_lines, format_size
 from analysis.table.runs import Runs, load_runs
 
-Frame = Any  # a DataFrame, whose columns type checkers cannot follow
+SAME_SIZE = 1.01
+"""Neighboring N that are closer than this factor are one model size."""
 
-SAME_SIZE = 1.01  # neighbouring N closer than this factor are one model size
-MIN_SIZES = 3  # with fewer the best size is always the smallest or the largest
-FEW_CURVES = 8  # below it many resampled sets of curves miss sizes
-MAX_CELLS = 2**23  # replicates x curves x C held at once
+MIN_SIZES = 3
+"""With fewer sizes the best one is always the smallest or the largest."""
+
+FEW_CURVES = 8
+"""Below it many resampled sets of curves miss sizes."""
+
+MAX_CELLS = 2**23
+"""Replicates times curves times C that are held at once."""
 
 SMALLEST = "the smallest size there is best: a smaller one might be better"
 LARGEST = "the largest size there is best: a larger one might be better"
@@ -41,12 +46,13 @@ class Envelope(PowerLaws):
     inside the grid.
 
     Attributes:
-        points: one row per C: C (FLOPs), N, D, loss (nats per token) of the best size
-        there, n_sizes (sizes that
-            have reached C), used, reason (why not used, or "").
+        points: one row per C: C (FLOPs); N, D and loss (nats per token) of the best
+            size there; n_sizes (sizes that have reached C); used; reason (why not used,
+            or "").
         runs: the rows that lie on a curve, with the column `curve`.
-        n_curves: curves, which the bootstrap resamples. unit: what a curve is, "trunk"
-        or "size".
+        n_curves: number of curves, which the bootstrap resamples.
+        unit: what a curve is, "trunk" or "size".
+        notes: what limits the result.
     """
 
     approach: ClassVar[str] = "approach 1"
@@ -59,15 +65,15 @@ class Envelope(PowerLaws):
     @property
     def excluded(self) -> dict[str, int]:
         """Reason -> how many values of C were left out for it."""
-        out: Frame = self.points.loc[~self.points["used"].to_numpy(bool), "reason"]
-        return {str(why): int(count) for why, count in out.value_counts().items()}
+        is_used = self.points["used"].to_numpy(bool)
+        counts = self.points["reason"].loc[~is_used].value_counts()
+        return {str(reason): int(count) for reason, count in counts.items()}
 
     @property
     def winners(self) -> np.ndarray:
         """The distinct sizes that are best at some C that was used."""
-        return np.unique(
-            self.points.loc[self.points["used"].to_numpy(bool), "N"].to_numpy(float)
-        )
+        is_used = self.points["used"].to_numpy(bool)
+        return np.unique(self.points["N"].to_numpy(float)[is_used])
 
     def refit(self, loss: np.ndarray) -> dict[str, float]:
         """a, b, ln_G_N and ln_G_D when the rows of `runs` have the losses [n] instead
@@ -76,31 +82,27 @@ class Envelope(PowerLaws):
         Only values of C that were used count, so that the two results differ by their
         losses alone.
         """
-        curves = _Curves.of(
-            self.runs.assign(loss=loss), np.log(self.points["C"].to_numpy(float))
-        )
-        winner, used = curves.best(np.ones((1, len(curves.ln_N)), bool))
-        used = used & self.points["used"].to_numpy(bool)[None]
-        return {
-            name: float(values[0])
-            for name, values in curves.power_laws(winner, used).items()
-        }
+        ln_C = np.log(self.points["C"].to_numpy(float))
+        curves = _Curves.of(self.runs.assign(loss=loss), ln_C)
+        winner, is_used = curves.find_best(np.ones((1, len(curves.ln_N)), bool))
+        is_used = is_used & self.points["used"].to_numpy(bool)[None]
+        lines = curves.fit_power_laws(winner, is_used)
+        return {name: float(values[0]) for name, values in lines.items()}
 
     def __str__(self) -> str:
-        used = int(self.points["used"].to_numpy(bool).sum())
+        n_used = int(self.points["used"].to_numpy(bool).sum())
         lines = [
-            f"approach 1, {self.n_curves} curves (one per {self.unit}), {used} of {len(self.points)} values of C: "
+            f"approach 1, {self.n_curves} curves (one per {self.unit}), "
+            f"{n_used} of {len(self.points)} values of C: "
             + self.exponents_text(self.unit)
         ]
-        if used:
-            lines.append(
-                f"  best sizes: {', '.join(size_text(n) for n in self.winners)}"
-            )
-        lines += [
-            f"  {count} values of C left out: {why}"
-            for why, count in self.excluded.items()
-        ]
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        if n_used:
+            sizes = ", ".join(format_size(N) for N in self.winners)
+            lines.append(f"  best sizes: {sizes}")
+        for reason, count in self.excluded.items():
+            lines.append(f"  {count} values of C left out: {reason}")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
 
 
 def training_envelope(
@@ -113,95 +115,119 @@ def training_envelope(
     """Approach 1 on a run table with N, D, C and loss.
 
     A curve joins the rows of one trunk; rows that are alone on theirs (or name none)
-    are joined by size. Between its own rows a curve is straight in ln C (ln D too);
-    rows of one curve at the same C are averaged. Whole curves
-    are resampled. Intermediate losses of a schedule that was not cooled down lie above
-    those of runs that were: use cooled rows.
+    are joined by size. Between its own rows a curve's loss and ln D are straight in
+    ln C; rows of one curve at the same C are averaged. The bootstrap resamples whole
+    curves. The losses in the middle of a schedule, before its decay, lie above those of
+    runs that were cooled down there: give rows at the end of a decay.
 
     Args:
-        points: values of C, spaced evenly in ln C from the first row of any curve to
-        the last (1500 in the paper).
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
+        points: number of values of C, spaced evenly in ln C from the first row of any
+            curve to the last (1500 in the paper).
+        n_bootstrap: number of bootstrap replicates.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: a column is missing, points < 2, or fewer than 3 sizes have a curve
-        of 2 rows or more.
+            of 2 rows or more.
     """
     if points < 2:
         raise ValueError(
-            f"points is {points!r}; approach 1 needs at least 2 values of C (1500 in the paper)"
+            f"points is {points!r}; approach 1 needs at least 2 values of C "
+            "(1500 in the paper)"
         )
-    table, unit = _on_curves(runs if isinstance(runs, Runs) else load_runs(runs))
+    runs = runs if isinstance(runs, Runs) else load_runs(runs)
+    table, unit = _select_curve_rows(runs)
     ln_C = np.log(table["C"].to_numpy(float))
     curves = _Curves.of(table, np.linspace(ln_C.min(), ln_C.max(), points))
-    winner, used = curves.best(np.ones((1, len(curves.ln_N)), bool))
-    exponents = {
-        name: float(values[0])
-        for name, values in curves.power_laws(winner, used).items()
-    }
-    draws = _draws(curves, n_bootstrap, seed)
-    kept = {name: values[np.isfinite(draws["a"])] for name, values in draws.items()}
+    winner, is_used = curves.find_best(np.ones((1, len(curves.ln_N)), bool))
+    lines = curves.fit_power_laws(winner, is_used)
+    exponents = {name: float(values[0]) for name, values in lines.items()}
+    draws = _draw_power_laws(curves, n_bootstrap, seed)
+    has_power_law = np.isfinite(draws["a"])
     return Envelope(
         **exponents,
-        draws=kept,
-        lost=n_bootstrap - len(kept["a"]),
-        points=curves.table(winner[0], used[0]),
+        draws={name: values[has_power_law] for name, values in draws.items()},
+        lost=n_bootstrap - int(has_power_law.sum()),
+        points=curves.tabulate_points(winner[0], is_used[0]),
         runs=table,
         n_curves=len(curves.ln_N),
         unit=unit,
-        notes=_notes(curves, exponents["a"], winner[used], unit),
+        notes=_explain_limits(curves, exponents["a"], winner[is_used]),
     )
 
 
-def size_labels(N: np.ndarray) -> np.ndarray:
+def label_sizes(N: np.ndarray) -> np.ndarray:
     """[n] rank of each row's model size; sizes within 1 % of the next are one."""
     order = np.argsort(N, kind="stable")
-    steps = np.diff(np.log(N[order]), prepend=np.log(N[order[:1]])) > np.log(SAME_SIZE)
+    steps = np.diff(np.log(N[order]), prepend=np.log(N[order[:1]]))
+    is_new_size = steps > np.log(SAME_SIZE)
     labels = np.empty(len(N), int)
-    labels[order] = np.cumsum(steps)
+    labels[order] = np.cumsum(is_new_size)
     return labels
 
 
-def curve_labels(table: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """([n] name of the curve each row lies on, "trunk" or "size"): of its trunk and
-    size where that has 2 rows or more, else of its size alone."""
-    sizes = pd.Series(size_labels(table["N"].to_numpy(float)).astype(str))
+def label_curves(table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """([n] name of the curve each row lies on, what a curve is: "trunk" or "size").
+
+    A row's curve is that of its trunk and size if it has 2 rows or more, else that of
+    its size.
+    """
+    sizes = pd.Series(label_sizes(table["N"].to_numpy(float)).astype(str))
     if "trunk" not in table.columns:
         return sizes.to_numpy(object), "size"
-    own = (
-        sizes + " of trunk " + pd.Series(name_trunks(table.loc[:, "trunk"]).astype(str))
-    )
-    shared = own.duplicated(keep=False).to_numpy(bool)
-    return np.where(shared, own, sizes).astype(
-        object
-    ), "trunk" if shared.any() else "size"
+    trunks = pd.Series(name_trunks(table.loc[:, "trunk"]).astype(str))
+    of_trunk = sizes + " of trunk " + trunks
+    is_shared = of_trunk.duplicated(keep=False).to_numpy(bool)
+    labels = np.where(is_shared, of_trunk, sizes).astype(object)
+    return labels, "trunk" if is_shared.any() else "size"
 
 
-def _on_curves(runs: Runs) -> tuple[pd.DataFrame, str]:
+def _select_curve_rows(runs: Runs) -> tuple[pd.DataFrame, str]:
     """(the rows that lie on a curve of at least two values of C, with the column
     `curve`; what a curve is).
     """
     missing = [v for v in ("N", "D", "C") if v not in runs.table.columns]
     if missing:
         raise ValueError(
-            f"approach 1 needs {', '.join(missing)}, which {runs.source} lacks; name its columns in load_runs"
+            f"approach 1 needs {', '.join(missing)}, which {runs.source} lacks; "
+            "name its columns in load_runs"
         )
-    labels, unit = curve_labels(runs.table)
-    table: Frame = runs.table.assign(curve=labels)
-    long = table.groupby("curve")["C"].transform("nunique").to_numpy() > 1
-    table = table.loc[long].reset_index(drop=True)
-    sizes = int(size_labels(table["N"].to_numpy(float)).max()) + 1 if len(table) else 0
-    if sizes < MIN_SIZES:
+    labels, unit = label_curves(runs.table)
+    table = runs.table.assign(curve=labels)
+    n_values = table["C"].groupby(labels).transform("nunique").to_numpy()
+    table = table.loc[n_values > 1].reset_index(drop=True)
+    n_sizes = len(np.unique(label_sizes(table["N"].to_numpy(float))))
+    if n_sizes < MIN_SIZES:
         raise ValueError(
-            f"approach 1 needs {MIN_SIZES} sizes or more with 2 rows or more each, at different C; {runs.source} has "
-            f"{sizes}: train each size for several token counts, or use approach 2 or 3"
+            f"approach 1 needs {MIN_SIZES} sizes or more with 2 rows or more each, at "
+            f"different C; {runs.source} has {n_sizes}: train each size for several "
+            "token counts, or use approach 2 or 3"
         )
     return table, unit
 
 
 @dataclass(frozen=True, eq=False)
+class _Curve:
+    """One of `_Curves`."""
+
+    ln_N: float
+    size: int
+    ln_D: np.ndarray
+    loss: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class _Curves:
-    """ln_C [G]; of each curve: ln_N and size (its rank) [K], in order of size; ln_D and
-    loss [K, G], inf beyond its ends."""
+    """The curves at each C, in order of size.
+
+    Attributes:
+        ln_C: [G] the values of C.
+        ln_N: [K] of each curve.
+        size: [K] rank of each curve's size.
+        ln_D: [K, G] along each curve.
+        loss: [K, G] along each curve, inf beyond its ends.
+    """
 
     ln_C: np.ndarray
     ln_N: np.ndarray
@@ -211,138 +237,146 @@ class _Curves:
 
     @classmethod
     def of(cls, table: pd.DataFrame, ln_C: np.ndarray) -> _Curves:
+        N = table["N"].to_numpy(float)
         logs = np.log(table[["N", "D", "C"]].to_numpy(float))
-        rows: Frame = pd.DataFrame(
+        rows = pd.DataFrame(
             {
                 "curve": table["curve"].to_numpy(),
-                "size": size_labels(table["N"].to_numpy(float)),
+                "size": label_sizes(N),
+                "ln_N": logs[:, 0],
+                "ln_D": logs[:, 1],
+                "ln_C": logs[:, 2],
+                "loss": table["loss"].to_numpy(float),
             }
-            | {name: logs[:, i] for i, name in enumerate("NDC")}
-            | {"loss": table["loss"].to_numpy(float)}
         )
-        found = []
+        found: list[_Curve] = []
         for _, curve in rows.groupby("curve", sort=False):
-            mean: Frame = curve.drop(columns="curve").groupby("C").mean()
+            mean = curve.drop(columns="curve").groupby("ln_C").mean()
+            assert isinstance(mean, pd.DataFrame)
             x = mean.index.to_numpy(float)
             loss = np.interp(ln_C, x, mean["loss"].to_numpy(float))
-            reached = (ln_C >= x[0] - 1e-12) & (ln_C <= x[-1] + 1e-12)
-            ln_D = np.interp(ln_C, x, mean["D"].to_numpy(float))
+            is_reached = (ln_C >= x[0] - 1e-12) & (ln_C <= x[-1] + 1e-12)
             found.append(
-                (
-                    float(mean["N"].mean()),
-                    int(mean["size"].iloc[0]),
-                    ln_D,
-                    np.where(reached, loss, np.inf),
+                _Curve(
+                    ln_N=float(mean["ln_N"].mean()),
+                    size=int(mean["size"].iloc[0]),
+                    ln_D=np.interp(ln_C, x, mean["ln_D"].to_numpy(float)),
+                    loss=np.where(is_reached, loss, np.inf),
                 )
             )
-        found.sort(key=lambda curve: curve[:2])
-        ln_N, size, ln_D, loss = (
-            np.array(values) for values in zip(*found, strict=True)
+        found.sort(key=lambda curve: (curve.ln_N, curve.size))
+        return cls(
+            ln_C=ln_C,
+            ln_N=np.array([curve.ln_N for curve in found]),
+            size=np.array([curve.size for curve in found]),
+            ln_D=np.array([curve.ln_D for curve in found]),
+            loss=np.array([curve.loss for curve in found]),
         )
-        return cls(ln_C, ln_N, size, ln_D, loss)
 
-    def best(self, present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def find_best(self, is_present: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """([R, G] curve with the least loss, [R, G] whether its size lies between
-        others) among those present [R, K].
+        others) among the curves that are present [R, K].
 
-        Where no curve has reached C the first is named and not used.
+        Where no curve has reached C the first is named, and its size lies between none.
         """
-        alive = np.isfinite(self.loss)
+        is_reached = np.isfinite(self.loss)
         order = np.argsort(self.loss, axis=0, kind="stable")  # [K, G]
+        # The curves rank alike at many values of C, which are computed as one.
         _, first, back = np.unique(
-            np.vstack([order, alive]), axis=1, return_index=True, return_inverse=True
+            np.vstack([order, is_reached]),
+            axis=1,
+            return_index=True,
+            return_inverse=True,
         )
-        alive, order = (
-            alive[:, first],
-            order[:, first],
-        )  # values of C where the curves rank alike are one
-        ranked = present[:, order] & np.take_along_axis(alive, order, axis=0)
-        winner = order[np.argmax(ranked, axis=1), np.arange(len(first))]
-        there = present[:, :, None] & alive
-        smallest = self.size[np.argmax(there, axis=1)]
-        largest = self.size[len(self.size) - 1 - np.argmax(there[:, ::-1], axis=1)]
-        inside = (
-            (self.size[winner] > smallest)
-            & (self.size[winner] < largest)
-            & there.any(axis=1)
-        )
-        return winner[:, back], inside[:, back]
+        is_reached = is_reached[:, first]
+        order = order[:, first]
+        is_ranked = np.take_along_axis(is_reached, order, axis=0)
+        is_candidate = is_present[:, order] & is_ranked
+        winner = order[np.argmax(is_candidate, axis=1), np.arange(len(first))]
+        is_there = is_present[:, :, None] & is_reached
+        smallest = self.size[np.argmax(is_there, axis=1)]
+        last = len(self.size) - 1 - np.argmax(is_there[:, ::-1], axis=1)
+        largest = self.size[last]
+        size = self.size[winner]
+        is_between = (size > smallest) & (size < largest) & is_there.any(axis=1)
+        return winner[:, back], is_between[:, back]
 
-    def power_laws(self, winner: np.ndarray, used: np.ndarray) -> dict[str, np.ndarray]:
+    def fit_power_laws(
+        self, winner: np.ndarray, is_used: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """[R] exponents through the best sizes [R, G] that are used; NaN where fewer
         than two sizes are.
         """
-        ln_N = np.where(used, self.ln_N[winner], np.nan)
-        ln_D = np.where(used, self.ln_D[winner, np.arange(len(self.ln_C))], np.nan)
+        at = np.arange(len(self.ln_C))
+        ln_N = np.where(is_used, self.ln_N[winner], np.nan)
+        ln_D = np.where(is_used, self.ln_D[winner, at], np.nan)
         lines = fit_lines(np.broadcast_to(self.ln_C, ln_N.shape), ln_N, ln_D)
-        first = np.where(used, self.size[winner], len(self.size)).min(axis=1)
-        last = np.where(used, self.size[winner], -1).max(axis=1)
+        smallest = np.where(is_used, self.size[winner], len(self.size)).min(axis=1)
+        largest = np.where(is_used, self.size[winner], -1).max(axis=1)
+        has_two_sizes = largest > smallest
         return {
-            name: np.where(last > first, values, np.nan)
+            name: np.where(has_two_sizes, values, np.nan)
             for name, values in lines.items()
         }
 
-    def table(self, winner: np.ndarray, used: np.ndarray) -> pd.DataFrame:
-        """`Envelope.points` of one replicate: winner and used are [G]."""
+    def tabulate_points(self, winner: np.ndarray, is_used: np.ndarray) -> pd.DataFrame:
+        """`Envelope.points` of one replicate; both arguments are [G]."""
         at = np.arange(len(self.ln_C))
-        alive = np.isfinite(self.loss)
-        sizes = np.array([len(np.unique(self.size[column])) for column in alive.T])
-        smallest = self.size[winner] == self.size[np.argmax(alive, axis=0)]
-        edge = np.where(sizes < MIN_SIZES, FEW, np.where(smallest, SMALLEST, LARGEST))
-        points = {
-            "C": np.exp(self.ln_C),
-            "N": np.exp(self.ln_N[winner]),
-            "D": np.exp(self.ln_D[winner, at]),
-            "loss": self.loss[winner, at],
-        }
-        points = {
-            name: np.where((sizes > 0) | (name == "C"), values, np.nan)
-            for name, values in points.items()
-        }
+        is_reached = np.isfinite(self.loss)
+        n_sizes = np.array(
+            [len(np.unique(self.size[reached])) for reached in is_reached.T]
+        )
+        smallest = self.size[np.argmax(is_reached, axis=0)]
+        edge = np.where(self.size[winner] == smallest, SMALLEST, LARGEST)
+        reason = np.where(n_sizes < MIN_SIZES, FEW, edge)
+        is_known = n_sizes > 0
         return pd.DataFrame(
-            points
-            | {
-                "n_sizes": sizes,
-                "used": used,
-                "reason": np.where(used, "", edge).astype(object),
+            {
+                "C": np.exp(self.ln_C),
+                "N": np.where(is_known, np.exp(self.ln_N[winner]), np.nan),
+                "D": np.where(is_known, np.exp(self.ln_D[winner, at]), np.nan),
+                "loss": np.where(is_known, self.loss[winner, at], np.nan),
+                "n_sizes": n_sizes,
+                "used": is_used,
+                "reason": np.where(is_used, "", reason).astype(object),
             }
         )
 
 
-def _draws(curves: _Curves, n: int, seed: int) -> dict[str, np.ndarray]:
+def _draw_power_laws(curves: _Curves, n: int, seed: int) -> dict[str, np.ndarray]:
     """[n] bootstrap draws of the power laws, curves drawn with replacement (Efron
-    1979); NaN where one is lost.
+    1979); NaN where a replicate has none.
     """
-    K, G = curves.loss.shape
-    present = draw_unit_counts(np.random.default_rng(seed), n, K) > 0
-    step = max(1, MAX_CELLS // (K * G))
-    blocks = [
-        curves.power_laws(*curves.best(present[i : i + step]))
-        for i in range(0, n, step)
-    ]
-    names = ("a", "b", "ln_G_N", "ln_G_D")
-    return {
-        name: np.concatenate([np.zeros(0), *(block[name] for block in blocks)])
-        for name in names
-    }
+    n_curves, n_points = curves.loss.shape
+    counts = draw_unit_counts(np.random.default_rng(seed), n, n_curves)
+    is_present = counts > 0
+    draws = {name: np.full(n, np.nan) for name in ("a", "b", "ln_G_N", "ln_G_D")}
+    step = max(1, MAX_CELLS // (n_curves * n_points))
+    for start in range(0, n, step):
+        block = slice(start, start + step)
+        winner, is_used = curves.find_best(is_present[block])
+        for name, values in curves.fit_power_laws(winner, is_used).items():
+            draws[name][block] = values
+    return draws
 
 
-def _notes(
-    curves: _Curves, a: float, winners: np.ndarray, unit: str
-) -> tuple[str, ...]:
-    best, K = len(np.unique(curves.size[winners])), len(curves.ln_N)
+def _explain_limits(curves: _Curves, a: float, winners: np.ndarray) -> tuple[str, ...]:
+    n_best = len(np.unique(curves.size[winners]))
+    n_curves = len(curves.ln_N)
     notes = []
     if not np.isfinite(a):
         notes.append(
-            f"a and b need two sizes or more that are best inside the grid, and {best} are: train more sizes, each "
-            "for more token counts"
+            "a and b need two sizes or more that are best inside the grid, and "
+            f"{n_best} are: train more sizes, each for more token counts"
         )
-    elif best < MIN_SIZES:
+    elif n_best < MIN_SIZES:
         notes.append(
-            f"only {best} sizes are best anywhere inside the grid: the exponents rest on one step"
+            f"only {n_best} sizes are best anywhere inside the grid: the exponents "
+            "rest on one step"
         )
-    if K < FEW_CURVES:
+    if n_curves < FEW_CURVES:
         notes.append(
-            f"only {K} curves: the intervals of approach 1 are rough; resampling them loses sizes"
+            f"only {n_curves} curves: the intervals of approach 1 are rough; "
+            "resampling them loses sizes"
         )
     return tuple(notes)

@@ -3,36 +3,47 @@ parabolas.
 
 Per budget the loss is a parabola in ln N; its vertex is N*, and D* follows from the
 tokens of that budget's runs. Power laws N* = G_N C^a and D* = G_D C^b go through the
-vertices. The parabola is biased where sizes are spread widely or off-centre:
+vertices. The parabola is biased where sizes are spread widely or off-center:
 `analysis.hoffmann.comparison` sets it beside approaches 1 and 3 and estimates the bias.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from analysis.fitting.bootstrap import draw_unit_counts, find_central_interval
+from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.fitting.fit import name_trunks
 from analysis.table.runs import Runs, load_runs
 
-MIN_SIZES = 4  # three sizes always lie on a parabola: nothing would be left to check it
+Values = np.ndarray | np.floating
+"""An array, or one number where the query was one number."""
+
+MIN_SIZES = 4
+"""Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
+left to check it."""
+
+MAX_CONDITION = 1e12
+"""Condition number of the normal equations from which a parabola is not determined."""
 
 
 @dataclass(frozen=True, eq=False)
 class PowerLaws:
-    """N* = G_N C^a and D* = G_D C^b with their bootstrap draws: what approaches 1 and 2
-    end in.
+    """N* = G_N C^a and D* = G_D C^b with their bootstrap draws, the result of
+    approaches 1 and 2.
 
     Attributes:
-        a, b: exponents of N*(C) and D*(C); NaN where the runs do not give them.
-        ln_G_N, ln_G_D: logs of the factors; N in parameters, D in tokens, C in FLOPs.
-        draws: bootstrap draws of "a", "b", "ln_G_N", "ln_G_D", [R] each; replicates
-        that lost the power law
-            are left out and counted in `lost`.
+        a: exponent of N*(C); NaN where the runs do not give it.
+        b: exponent of D*(C); NaN where the runs do not give it.
+        ln_G_N: log of the factor G_N, with N in parameters and C in FLOPs.
+        ln_G_D: log of the factor G_D, with D in tokens and C in FLOPs.
+        draws: bootstrap draws [R] of "a", "b", "ln_G_N" and "ln_G_D", without the
+            replicates that have no power law.
+        lost: number of replicates that have no power law.
     """
 
     approach: ClassVar[str]
@@ -55,39 +66,49 @@ class PowerLaws:
                 f"{self.approach} has no {name!r}; it has {', '.join(self.draws)}"
             )
         draws = self.draws[name]
-        low, high = (
-            find_central_interval(draws, level) if len(draws) else (np.nan, np.nan)
-        )
+        if not len(draws):
+            return np.nan, np.nan
+        low, high = quantiles(draws, level)
         return float(low), float(high)
 
-    def optimum(self, C: Any) -> tuple[Any, Any]:
+    def optimum(self, C: ArrayLike) -> tuple[Values, Values]:
         """(N*, D*) at C FLOPs by the two power laws."""
         ln_C = np.log(np.asarray(C, float))
-        return np.exp(self.ln_G_N + self.a * ln_C), np.exp(self.ln_G_D + self.b * ln_C)
+        N = np.exp(self.ln_G_N + self.a * ln_C)
+        D = np.exp(self.ln_G_D + self.b * ln_C)
+        return N, D
 
     def optimum_interval(
-        self, C: Any, level: float = 0.90
-    ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        self, C: ArrayLike, level: float = 0.90
+    ) -> tuple[tuple[Values, Values], tuple[Values, Values]]:
         """((N low, N high), (D low, D high)) at C FLOPs; NaN when there are no draws."""
         ln_C = np.log(np.asarray(C, float))
-        if not len(self.draws["a"]):
-            unknown = (np.full_like(ln_C, np.nan), np.full_like(ln_C, np.nan))
-            return unknown, unknown
-        curves = [
-            self.draws[g].reshape(-1, *(1,) * ln_C.ndim)
-            + np.multiply.outer(self.draws[e], ln_C)
-            for g, e in (("ln_G_N", "a"), ("ln_G_D", "b"))
-        ]
-        n, d = (
-            tuple(np.exp(q) for q in find_central_interval(curve, level))
-            for curve in curves
-        )
-        return n, d  # type: ignore[return-value]
+        of_N = self._power_law_interval("ln_G_N", "a", ln_C, level)
+        of_D = self._power_law_interval("ln_G_D", "b", ln_C, level)
+        return of_N, of_D
+
+    def _power_law_interval(
+        self, factor: str, exponent: str, ln_C: Values, level: float
+    ) -> tuple[Values, Values]:
+        if not len(self.draws[exponent]):
+            return np.full_like(ln_C, np.nan), np.full_like(ln_C, np.nan)
+        intercept = self.draws[factor].reshape(-1, *(1,) * ln_C.ndim)
+        curves = intercept + np.multiply.outer(self.draws[exponent], ln_C)
+        low, high = quantiles(curves, level)
+        return np.exp(low), np.exp(high)
 
     def exponents_text(self, unit: str) -> str:
-        """The exponents with their 90 % intervals, in words."""
-        (a0, a1), (b0, b1) = self.interval("a"), self.interval("b")
-        return f"a = {self.a:.3f} [{a0:.3f}, {a1:.3f}], b = {self.b:.3f} [{b0:.3f}, {b1:.3f}] (90 %, {unit}s)"
+        """The exponents with their 90 % intervals, in words.
+
+        Args:
+            unit: what the bootstrap resamples.
+        """
+        a_low, a_high = self.interval("a")
+        b_low, b_high = self.interval("b")
+        return (
+            f"a = {self.a:.3f} [{a_low:.3f}, {a_high:.3f}], "
+            f"b = {self.b:.3f} [{b_low:.3f}, {b_high:.3f}] (90 %, {unit}s)"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +116,11 @@ class IsoFlop(PowerLaws):
     """Approach 2; its exponents are NaN with fewer than two usable budgets.
 
     Attributes:
-        minima: one row per budget: budget (nominal FLOPs), C (counted FLOPs at the
-        vertex), N, D, loss (all
-            at the vertex), c0, c1, c2 (loss = c0 + c1 u + c2 u^2 with u = ln N -
-            center), center, N_low, N_high (smallest and largest size), n_sizes, used,
-            reason (why not used, or "").
+        minima: one row per budget, with the columns of `Minimum`.
         runs: the rows used, with the column `group`, the budget each was counted to.
         grouping: how rows were assigned to budgets.
         unit: what the bootstrap resamples, "trunk" or "row".
+        notes: what limits the result.
     """
 
     approach: ClassVar[str] = "approach 2"
@@ -119,23 +137,83 @@ class IsoFlop(PowerLaws):
         Only budgets that were used count, so that the two results differ by their
         losses alone; NaN when fewer than two of them keep a minimum inside their sizes.
         """
-        _, minima = _parabolas(self.runs.assign(loss=loss))
-        both = minima["used"].to_numpy(bool) & self.minima["used"].to_numpy(bool)
-        return _power_laws(minima.loc[both])
+        _, minima = _fit_parabolas(self.runs.assign(loss=loss))
+        is_used = minima["used"].to_numpy(bool) & self.minima["used"].to_numpy(bool)
+        return _fit_power_laws(minima.loc[is_used])
 
     def __str__(self) -> str:
         lines = [
-            f"approach 2, {np.sum(self.minima['used'])} of {len(self.minima)} budgets ({self.grouping}): "
-            + self.exponents_text(self.unit)
+            f"approach 2, {np.sum(self.minima['used'])} of {len(self.minima)} budgets "
+            f"({self.grouping}): {self.exponents_text(self.unit)}"
         ]
         for row in self.minima.to_dict("records"):
-            at = f"N* {size_text(row['N'])}, D* {size_text(row['D'])}, loss {row['loss']:.4f}"
-            at = at if row["used"] else f"left out: {row['reason']}"
-            lines.append(f"  {row['budget']:.3g} FLOPs, {row['n_sizes']} sizes: {at}")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+            if row["used"]:
+                result = (
+                    f"N* {format_size(row['N'])}, D* {format_size(row['D'])}, "
+                    f"loss {row['loss']:.4f}"
+                )
+            else:
+                result = f"left out: {row['reason']}"
+            lines.append(
+                f"  {row['budget']:.3g} FLOPs, {row['n_sizes']} sizes: {result}"
+            )
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
 
 
-def size_text(value: float | int | np.number) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Minimum:
+    """The minimum of one budget's parabola: a row of `IsoFlop.minima`.
+
+    Attributes:
+        budget: nominal FLOPs.
+        C: counted FLOPs at the vertex.
+        N: parameters at the vertex.
+        D: tokens at the vertex.
+        loss: loss at the vertex.
+        c0: coefficient of loss = c0 + c1 u + c2 u^2 with u = ln N - center.
+        c1: coefficient of u.
+        c2: coefficient of u^2.
+        center: mean of ln N.
+        N_low: smallest size.
+        N_high: largest size.
+        n_sizes: number of distinct sizes.
+        used: whether the power laws go through this minimum.
+        reason: why not, or "".
+    """
+
+    budget: float
+    C: float = np.nan
+    N: float = np.nan
+    D: float = np.nan
+    loss: float = np.nan
+    c0: float = np.nan
+    c1: float = np.nan
+    c2: float = np.nan
+    center: float
+    N_low: float
+    N_high: float
+    n_sizes: int
+    used: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetGroups:
+    """Rows by the budget they belong to.
+
+    Attributes:
+        rows: the rows that belong to a budget, with the column `group`: its FLOPs.
+        rule: how rows were assigned to budgets.
+        notes: what a reader should know of it.
+    """
+
+    rows: pd.DataFrame
+    rule: str
+    notes: tuple[str, ...] = ()
+
+
+def format_size(value: float | int | np.number) -> str:
     """A number of parameters or tokens: 167k, 1.25M, 70B."""
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if value >= 0.9995 * 10**power:
@@ -152,90 +230,109 @@ def isoflop(
 ) -> IsoFlop:
     """Approach 2 on a run table with N, D, C and loss.
 
-    Rows belong to the `budget` they name; where the table has none, to the group of
-    rows whose C lies within `tolerance` of the group's smallest. The power laws use
-    counted C at each vertex, not the nominal budget. A budget is left out, with its
-    reason, when it has fewer than 4 sizes, no minimum, or one outside its sizes.
+    The power laws use the counted C at each vertex, not the nominal budget. A budget is
+    left out, with its reason, when it has fewer than 4 sizes, no minimum, or one
+    outside its sizes.
+
+    Args:
+        runs: a run table; a DataFrame is read by `load_runs` with its default columns.
+        tolerance: where the table names no budget, rows whose C exceeds the smallest of
+            a group by up to this share belong to that group.
+        n_bootstrap: number of bootstrap replicates.
+        seed: of the bootstrap.
 
     Raises:
         ValueError: a column is missing, or no row belongs to a budget.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    missing = [v for v in ("N", "D", "C") if v not in runs.table.columns]
+    missing = [name for name in ("N", "D", "C") if name not in runs.table.columns]
     if missing:
         raise ValueError(
-            f"approach 2 needs {', '.join(missing)}, which {runs.source} lacks; name its columns in load_runs"
+            f"approach 2 needs {', '.join(missing)}, which {runs.source} lacks; "
+            "name its columns in load_runs"
         )
-    table, grouping, notes = grouped(runs.table, tolerance)
-    groups, minima = _parabolas(table)
-    exponents = _power_laws(minima.loc[minima["used"].to_numpy(bool)])
+    budgets = group_by_budget(runs.table, tolerance)
+    table = budgets.rows
+    groups, minima = _fit_parabolas(table)
+    exponents = _fit_power_laws(minima.loc[minima["used"].to_numpy(bool)])
+    notes = list(budgets.notes)
     if not np.isfinite(exponents["a"]):
         notes.append(
-            "a and b need at least two budgets whose minimum lies inside their sizes: train more sizes per budget"
+            "a and b need at least two budgets whose minimum lies inside their sizes: "
+            "train more sizes per budget"
         )
-    unit = "trunk" if "trunk" in table.columns else "row"
-    names = (
-        name_trunks(table.loc[:, "trunk"]) if unit == "trunk" else np.arange(len(table))
+    if "trunk" in table.columns:
+        unit = "trunk"
+        names = name_trunks(table.loc[:, "trunk"])
+    else:
+        unit = "row"
+        names = np.arange(len(table))
+    _, unit_of_row = np.unique(names.astype(str), return_inverse=True)
+    draws = _draw_power_laws(
+        groups, pd.Series(unit_of_row, index=table.index), n_bootstrap, seed
     )
-    labels = pd.Series(
-        np.unique(names.astype(str), return_inverse=True)[1], index=table.index
-    )
-    draws = _draws(groups, labels, n_bootstrap, seed)
-    kept = {name: values[np.isfinite(draws["a"])] for name, values in draws.items()}
+    has_power_law = np.isfinite(draws["a"])
     return IsoFlop(
         **exponents,
-        draws=kept,
-        lost=n_bootstrap - len(kept["a"]),
+        draws={name: values[has_power_law] for name, values in draws.items()},
+        lost=n_bootstrap - int(has_power_law.sum()),
         minima=minima,
         runs=table,
-        grouping=grouping,
+        grouping=budgets.rule,
         unit=unit,
         notes=tuple(notes),
     )
 
 
-def grouped(
-    table: pd.DataFrame, tolerance: float
-) -> tuple[pd.DataFrame, str, list[str]]:
-    """(rows with the column `group`: the budget in FLOPs each belongs to, how they were
-    assigned, notes).
+def group_by_budget(table: pd.DataFrame, tolerance: float) -> BudgetGroups:
+    """The rows by the budget that they name; where no row names one, by their C.
+
+    Args:
+        table: rows with C.
+        tolerance: rows belong to one group while their C exceeds the group's smallest
+            by up to this share. The group's FLOPs are the geometric mean of its C.
     """
-    has_budget = (
-        table["budget"].notna().to_numpy(bool)
-        if "budget" in table.columns
-        else np.zeros(len(table), bool)
-    )
+    has_budget = np.zeros(len(table), bool)
+    if "budget" in table.columns:
+        has_budget = table["budget"].notna().to_numpy(bool)
     if has_budget.any():
         named = table.loc[has_budget]
-        lost = len(table) - len(named)
-        notes = [f"{lost} rows name no budget and are left out"] if lost else []
-        return (
-            named.assign(group=named["budget"]).reset_index(drop=True),
-            "nominal budgets",
-            notes,
-        )
+        n_lost = len(table) - len(named)
+        notes = ()
+        if n_lost:
+            notes = (f"{n_lost} rows name no budget and are left out",)
+        rows = named.assign(group=named["budget"]).reset_index(drop=True)
+        return BudgetGroups(rows=rows, rule="nominal budgets", notes=notes)
     ordered = table.sort_values("C", kind="stable").reset_index(drop=True)
-    starts: list[float] = []
-    for c in ordered["C"]:
-        starts.append(
-            starts[-1] if starts and c <= starts[-1] * (1 + tolerance) else float(c)
-        )
-    centre = (
-        ordered["C"]
-        .groupby(starts)
-        .transform(lambda c: float(np.exp(np.log(c).mean())))
+    smallest: list[float] = []  # of each row's group
+    for C in ordered["C"].to_numpy(float).tolist():
+        if smallest and smallest[-1] * (1 + tolerance) >= C:
+            smallest.append(smallest[-1])
+        else:
+            smallest.append(C)
+    budgets = ordered["C"].groupby(smallest).transform(_geometric_mean)
+    rule = f"C within {tolerance:.0%} of the smallest of its group"
+    return BudgetGroups(
+        rows=ordered.assign(group=budgets),
+        rule=rule,
+        notes=(f"no budget column: rows grouped by {rule}",),
     )
-    how = f"C within {tolerance:.0%} of the smallest of its group"
-    return (
-        ordered.assign(group=centre),
-        how,
-        [f"no budget column: rows grouped by {how}"],
-    )
+
+
+def _geometric_mean(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """The runs of one budget. design [n, 3]: powers of ln N - center."""
+    """The runs of one budget.
+
+    Attributes:
+        budget: FLOPs.
+        rows: the runs.
+        center: mean of ln N.
+        design: [n, 3] powers 0, 1 and 2 of ln N - center.
+    """
 
     budget: float
     rows: pd.DataFrame
@@ -245,126 +342,112 @@ class _Group:
     @classmethod
     def of(cls, budget: float, rows: pd.DataFrame) -> _Group:
         ln_N = np.log(rows["N"].to_numpy(float))
-        return cls(
-            float(budget),
-            rows,
-            float(ln_N.mean()),
-            np.vander(ln_N - ln_N.mean(), 3, increasing=True),
-        )
+        center = ln_N.mean()
+        design = np.vander(ln_N - center, 3, increasing=True)
+        return cls(budget=float(budget), rows=rows, center=float(center), design=design)
 
     @property
-    def sizes(self) -> int:
+    def loss(self) -> np.ndarray:
+        return self.rows["loss"].to_numpy(float)
+
+    @property
+    def n_sizes(self) -> int:
         return len(np.unique(self.rows["N"].to_numpy(float)))
 
-    def minimum(self) -> dict[str, Any]:
-        """This budget's row of `IsoFlop.minima`."""
-        sizes = self.rows["N"]
-        out = {
-            "budget": self.budget,
-            "C": np.nan,
-            "N": np.nan,
-            "D": np.nan,
-            "loss": np.nan,
-            "c0": np.nan,
-            "c1": np.nan,
-            "c2": np.nan,
-            "center": self.center,
-            "N_low": sizes.min(),
-            "N_high": sizes.max(),
-            "n_sizes": self.sizes,
-            "used": False,
-            "reason": "",
-        }
-        if self.sizes < MIN_SIZES:
-            return out | {
-                "reason": f"{self.sizes} sizes; a parabola and its check need {MIN_SIZES}"
-            }
-        c = np.linalg.lstsq(self.design, self.rows["loss"].to_numpy(float), rcond=None)[
-            0
-        ]
-        out |= {"c0": c[0], "c1": c[1], "c2": c[2]}
-        if c[2] <= 0:
-            return out | {
-                "reason": "the loss has no minimum in ln N (the parabola opens downwards)"
-            }
-        ln_N = self.center - c[1] / (2 * c[2])
-        ln_D, ln_C = self.at(np.array([ln_N]))
-        out |= {
-            "C": float(np.exp(ln_C[0])),
-            "N": float(np.exp(ln_N)),
-            "D": float(np.exp(ln_D[0])),
-            "loss": c[0] - c[1] ** 2 / (4 * c[2]),
-        }
-        return out | {"reason": _edge(out), "used": not _edge(out)}
+    def find_minimum(self) -> Minimum:
+        sizes = self.rows["N"].to_numpy(float)
+        found = Minimum(
+            budget=self.budget,
+            center=self.center,
+            N_low=float(sizes.min()),
+            N_high=float(sizes.max()),
+            n_sizes=self.n_sizes,
+        )
+        if self.n_sizes < MIN_SIZES:
+            reason = f"{self.n_sizes} sizes; a parabola and its check need {MIN_SIZES}"
+            return replace(found, reason=reason)
+        coefficients, *_ = np.linalg.lstsq(self.design, self.loss, rcond=None)
+        c0, c1, c2 = coefficients.tolist()
+        found = replace(found, c0=c0, c1=c1, c2=c2)
+        if c2 <= 0:
+            reason = "the loss has no minimum in ln N (the parabola opens downwards)"
+            return replace(found, reason=reason)
+        ln_N = self.center - c1 / (2 * c2)
+        ln_D, ln_C = self.follow_budget(np.array([ln_N]))
+        found = replace(
+            found,
+            C=float(np.exp(ln_C[0])),
+            N=float(np.exp(ln_N)),
+            D=float(np.exp(ln_D[0])),
+            loss=c0 - c1**2 / (4 * c2),
+        )
+        reason = _explain_edge(found)
+        return replace(found, reason=reason, used=not reason)
 
-    def at(self, ln_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(ln D, ln C) at ln N along this budget: nearly straight lines through its
-        runs, without noise.
+    def follow_budget(self, ln_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(ln D, ln C) at ln N along this budget, by straight lines through its runs:
+        along a budget both are nearly straight and without noise.
         """
-        lines = [
-            np.polyfit(self.design[:, 1], np.log(self.rows[v].to_numpy(float)), 1)
-            for v in ("D", "C")
-        ]
-        ln_D, ln_C = (np.polyval(line, ln_N - self.center) for line in lines)
+        u = self.design[:, 1]
+        D_line = np.polyfit(u, np.log(self.rows["D"].to_numpy(float)), 1)
+        C_line = np.polyfit(u, np.log(self.rows["C"].to_numpy(float)), 1)
+        ln_D = np.polyval(D_line, ln_N - self.center)
+        ln_C = np.polyval(C_line, ln_N - self.center)
         return ln_D, ln_C
 
-    def vertices(self, counts: np.ndarray) -> np.ndarray:
-        """[R] ln N of the vertex in replicates with row counts [R, n]; NaN when it is
+    def resample_minima(self, counts: np.ndarray) -> np.ndarray:
+        """[R] ln N of the vertex in replicates with row counts [R, n]; NaN where it is
         not inside the sizes.
         """
-        gram = np.einsum(
-            "rn,nk,nl->rkl", counts, self.design, self.design, optimize=True
-        )
-        rhs = np.einsum(
-            "rn,nk,n->rk",
-            counts,
-            self.design,
-            self.rows["loss"].to_numpy(float),
-            optimize=True,
-        )
-        distinct = (np.linalg.cond(gram) < 1e12) & np.isfinite(gram).all(axis=(1, 2))
-        c = np.linalg.solve(
-            np.where(distinct[:, None, None], gram, np.eye(3)), rhs[..., None]
-        )[..., 0]
+        X = self.design
+        gram = np.einsum("rn,nk,nl->rkl", counts, X, X, optimize=True)
+        right = np.einsum("rn,nk,n->rk", counts, X, self.loss, optimize=True)
+        is_determined = np.linalg.cond(gram) < MAX_CONDITION
+        is_determined &= np.isfinite(gram).all(axis=(1, 2))
+        solvable = np.where(is_determined[:, None, None], gram, np.eye(3))
+        c = np.linalg.solve(solvable, right[..., None])[..., 0]
         with np.errstate(divide="ignore", invalid="ignore"):
             u = -c[:, 1] / (2 * c[:, 2])
-        inside = (
-            (u > self.design[:, 1].min())
-            & (u < self.design[:, 1].max())
-            & (c[:, 2] > 0)
-            & distinct
-        )
-        return np.where(inside, self.center + u, np.nan)
+        is_inside = (u > X[:, 1].min()) & (u < X[:, 1].max())
+        is_minimum = (c[:, 2] > 0) & is_determined
+        return np.where(is_inside & is_minimum, self.center + u, np.nan)
 
 
-def _edge(minimum: dict[str, Any]) -> str:
+def _explain_edge(minimum: Minimum) -> str:
     """Why a minimum outside its sizes is not used; "" inside them."""
-    N, low, high = minimum["N"], minimum["N_low"], minimum["N_high"]
-    if high <= N:
-        why = f"not below the largest size {size_text(high)}: train larger sizes at this budget"
-    elif low >= N:
-        why = f"not above the smallest size {size_text(low)}: train smaller sizes at this budget"
+    if minimum.N_high <= minimum.N:
+        problem = (
+            f"not below the largest size {format_size(minimum.N_high)}: "
+            "train larger sizes at this budget"
+        )
+    elif minimum.N_low >= minimum.N:
+        problem = (
+            f"not above the smallest size {format_size(minimum.N_low)}: "
+            "train smaller sizes at this budget"
+        )
     else:
         return ""
-    return f"minimum at N = {size_text(N)}, {why}"
+    return f"minimum at N = {format_size(minimum.N)}, {problem}"
 
 
-def _parabolas(table: pd.DataFrame) -> tuple[list[_Group], pd.DataFrame]:
-    """The budgets of a table with the column `group`, and one row of `IsoFlop.minima`
-    for each.
-    """
-    budgets = np.unique(table["group"].to_numpy(float))
+def _fit_parabolas(table: pd.DataFrame) -> tuple[list[_Group], pd.DataFrame]:
+    """(the budgets of a table with the column `group`, their `IsoFlop.minima`)."""
+    budget_of_row = table["group"].to_numpy(float)
     groups = [
-        _Group.of(budget, table.loc[(table["group"] == budget).to_numpy(bool)])
-        for budget in budgets
+        _Group.of(float(budget), table.loc[budget_of_row == budget])
+        for budget in np.unique(budget_of_row)
     ]
-    return groups, pd.DataFrame([group.minimum() for group in groups])
+    return groups, pd.DataFrame([group.find_minimum() for group in groups])
 
 
-def _power_laws(minima: Any) -> dict[str, float]:
-    ln_C, ln_N, ln_D = (np.log(np.asarray(minima[v], float)) for v in ("C", "N", "D"))
-    draws = fit_lines(ln_C[None], ln_N[None], ln_D[None])
-    return {name: float(values[0]) for name, values in draws.items()}
+def _fit_power_laws(minima: pd.DataFrame) -> dict[str, float]:
+    """a, b, ln_G_N and ln_G_D through the minima."""
+    lines = fit_lines(
+        ln_C=np.log(minima["C"].to_numpy(float))[None],
+        ln_N=np.log(minima["N"].to_numpy(float))[None],
+        ln_D=np.log(minima["D"].to_numpy(float))[None],
+    )
+    return {name: float(values[0]) for name, values in lines.items()}
 
 
 def fit_lines(
@@ -372,41 +455,56 @@ def fit_lines(
 ) -> dict[str, np.ndarray]:
     """a, b, ln_G_N, ln_G_D, [R] each: least-squares lines of ln N and ln D on ln C.
 
-    Each is [R, points], with NaN in ln_N where a point is left out; a and b are NaN
-    with fewer than two points.
+    Each argument is [R, points], with NaN in ln_N where a point is left out. a and b
+    are NaN with fewer than two points.
     """
-    seen = np.isfinite(ln_N) & np.isfinite(ln_C)
-    count = np.maximum(seen.sum(axis=1, keepdims=True), 1)
-    x, n, d = (np.where(seen, v, 0.0) for v in (ln_C, ln_N, ln_D))
-    mean_x, mean_n, mean_d = (v.sum(axis=1, keepdims=True) / count for v in (x, n, d))
-    dx = np.where(seen, x - mean_x, 0.0)
+    is_point = np.isfinite(ln_N) & np.isfinite(ln_C)
+    n_points = is_point.sum(axis=1)
+    count = np.maximum(n_points[:, None], 1)
+    x = np.where(is_point, ln_C, 0.0)
+    N = np.where(is_point, ln_N, 0.0)
+    D = np.where(is_point, ln_D, 0.0)
+    x_mean = x.sum(axis=1, keepdims=True) / count
+    N_mean = N.sum(axis=1, keepdims=True) / count
+    D_mean = D.sum(axis=1, keepdims=True) / count
+    dx = np.where(is_point, x - x_mean, 0.0)
     spread = np.sum(dx**2, axis=1)
-    enough = (seen.sum(axis=1) >= 2) & (spread > 0)
+    is_determined = (n_points >= 2) & (spread > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        a, b = (
-            np.where(enough, np.sum(dx * v, axis=1) / spread, np.nan) for v in (n, d)
-        )
+        a = np.where(is_determined, np.sum(dx * N, axis=1) / spread, np.nan)
+        b = np.where(is_determined, np.sum(dx * D, axis=1) / spread, np.nan)
     return {
         "a": a,
         "b": b,
-        "ln_G_N": mean_n[:, 0] - a * mean_x[:, 0],
-        "ln_G_D": mean_d[:, 0] - b * mean_x[:, 0],
+        "ln_G_N": N_mean[:, 0] - a * x_mean[:, 0],
+        "ln_G_D": D_mean[:, 0] - b * x_mean[:, 0],
     }
 
 
-def _draws(
-    groups: list[_Group], labels: pd.Series, n: int, seed: int
+def _draw_power_laws(
+    groups: list[_Group], unit_of_row: pd.Series, n: int, seed: int
 ) -> dict[str, np.ndarray]:
     """[n] bootstrap draws of the power laws; NaN where fewer than two budgets keep a
     minimum inside their sizes.
     """
-    counts = draw_unit_counts(np.random.default_rng(seed), n, int(labels.max()) + 1)
-    columns: dict[str, list[np.ndarray]] = {"C": [], "N": [], "D": []}
-    for group in (g for g in groups if g.sizes >= MIN_SIZES):
-        ln_N = group.vertices(counts[:, labels.loc[group.rows.index].to_numpy()])
-        ln_D, ln_C = group.at(ln_N)
-        for name, values in (("C", ln_C), ("N", ln_N), ("D", ln_D)):
-            columns[name].append(values)
-    if not columns["C"]:
+    n_units = int(unit_of_row.max()) + 1
+    counts = draw_unit_counts(np.random.default_rng(seed), n, n_units)
+    ln_C: list[np.ndarray] = []
+    ln_N: list[np.ndarray] = []
+    ln_D: list[np.ndarray] = []
+    for group in groups:
+        if group.n_sizes < MIN_SIZES:
+            continue
+        units = unit_of_row.loc[group.rows.index].to_numpy()
+        minimum = group.resample_minima(counts[:, units])
+        D, C = group.follow_budget(minimum)
+        ln_C.append(C)
+        ln_N.append(minimum)
+        ln_D.append(D)
+    if not ln_N:
         return {name: np.full(n, np.nan) for name in ("a", "b", "ln_G_N", "ln_G_D")}
-    return fit_lines(*(np.stack(columns[name], axis=1) for name in ("C", "N", "D")))
+    return fit_lines(
+        ln_C=np.stack(ln_C, axis=1),
+        ln_N=np.stack(ln_N, axis=1),
+        ln_D=np.stack(ln_D, axis=1),
+    )

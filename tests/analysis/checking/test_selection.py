@@ -27,9 +27,8 @@ from analysis import (
     plot_audit,
     select,
 )
-from analysis.checking.audit import Audit
-from analysis.checking.audit import _predicted as left_out_rows
-from analysis.checking.selection import Selection, holdout_masks, log_errors
+from analysis.checking.audit import Audit, predict_left_out
+from analysis.checking.selection import Selection, compute_log_errors, mask_holdouts
 from analysis.fitting.certify import Certificate
 from analysis.fitting.fit import Fit
 from analysis.fitting.protocol import Protocol
@@ -74,8 +73,10 @@ def test_errors_are_of_what_the_law_predicts() -> None:
     table = pd.DataFrame(
         {"loss": loss, "error": found.predict(loss=loss), "source_row": range(6)}
     )
-    np.testing.assert_allclose(log_errors(found, table), 0.0, atol=1e-12)
-    np.testing.assert_allclose(left_out_rows(found, table)["measured"], table["error"])
+    np.testing.assert_allclose(compute_log_errors(found, table), 0.0, atol=1e-12)
+    np.testing.assert_allclose(
+        predict_left_out(found, table)["measured"], table["error"]
+    )
 
 
 def with_residuals(r: np.ndarray, objective: str, delta: float | None = None) -> Fit:
@@ -191,7 +192,7 @@ def test_criteria_and_holdouts_that_disagree_are_said_to(selection: Selection) -
 
 
 def test_holdouts_keep_whole_groups(runs: Runs) -> None:
-    masks, notes = holdout_masks(runs, 0.2, None, 0.1)
+    masks, notes = mask_holdouts(runs, 0.2, None, 0.1)
     table = runs.table
     assert np.array_equal(masks["largest_C"], table["C"] == table["C"].max())
     assert (
@@ -202,12 +203,12 @@ def test_holdouts_keep_whole_groups(runs: Runs) -> None:
     )
     later = load_runs(table.assign(step=np.arange(len(table))))
     assert np.array_equal(
-        holdout_masks(later, 0.1, "step", 0.1)[0]["last"], np.arange(28) >= 25
+        mask_holdouts(later, 0.1, "step", 0.1)[0]["last"], np.arange(28) >= 25
     )
     with pytest.raises(ValueError, match="no column of numbers"):
-        holdout_masks(runs, 0.2, "date", 0.1)
+        mask_holdouts(runs, 0.2, "date", 0.1)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        holdout_masks(runs, 20.0, None, 0.1)
+        mask_holdouts(runs, 20.0, None, 0.1)
 
 
 def test_no_law_and_all_refused(runs: Runs) -> None:

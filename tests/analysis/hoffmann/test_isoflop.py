@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import isoflop, load_runs
-from analysis.hoffmann.isoflop import size_text
+from analysis.hoffmann.isoflop import format_size
 
 
 def _parabolas(
@@ -129,7 +129,7 @@ def test_reasons_write_sizes_as_people_do() -> None:
     table = _parabolas(centre=5.0)
     reason = isoflop(table, n_bootstrap=5).minima.iloc[0]["reason"]
     assert "e+" not in reason and "M" in reason
-    assert [size_text(v) for v in (12, 1.67e5, 1.25e6, 7e10, 1.5e13)] == [
+    assert [format_size(v) for v in (12, 1.67e5, 1.25e6, 7e10, 1.5e13)] == [
         "12",
         "167k",
         "1.25M",
