@@ -160,8 +160,8 @@ def delta_sweep(
         certified, and refused (why there is no fit, or "").
 
     Raises:
-        ValueError: no delta, one that is not positive, or `objective` among the
-            options.
+        ValueError: no delta, one that is not positive, or `objective` or `delta` among
+            the options.
     """
     if not len(deltas) or not all(delta > 0 for delta in deltas):
         raise ValueError(
@@ -173,14 +173,18 @@ def delta_sweep(
             f"objective is {options['objective']!r}; delta_sweep sets it: huber, and "
             "least squares at inf"
         )
+    if "delta" in options:
+        raise ValueError(
+            f"delta is {options['delta']!r}; delta_sweep takes thresholds as deltas"
+        )
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     rows: list[Row] = []
     for delta in deltas:
         objective = "huber" if np.isfinite(delta) else "least_squares"
-        own_options: FitOptions = {"objective": objective}
+        swept: FitOptions = {**options, "objective": objective}
         if np.isfinite(delta):
-            own_options["delta"] = delta
-        found = try_fit(runs, law, **own_options, **options)
+            swept["delta"] = delta
+        found = try_fit(runs, law, **swept)
         row: Row = {"delta": float(delta), "objective": objective}
         if isinstance(found, str):
             row |= {"certified": False, "refused": found}
@@ -193,7 +197,7 @@ def delta_sweep(
     table = pd.DataFrame(rows)
     last = ["certified", "refused"]
     first = [name for name in table.columns if name not in last]
-    return table[first + last]
+    return table.loc[:, first + last]
 
 
 def _recover_options(fit: Fit) -> FitOptions:

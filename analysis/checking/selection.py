@@ -130,7 +130,8 @@ def _compute_deviance(r: np.ndarray, objective: str, delta: float | None) -> flo
     # The best s is the mean rho for Laplace's density and twice it for the normal one.
     ends = (np.log(mean) - 0.5, np.log(mean) + 1.5)
     best = scipy.optimize.minimize_scalar(half_deviance, bounds=ends, method="bounded")
-    return 2 * n * float(best["fun"])
+    assert isinstance(best, scipy.optimize.OptimizeResult)
+    return 2 * n * float(best.fun)
 
 
 def try_fit(runs: Runs, law: str | Law, **options: Unpack[FitOptions]) -> Fit | str:

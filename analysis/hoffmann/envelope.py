@@ -258,7 +258,7 @@ class _Curves:
             is_reached = (ln_C >= x[0] - 1e-12) & (ln_C <= x[-1] + 1e-12)
             found.append(
                 _Curve(
-                    ln_N=float(mean["ln_N"].mean()),
+                    ln_N=float(mean["ln_N"].to_numpy(float).mean()),
                     size=int(mean["size"].iloc[0]),
                     ln_D=np.interp(ln_C, x, mean["ln_D"].to_numpy(float)),
                     loss=np.where(is_reached, loss, np.inf),
