@@ -15,7 +15,6 @@ from typing import Literal, Unpack
 import numpy as np
 import pandas as pd
 import scipy.optimize
-from numpy.typing import ArrayLike
 
 from analysis.checking.selection import (
     FitOptions,
@@ -27,7 +26,7 @@ from analysis.checking.selection import (
 )
 from analysis.fitting.fit import Fit
 from analysis.hoffmann.envelope import label_sizes
-from analysis.hoffmann.isoflop import format_size
+from analysis.hoffmann.isoflop import Query, format_size
 from analysis.laws.library import Law
 from analysis.table.runs import Runs, load_runs
 
@@ -35,7 +34,7 @@ ROUNDING = 1e-9
 """Distance from the hull, in ln-units, that counts as rounding."""
 
 
-def hull_distance(fit: Fit, **x: ArrayLike | None) -> float | np.ndarray:
+def hull_distance(fit: Fit, **x: Query | None) -> float | np.ndarray:
     """Distance of points from the runs that were fitted: 0 inside their convex hull,
     else Euclidean, in ln-units.
 

@@ -9,12 +9,12 @@ vertices. The parabola is biased where sizes are spread widely or off-center:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.fitting.fit import name_trunks
@@ -22,6 +22,9 @@ from analysis.table.runs import Runs, load_runs
 
 Values = np.ndarray | np.floating
 """An array, or one number where the query was one number."""
+
+Query = float | int | np.number | np.ndarray | pd.Series | Sequence[float | int]
+"""One number or several, as a caller may write them."""
 
 MIN_SIZES = 4
 """Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
@@ -71,7 +74,7 @@ class PowerLaws:
         low, high = quantiles(draws, level)
         return float(low), float(high)
 
-    def optimum(self, C: ArrayLike) -> tuple[Values, Values]:
+    def optimum(self, C: Query) -> tuple[Values, Values]:
         """(N*, D*) at C FLOPs by the two power laws."""
         ln_C = np.log(np.asarray(C, float))
         N = np.exp(self.ln_G_N + self.a * ln_C)
@@ -79,7 +82,7 @@ class PowerLaws:
         return N, D
 
     def optimum_interval(
-        self, C: ArrayLike, level: float = 0.90
+        self, C: Query, level: float = 0.90
     ) -> tuple[tuple[Values, Values], tuple[Values, Values]]:
         """((N low, N high), (D low, D high)) at C FLOPs; NaN when there are no draws."""
         ln_C = np.log(np.asarray(C, float))
