@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from analysis.fitting.bootstrap import draw_unit_counts
+from analysis.fitting.bootstrap import draw_unit_counts, find_central_interval
 from analysis.fitting.fit import name_trunks
 from analysis.table.runs import Runs, load_runs
 
@@ -71,7 +71,7 @@ class PowerLaws:
         draws = self.draws[name]
         if not len(draws):
             return np.nan, np.nan
-        low, high = quantiles(draws, level)
+        low, high = find_central_interval(draws, level)
         return float(low), float(high)
 
     def optimum(self, C: Query) -> tuple[Values, Values]:
@@ -97,7 +97,7 @@ class PowerLaws:
             return np.full_like(ln_C, np.nan), np.full_like(ln_C, np.nan)
         intercept = self.draws[factor].reshape(-1, *(1,) * ln_C.ndim)
         curves = intercept + np.multiply.outer(self.draws[exponent], ln_C)
-        low, high = quantiles(curves, level)
+        low, high = find_central_interval(curves, level)
         return np.exp(low), np.exp(high)
 
     def exponents_text(self, unit: str) -> str:
