@@ -11,6 +11,7 @@ from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 from optax import contrib
@@ -145,7 +146,7 @@ def _make_muon(beta: float) -> optax.GradientTransformation:
 
     def list_matrix_axes(params: PyTree) -> PyTree:
         def list_axes(
-            weight: Array | optax.MaskedNode,
+            weight: Array | np.ndarray | optax.MaskedNode,
         ) -> optax.MaskedNode | contrib.MuonDimensionNumbers:
             if isinstance(weight, optax.MaskedNode):
                 return weight
