@@ -33,8 +33,8 @@ class Allocation:
 
     Attributes:
         C: FLOPs of training and inference together.
-        N: parameters that minimize the loss.
-        D: tokens that minimize the loss.
+        N: number of parameters of the best model, or the number that was given.
+        D: number of training tokens.
         loss: predicted at N and D, nats per token.
         near_optimal_range: (smallest, largest) N whose loss, at the same C, is within
             0.1 % of the best; (N, N) if N was given.
@@ -388,7 +388,9 @@ def _find_optimum(
 def _solve_draws(
     problem: AllocationProblem, params: Params, question: _Question
 ) -> _Solution:
-    """Answer the question in every draw. N stays finite everywhere if it is given.
+    """Answer the question in every draw.
+
+    A draw that cannot reach the loss gets C = D = inf, and N = inf unless N was given.
 
     Raises:
         ValueError: C does not buy one token at the given N.
@@ -399,10 +401,11 @@ def _solve_draws(
     if loss is not None:
         total = problem.least_flops(params, loss, N)
     is_reached = np.isfinite(total)
-    spent = np.where(is_reached, total, 1e30)  # any budget does for the other draws
+    # 1e30 is a placeholder for the draws whose answer is infinite.
+    finite_budget = np.where(is_reached, total, 1e30)
     sizes = np.full(n_draws, N, float)
     if N is None:
-        sizes = problem.optimal_size(params, spent)
+        sizes = problem.optimal_size(params, finite_budget)
     if N is not None and C is not None:
         per_token = float(problem.training_flops_per_token(N))
         fewest = per_token * (1 + problem.inference_tokens / 3)
@@ -412,7 +415,7 @@ def _solve_draws(
                 f"{problem.inference_tokens:g} tokens at N = {N:g}, which take "
                 f"{fewest:.3g}; raise C, or give a smaller N"
             )
-    tokens = problem.affordable_tokens(sizes, spent)
+    tokens = problem.affordable_tokens(sizes, finite_budget)
     if N is None:
         sizes = np.where(is_reached, sizes, np.inf)
     return _Solution(C=total, N=sizes, D=np.where(is_reached, tokens, np.inf))
@@ -421,7 +424,7 @@ def _solve_draws(
 def _compute_intervals(
     problem: AllocationProblem, boot: Bootstrap, question: _Question, level: float
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of those of C, N, D and the loss that were not given."""
+    """The interval of each of C, N, D and the loss, without those that were given."""
     solution = _solve_draws(problem, boot.draws, question)
     values: dict[str, Float[np.ndarray, " R"]] = {}
     if question.N is None:
@@ -461,7 +464,7 @@ def _explain_unreachable_loss(
 def _check_inside_bounds(
     problem: AllocationProblem, C: float, N: float, params: Mapping[str, float]
 ) -> None:
-    """Refuse an optimum at the smallest or the largest size, where it is none."""
+    """Raise if the optimum lies at an end of the searched sizes: it is then none."""
     low, high = (float(np.exp(bound)) for bound in problem.log_size_bounds(C))
     if not low * 1.001 < N < high / 1.001:
         raise ValueError(

@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.fitting import noise
 from analysis.fitting.bootstrap import Bootstrap, bootstrap_fit
 from analysis.fitting.certify import (
     certify_solution,
     find_design_problem,
     reject_unidentified,
 )
+from analysis.fitting.noise import estimate_variance, fit_growth
 from analysis.fitting.profile import Profile, profile_fit
 from analysis.fitting.protocol import (
     Protocol,
@@ -45,13 +45,20 @@ class Fit(FitResult):
     ) -> Bootstrap:
         """Refit n tables, each with its own global search over the exponents.
 
-        "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer than
-        8 trunks the intervals of the exponents are wide, because resampled tables miss
-        sizes, and those of the law itself a little narrow: a note says so. "residual"
-        keeps every run and gives it the law's loss with a residual drawn from all rows;
-        "parametric" adds Gaussian noise of the residuals' scatter. Both assume that the
-        law's form is right and the rows are independent. Residuals are enlarged by
-        sqrt(n / (n - parameters)) (Davison & Hinkley 1997, 6.3).
+        The methods are:
+
+        - "resample" draws trunks (or rows) with replacement (Efron 1979). With fewer
+          than 8 trunks the intervals of the exponents are wide, because resampled
+          tables miss sizes, and those of the law itself a little narrow: a note says
+          so.
+        - "residual" keeps every run and gives it the law's loss with a residual drawn
+          from all rows. The residuals are enlarged by sqrt(n / (n - parameters))
+          (Davison & Hinkley 1997, 6.3).
+        - "parametric" keeps every run and gives it the law's loss with Gaussian noise
+          of the residuals' scatter.
+
+        "residual" and "parametric" assume that the form of the law is right and that
+        the rows are independent.
 
         Args:
             n: replicates.
@@ -151,14 +158,14 @@ def fit(
         weighted="weight" in data,
     )
     if allow_unidentified:
-        return solve_unidentified(law, binding, protocol, data)
-    return solve_identified(law, binding, protocol, data)
+        return fit_and_mark(law, binding, protocol, data)
+    return fit_or_raise(law, binding, protocol, data)
 
 
-def solve_identified(
+def fit_or_raise(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
-    """The fit.
+    """Fit the law, or raise if the runs do not determine its parameters.
 
     Raises:
         NotIdentifiedError: the runs do not determine the parameters.
@@ -166,18 +173,18 @@ def solve_identified(
     problem = find_design_problem(binding, data, protocol.prior)
     if problem:
         raise NotIdentifiedError(problem.message)
-    result = solve_law(law, binding, protocol, data)
+    result = fit_in_stages(law, binding, protocol, data)
     reject_unidentified(result.certificate.not_identified, binding, protocol.n_rows)
     return result
 
 
-def solve_unidentified(
+def fit_and_mark(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
-    """The fit, with a certificate that names every parameter that the runs do not
+    """Fit the law, and name in the certificate every parameter that the runs do not
     determine.
     """
-    result = solve_law(law, binding, protocol, data)
+    result = fit_in_stages(law, binding, protocol, data)
     problem = find_design_problem(binding, data, protocol.prior)
     if not problem:
         return result
@@ -235,36 +242,38 @@ def name_trunks(trunk: pd.Series) -> np.ndarray:
     return np.where(missing, own, trunk.astype(str).to_numpy(str)).astype(object)
 
 
-def solve_law(
+def fit_in_stages(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
-    """The fit. Growing noise and a prior each need a first fit without them: its
-    residuals show how the noise grows and how much the prior counts.
+    """Fit the law, after a first fit where the options need one.
+
+    Growing noise and a prior each need a fit without them: its residuals show how the
+    noise grows and how much the prior counts.
     """
     if protocol.noise == "growing":
         plain = replace(protocol, noise="constant", prior={})
-        residuals = solve_protocol(law, binding, plain, data).residuals
-        growth = noise.fit_growth(residuals, data[law.target])
+        residuals = search_once(law, binding, plain, data).residuals
+        growth = fit_growth(residuals, data[law.target])
         protocol = replace(protocol, growth=growth)
     if protocol.prior:
         plain = replace(protocol, prior={})
-        residuals = solve_protocol(law, binding, plain, data).residuals
-        variance = noise.estimate_variance(
+        residuals = search_once(law, binding, plain, data).residuals
+        variance = estimate_variance(
             residuals, protocol.threshold, len(binding.free), data.get("weight")
         )
         protocol = replace(protocol, prior_variance=variance)
-    return solve_protocol(law, binding, protocol, data)
+    return search_once(law, binding, protocol, data)
 
 
-def solve_protocol(
+def search_once(
     law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
 ) -> Fit:
-    """The fit by one global search, with its certificate."""
+    """Fit the law by one global search, and certify the optimum."""
     scale = compute_row_scales(protocol, law, data)
     solver = build_solver(binding, protocol, data, scale)
     solution = solver.global_fit()
-    draws = solver.params(solution.z[:1])
-    params = {name: float(values[0]) for name, values in draws.items()}
+    fitted = solver.params(solution.z[:1])
+    params = {name: float(values[0]) for name, values in fitted.items()}
     predicted = law.predict(params, **{name: data[name] for name in law.variables})
     measured = data[law.target]
     if protocol.residual == "log":

@@ -54,13 +54,16 @@ class PlanConfig:
     """What to plan: compute budgets with sizes around the center of each, or a
     rectangle of widths and tokens.
 
-    The learning rate of a run is `optim.lr` x (width /
-    model.base_width)^-`lr_width_exponent`, or `optim.lr` x (n_matmul /
-    `lr_N`)^-`lr_N_exponent`; either is multiplied by (tokens /
-    `lr_D`)^-`lr_D_exponent`. With `base_tokens` or `base_batch_tokens`, `optim` is the
-    recipe of a run of those, which `scaling.rescale_optim` moves to the tokens of each
-    run. A rule that depends on tokens leaves the runs of a size without a common trunk:
-    the quickstart's plan would cost 1.3 times as much.
+    The learning rate of a run is `optim.lr` times one of these two factors:
+
+    - (width / model.base_width)^-lr_width_exponent, or
+    - (n_matmul / lr_N)^-lr_N_exponent,
+
+    and times (tokens / lr_D)^-lr_D_exponent. If `base_tokens` or `base_batch_tokens` is
+    set, `optim` was tuned for a run of that many tokens, or of that many tokens per
+    step, and `scaling.rescale_optim` adapts it to each run. With a rule that depends on
+    tokens, the runs of a size share no trunk: the quickstart's plan would cost 1.3
+    times as much.
 
     Raises:
         ConfigError: a value is out of range, or contradicts another one.
@@ -101,8 +104,8 @@ class PlanConfig:
     base_batch_tokens: int | None = None
     """Tokens per step of that run; None: the plan's."""
     warmup_fraction: float | None = None
-    """Warm-up over the tokens of the shortest run on each trunk, so a plan with other
-    budgets may have other warm-ups; None: optim.warmup_tokens.
+    """Warm-up as a fraction of the tokens of the shortest run on its trunk, so a plan
+    with other budgets may have other warm-ups; None: optim.warmup_tokens.
     """
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -242,8 +245,8 @@ class Plan:
 
     @property
     def rates_follow_tokens(self) -> bool:
-        """Whether a size has other rates at other token budgets, so that its runs share
-        no trunk.
+        """Whether the learning rate of a size depends on its token budget, so that its
+        runs share no trunk.
         """
         rates: dict[tuple[ModelConfig, int], dict[int, set[float]]] = {}
         for run in self.runs:
@@ -450,9 +453,7 @@ def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimC
 def _list_isoflop_candidates(
     config: PlanConfig, sizes: list[ModelConfig]
 ) -> Iterator[Candidates]:
-    """For each budget all sizes, the one nearest to the center in the logarithm of
-    tokens per parameter first.
-    """
+    """For each budget all sizes, ordered by |ln(tokens per parameter / target)|."""
     for budget in sorted(config.budgets):
         distances = {}
         runs = {}
@@ -468,7 +469,7 @@ def _list_isoflop_candidates(
 def _list_grid_candidates(
     config: PlanConfig, sizes: list[ModelConfig]
 ) -> Iterator[Candidates]:
-    """For each size all numbers of tokens."""
+    """For each size a run of each number of tokens."""
     for model in sizes:
         runs = []
         for tokens in sorted(config.tokens):

@@ -3,7 +3,9 @@
 They are pure functions here, and `get_executable` compiles them.
 
 Axes: S steps of a chunk, B batch, T position (windows hold T + 1 tokens: the inputs
-and, shifted by one, the targets), M held-out windows, A micro-batches.
+and, shifted by one, the targets; T1 is T + 1), b rows of this process, M held-out
+windows, A micro-batches. Several runs of one shape may train together ("run packing",
+`scaling.training.packing`).
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from scaling.model.transformer import Family, Key, Params, build_family
 from scaling.training.optimizer import apply_constraints, make_optimizer
 from scaling.training.sharding import CompiledFunction, Strategy
 
-Range = tuple[int, int] | None
+LossRange = tuple[int, int] | None
 """Token ids lo <= id < hi that count as targets in the loss; None if all do."""
 
 Metrics = dict[str, Array]
-"""Values of each step of a chunk, by name."""
+"""What is measured in a step, by name: scalars, or [S] for the steps of a chunk."""
 
 GradientSum = tuple[Float[Array, ""], Float[Array, ""], Params]
 """Sum of the losses, number of targets that count, and gradient of the sum."""
@@ -58,7 +60,7 @@ class StepSpec:
     family: Family
     optimizer: optax.GradientTransformationExtraArgs
     accumulate: int
-    loss_range: Range
+    loss_range: LossRange
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step."""
@@ -82,7 +84,8 @@ State = TrainState | Callable[[], TrainState]
 
 
 ChunkMetrics = Mapping[str, ArrayLike]
-""""loss" and "grad_norm" of each of the S steps; under pmap with a device axis first.
+"""`Metrics` of a chunk as the host reads them: "loss" and "grad_norm" of each of the S
+steps; under pmap with a device axis first.
 """
 
 
@@ -227,18 +230,18 @@ def train_chunk(
 
 
 def window_losses(
-    params: Params, windows: Int[Array, "M T1"], *, spec: StepSpec, rows: int
+    params: Params, windows: Int[Array, "M T1"], *, spec: StepSpec, rows_at_once: int
 ) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
     """Sum of losses and number of targets that count of each window.
 
-    `rows` windows are computed at a time; M is a multiple of it.
+    `rows_at_once` windows are computed at a time; M is a multiple of it.
     """
 
     def evaluate_block(windows: Int[Array, "b T1"]) -> tuple[Array, Array]:
         losses, weights = token_losses(spec, params, windows)
         return losses.sum(axis=1), weights.sum(axis=1)
 
-    blocks = windows.reshape(-1, rows, windows.shape[1])
+    blocks = windows.reshape(-1, rows_at_once, windows.shape[1])
     losses, counts = jax.lax.map(evaluate_block, blocks)
     return losses.reshape(-1), counts.reshape(-1)
 
@@ -269,14 +272,14 @@ class Executable:
         strategy: How the devices are used.
         chunk: `train_chunk`, compiled.
         evaluator: `window_losses`, compiled.
-        rows: Windows that each device evaluates at a time.
+        rows_per_device: Windows that each device evaluates at a time.
     """
 
     spec: StepSpec
     strategy: Strategy
     chunk: CompiledFunction
     evaluator: CompiledFunction
-    rows: int
+    rows_per_device: int
 
     def init(self, seed: int) -> TrainState:
         """A fresh state on the devices."""
@@ -311,7 +314,7 @@ class Executable:
         models.
         """
         M = len(windows_MxT)
-        unit = self.rows * self.strategy.devices
+        unit = self.rows_per_device * self.strategy.devices
         padded_rows = -(-M // unit) * unit
         padded = np.resize(windows_MxT, (padded_rows, windows_MxT.shape[1]))
         result = self.evaluator(state.params, self.strategy.shard_windows(padded))
@@ -326,14 +329,16 @@ class Executable:
         return Evaluation(float(loss), float(se), int(counts.sum()))
 
 
-def get_executable(run: RunConfig, strategy: Strategy, loss_range: Range) -> Executable:
+def get_executable(
+    run: RunConfig, strategy: Strategy, loss_range: LossRange
+) -> Executable:
     """The executable of a run's shape, one per process and shape."""
     return _build_executable(run.shape, strategy, loss_range)
 
 
 @functools.lru_cache(maxsize=32)
 def _build_executable(
-    shape: RunConfig, strategy: Strategy, loss_range: Range
+    shape: RunConfig, strategy: Strategy, loss_range: LossRange
 ) -> Executable:
     family = build_family(shape.model, unroll=strategy.platform == "gpu")
     spec = StepSpec(
@@ -343,28 +348,29 @@ def _build_executable(
         loss_range=loss_range,
     )
     tokens = CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS
-    rows = max(1, tokens // shape.model.context)
+    rows_per_device = max(1, tokens // shape.model.context)
     chunk = functools.partial(train_chunk, spec=spec)
     evaluate = functools.partial(
-        window_losses, spec=spec, rows=strategy.rows_at_once(rows)
+        window_losses, spec=spec, rows_at_once=strategy.rows_at_once(rows_per_device)
     )
     return Executable(
         spec=spec,
         strategy=strategy,
         chunk=strategy.compile_chunk(chunk),
         evaluator=strategy.compile_evaluation(evaluate),
-        rows=rows,
+        rows_per_device=rows_per_device,
     )
 
 
 def count_micro_batches(run: RunConfig, strategy: Strategy) -> int:
     """Number of pieces in which a step's batch is computed.
 
-    It is `optim.accumulate`. On CPU it is a multiple of that if a batch otherwise does
-    not fit: a batch whose activations fit into the cache of a core trains up to 1.5
-    times as fast, with the same gradient. Dropout draws its masks for each piece, and
-    unit scaling takes the scales of its gradients from the size of a piece: with these
-    the number stays at `optim.accumulate`.
+    It is `optim.accumulate`, except on CPU. There it is the smallest multiple of that
+    for which the activations of a piece fit into the cache of a core (one row a piece
+    if none fits): such a step is up to 1.5 times as fast, with the same gradient.
+    Dropout draws its masks for each piece, and unit scaling takes the scales of its
+    gradients from the size of a piece: with these the number stays at
+    `optim.accumulate`.
     """
     pieces = run.optim.accumulate
     ops = bind_parametrization(run.model).ops

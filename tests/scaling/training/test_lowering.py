@@ -61,11 +61,13 @@ def test_chunk_and_evaluator_lower(
         (x.shape, x.dtype) for x in leaves
     ]
 
-    windows = jax.ShapeDtypeStruct((compiled.rows, run.model.context + 1), jnp.int32)
+    windows = jax.ShapeDtypeStruct(
+        (compiled.rows_per_device, run.model.context + 1), jnp.int32
+    )
     evaluator = jax.export.export(compiled.evaluator, platforms=[platform])(
         state.params, windows
     )
-    assert [x.shape for x in evaluator.out_avals] == [(compiled.rows,)] * 2
+    assert [x.shape for x in evaluator.out_avals] == [(compiled.rows_per_device,)] * 2
 
 
 # --- with the TPU's compiler ----------------------------------------------------------------------------------
