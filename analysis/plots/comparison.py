@@ -45,11 +45,10 @@ def plot_comparison(
 ) -> Figure:
     """Draw the compute multiplier over C, and the frontiers that it follows from.
 
-    Above: the compute multiplier of b over a against C, with its interval. A dashed
-        line
-    marks 1, and the budgets of the table have markers. Below: each recipe's runs, its
-    compute-optimal frontier and its interval. The part beyond either sweep's largest C
-    is tinted.
+    Above is the compute multiplier of b over a against C, with its interval. A dashed
+    line marks 1, and the budgets of the table have markers. Below are each recipe's
+    runs, its compute-optimal frontier and its interval. The part beyond either sweep's
+    largest C is tinted.
 
     Args:
         comparison: of two recipes.

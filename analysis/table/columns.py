@@ -39,3 +39,4 @@ def read_meanings() -> dict[str, str]:
 
 
 COLUMNS: dict[str, str] = read_meanings()
+"""Meaning of each column of the run table, with its unit, by its name."""

@@ -153,9 +153,8 @@ class ExecutorArgs:
 def make_executor_args() -> type[ExecutorArgs]:
     """The flags `--executor NAME` and `--NAME.FIELD` for all executors of the registry."""
     help_text = (
-        "Where to train: on this machine, or a job per trunk on a cluster, all of "
-        "whose "
-        "machines see --out; see docs/guides/clusters.md (an extra of the same name)."
+        "Where to train: on this machine, or a job for each trunk by another executor, "
+        "all of whose machines see --out; see docs/guides/clusters.md."
     )
     choices = Literal[("local", *EXECUTORS)]  # type: ignore[valid-type]
     executor = Annotated[choices, tyro.conf.arg(help=help_text)]
@@ -211,9 +210,7 @@ class SweepArgs:
     """What to show on standard error: a bar, a line per run, every event as a JSON
     line, nothing; auto: a bar on a terminal, else lines."""
     tracker: tyro.conf.UseAppendAction[tuple[Kind, ...]] = ()
-    """Sync the runs to tensorboard, wandb, mlflow or trackio as they train; repeat
-    the flag for more.
-    """
+    """Sync the runs to these trackers as they train; repeat the flag for more."""
     tracker_project: str | None = None
     """Name of the project or experiment there. Default: the name of --out."""
     json: bool = False

@@ -242,7 +242,7 @@ class TrackArgs:
 
     out: Positional[Path]
     to: tyro.conf.UseAppendAction[tuple[Kind, ...]]
-    """tensorboard, wandb, mlflow or trackio; repeat the flag for more."""
+    """The trackers; repeat the flag for more."""
     project: str | None = None
     """Name of the project or experiment there. Default: the folder's name."""
     state: Path | None = None

@@ -29,7 +29,7 @@ def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str
         if not equals or not value:
             raise DataError(f"{field}: option {item!r} must read key=value")
         if key not in known:
-            hint = did_you_mean(key, known)
+            hint = did_you_mean(key, known) if known else "it has no options"
             raise DataError(f"{field}: unknown option {key!r}; {hint}")
         if key in options:
             raise DataError(f"{field}: option {key!r} is given twice")

@@ -68,17 +68,25 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     ) -> WeightShape:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
-    matrices = [
-        in_block("queries, keys, values", "hidden", (D, inner), copies=3),
-        in_block("attention out", "residual_out", (inner, D)),
-        in_block("feed-forward in", "hidden", (D, F), copies=2 if config.gated else 1),
-        in_block("feed-forward out", "residual_out", (F, D)),
-    ]
+    projections = 2 if config.gated else 1
+    # The matrices of one product have the same input and are multiplied together.
+    products = {
+        "queries, keys, values": [
+            in_block("queries", "hidden", (D, inner)),
+            in_block("keys, values", "hidden", (D, inner), copies=2),
+        ],
+        "attention out": [in_block("attention out", "residual_out", (inner, D))],
+        "feed-forward in": [
+            in_block("feed-forward in", "hidden", (D, F), copies=projections)
+        ],
+        "feed-forward out": [in_block("feed-forward out", "residual_out", (F, D))],
+    }
     weights = [WeightShape("embedding", "embedding", "embedding", shape=(V, D))]
     if config.position == "learned":
         shape = (config.context, D)
         weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
-    weights += matrices
+    for matrices in products.values():
+        weights += matrices
     weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
     weights += _list_norm(
         "query and key norms",
@@ -91,9 +99,9 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     if not config.tied:
         weights.append(WeightShape("head", "head", "readout", shape=(D, V)))
     if find_parametrization_spec(config).learned_scales:
-        for matrix in matrices:
-            outputs = matrix.copies * matrix.shape[1]
-            weights.append(in_block(f"scale of {matrix.name}", "scale", (outputs,)))
+        for name, matrices in products.items():
+            outputs = sum(matrix.copies * matrix.shape[1] for matrix in matrices)
+            weights.append(in_block(f"scale of {name}", "scale", (outputs,)))
         weights.append(WeightShape("scale of head", "head", "scale", shape=(V,)))
     return weights
 

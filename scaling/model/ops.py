@@ -65,7 +65,7 @@ class Ops:
     def linear(
         self,
         x: Float[Array, "B T I"],
-        weights: Sequence[Float[Array, "I O"]],
+        weights: Sequence[Float[Array, "I _"]],
         multiplier: float,
     ) -> Float[Array, "B T P"]:
         """Multiply x by several matrices in one product, in the precision of x."""

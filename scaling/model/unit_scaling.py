@@ -127,7 +127,7 @@ class UnitOps(Ops):
     def linear(
         self,
         x: Float[Array, "B T I"],
-        weights: Sequence[Float[Array, "I O"]],
+        weights: Sequence[Float[Array, "I _"]],
         multiplier: float,
     ) -> Float[Array, "B T P"]:
         """As `Ops.linear`, with scaled gradients.

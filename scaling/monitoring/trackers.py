@@ -113,11 +113,11 @@ class TrackerEntry:
     """A tracker in the registry.
 
     Attributes:
-        package: the Python package that it needs.
+        package: the Python package that it needs; None for none.
         make: its class.
     """
 
-    package: str
+    package: str | None
     make: Callable[[TrackerLocation], Tracker]
 
 
@@ -125,7 +125,7 @@ _TRACKERS: dict[str, TrackerEntry] = {}
 
 
 def register_tracker(
-    kind: Kind, package: str
+    kind: Kind, package: str | None = None
 ) -> Callable[[TrackerClass], TrackerClass]:
     """Register a class of trackers under its kind.
 
@@ -133,7 +133,7 @@ def register_tracker(
 
     Args:
         kind: the name of the tracker.
-        package: the Python package that it needs.
+        package: the Python package that it needs; None for none.
     """
 
     def register(make: TrackerClass) -> TrackerClass:
@@ -151,7 +151,8 @@ def make_opener(kind: Kind, location: TrackerLocation) -> Callable[[], Tracker]:
     """
     tracker = _TRACKERS[kind]
     try:
-        importlib.import_module(tracker.package)
+        if tracker.package is not None:
+            importlib.import_module(tracker.package)
     except ImportError as error:
         raise ConfigError(
             f"tracker {kind}: the package {tracker.package} cannot be imported "

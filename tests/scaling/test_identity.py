@@ -41,7 +41,7 @@ class Experts:
 class GrownModel(ModelConfig):
     """Today's model with options that a later version may add."""
 
-    n_kv_heads: int | None = None
+    latent_width: int | None = None
     window: int = 0
     experts: Experts = field(default_factory=Experts)
 
@@ -77,22 +77,26 @@ def test_a_field_that_means_as_before_changes_no_id(case: dict[str, Any]) -> Non
 @settings(deadline=None, max_examples=50)
 @given(
     case=st.sampled_from(FROZEN),
-    n_kv_heads=st.none() | st.integers(1, 8),
+    latent_width=st.none() | st.integers(1, 8),
     window=st.integers(0, 3),
     count=st.integers(1, 3),
     averaging=st.sampled_from(["none", "ema"]),
 )
 def test_a_value_that_departs_changes_the_id(
     case: dict[str, Any],
-    n_kv_heads: int | None,
+    latent_width: int | None,
     window: int,
     count: int,
     averaging: str,
 ) -> None:
     """Equal ids if and only if every later option means "as before"."""
-    model = {"n_kv_heads": n_kv_heads, "window": window, "experts": {"count": count}}
+    model = {
+        "latent_width": latent_width,
+        "window": window,
+        "experts": {"count": count},
+    }
     run = grow(case["config"], model=model, averaging=averaging)
-    as_before = (n_kv_heads, window, count, averaging) == (None, 0, 1, "none")
+    as_before = (latent_width, window, count, averaging) == (None, 0, 1, "none")
     assert (run.run_id == case["run_id"]) == as_before
     assert (run.trunk_id == case["trunk_id"]) == as_before
 

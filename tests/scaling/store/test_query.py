@@ -256,7 +256,7 @@ def test_a_difference_is_the_fields_that_differ(out, runs, capsys):
     a, b = runs[0].run_id, runs[1].run_id
     assert found == {"model.width": {a: 8, b: 16}, "seed": {a: 0, b: 1}}
     assert main(["runs", str(out), "--diff", a, a]) == 0
-    assert "one and the same" in capsys.readouterr().out
+    assert "two configurations are the same" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
