@@ -86,7 +86,7 @@ def train_at_rates(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[f
     strategy = choose_strategy("single", run.optim.batch_size)
     train = strategy.compile_chunk(functools.partial(train_chunk, spec=spec))
     evaluate = strategy.compile_evaluation(
-        functools.partial(window_losses, spec=spec, rows=EVALUATED_ROWS)
+        functools.partial(window_losses, spec=spec, rows_at_once=EVALUATED_ROWS)
     )
     context = run.model.context
     dataset = data.load_dataset(run.data)
