@@ -113,8 +113,8 @@ class Audit:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One row per law: rms error of log loss of interpolations (distance 0) beside
-        that of extrapolations.
+        """One row per law, with the rms error of log loss of interpolations (distance
+        0) beside that of extrapolations.
 
         Columns: law, interpolated (runs), interpolation_rms, extrapolated (runs),
         extrapolation_rms, furthest (largest distance), refused (refits). Distances are

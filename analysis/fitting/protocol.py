@@ -60,7 +60,7 @@ class Protocol:
 
     @property
     def threshold(self) -> float:
-        """Huber's threshold as the solver takes it: inf for least squares."""
+        """Huber's threshold as the solver takes it, inf for least squares."""
         if self.objective == "least_squares":
             return float("inf")
         if self.objective == "lad":

@@ -146,12 +146,12 @@ class Law:
 
     @property
     def params(self) -> tuple[str, ...]:
-        """All parameter names: coefficients, then the others."""
+        """All parameter names, coefficients first."""
         return self.linear + tuple(entry.name for entry in self.nonlinear)
 
     @property
     def asymptotes(self) -> tuple[str, ...]:
-        """Coefficients that the target approaches: the irreducible loss and the
+        """Coefficients that the target approaches, the irreducible loss and the
         ceiling, where they are linear.
 
         They multiply a constant term, so that none trades with an exponent.

@@ -44,15 +44,15 @@ class UnitMultipliers:
     """
 
     residual: float = 1.0
-    """Of all branches against the embedding: alpha_res."""
+    """Of all branches against the embedding (alpha_res)."""
     attention_ratio: float = 1.0
-    """Of attention branches against feed-forward branches: alpha_res_attn_ratio."""
+    """Of attention branches against feed-forward branches (alpha_res_attn_ratio)."""
     activation: float = 1.0
-    """Of the input of the activation: alpha_ffn_act."""
+    """Of the input of the activation (alpha_ffn_act)."""
     attention_softmax: float = 1.0
-    """Of the attention scores: alpha_attn_softmax."""
+    """Of the attention scores (alpha_attn_softmax)."""
     loss_softmax: float = 1.0
-    """Of the logits: alpha_loss_softmax."""
+    """Of the logits (alpha_loss_softmax)."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "model.unit")
@@ -72,9 +72,9 @@ class ModelConfig:
     width: int = 64
     depth: int = 4
     n_heads: int | None = 4
-    """None: width / head_dim, so that heads are added as the width grows."""
+    """None means width / head_dim, so that heads are added as the width grows."""
     head_dim: int | None = None
-    """None: width / n_heads."""
+    """None means width / n_heads."""
     ff_ratio: float = 4.0
     """Hidden units of the feed-forward block per unit of width."""
     vocab: int = 256
@@ -151,8 +151,8 @@ class ModelConfig:
 
     @property
     def qk_norm_kind(self) -> Norm:
-        """The norm of queries and keys: RMSNorm, without gains where the norms of the
-        blocks have none.
+        """The norm of queries and keys. It is RMSNorm, without gains where the norms of
+        the blocks have none.
         """
         if not self.qk_norm:
             return "none"
@@ -198,7 +198,7 @@ class DataConfig:
     """bytes, bpe:VOCAB, or the path of a tokenizer.json. Synthetic sources emit ids."""
     heldout_fraction: float = 0.02
     unique_tokens: int | None = None
-    """Train on the first so many tokens only; None: on all."""
+    """Train on the first so many tokens only; None means all."""
     seed: int = 0
     """Of the order of the windows."""
 
@@ -246,7 +246,7 @@ class OptimConfig:
     beta2: float = 0.99
     epsilon: float = 1e-8
     clip_norm: float | None = 1.0
-    """None: gradients are not clipped."""
+    """None means that gradients are not clipped."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "optim")
@@ -285,7 +285,7 @@ class RunConfig:
     eval_tokens: int = 131_072
     """Of the held-out slice, at most."""
     budget: float | None = field(default=None, metadata={"label": True})
-    """The nominal IsoFLOP budget in FLOPs: a label, which does not enter the run id."""
+    """The nominal IsoFLOP budget in FLOPs, a label that does not enter the run id."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "")
@@ -325,8 +325,8 @@ class RunConfig:
 
     @property
     def shape(self) -> RunConfig:
-        """What a program is compiled for: shared by all runs that differ only in rates,
-        lengths, seeds and data.
+        """What an executable is compiled for, shared by all runs that differ only in
+        rates, lengths, seeds and data.
         """
         optim = dataclasses.replace(
             self.optim,

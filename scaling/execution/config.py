@@ -30,7 +30,7 @@ class SlurmConfig(ClusterConfig):
     their FLOPs take, and so start sooner.
     """
     memory_gb: float | None = None
-    """Memory of a job. Default: twice the estimate for its model, and at least 8."""
+    """Memory of a job. By default twice the estimate for its model, and at least 8."""
     cpus: int = 1
     """Cores of a job. With one core and no GPU it computes in one thread, as a local
     worker does.
@@ -46,7 +46,7 @@ class SlurmConfig(ClusterConfig):
     interval: float = 15.0
     """Seconds between two questions to the queue."""
     extra: dict[str, str] = field(default_factory=dict)
-    """Further options of sbatch, without the dashes: qos high constraint a100."""
+    """Further options of sbatch without the dashes, as qos high constraint a100."""
 
     def __post_init__(self) -> None:
         _check_positive(

@@ -74,20 +74,22 @@ class PlanConfig:
     """FLOPs of each IsoFLOP profile."""
     sizes_per_budget: int = 5
     tokens_per_parameter: float = 20.0
-    """Center of the sizes of each budget: tokens over n_matmul."""
+    """Center of the sizes of each budget, tokens over n_matmul."""
     widths: tuple[int, ...] = DEFAULT_WIDTHS
     """The sizes to choose from."""
     aspect: float | None = None
     """Width over depth; None keeps `model.depth`."""
     tokens: tuple[int, ...] = ()
-    """Instead of budgets: every width is trained on every one of these."""
+    """Instead of budgets. Every width is trained on every one of these."""
     seeds: tuple[int, ...] = (0,)
     min_steps: int = 400
-    """Runs of fewer steps are skipped: no law holds for them (docs/notes/recipe.md)."""
+    """Runs of fewer steps are skipped, since no law holds for them
+    (docs/notes/recipe.md).
+    """
     min_tokens_per_parameter: float = 4.0
     """Runs of fewer tokens per parameter are skipped for the same reason."""
     lr_width_exponent: float | None = None
-    """None: 0.7 under `sp` (docs/notes/recipe.md), 0 under other parametrizations."""
+    """None means 0.7 under `sp` (docs/notes/recipe.md), 0 under others."""
     lr_N_exponent: float = 0.0
     """In the place of lr_width_exponent."""
     lr_D_exponent: float = 0.0
@@ -100,9 +102,9 @@ class PlanConfig:
     keeps the best.
     """
     base_tokens: int | None = None
-    """Tokens of the run that optim was tuned for; None: each run's own."""
+    """Tokens of the run that optim was tuned for; None means each run's own."""
     base_batch_tokens: int | None = None
-    """Tokens per step of that run; None: the plan's."""
+    """Tokens per step of that run; None means the plan's."""
     warmup_fraction: float | None = None
     """Warm-up as a fraction of the tokens of the shortest run on its trunk, so a plan
     with other budgets may have other warm-ups; None: optim.warmup_tokens.
@@ -240,7 +242,7 @@ class Plan:
 
     @property
     def shapes(self) -> int:
-        """Number of programs to compile: of distinct models, batches and optimizers."""
+        """Number of executables to compile, one for each model, batch and optimizer."""
         return len({run.shape for run in self.runs})
 
     @property
