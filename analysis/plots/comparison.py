@@ -74,25 +74,13 @@ def plot_comparison(
     _draw_frontiers(bottom, comparison, curve, names)
     bottom.set_title("Runs and compute-optimal frontiers")
     if right > edge * 1.2:
-        handles.append(_tint_beyond(top, edge, right))
-        _tint_beyond(bottom, edge, right)
+        label = "beyond the smaller\nsweep's largest C"
+        handles.append(style.tint_beyond(top, edge, right, label))
+        style.tint_beyond(bottom, edge, right, label)
     bottom.set(xlabel=style.VARIABLE["C"], xlim=(bottom.get_xlim()[0], right))
     # Beside the axes the key hides nothing.
     top.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
     return fig
-
-
-def _tint_beyond(ax: Axes, edge: float, right: float) -> Artist:
-    """Tint the part of the axes beyond the smaller sweep."""
-    return ax.axvspan(
-        edge * 1.03,
-        right,
-        color=style.TINT,
-        zorder=0,
-        linewidth=0,
-        gid="beyond",
-        label="beyond the smaller\nsweep's largest C",
-    )
 
 
 def _draw_multiplier(

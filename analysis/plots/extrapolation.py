@@ -138,16 +138,8 @@ def _draw_losses(
     left = float(fitted[x].min()) / 1.15
     ax.set(xlabel=style.VARIABLE[x], ylabel=style.LOSS, xlim=(left, right))
     if factor > 1.001:
-        beyond = ax.axvspan(
-            edge * 1.03,
-            right,
-            color=style.TINT,
-            zorder=0,
-            linewidth=0,
-            gid="beyond",
-            label=f"beyond the largest\nfitted {x}, up to {factor:.2g}{style.TIMES}",
-        )
-        handles.append(beyond)
+        label = f"beyond the largest\nfitted {x}, up to {factor:.2g}{style.TIMES}"
+        handles.append(style.tint_beyond(ax, edge, right, label))
     # Beside the axes the key hides nothing.
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.02))
 

@@ -312,6 +312,21 @@ def draw_points(
     return points
 
 
+def tint_beyond(ax: Axes, edge: float, right: float, label: str) -> Artist:
+    """Tint the part of the axes between `edge`, the end of what was fitted, and
+    `right`.
+    """
+    return ax.axvspan(
+        edge * 1.03,
+        right,
+        color=TINT,
+        zorder=0,
+        linewidth=0,
+        gid="beyond",
+        label=label,
+    )
+
+
 def draw_background_runs(
     ax: Axes, rows: pd.DataFrame, x: str, label: str
 ) -> HoverPoints:
