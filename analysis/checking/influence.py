@@ -189,7 +189,7 @@ def delta_sweep(
         if isinstance(found, str):
             row |= {"certified": False, "refused": found}
         else:
-            n_outliers = int(np.sum(np.abs(found.residuals) > delta))
+            n_outliers = int(np.sum(np.abs(found.whitened) > delta))
             row |= {"value": found.objective, "outliers": n_outliers}
             row |= _list_quantities(found)
             row |= {"certified": found.certificate.ok, "refused": ""}
@@ -205,6 +205,7 @@ def _recover_options(fit: Fit) -> FitOptions:
     protocol = fit.protocol
     options: FitOptions = {
         "objective": protocol.objective,
+        "effects": protocol.effects,
         "residual": protocol.residual,
         "quantile": protocol.quantile,
         "noise": protocol.noise,

@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.optimize
 import scipy.special
 
+from analysis.fitting.effects import Trunks, compute_deviance
 from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
 from analysis.hoffmann.envelope import label_curves, label_sizes
@@ -36,7 +37,8 @@ class FitOptions(TypedDict, total=False):
     """The options of `analysis.fit` beside the runs and the law."""
 
     objective: str
-    delta: float
+    delta: float | None
+    effects: str | None
     residual: str
     quantile: float
     noise: str
@@ -75,9 +77,12 @@ def information(fit: Fit) -> dict[str, float]:
     that likelihood. The scale s is set to its own maximum, so it counts as a parameter:
     k = free parameters + 1. AICc is infinite when n - k - 1 <= 0.
 
-    Laws compare only on the same rows, objective and delta. Rows of one trunk are not
-    independent: n then overstates what is known, and every criterion favors large laws
-    too much.
+    For a fit with trunk effects it is the likelihood of normal effects of trunks and
+    rows, whose sizes are set to their own maximum: k = free parameters + 2.
+
+    Laws compare only on the same rows, objective, delta and effects. With effects="row"
+    rows of one trunk count as independent: n then overstates what is known, and every
+    criterion favors large laws too much.
 
     Returns:
         "aic", "aicc", "bic", "k" and "n" (rows).
@@ -85,10 +90,15 @@ def information(fit: Fit) -> dict[str, float]:
     Raises:
         ValueError: an objective with no density here.
     """
-    k = len(fit.free) + 1
     n = len(fit.residuals)
     protocol = fit.protocol
-    deviance = _compute_deviance(fit.residuals, protocol.objective, protocol.delta)
+    if protocol.components:
+        k = len(fit.free) + 2
+        trunks = Trunks.from_names(fit.data["trunk"])
+        deviance = compute_deviance(fit.residuals, trunks)
+    else:
+        k = len(fit.free) + 1
+        deviance = _compute_deviance(fit.residuals, protocol.objective, protocol.delta)
     aic = deviance + 2 * k
     aicc = np.inf
     if n - k - 1 > 0:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from analysis.decisions.frontier import (
     AllocationProblem,
@@ -425,18 +424,22 @@ def _compute_intervals(
     problem: AllocationProblem, boot: Bootstrap, question: _Question, level: float
 ) -> dict[str, tuple[float, float]]:
     """The interval of each of C, N, D and the loss, without those that were given."""
-    solution = _solve_draws(problem, boot.draws, question)
-    values: dict[str, Float[np.ndarray, " R"]] = {}
-    if question.N is None:
-        values["N"] = solution.N
+
+    def solve(params: Params) -> np.ndarray:
+        """[S, 4] C, N, D and loss."""
+        solution = _solve_draws(problem, params, question)
+        loss = problem.predict_loss(params, solution.N, solution.D)
+        return np.stack([solution.C, solution.N, solution.D, loss], axis=1)
+
+    asked = ["N"] if question.N is None else []
     if question.loss is not None:
-        values["D"] = solution.D
-        values["C"] = solution.C
+        asked += ["D", "C"]
     else:
-        if question.N is None:
-            values["D"] = solution.D
-        values["loss"] = problem.predict_loss(boot.draws, solution.N, solution.D)
-    return {name: compute_interval(draws, level) for name, draws in values.items()}
+        asked += ["D", "loss"] if question.N is None else ["loss"]
+    names = ["C", "N", "D", "loss"]
+    columns = boot.evaluate(solve, logarithmic=True).T
+    values = dict(zip(names, columns, strict=True))
+    return {name: compute_interval(values[name], level) for name in asked}
 
 
 def _explain_unreachable_loss(

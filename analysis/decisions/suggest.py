@@ -364,7 +364,10 @@ def _compute_quantity(
         )
     frontier = make_frontier(fit.law, flops_per_token, at)
     fitted = frontier.best_loss(make_single_draw(fit.params), target_C)
-    return _Quantity(float(fitted[0]), frontier.best_loss(boot.draws, target_C))
+    draws = boot.evaluate(
+        lambda params: frontier.best_loss(params, target_C), logarithmic=True
+    )
+    return _Quantity(float(fitted[0]), draws)
 
 
 def _check_candidates(table: pd.DataFrame, draws: int, budget: float | None) -> None:

@@ -1,17 +1,20 @@
-"""Bootstrap of a fit: resample the independent units, refit each table with a global
-search, keep every draw.
+"""Draws of a fit's parameters: by the bootstrap, which resamples the independent units
+and refits each table with a global search, or for a fit with trunk effects by
+`analysis.fitting.delta_method`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from analysis.fitting.delta_method import draw_parameters, extend_linearly
 from analysis.fitting.result import FitResult
-from analysis.laws.base import Array, Law
+from analysis.laws.base import Array, Law, Params
 from analysis.laws.library import get_law
 from analysis.table.readers import read_json_object
 
@@ -19,7 +22,7 @@ FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
 # Scaled projected gradient of a replicate that has reached its optimum.
 CONVERGED = 1e-6
 MAX_DRAW_CELLS = 2**20  # replicates x rows held at once
-METHODS = ("resample", "residual", "parametric")
+METHODS = ("resample", "residual", "parametric", "delta")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +31,8 @@ class Bootstrap:
 
     Attributes:
         law: of the fit.
-        draws: every parameter of the law, [R] each; derived quantities follow from
-            them.
+        draws: every parameter of the law, [R] each. Derived quantities follow from them
+            by `evaluate`.
         unit: "trunk" or "row".
         n_units: number of units.
         seed: of the resampling.
@@ -40,9 +43,14 @@ class Bootstrap:
         degrees_of_freedom: rows minus free parameters of the fit.
         notes: warnings about the intervals.
         method: "resample": units are drawn with replacement; "residual" or
-            "parametric": rows are kept and their noise is redrawn.
+            "parametric": rows are kept and their noise is redrawn; "delta": of a fit
+            with trunk effects, see `analysis.fitting.delta_method`.
         log: the scatter is of the log loss, else of the loss.
         growth: (power, center): the scatter grows as (loss / center)^power.
+        center: parameters of the fit for method "delta"; empty for the others.
+        scatter_draws: [R] the scatter in each draw for method "delta", that of trunks
+            and rows together; empty for the others.
+        floor_limit: the lowest fitted loss, which the irreducible loss cannot exceed.
     """
 
     law: Law
@@ -57,6 +65,9 @@ class Bootstrap:
     method: str = "resample"
     log: bool = True
     growth: tuple[float, float] = (0.0, 1.0)
+    center: dict[str, float] = field(default_factory=dict)
+    scatter_draws: np.ndarray = field(default_factory=lambda: np.empty(0))
+    floor_limit: float = float("inf")
 
     def __len__(self) -> int:
         return len(next(iter(self.draws.values())))
@@ -69,18 +80,41 @@ class Bootstrap:
         """
         derived = dict(self.law.derived)
         if name in self.draws:
-            return self.draws[name]
+            return self._limit_to_range(name)
         if name in derived:
-            return np.asarray(derived[name](self.draws))
+            return self.evaluate(derived[name])
         raise ValueError(
             f"law {self.law.name!r} has no {name!r}; "
             f"it has {', '.join([*self.draws, *derived])}"
         )
 
+    def _limit_to_range(self, name: str) -> np.ndarray:
+        """[R] draws of a parameter, at the ends of its range where they are outside."""
+        lowest = {entry.name: entry.low for entry in self.law.nonlinear}
+        low = 0.0 if lowest.get(name, 0.0) >= 0 else -np.inf
+        high = self.floor_limit if name == self.law.floor else np.inf
+        return np.clip(self.draws[name], low, high)
+
     def interval(self, name: str, level: float = 0.90) -> tuple[float, float]:
         """Percentile interval of a parameter or derived quantity."""
         low, high = find_central_interval(self.values(name), level)
         return float(low), float(high)
+
+    def evaluate(
+        self, quantity: Callable[[Params], Array], *, logarithmic: bool = False
+    ) -> np.ndarray:
+        """[R, ...] a quantity of the parameters in each draw.
+
+        With method "delta" it is extended linearly from beside the fit; with the others
+        it is that of the draws themselves.
+
+        Args:
+            quantity: parameters, [S] each -> values [S, ...].
+            logarithmic: extend the logarithm, for positive quantities such as N.
+        """
+        if not self.center:
+            return np.asarray(quantity(self.draws))
+        return extend_linearly(self.law, self.center, self.draws, quantity, logarithmic)
 
     def predictions(self, **x: Array) -> np.ndarray:
         """[R, ...] loss of the law in every replicate at the points N=, D=, ..., which
@@ -95,8 +129,12 @@ class Bootstrap:
         for name, values in known.items():
             points[name] = np.broadcast_to(values, shape)[None]
         ones = (1,) * len(shape)
-        draws = {name: v.reshape(-1, *ones) for name, v in self.draws.items()}
-        return self.law.predict(draws, **points)
+
+        def predict(params: Params) -> np.ndarray:
+            columns = {name: v.reshape(-1, *ones) for name, v in params.items()}
+            return self.law.predict(columns, **points)
+
+        return self.evaluate(predict, logarithmic=self.log)
 
     def predict_interval(
         self, *, level: float = 0.90, new_run: bool = False, **x: Array
@@ -106,7 +144,8 @@ class Bootstrap:
 
         A new run scatters about the law as the fitted runs do: Student's t with the
         fit's degrees of freedom times `scatter` is added to each draw's log loss, so
-        that few runs give wide intervals.
+        that few runs give wide intervals. With method "delta" the noise is that of a
+        new trunk and a row of it, normal, of the size that each draw has.
 
         Raises:
             ValueError: level outside (0, 1), or a new run of a fit that has no degree
@@ -132,8 +171,11 @@ class Bootstrap:
                 "runs"
             )
         rng = np.random.default_rng([self.seed, 1])
-        draws = rng.standard_t(self.degrees_of_freedom, size=len(self))
-        noise = (self.scatter * draws).reshape(-1, *(1,) * (predicted.ndim - 1))
+        if len(self.scatter_draws):
+            noise = self.scatter_draws * rng.standard_normal(len(self))
+        else:
+            noise = self.scatter * rng.standard_t(self.degrees_of_freedom, len(self))
+        noise = noise.reshape(-1, *(1,) * (predicted.ndim - 1))
         power, center = self.growth
         if power:
             noise = noise * (np.abs(predicted) / center) ** power
@@ -154,6 +196,9 @@ class Bootstrap:
             "method": self.method,
             "log": self.log,
             "growth": list(self.growth),
+            "center": self.center,
+            "scatter_draws": self.scatter_draws.tolist(),
+            "floor_limit": None if np.isinf(self.floor_limit) else self.floor_limit,
         }
         text = json.dumps(fields)
         if path is not None:
@@ -173,6 +218,8 @@ class Bootstrap:
             raw["draws"] = {k: np.array(v, float) for k, v in raw["draws"].items()}
             raw["notes"] = tuple(raw["notes"])
             raw["growth"] = tuple(raw.get("growth", (0.0, 1.0)))
+            raw["floor_limit"] = raw.get("floor_limit") or float("inf")
+            raw["scatter_draws"] = np.array(raw.get("scatter_draws", []), float)
             return cls(**raw)
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
@@ -198,11 +245,13 @@ def bootstrap_fit(
     n: int = 1000,
     seed: int = 0,
     unit: str | None = None,
-    method: str = "resample",
+    method: str | None = None,
 ) -> Bootstrap:
-    """Refit n tables, each with its own global search; see `Fit.bootstrap`."""
+    """Draw n times; see `Fit.bootstrap`."""
+    if method is None:
+        method = "delta" if fit.protocol.components and unit is None else "resample"
     unit = unit or fit.protocol.unit
-    check_request(n, unit, method)
+    check_request(fit, n, unit, method)
     labels = label_units(fit, unit)
     n_units = int(labels.max()) + 1
     notes: tuple[str, ...] = ()
@@ -211,11 +260,19 @@ def bootstrap_fit(
     degrees_of_freedom = len(fit.residuals) - len(fit.free)
     squares = np.sum(fit.residuals**2)
     scatter = float(np.sqrt(squares / max(degrees_of_freedom, 1)))
-    draws, unconverged = refit_replicates(fit, n, seed, labels, method, scatter)
+    center: dict[str, float] = {}
+    scatter_draws = np.empty(0)
+    if method == "delta":
+        found = draw_parameters(fit, n, seed)
+        draws, unconverged = found.draws, 0
+        center = fit.params
+        scatter_draws = np.hypot(found.trunk, found.row)
+    else:
+        draws, unconverged = refit_replicates(fit, n, seed, labels, method, scatter)
     growth = (0.0, 1.0)
     if fit.protocol.growth:
-        center = float(np.exp(np.mean(np.log(fit.data[fit.law.target]))))
-        growth = (fit.protocol.growth, center)
+        middle = float(np.exp(np.mean(np.log(fit.loss))))
+        growth = (fit.protocol.growth, middle)
     return Bootstrap(
         law=fit.law,
         draws=draws,
@@ -229,10 +286,13 @@ def bootstrap_fit(
         method=method,
         log=fit.protocol.residual == "log",
         growth=growth,
+        center=center,
+        scatter_draws=scatter_draws,
+        floor_limit=float(fit.loss.min()) if center else float("inf"),
     )
 
 
-def check_request(n: int, unit: str, method: str) -> None:
+def check_request(fit: FitResult, n: int, unit: str, method: str) -> None:
     """
     Raises:
         ValueError: bad n or method, or a method that the unit rules out.
@@ -246,6 +306,13 @@ def check_request(n: int, unit: str, method: str) -> None:
         raise ValueError(
             f"method {method!r} is unknown; choose one of {', '.join(METHODS)}"
         )
+    if method == "delta":
+        if not fit.protocol.components or unit != "trunk":
+            raise ValueError(
+                "method='delta' draws effects of trunks and rows: it needs a fit with "
+                "effects='trunk', and unit='trunk'"
+            )
+        return
     if method != "resample" and unit == "trunk":
         raise ValueError(
             f"method={method!r} draws each row's noise by itself: "

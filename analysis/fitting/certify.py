@@ -12,6 +12,7 @@ import numpy as np
 import scipy.stats
 
 from analysis.fitting import noise
+from analysis.fitting.effects import invert_information
 from analysis.laws.base import Binding, Law, NotIdentifiedError
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ def certify_solution(
     params: Mapping[str, float],
     r: np.ndarray,
     trunk: np.ndarray | None,
+    components: Mapping[str, float],
 ) -> tuple[Certificate, np.ndarray]:
     """(certificate, [P, P] covariance of the free parameters) of a solution with scaled
     residuals r [n].
@@ -175,8 +177,9 @@ def certify_solution(
         solver: that found it.
         solution: the best fit.
         params: the law's parameters there.
-        r: [n] scaled residuals.
+        r: [n] scaled residuals, whitened if there are trunk effects.
         trunk: [n] the trunk of each row; None if the table has none.
+        components: standard deviations of the effects; empty if rows are independent.
     """
     binding = solver.binding
     names = np.array(binding.free)
@@ -194,7 +197,14 @@ def certify_solution(
     lost, condition = find_null_space(np.concatenate([J, prior_rows])[:, seen])
 
     slopes = differentiate_parameters(solver, z)
-    half = compute_sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
+    if components:
+        noise_of_row = noise.compute_effective_noise(
+            components["row"], solver.data.delta
+        )
+        inverse, _ = invert_information(J.T @ J + np.diag(precision))
+        half = noise_of_row * find_square_root(inverse) @ slopes.T
+    else:
+        half = compute_sandwich(J, bound, r, solver, precision, trunk) @ slopes.T
     # No rounding makes a variance negative in a product of this form.
     covariance = half.T @ half
     weak = np.sqrt(np.diag(covariance)) > np.abs([params[name] for name in names])
@@ -221,6 +231,14 @@ def certify_solution(
         ridges=flat,
     )
     return certificate, covariance
+
+
+def find_square_root(matrix: np.ndarray) -> np.ndarray:
+    """[P, P] H with H'H the given matrix, symmetric and without negative eigenvalues
+    but for rounding.
+    """
+    values, vectors = np.linalg.eigh(matrix)
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
 
 
 def compute_threshold(solver: Solver, r: np.ndarray, level: float) -> float:

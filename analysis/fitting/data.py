@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from analysis.fitting.effects import Trunks
 from analysis.laws.base import Binding, Nonlinear
 
 Named = dict[str, jax.Array]
@@ -44,6 +45,8 @@ class Data:
         scale: [n] relative scale of the noise; None if it is the same for all rows.
         weight: [n] weights of the rows; None if they are all 1.
         prior: parameter -> (mean, precision) in z.
+        trunk: [n] integer of the trunk of each row; None if rows are independent.
+        ratio: variance of a trunk's effect over that of a row.
     """
 
     x: Mapping[str, np.ndarray]
@@ -55,6 +58,8 @@ class Data:
     scale: np.ndarray | None = None
     weight: np.ndarray | None = None
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    trunk: np.ndarray | None = None
+    ratio: float = 0.0
 
     @property
     def reference(self) -> dict[str, float]:
@@ -78,7 +83,20 @@ class Data:
             loss=self.loss[rows],
             scale=None if self.scale is None else self.scale[rows],
             weight=None if self.weight is None else self.weight[rows],
+            trunk=None if self.trunk is None else self.trunk[rows],
         )
+
+
+class DeviceTrunks(NamedTuple):
+    """What whitening needs of the padded rows, [n] each.
+
+    Attributes:
+        label: the trunk of each row. Padding is in a trunk of its own.
+        share: what each row gives up of the sum over its trunk; 0 for padding.
+    """
+
+    label: jax.Array
+    share: jax.Array
 
 
 class DeviceData(NamedTuple):
@@ -90,6 +108,7 @@ class DeviceData(NamedTuple):
         unit: of each free nonlinear parameter, scalars.
         delta, log, quantile: scalars.
         mean, precision: [P] the prior of z; precision 0 where there is none.
+        trunks: of the padded rows; None if rows are independent.
     """
 
     x: Named
@@ -103,6 +122,7 @@ class DeviceData(NamedTuple):
     quantile: jax.Array
     mean: jax.Array
     precision: jax.Array
+    trunks: DeviceTrunks | None
 
 
 def load_rows(binding: Binding, data: Data, rows: np.ndarray) -> DeviceData:
@@ -122,7 +142,21 @@ def load_rows(binding: Binding, data: Data, rows: np.ndarray) -> DeviceData:
         quantile=jnp.asarray(data.quantile, float),
         mean=jnp.asarray([mean for mean, _ in prior], float),
         precision=jnp.asarray([precision for _, precision in prior], float),
+        trunks=_load_trunks(data, len(rows)),
     )
+
+
+def _load_trunks(data: Data, padded: int) -> DeviceTrunks | None:
+    """The trunks of the rows, then of their padding."""
+    if data.trunk is None:
+        return None
+    n = len(data.loss)
+    trunks = Trunks.from_labels(data.trunk)
+    label = np.full(padded, padded - 1)
+    label[:n] = trunks.label
+    share = np.zeros(padded)
+    share[:n] = trunks.compute_share(data.ratio)[trunks.label]
+    return DeviceTrunks(label=jnp.asarray(label), share=jnp.asarray(share, float))
 
 
 def _load_scalars(values: Mapping[str, float]) -> Named:

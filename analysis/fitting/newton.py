@@ -4,7 +4,8 @@ exponents, and damped Newton.
 Residual of row i: r_i = (g(prediction_i) - g(loss_i)) / scale_i, with g the logarithm
 or the identity. Objective: sum of weight_i * side(r_i) * huber(r_i) + sum of precision
 * (z - mean)^2 / 2 over the parameters with a prior. side is 2 q where the prediction is
-below the run and 2 (1 - q) above it, 1 for the median q = 1/2.
+below the run and 2 (1 - q) above it, 1 for the median q = 1/2. Where runs share the
+effect of a trunk, r is whitened first (`analysis.fitting.effects`).
 
 Coordinates: z = (c, theta). c_k = coefficient times its term at the geometric-mean run,
 so that every c is of the order of the loss and rescaling N or D changes A or B alone;
@@ -174,6 +175,18 @@ def transform_loss(loss: jax.Array, data: DeviceData) -> jax.Array:
     return jnp.where(data.log, jnp.log(positive), loss)
 
 
+def whiten_rows(values: jax.Array, data: DeviceData) -> jax.Array:
+    """Values [..., n] with what the rows of a trunk share scaled down; see
+    `analysis.fitting.effects.Trunks.whiten`. The map is linear and symmetric.
+    """
+    trunks = data.trunks
+    if trunks is None:
+        return values
+    sums = jnp.zeros_like(values).at[..., trunks.label].add(values)
+    share = jnp.broadcast_to(trunks.share, values.shape)
+    return values - share * sums[..., trunks.label]
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def predict_response(binding: Binding, z: jax.Array, data: DeviceData) -> jax.Array:
     """[n] g(prediction)."""
@@ -198,6 +211,7 @@ def compute_objective(
 ) -> jax.Array:
     """The objective at z [P], for the weights and the observed g(loss) [n]."""
     r = (predict_response(binding, z, data) - observed) / data.scale
+    r = whiten_rows(r, data)
     rows = jnp.dot(
         weight,
         compute_side_weight(r, data.quantile) * compute_huber_loss(r, data.delta),
@@ -259,9 +273,13 @@ def screen_grid(
     """
     k = len(binding.linear)
     on_grid = _expand_on_grid(binding, grid, data)
-    products = jnp.einsum(
-        "gkn,gln,gn->gkln", on_grid.terms, on_grid.terms, on_grid.precision
-    ).reshape(-1, weight.shape[1])
+    relative, precision = on_grid.terms, on_grid.precision
+    if data.trunks is not None:
+        relative = whiten_rows(relative * jnp.sqrt(precision)[:, None, :], data)
+        precision = jnp.ones_like(precision)
+    products = jnp.einsum("gkn,gln,gn->gkln", relative, relative, precision).reshape(
+        -1, weight.shape[1]
+    )
     gram = (weight @ products.T).reshape(len(weight), len(grid), k, k)
     gram = gram + jnp.diag(data.precision[:k])[None, None]
 
@@ -306,9 +324,13 @@ def _screen_replicate(
     loss = jnp.where(data.log, jnp.exp(observed), observed)
     target = jax.vmap(lambda theta: invert_link(binding, theta, loss, data))(theta)
     target = jnp.broadcast_to(target, offset.shape) - offset
-    rhs = jnp.einsum(
-        "gkn,gn,gn->gk", on_grid.terms, target, on_grid.precision * weight[None, :]
-    )
+    terms, precision = on_grid.terms, on_grid.precision
+    if data.trunks is not None:
+        root = jnp.sqrt(precision)
+        terms = whiten_rows(terms * root[:, None, :], data)
+        target = whiten_rows(target * root, data)
+        precision = jnp.ones_like(precision)
+    rhs = jnp.einsum("gkn,gn,gn->gk", terms, target, precision * weight[None, :])
     pull = (data.precision * data.mean)[:k]
     c = jax.vmap(solve_nnls)(gram, rhs + pull[None])
 
@@ -321,6 +343,8 @@ def _screen_replicate(
     )
     r = transform_loss(predicted, data) - observed.astype(predicted.dtype)[None, :]
     r = _to_float32(r) / _to_float32(data.scale)[None, :]
+    if data.trunks is not None:
+        r = _to_float32(whiten_rows(r.astype(float), data))
     side = compute_side_weight(r, _to_float32(data.quantile))
     rho = compute_huber_loss(r, _to_float32(data.delta))
     rows = (side * rho) @ _to_float32(weight)
@@ -410,24 +434,32 @@ def compute_derivatives(
     else:
         response = differentiate_any_law(binding, z, data)
     J = response.jacobian
-    r = (response.value - observed) / scale
+    r = whiten_rows((response.value - observed) / scale, data)
     side = weight * compute_side_weight(r, data.quantile)
     pull = side * jnp.clip(r, -delta, delta) / scale
     inside = side * (jnp.abs(r) <= delta) / scale**2
     bounded_slope = jnp.minimum(1.0, delta / jnp.maximum(jnp.abs(r), _TINY))
     reweighted = side * bounded_slope / scale**2
     smallest = jnp.minimum(1e-9, 1e-3 * delta)  # a smaller residual is rounding
-    gross = jnp.abs(J) @ (side * jnp.clip(jnp.abs(r), smallest, delta) / scale)
+    white = J
+    if data.trunks is not None:
+        white = whiten_rows(J / scale[None, :], data) * scale[None, :]
+    gross = jnp.abs(white) @ (side * jnp.clip(jnp.abs(r), smallest, delta) / scale)
     off = z - data.mean
     objective = jnp.dot(side, compute_huber_loss(r, delta))
     objective = objective + 0.5 * jnp.dot(data.precision, off**2)
     prior = jnp.diag(data.precision)
-    bend, second = response.curvature(pull)
-    hessian = (J * (inside + bend)[None, :]) @ J.T + second + prior
-    metric = (J * reweighted[None, :]) @ J.T + prior
+    if data.trunks is None:
+        bend, second = response.curvature(pull)
+        hessian = (J * (inside + bend)[None, :]) @ J.T + second + prior
+    else:
+        bend, second = response.curvature(whiten_rows(pull * scale, data) / scale)
+        hessian = (white * inside[None, :]) @ white.T + prior
+        hessian = hessian + (J * bend[None, :]) @ J.T + second
+    metric = (white * reweighted[None, :]) @ white.T + prior
     return Derivatives(
         objective=objective,
-        gradient=J @ pull + data.precision * off,
+        gradient=white @ pull + data.precision * off,
         hessian=hessian,
         metric=metric,
         gross=gross + data.precision * jnp.abs(off),

@@ -4,12 +4,15 @@ residuals show.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.optimize
 
 NOISES = ("constant", "loss_se", "growing")
 GROWTH = (-5.0, 5.0)  # range of the fitted power of the loss
+FURTHEST = 100.0  # of the logarithm of a scale from the middle of the runs
 
 
 def scale_by_standard_error(
@@ -40,23 +43,68 @@ def scale_by_standard_error(
     return normalize_scale(spread / data[target] if log else spread)
 
 
-def fit_growth(residuals: np.ndarray, loss: np.ndarray) -> float:
-    """Power p of sigma ~ loss^p that the residuals of a first fit show.
+def estimate_growth(
+    jacobian: np.ndarray, residuals: np.ndarray, loss: np.ndarray
+) -> float:
+    """Power p of sigma ~ loss^p, by restricted maximum likelihood.
 
-    Least squares of ln|r| on ln loss (Harvey 1976, Econometrica 44). Residuals below a
-    tenth of the median are raised to it, so that a few near zero do not decide.
+    The residuals of runs with much leverage are small whatever their noise, and the
+    largest losses often are such runs. The restricted likelihood of normal noise
+    (Patterson & Thompson 1971, Biometrika 58) counts that: it is that of the contrasts
+    of the residuals that the law's parameters do not change.
+
+    Args:
+        jacobian: [n, P] of the residuals by the parameters.
+        residuals: [n] of a fit that takes the noise as constant.
+        loss: [n].
     """
-    size = np.abs(residuals)
     x = np.log(loss) - np.mean(np.log(loss))
-    if not np.sum(x**2) > 0 or not np.median(size) > 0:
+    n, p = jacobian.shape
+    is_noisy = np.median(np.abs(residuals)) > 0
+    if not np.sum(x**2) > 0 or not is_noisy or n <= p:
         return 0.0
-    y = np.log(np.maximum(size, 0.1 * np.median(size)))
-    return float(np.clip(x @ (y - y.mean()) / (x @ x), *GROWTH))
+
+    def compute_deviance(growth: float) -> float:
+        scale = np.exp(np.clip(growth * x, -FURTHEST, FURTHEST))
+        slopes = jacobian / scale[:, None]
+        orthogonal, triangle = np.linalg.qr(slopes)
+        scaled = residuals / scale
+        rest = scaled - orthogonal @ (orthogonal.T @ scaled)
+        lengths = np.abs(np.diag(triangle))
+        known = lengths[lengths > 1e-12 * max(lengths.max(), 1e-300)]
+        log_information = 2 * np.sum(np.log(known))
+        return float((n - p) * np.log(rest @ rest) + log_information)
+
+    # Scales have mean logarithm 0, so that their determinant is 1.
+    found = scipy.optimize.minimize_scalar(
+        compute_deviance, bounds=GROWTH, method="bounded"
+    )
+    return float(found.x)
+
+
+def compute_effective_noise(scatter: float, delta: float) -> float:
+    """The noise at which least squares would have the variance that Huber's objective
+    has on normal noise.
+
+    It is scatter * sqrt(E psi^2) / E psi', with psi the objective's score (Huber 1964,
+    theorem 1): `scatter` for least squares (delta = inf), sqrt(pi / 2) = 1.25 times it
+    for least absolute deviations (delta = 0), and between the two for Huber's.
+    """
+    if not scatter > 0 or np.isinf(delta):
+        return scatter
+    k = delta / scatter
+    if k <= 1e-4:  # the formula below would divide two tiny numbers
+        return scatter * math.sqrt(math.pi / 2)
+    inside = math.erf(k / math.sqrt(2))
+    density = math.sqrt(2 / math.pi) * math.exp(-k * k / 2)
+    square = inside - k * density + k * k * (1 - inside)
+    return scatter * math.sqrt(square) / inside
 
 
 def scale_by_growth(loss: np.ndarray, exponent: float) -> np.ndarray:
     """[n] scales loss^exponent, with geometric mean 1."""
-    return normalize_scale(loss**exponent)
+    logarithm = exponent * (np.log(loss) - np.mean(np.log(loss)))
+    return np.exp(np.clip(logarithm, -FURTHEST, FURTHEST))
 
 
 def normalize_scale(scale: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from analysis.fitting import noise as noise_models
+from analysis.fitting.effects import EFFECTS
 from analysis.laws.base import Binding, Law
 
 OBJECTIVES = ("huber", "least_squares", "lad")
@@ -38,6 +39,10 @@ class Protocol:
         prior: parameter -> (mean, standard deviation).
         weighted: whether the rows carry weights.
         prior_variance: of the noise, against which the prior counts.
+        effects: "row": rows are independent; "trunk": the rows of a trunk share an
+            effect.
+        components: standard deviations of the effects, {"trunk": ..., "row": ...}; empty
+            for effects="row".
     """
 
     objective: str
@@ -57,6 +62,8 @@ class Protocol:
     prior: dict[str, tuple[float, float]] = field(default_factory=dict)
     weighted: bool = False
     prior_variance: float = 0.0
+    effects: str = "row"
+    components: dict[str, float] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float:
@@ -70,6 +77,8 @@ class Protocol:
     def options(self) -> list[str]:
         """The options that differ from the defaults, in words."""
         parts = []
+        if self.effects != "row":
+            parts.append("trunk effects")
         if self.quantile != 0.5:
             parts.append(f"quantile {self.quantile:g}")
         if self.noise == "growing":
@@ -84,7 +93,7 @@ class Protocol:
 
 
 def check_options(
-    objective: str, delta: float, residual: str, quantile: float, noise: str
+    objective: str, delta: float | None, residual: str, quantile: float, noise: str
 ) -> None:
     """Check the options of `analysis.fitting.fit.fit`.
 
@@ -94,12 +103,41 @@ def check_options(
     check_choice("objective", objective, OBJECTIVES)
     check_choice("residual", residual, RESIDUALS)
     check_choice("noise", noise, noise_models.NOISES)
-    if not delta > 0:
+    if delta is not None and not delta > 0:
         raise ValueError(f"delta is {delta!r}; it must be positive (0.001 is usual)")
     if not 0 < quantile < 1:
         raise ValueError(
             f"quantile is {quantile!r}; it must lie between 0 and 1 (0.5 for the "
             "middle)"
+        )
+
+
+def check_effects(
+    effects: str, quantile: float, data: Mapping[str, np.ndarray]
+) -> None:
+    """Check the option `effects` of `analysis.fitting.fit.fit` for these rows.
+
+    Raises:
+        ValueError: an unknown word; or trunk effects of rows without trunks, with
+            weights, or fitted at their edge.
+    """
+    check_choice("effects", effects, EFFECTS)
+    if effects == "row":
+        return
+    if "trunk" not in data:
+        raise ValueError(
+            "effects='trunk' needs a trunk column; name it when loading: "
+            "load_runs(..., trunk='...')"
+        )
+    if "weight" in data:
+        raise ValueError(
+            "effects='trunk' with weighted rows: how a weight divides between a row "
+            "and its trunk is not defined; leave the weights out, or use effects='row'"
+        )
+    if quantile != 0.5:
+        raise ValueError(
+            f"effects='trunk' with quantile={quantile:g}: random effects are about the "
+            "middle of the runs; use quantile=0.5, or effects='row'"
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from analysis.fitting.certify import Certificate
+from analysis.fitting.effects import Trunks, compute_ratio
 from analysis.fitting.protocol import Protocol, compute_row_scales
 from analysis.laws.base import Array, Binding, Law, bind_law
 from analysis.laws.library import get_law
@@ -42,7 +43,7 @@ class FitResult:
         objective: sum over rows of weight * rho(residual), without the prior's part.
         certificate: whether the solution is one.
         residuals: [n] log prediction - log loss (or prediction - loss), over the
-            noise's scale.
+            noise's scale. `whitened` gives them as the objective sees them.
         data: the fitted columns, [n] each: the law's variables and target, weight,
             loss_se and trunk where known.
     """
@@ -88,6 +89,18 @@ class FitResult:
     def scale(self) -> np.ndarray:
         """[n] relative scale of the noise of each row."""
         return compute_row_scales(self.protocol, self.law, self.data)
+
+    @property
+    def loss(self) -> np.ndarray:
+        """[n] what was fitted, the law's target."""
+        return self.data[self.law.target]
+
+    @property
+    def whitened(self) -> np.ndarray:
+        """[n] residuals with what the rows of a trunk share scaled down, so that each
+        is of the size of a row's effect; `residuals` of a fit without trunk effects.
+        """
+        return whiten_residuals(self.protocol, self.residuals, self.data)
 
     def solver(self) -> Solver:
         """The solver of this fit's own law, rows and objective."""
@@ -191,6 +204,7 @@ class FitResult:
         lines = [
             f"{self.law.name}: {self.law.equation}",
             f"  {self._describe_method()}",
+            *self._list_components(),
             *self._list_parameters(),
             *self._list_findings(),
         ]
@@ -210,6 +224,21 @@ class FitResult:
             f"{protocol.n_rows} rows, {', '.join(method)}, "
             f"objective {self.objective:.9g}; {', '.join(columns)}"
         )
+
+    def _list_components(self) -> list[str]:
+        """The sizes of the effects, in words."""
+        components = self.protocol.components
+        if not components:
+            return []
+        if self.protocol.residual == "log":
+            sizes = {name: f"{100 * sd:.2g} %" for name, sd in components.items()}
+        else:
+            sizes = {name: f"{sd:.3g}" for name, sd in components.items()}
+        count = len(set(self.data["trunk"]))
+        return [
+            f"  effects (standard deviations): {count} trunks {sizes['trunk']}, "
+            f"rows {sizes['row']}"
+        ]
 
     def _list_parameters(self) -> list[str]:
         protocol = self.protocol
@@ -257,6 +286,16 @@ def read_pairs(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, 
     return {name: (float(first), float(last)) for name, (first, last) in values.items()}
 
 
+def whiten_residuals(
+    protocol: Protocol, residuals: np.ndarray, data: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """[n] residuals as the objective sees them."""
+    if not protocol.components:
+        return residuals
+    trunks = Trunks.from_names(data["trunk"])
+    return trunks.whiten(residuals, compute_ratio(protocol.components))
+
+
 def build_solver(
     binding: Binding,
     protocol: Protocol,
@@ -275,6 +314,9 @@ def build_solver(
     from analysis.fitting.data import Data
     from analysis.fitting.solver import Solver
 
+    trunk = None
+    if protocol.components:
+        trunk = Trunks.from_names(data["trunk"]).label
     solver_data = Data(
         x={name: data[name] for name in binding.law.variables},
         loss=data[binding.law.target],
@@ -284,6 +326,8 @@ def build_solver(
         quantile=protocol.quantile,
         scale=scale if np.ptp(scale) > 0 else None,
         weight=data.get("weight"),
+        trunk=trunk,
+        ratio=compute_ratio(protocol.components),
     )
     prior = transform_prior(
         binding, solver_data, protocol.prior, protocol.prior_variance

@@ -31,6 +31,7 @@ from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis.fitting import newton
 from analysis.fitting.data import Data, load_rows, use_float64
+from analysis.fitting.effects import Trunks
 from analysis.fitting.newton import STEPS_PER_DISPATCH, Bounds, Trajectory
 from analysis.laws.base import Array, Binding, Params
 
@@ -194,14 +195,15 @@ class Solver:
         return sample, sample.replicate_fits(np.ones((1, sample._n)), start).z[0]
 
     def residuals(self, z: np.ndarray) -> np.ndarray:
-        """[n] scaled residuals at z [P]."""
+        """[n] scaled residuals at z [P], whitened if runs share the effect of a trunk."""
         with use_float64():
             response = newton.predict_response(
                 self.binding, np.asarray(z), self._device_data
             )
             value = np.asarray(response)[: self._n]
         target = np.log(self.data.loss) if self.data.log else self.data.loss
-        return (value - target) / (1.0 if self.data.scale is None else self.data.scale)
+        scale = 1.0 if self.data.scale is None else self.data.scale
+        return self._whiten((value - target) / scale)
 
     def replicate_fits(
         self, counts: np.ndarray, warm: np.ndarray, loss: np.ndarray | None = None
@@ -315,11 +317,18 @@ class Solver:
         return columns
 
     def jacobian(self, z: np.ndarray) -> np.ndarray:
-        """[n, P] derivative of g(prediction), over the noise's scale, by z [P]."""
+        """[n, P] derivative by z [P] of the residuals that `residuals` gives."""
         with use_float64():
             padded = newton.compute_jacobian(self.binding, z, self._device_data)
             slopes = np.asarray(padded)[: self._n]
-        return slopes if self.data.scale is None else slopes / self.data.scale[:, None]
+        if self.data.scale is not None:
+            slopes = slopes / self.data.scale[:, None]
+        return self._whiten(slopes)
+
+    def _whiten(self, values: np.ndarray) -> np.ndarray:
+        if self.data.trunk is None:
+            return values
+        return Trunks.from_labels(self.data.trunk).whiten(values, self.data.ratio)
 
     def _pad_rows(
         self, counts: np.ndarray, loss: np.ndarray | None = None
