@@ -152,7 +152,7 @@ def compare(
     *,
     budgets: Sequence[float] | np.ndarray | None = None,
     objective: str = "huber",
-    delta: float = 1e-3,
+    delta: float | None = None,
     draws: int = 1000,
     level: float = 0.90,
     seed: int = 0,

@@ -92,6 +92,7 @@ class RestrictedLikelihood:
         log_likelihood: [G] restricted, with the best variance for each ratio.
         variance: [G] that variance of a row.
         covariance: [G, P, P] of the parameters for a row of variance 1.
+        shift: [G, P] regression of the residuals on the Jacobian.
         degrees_of_freedom: n - P.
     """
 
@@ -99,6 +100,7 @@ class RestrictedLikelihood:
     log_likelihood: np.ndarray
     variance: np.ndarray
     covariance: np.ndarray
+    shift: np.ndarray
     degrees_of_freedom: int
 
     @property
@@ -170,24 +172,28 @@ def compute_restricted_likelihood(
     log_likelihood = []
     variances = []
     covariances = []
+    shifts = []
     for ratio in ratios:
         shrink = ratio / (1 + trunks.size * ratio)
         whitened = products - (sums.T * shrink) @ sums
         information = whitened[:p, :p] + np.diag(prior)
         inverse, log_determinant = invert_information(information)
         pull = whitened[:p, p]
-        squares = float(whitened[p, p] - pull @ inverse @ pull)
+        shift = inverse @ pull
+        squares = float(whitened[p, p] - pull @ shift)
         variance = max(squares / degrees_of_freedom, SMALLEST**2)
         log_size = float(np.sum(np.log1p(trunks.size * ratio)))
         noise = degrees_of_freedom * np.log(variance)
         log_likelihood.append(-0.5 * (noise + log_size + log_determinant))
         variances.append(variance)
         covariances.append(inverse)
+        shifts.append(shift)
     return RestrictedLikelihood(
         ratios=np.asarray(ratios),
         log_likelihood=np.array(log_likelihood),
         variance=np.array(variances),
         covariance=np.array(covariances),
+        shift=np.array(shifts),
         degrees_of_freedom=degrees_of_freedom,
     )
 

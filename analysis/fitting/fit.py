@@ -22,6 +22,8 @@ from analysis.fitting.effects import (
     estimate_components,
     limit_outliers,
 )
+from analysis.fitting.estimate import Estimate, estimate_parameters
+from analysis.fitting.misfit import compute_misfit, describe_misfit
 from analysis.fitting.noise import estimate_growth, estimate_variance
 from analysis.fitting.profile import Profile, profile_fit
 from analysis.fitting.protocol import (
@@ -30,15 +32,9 @@ from analysis.fitting.protocol import (
     check_effects,
     check_options,
     check_prior,
-    compute_row_scales,
     evaluate_objective,
 )
-from analysis.fitting.result import (
-    FitResult,
-    build_solver,
-    read_pairs,
-    whiten_residuals,
-)
+from analysis.fitting.result import FitResult, read_pairs
 from analysis.laws.base import Binding, Law, NotIdentifiedError, bind_law
 from analysis.laws.library import get_law
 from analysis.table.runs import Runs, load_runs
@@ -288,118 +284,99 @@ def fit_in_stages(
     Growing noise, trunk effects and a prior each need a fit without them: its residuals
     show how the noise grows, how large the effects are and how much the prior counts.
     """
-    plain = replace(protocol, effects="row", delta=protocol.delta or DEFAULT_DELTA)
-    if protocol.objective != "huber":
-        plain = replace(plain, delta=None)
+    plain = replace(protocol, effects="row", prior={})
+    if protocol.objective == "huber":
+        plain = replace(plain, delta=protocol.delta or DEFAULT_DELTA)
     if protocol.noise == "growing":
-        start = replace(plain, noise="constant", prior={})
-        first = search_once(law, binding, start, data)
-        growth = estimate_growth(compute_jacobian(first), first.residuals, first.loss)
+        constant = replace(plain, noise="constant")
+        first = estimate_parameters(binding, constant, data)
+        growth = estimate_growth(
+            first.compute_jacobian(), first.residuals, data[law.target]
+        )
         protocol = replace(protocol, growth=growth)
         plain = replace(plain, growth=growth)
     if protocol.effects == "trunk":
-        first = search_once(law, binding, replace(plain, prior={}), data)
+        first = estimate_parameters(binding, plain, data)
         protocol = measure_effects(first, protocol)
     if protocol.prior:
-        residuals = search_once(
-            law, binding, replace(protocol, prior={}), data
-        ).whitened
+        without = estimate_parameters(binding, replace(protocol, prior={}), data)
         variance = estimate_variance(
-            residuals, protocol.threshold, len(binding.free), data.get("weight")
+            without.whitened, protocol.threshold, len(binding.free), data.get("weight")
         )
         protocol = replace(protocol, prior_variance=variance)
-    return search_once(law, binding, protocol, data)
+    return certify_fit(estimate_parameters(binding, protocol, data))
 
 
-def measure_effects(first: Fit, protocol: Protocol) -> Protocol:
+def measure_effects(first: Estimate, protocol: Protocol) -> Protocol:
     """The protocol with the sizes of the effects, and with Huber's threshold in their
     unit unless it is given.
 
-    The sizes are estimated around the first fit, then around fits that know them.
+    The sizes are estimated around the first estimate, then around estimates that know
+    them.
 
     Args:
-        first: a fit that takes the rows as independent.
+        first: takes the rows as independent.
         protocol: with trunk effects.
     """
     trunks = Trunks.from_names(first.data["trunk"])
     given = protocol.delta
-    fitted: Fit = first
+    current = first
     for _ in range(EFFECT_ROUNDS):
-        known = fitted.protocol.components or None
-        residuals = limit_outliers(fitted.residuals, trunks, known)
-        components = estimate_components(compute_jacobian(fitted), residuals, trunks)
+        known = current.protocol.components or None
+        residuals = limit_outliers(current.residuals, trunks, known)
+        components = estimate_components(current.compute_jacobian(), residuals, trunks)
         delta = None
         if protocol.objective == "huber":
             delta = given or max(EFFICIENT * components["row"], LAD_DELTA)
         protocol = replace(protocol, components=components, delta=delta)
-        fitted = refine_fit(fitted, replace(protocol, prior={}))
+        current = estimate_parameters(
+            first.binding, replace(protocol, prior={}), first.data, current.params
+        )
     return protocol
 
 
-def refine_fit(fitted: Fit, protocol: Protocol) -> Fit:
-    """The best fit near another one, under another protocol. It has no certificate of
-    its own.
-    """
-    solver = build_solver(fitted.binding, protocol, fitted.data, fitted.scale)
-    one = np.ones((1, len(fitted.residuals)))
-    solution = solver.replicate_fits(one, solver.coordinates(fitted.params))
-    values = solver.params(solution.z)
-    params = {name: float(value[0]) for name, value in values.items()}
-    residuals = compute_residuals(fitted.law, protocol, params, fitted.data)
-    return replace(
-        fitted, protocol=protocol, params=params, residuals=residuals / fitted.scale
-    )
-
-
-def compute_jacobian(fitted: Fit) -> np.ndarray:
-    """[n, P] derivative of the residuals by the solver's coordinates."""
-    plain = replace(fitted.protocol, effects="row", components={}, prior={})
-    solver = build_solver(fitted.binding, plain, fitted.data, fitted.scale)
-    return solver.jacobian(solver.coordinates(fitted.params))
-
-
-def search_once(
-    law: Law, binding: Binding, protocol: Protocol, data: dict[str, np.ndarray]
-) -> Fit:
-    """Fit the law by one global search, and certify the optimum."""
-    scale = compute_row_scales(protocol, law, data)
-    solver = build_solver(binding, protocol, data, scale)
-    solution = solver.global_fit()
-    fitted = solver.params(solution.z[:1])
-    params = {name: float(values[0]) for name, values in fitted.items()}
-    residuals = compute_residuals(law, protocol, params, data) / scale
-    whitened = whiten_residuals(protocol, residuals, data)
-    notes = note_impossible_losses(law, params, data)
+def certify_fit(estimate: Estimate) -> Fit:
+    """The estimate with its certificate and its covariance."""
+    law = estimate.binding.law
+    protocol, data = estimate.protocol, estimate.data
+    whitened = estimate.whitened
+    notes = note_impossible_losses(law, estimate.params, data)
+    if protocol.components and protocol.residual == "log":
+        notes += note_misfit(estimate)
     certificate, covariance = certify_solution(
-        solver, solution, params, whitened, data.get("trunk"), protocol.components
+        estimate.solver,
+        estimate.solution,
+        estimate.params,
+        whitened,
+        data.get("trunk"),
+        protocol.components,
     )
     return Fit(
         law=law,
         protocol=replace(protocol, notes=(*protocol.notes, *notes)),
-        params=params,
-        free=binding.free,
+        params=estimate.params,
+        free=estimate.binding.free,
         covariance=covariance,
         objective=evaluate_objective(protocol, whitened, data.get("weight")),
         certificate=certificate,
-        residuals=residuals,
+        residuals=estimate.residuals,
         data=data,
     )
 
 
-def compute_residuals(
-    law: Law,
-    protocol: Protocol,
-    params: Mapping[str, float],
-    data: Mapping[str, np.ndarray],
-) -> np.ndarray:
-    """[n] log prediction - log loss, or prediction - loss."""
-    predicted = law.predict(params, **{name: data[name] for name in law.variables})
-    measured = data[law.target]
-    if protocol.residual != "log":
-        return predicted - measured
-    # The solver bounds predictions from below in the same way.
-    predicted = np.maximum(predicted, np.finfo(float).tiny)
-    return np.log(predicted) - np.log(measured)
+def note_misfit(estimate: Estimate) -> tuple[str, ...]:
+    """A note on the direction in which the runs leave the law, if there is one."""
+    data = estimate.data
+    trunks = Trunks.from_names(data["trunk"])
+    p_values = compute_misfit(
+        estimate.binding.law,
+        estimate.params,
+        data,
+        estimate.compute_jacobian(),
+        limit_outliers(estimate.residuals, trunks, estimate.protocol.components),
+        trunks,
+    )
+    return describe_misfit(p_values)
 
 
 def note_impossible_losses(
