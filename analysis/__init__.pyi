@@ -12,6 +12,11 @@ from .decisions.allocate import allocate as allocate
 from .decisions.allocate import optimum_table as optimum_table
 from .decisions.compare import Comparison as Comparison
 from .decisions.compare import compare as compare
+from .decisions.reach import ExtrapolationError as ExtrapolationError
+from .decisions.reach import ExtrapolationWarning as ExtrapolationWarning
+from .decisions.reach import FittedRange as FittedRange
+from .decisions.reach import Reach as Reach
+from .decisions.reach import measure_reach as measure_reach
 from .decisions.suggest import Suggestion as Suggestion
 from .decisions.suggest import default_candidates as default_candidates
 from .decisions.suggest import suggest as suggest

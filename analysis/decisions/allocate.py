@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,11 @@ from analysis.decisions.frontier import (
     make_single_draw,
     read_other_variables,
 )
+from analysis.decisions.reach import FittedRange, Reach, measure_reach
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
+
+Bound = Literal["", "upper", "lower"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,10 @@ class Allocation:
             than C if the tokens run out.
         data_limited: whether D is all the tokens that exist.
         notes: what else a reader should know.
+        outside: by what factors training C, N, D and D/N leave the fitted range.
+        bound: "upper" if the optimum lies below the smallest fitted size, which is
+            then an upper bound of the best N and all that the runs show; "lower" if it
+            lies above the largest; "" if it lies between them or N was given.
     """
 
     C: float
@@ -64,6 +71,8 @@ class Allocation:
     inference_flops: float = 0.0
     data_limited: bool = False
     notes: tuple[str, ...] = ()
+    outside: Reach = field(default_factory=lambda: Reach({}))
+    bound: Bound = ""
 
     @property
     def valley(self) -> tuple[float, float]:
@@ -95,8 +104,26 @@ class Allocation:
             sentences.append(
                 f"N from {low:.3g} to {high:.3g} is within 0.1 % of the best loss"
             )
-        sentences.append(f"{self.extrapolation_factor:.3g} times the largest fitted C")
-        return "; ".join([*sentences, *self.notes])
+        lines = [str(self.outside)]
+        if self.bound:
+            lines.append(self.describe_bound())
+        lines.append("; ".join([*sentences, *self.notes]))
+        return "\n".join(lines)
+
+    def describe_bound(self) -> str:
+        """Say that an optimum outside the fitted sizes is a bound; "" inside them."""
+        if not self.bound:
+            return ""
+        sizes = self.outside.ranges["N"]
+        if self.bound == "upper":
+            return (
+                f"a bound, not an optimum: the best N lies below every fitted size, so "
+                f"the runs show only that it is at most {sizes.smallest:.4g}"
+            )
+        return (
+            f"a bound, not an optimum: the best N lies above every fitted size, so the "
+            f"runs show only that it is at least {sizes.largest:.4g}"
+        )
 
     def _interval_text(self, name: str, form: str) -> str:
         """The interval as text: [low, high], or nothing where there is none."""
@@ -146,6 +173,7 @@ def allocate(
     loss: float | None = None,
     at: Mapping[str, float] | None = None,
     served_tokens: float | None = None,
+    extrapolate: bool = False,
 ) -> Allocation:
     """The N and D that minimize the fitted loss at C FLOPs.
 
@@ -168,8 +196,13 @@ def allocate(
         loss: in place of C, the loss to reach, nats per token.
         at: values of the law's variables besides N and D.
         served_tokens: the old name of `inference_tokens`, deprecated.
+        extrapolate: answer wherever the answer lies, without a warning. Otherwise an
+            `ExtrapolationWarning` says that training C, N, D or D/N is more than 10
+            times outside the fitted runs.
 
     Raises:
+        ExtrapolationError: training C, N, D or D/N of the answer is more than 100 times
+            outside the fitted runs, and `extrapolate` is not given.
         ValueError: not exactly one of C and loss is given, an argument is not positive,
             no number of FLOPs reaches the loss, the budget is too small for one token,
             or the law is not one of N and D or has no optimum.
@@ -179,12 +212,14 @@ def allocate(
     _check_arguments(question, inference_tokens, max_tokens)
     problem = _make_problem(fit, flops_per_token, inference_tokens, max_tokens, at)
     best = _find_optimum(problem, fit, question)
-    intervals = {}
-    if boot is not None:
-        intervals = _compute_intervals(problem, boot, question, level)
     training_flops, inference_flops = problem.split_flops(best.N, best.D)
     training_flops = float(training_flops)
     inference_flops = float(inference_flops)
+    outside = measure_reach(fit, C=training_flops, N=best.N, D=best.D, **(at or {}))
+    outside.check(extrapolate)
+    intervals = {}
+    if boot is not None:
+        intervals = _compute_intervals(problem, boot, question, level)
     unspent = best.C - training_flops - inference_flops
     data_limited = max_tokens is not None and max_tokens * (1 - 1e-6) <= best.D
     notes = []
@@ -206,7 +241,16 @@ def allocate(
         inference_flops=inference_flops,
         data_limited=data_limited,
         notes=tuple(notes),
+        outside=outside,
+        bound="" if N is not None else _find_bound(outside.ranges["N"]),
     )
+
+
+def _find_bound(sizes: FittedRange) -> Bound:
+    """On which side of the fitted sizes an optimum lies, see `Allocation.bound`."""
+    if sizes.is_inside:
+        return ""
+    return "upper" if sizes.value < sizes.smallest else "lower"
 
 
 def optimum_table(
@@ -221,14 +265,20 @@ def optimum_table(
     N: float | None = None,
     at: Mapping[str, float] | None = None,
     served_tokens: float | None = None,
+    extrapolate: bool = False,
 ) -> pd.DataFrame:
     """Allocate each of several budgets; the options are those of `allocate`.
 
     Returns:
         One row per budget: C, N, D, tokens_per_parameter, loss, valley_low and
-        valley_high (the near-optimal range), reach (the extrapolation factor). With a
-        bootstrap also N_low, N_high, D_low, D_high, loss_low, loss_high; with inference
-        tokens training_flops and inference_flops; with max_tokens data_limited.
+        valley_high (the near-optimal range), reach (the extrapolation factor),
+        outside_N, outside_D and outside_ratio (the factors by which N, D and D/N leave
+        the fitted range), bound (see `Allocation.bound`). With a bootstrap also N_low,
+        N_high, D_low, D_high, loss_low, loss_high; with inference tokens
+        training_flops and inference_flops; with max_tokens data_limited.
+
+    Raises:
+        ExtrapolationError: a budget leads more than 100 times outside the fitted runs.
     """
     inference_tokens = _accept_served_tokens(inference_tokens, served_tokens)
     rows = []
@@ -243,7 +293,9 @@ def optimum_table(
             max_tokens=max_tokens,
             N=N,
             at=at,
+            extrapolate=extrapolate,
         )
+        factors = best.outside.factors
         low, high = best.near_optimal_range
         row = {
             "C": best.C,
@@ -254,6 +306,10 @@ def optimum_table(
             "valley_low": low,
             "valley_high": high,
             "reach": best.extrapolation_factor,
+            "outside_N": factors["N"],
+            "outside_D": factors["D"],
+            "outside_ratio": factors["D/N"],
+            "bound": best.bound,
         }
         if inference_tokens:
             row["training_flops"] = best.training_flops

@@ -72,7 +72,10 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
     if fit is not None and set(fit.law.variables) == {"N", "D"}:
         C = np.geomspace(table["C"].min(), 1.3 * table["C"].max(), 30)
         per_token = counted_flops_per_token(fit)
-        best = [allocate(fit, c, flops_per_token=per_token).loss for c in C.tolist()]
+        best = []
+        for flops in C.tolist():
+            found = allocate(fit, flops, flops_per_token=per_token, extrapolate=True)
+            best.append(found.loss)
         handles += ax.plot(
             C,
             best,

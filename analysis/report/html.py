@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from analysis.checking.holdout import HeldOutRun
-from analysis.decisions.allocate import counted_flops_per_token
+from analysis.decisions.allocate import allocate, counted_flops_per_token
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import IsoFlop
@@ -236,10 +236,44 @@ def _write_headline(
 ) -> list[Markup]:
     """What was found, in sentences."""
     return [
+        _write_decision_sentence(fit, boot),
         _write_fit_sentence(fit),
         _write_exponent_sentence(fit, boot),
         _write_holdout_sentence(fit, held),
     ]
+
+
+def _write_decision_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
+    """What to train at the largest fitted compute and at ten times as much; empty for a
+    law that has no optimum.
+    """
+    if set(fit.law.variables) != {"N", "D"}:
+        return Markup("")
+    largest = float(fit.compute.max())
+    try:
+        parts = [_write_decision(fit, C, boot) for C in (largest, 10 * largest)]
+    except ValueError:  # the section of the optimum says why
+        return Markup("")
+    sentence = Markup("At the largest fitted compute, {}. At ten times as much, {}.")
+    return sentence.format(*parts)
+
+
+def _write_decision(fit: Fit, C: float, boot: Bootstrap | None) -> Markup:
+    per_token = counted_flops_per_token(fit)
+    best = allocate(fit, C, boot, per_token, LEVEL, extrapolate=True)
+    interval = ""
+    if "loss" in best.intervals:
+        low, high = best.intervals["loss"]
+        interval = f" (90 % interval {low:.3f} to {high:.3f})"
+    bound = f" ({best.describe_bound()})" if best.bound else ""
+    return Markup("{} FLOPs, train {} parameters on {} tokens{}: loss {}{}").format(
+        format_flops(C),
+        format_count(best.N),
+        format_count(best.D),
+        bound,
+        f"{best.loss:.3f}",
+        interval,
+    )
 
 
 def _write_fit_sentence(fit: Fit) -> Markup:

@@ -150,6 +150,7 @@ def tabulate_optimum(study: Study) -> pd.DataFrame:
         [*budgets.tolist(), 10 * float(budgets[-1])],
         study.boot,
         counted_flops_per_token(study.fit),
+        extrapolate=True,  # the table says how far each row lies outside
     )
 
 

@@ -223,8 +223,11 @@ def tabulate_optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
     if not 0 < len(shown) <= MAX_BUDGETS:
         C = runs.table["C"]
         shown = [float(f"{c:.2g}") for c in np.geomspace(C.min(), C.max(), 5)]
-    shown += [10 * shown[-1], 100 * shown[-1]]
-    frame = optimum_table(fit, shown, boot, counted_flops_per_token(fit), LEVEL)
+    shown.append(10 * shown[-1])
+    # Each row says how far it lies outside the fitted runs.
+    frame = optimum_table(
+        fit, shown, boot, counted_flops_per_token(fit), LEVEL, extrapolate=True
+    )
     columns = {
         "C (FLOPs)": "training compute, and the extrapolation factor: this over the "
         "largest fitted C",
@@ -233,12 +236,15 @@ def tabulate_optimum(runs: Runs, fit: Fit, boot: Bootstrap | None) -> Table:
         "D / N": "tokens per parameter",
         "Loss": "nats per token",
         "Near-optimal N": "sizes whose loss at this C is within 0.1 % of the lowest",
+        "Fitted sizes": "whether the optimum lies within them; outside, all that the "
+        "runs show is a bound",
     }
-    rows = [_make_optimum_row(row) for row in frame.to_dict("records")]
+    sizes = (float(fit.data["N"].min()), float(fit.data["N"].max()))
+    rows = [_make_optimum_row(row, sizes) for row in frame.to_dict("records")]
     return Table.of(columns, rows)
 
 
-def _make_optimum_row(row: Record) -> list[Cell]:
+def _make_optimum_row(row: Record, sizes: tuple[float, float]) -> list[Cell]:
     def make_interval_cell(name: str, write: Write) -> Cell:
         text = write(row[name])
         low = row.get(f"{name}_low")
@@ -258,7 +264,18 @@ def _make_optimum_row(row: Record) -> list[Cell]:
         make_cell(row["tokens_per_parameter"], lambda value: f"{value:.3g}"),
         make_interval_cell("loss", format_exponent),
         make_cell(f"{low} to {high}"),
+        make_cell(_describe_bound(row["bound"], sizes)),
     ]
+
+
+def _describe_bound(bound: str, sizes: tuple[float, float]) -> str:
+    """What the runs show of an optimum, by `Allocation.bound` and the fitted sizes."""
+    smallest, largest = sizes
+    if bound == "upper":
+        return f"below: best N at most {format_count(smallest)}"
+    if bound == "lower":
+        return f"above: best N at least {format_count(largest)}"
+    return "within"
 
 
 def tabulate_holdout(held: Sequence[HeldOutRun]) -> Table:

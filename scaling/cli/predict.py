@@ -4,8 +4,11 @@ compare, audit.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from analysis import Bootstrap, Fit, Runs
+    from analysis import Bootstrap, Fit, Reach, Runs
 
 
 def _write_figure(
@@ -42,10 +45,21 @@ def _write_figure(
         print(path)
 
 
+@contextlib.contextmanager
+def _print_no_extrapolation_warning() -> Iterator[None]:
+    """Print no `ExtrapolationWarning` within: the first line of the answer has it."""
+    from analysis import ExtrapolationWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        yield
+
+
 @dataclass(frozen=True)
 class PredictArgs:
     """Predict the loss of a run, the best run of a budget, or the cheapest run of a
-    loss, from a saved fit.
+    loss, from a saved fit. The first line says by what factors the answer leaves the
+    fitted range.
 
     Examples: scaling predict fit.json --N 1e9 --D 2e10
               scaling predict fit.json --C 1e21 --inference-tokens 1e12
@@ -67,6 +81,9 @@ class PredictArgs:
     """The most tokens there are to train on."""
     at: Pairs = ()
     """Value of another variable of the law, as U=1e11; repeat the flag for more."""
+    extrapolate: bool = False
+    """Answer even where C, N, D or D/N is more than 100 times outside the fitted runs.
+    """
     json: bool = False
 
     def __call__(self) -> int:
@@ -77,18 +94,22 @@ class PredictArgs:
         has_target = self.loss is not None and "loss" not in fit.law.variables
         needs_optimum = has_budget or has_target
         find_answer = self._find_optimum if needs_optimum else self._predict_point
-        answer = find_answer(fit, boot, at)
+        with _print_no_extrapolation_warning():
+            answer, reach = find_answer(fit, boot, at)
         if self.json:
-            print_json(answer)
-        else:
-            for name, value in answer.items():
-                print(f"{name:>16}  {format_value(value)}")
+            if reach.is_far:
+                print(reach, file=sys.stderr)
+            print_json(answer | {"extrapolation": reach.to_record()})
+            return 0
+        print(reach)
+        for name, value in answer.items():
+            print(f"{name:>16}  {format_value(value)}")
         return 0
 
     def _predict_point(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> dict[str, object]:
-        """The law's value at one point.
+    ) -> tuple[dict[str, object], Reach]:
+        """The law's value at one point, and how far it lies outside the runs.
 
         Raises:
             ConfigError: a variable of the law is missing, or something is given that a
@@ -117,6 +138,8 @@ class PredictArgs:
                 f"leave out {', '.join(unused)}"
             )
         point = {name: given[name] for name in variables}
+        reach = _measure_point(fit, point)
+        reach.check(self.extrapolate)
         answer: dict[str, object] = {**point}
         answer[fit.law.target] = float(fit.predict(**point))
         if boot is not None:
@@ -124,12 +147,13 @@ class PredictArgs:
             new_run = boot.predict_interval(level=0.90, new_run=True, **point)
             answer["law_90"] = list(law)
             answer["new_run_90"] = list(new_run)
-        return answer
+        return answer, reach
 
     def _find_optimum(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> dict[str, object]:
-        """The best run of a budget, or the cheapest run of a loss.
+    ) -> tuple[dict[str, object], Reach]:
+        """The best run of a budget, or the cheapest run of a loss, and how far it lies
+        outside the runs.
 
         Raises:
             ConfigError: D is given, which follows from the budget or the loss.
@@ -151,10 +175,17 @@ class PredictArgs:
             N=self.N,
             loss=self.loss,
             at=at or None,
+            extrapolate=self.extrapolate,
         )
-        answer: dict[str, object] = dataclasses.asdict(best)
-        for name in ("intervals", "notes", "level"):
+        answer: dict[str, object] = {}
+        for column in dataclasses.fields(best):
+            answer[column.name] = getattr(best, column.name)
+        for name in ("intervals", "notes", "level", "outside", "bound"):
             del answer[name]
+        if self.json:
+            answer["bound"] = best.bound or None
+        elif best.bound:
+            answer["bound"] = best.describe_bound()
         if self.json:  # readers of the JSON know these two by their old names as well
             answer["valley"] = best.valley
             answer["reach"] = best.reach
@@ -162,7 +193,23 @@ class PredictArgs:
             answer[f"{name}_90"] = list(ends)
         if best.notes:
             answer["notes"] = list(best.notes)
-        return answer
+        return answer, best.outside
+
+
+def _measure_point(fit: Fit, point: Mapping[str, float]) -> Reach:
+    """How far a point lies outside the fitted runs; its C follows from N and D."""
+    import numpy as np
+
+    from analysis import measure_reach
+    from analysis.decisions.allocate import counted_flops_per_token
+
+    values = dict(point)
+    if "C" not in point and {"N", "D"} <= set(point):
+        per_token = counted_flops_per_token(fit)
+        N = point["N"]
+        flops = 6 * N if per_token is None else float(per_token(np.asarray(N)))
+        values["C"] = flops * point["D"]
+    return measure_reach(fit, **values)
 
 
 def _name_flag(variable: str) -> str:

@@ -48,7 +48,8 @@ def measure_runs(
 def measure_width(table: pd.DataFrame) -> tuple[float, Fit, Bootstrap]:
     found = fit(table, objective="least_squares")
     boot = found.bootstrap(150)
-    return float(np.ptp(allocate(found, TARGET, boot).intervals["loss"])), found, boot
+    best = allocate(found, TARGET, boot, extrapolate=True)
+    return float(np.ptp(best.intervals["loss"])), found, boot
 
 
 def compute_true_deviation(true: dict[str, float], points: pd.DataFrame) -> float:

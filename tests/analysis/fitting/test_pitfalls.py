@@ -20,6 +20,8 @@ import pytest
 import scipy.optimize
 
 from analysis import (
+    ExtrapolationError,
+    ExtrapolationWarning,
     Fit,
     NotIdentifiedError,
     allocate,
@@ -376,4 +378,7 @@ def test_18_extrapolations_are_known_as_such(noisy: Fit) -> None:
     assert hull_distance(noisy, N=3e8, D=3e9) == 0
     assert hull_distance(noisy, N=2.1e7, D=1e9) > 1  # each within its range
     assert hull_distance(noisy, N=1e12, D=2e13) > 5
-    assert allocate(noisy, 64e20).extrapolation_factor > 50
+    with pytest.warns(ExtrapolationWarning, match="C is 40"):
+        assert allocate(noisy, 256e19).extrapolation_factor > 30
+    with pytest.raises(ExtrapolationError, match="C is 1e\\+03"):
+        allocate(noisy, 64e21)

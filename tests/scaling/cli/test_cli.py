@@ -96,6 +96,32 @@ def test_fit_then_predict_from_a_foreign_table(table, tmp_path, capsys):
     assert point["new_run_90"][0] < low < high < point["new_run_90"][1]
     best = read_answer(f"predict {saved} --C 1e20", capsys)
     assert 6 * best["N"] * best["D"] == pytest.approx(1e20, rel=1e-6)
+    assert best["extrapolation"]["factors"]["C"] == 1
+    assert best["extrapolation"]["text"].startswith("within the fitted range")
+    assert best["bound"] is None
+
+
+def test_predict_says_first_how_far_it_extrapolates(saved, capsys):
+    assert run_command(f"predict {saved} --N 1e8 --D 1e10") == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "within the fitted range of C, N, D and D/N"
+    assert run_command(f"predict {saved} --C 1e22") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("WARNING, extrapolated: C is 16.7 times the largest fitted")
+    assert "a bound, not an optimum" in out and "at least 1e+09" in out
+
+
+def test_predict_refuses_far_extrapolation_unless_it_is_asked_for(saved, capsys):
+    for question in ("--C 1e24", "--N 1e12 --D 1e10"):
+        assert run_command(f"predict {saved} {question}") == 1
+        captured = capsys.readouterr()
+        assert "--extrapolate" in captured.err and not captured.out
+    assert run_command(f"predict {saved} --C 1e24 --extrapolate") == 0
+    assert "asked for" in capsys.readouterr().out.splitlines()[0]
+    answer = read_answer(f"predict {saved} --C 1e24 --extrapolate", capsys)
+    assert answer["extrapolation"]["beyond_limit"]
+    assert answer["extrapolation"]["factors"]["C"] == pytest.approx(1e24 / 6e20)
+    assert answer["bound"] == "lower"
 
 
 def test_a_negative_loss_is_named(table, capsys):
