@@ -4,6 +4,8 @@ from .checking.audit import hull_distance as hull_distance
 from .checking.influence import Influence as Influence
 from .checking.influence import delta_sweep as delta_sweep
 from .checking.influence import influence as influence
+from .checking.law_choice import RivalLaws as RivalLaws
+from .checking.law_choice import find_rival_laws as find_rival_laws
 from .checking.selection import Selection as Selection
 from .checking.selection import information as information
 from .checking.selection import select as select

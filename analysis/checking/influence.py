@@ -15,7 +15,12 @@ from typing import Unpack
 import numpy as np
 import pandas as pd
 
-from analysis.checking.selection import FitOptions, try_fit
+from analysis.checking.selection import (
+    FitOptions,
+    recover_options,
+    recover_runs,
+    try_fit,
+)
 from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
 from analysis.laws.library import Law
@@ -106,10 +111,9 @@ def influence(
                 "give the runs to use others"
             )
         whole = source
-        weight = "weight" if "weight" in source.data else None
-        runs = load_runs(pd.DataFrame(dict(source.data)), weight=weight)
+        runs = recover_runs(source)
         law = source.law
-        options = _recover_options(source)
+        options = recover_options(source)
     else:
         runs = source if isinstance(source, Runs) else load_runs(source)
         whole = fit_law(runs, law, **options)
@@ -198,24 +202,6 @@ def delta_sweep(
     last = ["certified", "refused"]
     first = [name for name in table.columns if name not in last]
     return table.loc[:, first + last]
-
-
-def _recover_options(fit: Fit) -> FitOptions:
-    """The options that make the same fit again."""
-    protocol = fit.protocol
-    options: FitOptions = {
-        "objective": protocol.objective,
-        "effects": protocol.effects,
-        "residual": protocol.residual,
-        "quantile": protocol.quantile,
-        "noise": protocol.noise,
-        "prior": protocol.prior,
-        "fixed": protocol.fixed,
-        "tied": protocol.tied,
-    }
-    if protocol.delta:
-        options["delta"] = protocol.delta
-    return options
 
 
 def _list_quantities(fit: Fit) -> dict[str, float]:

@@ -152,6 +152,33 @@ def try_fit(runs: Runs, law: str | Law, **options: Unpack[FitOptions]) -> Fit | 
         return str(error)
 
 
+def recover_options(fit: Fit) -> FitOptions:
+    """The options that make the same fit again."""
+    protocol = fit.protocol
+    options: FitOptions = {
+        "objective": protocol.objective,
+        "effects": protocol.effects,
+        "residual": protocol.residual,
+        "quantile": protocol.quantile,
+        "noise": protocol.noise,
+        "prior": protocol.prior,
+        "fixed": protocol.fixed,
+        "tied": protocol.tied,
+    }
+    if protocol.delta:
+        options["delta"] = protocol.delta
+    return options
+
+
+def recover_runs(fit: Fit) -> Runs:
+    """The fitted rows as a run table."""
+    return load_runs(
+        pd.DataFrame(dict(fit.data)),
+        weight="weight" if "weight" in fit.data else None,
+        loss_se="loss_se" if "loss_se" in fit.data else None,
+    )
+
+
 def collect_laws(laws: str | Law | Sequence[str | Law]) -> list[Law]:
     """One law or several, by name or themselves.
 

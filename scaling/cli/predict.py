@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from analysis import Bootstrap, Fit, Reach, Runs
+    from analysis import Bootstrap, Fit, Reach, RivalLaws, Runs
+
+MAX_ROWS = 5000
+"""Rows of a fit up to which `scaling predict` fits other laws by itself."""
+
+LawIntervals = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Quantity -> law -> (low, high)."""
 
 
 def _write_figure(
@@ -53,6 +59,55 @@ def _print_no_extrapolation_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
         yield
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What `scaling predict` answers.
+
+    Attributes:
+        values: name -> value, intervals included.
+        reach: how far the answer lies outside the fitted runs.
+        by_law: the intervals of each law, where other laws were fitted.
+        rivals: those laws; None where there are none.
+        law_note: why other laws were not fitted; "" where they were.
+    """
+
+    values: dict[str, object]
+    reach: Reach
+    by_law: LawIntervals = field(default_factory=dict)
+    rivals: RivalLaws | None = None
+    law_note: str = ""
+
+    def print_text(self) -> None:
+        """Print the reach first, then a value per line, then what the laws say."""
+        print(self.reach)
+        for name, value in self.values.items():
+            print(f"{name:>16}  {format_value(value)}")
+        if self.law_note:
+            print(f"from the choice of law: {self.law_note}")
+        if self.rivals is None:
+            return
+        print(f"from the choice of law: {self.rivals}")
+        for name, intervals in self.by_law.items():
+            parts = []
+            for law, ends in intervals.items():
+                parts.append(f"{law} {format_value(list(ends))}")
+            print(f"{name:>16}  {', '.join(parts)}")
+
+    def print_json(self) -> None:
+        """Print all of it as JSON, and a far extrapolation on standard error as well."""
+        if self.reach.is_far:
+            print(self.reach, file=sys.stderr)
+        law_choice: dict[str, object] = {"note": self.law_note}
+        if self.rivals is not None:
+            law_choice["laws"] = self.rivals.names
+            law_choice["holdout"] = to_records(self.rivals.table)
+            law_choice["intervals"] = {
+                name: dict(intervals) for name, intervals in self.by_law.items()
+            }
+        extra = {"extrapolation": self.reach.to_record(), "law_choice": law_choice}
+        print_json(self.values | extra)
 
 
 @dataclass(frozen=True)
@@ -84,6 +139,11 @@ class PredictArgs:
     extrapolate: bool = False
     """Answer even where C, N, D or D/N is more than 100 times outside the fitted runs.
     """
+    laws: Literal["auto", "all", "fitted"] = "auto"
+    """The laws whose intervals count: "all" that predict the held-out runs of largest C
+    as well as the fitted one, or the "fitted" one alone. "auto" is all outside the
+    fitted range, and the fitted one within it, where the laws agree.
+    """
     json: bool = False
 
     def __call__(self) -> int:
@@ -95,20 +155,42 @@ class PredictArgs:
         needs_optimum = has_budget or has_target
         find_answer = self._find_optimum if needs_optimum else self._predict_point
         with _print_no_extrapolation_warning():
-            answer, reach = find_answer(fit, boot, at)
+            answer = find_answer(fit, boot, at)
         if self.json:
-            if reach.is_far:
-                print(reach, file=sys.stderr)
-            print_json(answer | {"extrapolation": reach.to_record()})
-            return 0
-        print(reach)
-        for name, value in answer.items():
-            print(f"{name:>16}  {format_value(value)}")
+            answer.print_json()
+        else:
+            answer.print_text()
         return 0
+
+    def _find_rivals(
+        self, fit: Fit, boot: Bootstrap | None, reach: Reach
+    ) -> tuple[RivalLaws | None, str]:
+        """(The laws whose intervals count, why the fitted one alone counts or "")."""
+        from analysis import find_rival_laws
+
+        if self.laws == "fitted" or set(fit.law.variables) != {"N", "D"}:
+            return None, ""
+        if boot is None:
+            return None, "not examined, since no draws lie beside the fit"
+        if self.laws == "auto" and reach.is_inside:
+            return None, "not examined within the fitted range; --laws all does it"
+        if self.laws == "auto" and len(fit.residuals) > MAX_ROWS:
+            return None, (
+                f"not examined for more than {MAX_ROWS} rows, since it takes long; "
+                "--laws all does it"
+            )
+        print(
+            "fitting other laws to the same runs; --laws fitted leaves them out",
+            file=sys.stderr,
+        )
+        try:
+            return find_rival_laws(fit, boot), ""
+        except ValueError as error:
+            return None, f"not examined: {error}"
 
     def _predict_point(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> tuple[dict[str, object], Reach]:
+    ) -> _Answer:
         """The law's value at one point, and how far it lies outside the runs.
 
         Raises:
@@ -142,16 +224,26 @@ class PredictArgs:
         reach.check(self.extrapolate)
         answer: dict[str, object] = {**point}
         answer[fit.law.target] = float(fit.predict(**point))
-        if boot is not None:
-            law = boot.predict_interval(level=0.90, **point)
-            new_run = boot.predict_interval(level=0.90, new_run=True, **point)
-            answer["law_90"] = list(law)
-            answer["new_run_90"] = list(new_run)
-        return answer, reach
+        if boot is None:
+            _, note = self._find_rivals(fit, boot, reach)
+            return _Answer(answer, reach, law_note=note)
+        law = boot.predict_interval(level=0.90, **point)
+        new_run = boot.predict_interval(level=0.90, new_run=True, **point)
+        answer["law_90"] = list(law)
+        answer["new_run_90"] = list(new_run)
+        rivals, note = self._find_rivals(fit, boot, reach)
+        if rivals is None:
+            return _Answer(answer, reach, law_note=note)
+        by_law = {
+            "law_90": rivals.list_intervals(**point),
+            "new_run_90": rivals.list_intervals(new_run=True, **point),
+        }
+        _widen_intervals(answer, by_law)
+        return _Answer(answer, reach, by_law, rivals)
 
     def _find_optimum(
         self, fit: Fit, boot: Bootstrap | None, at: Mapping[str, float]
-    ) -> tuple[dict[str, object], Reach]:
+    ) -> _Answer:
         """The best run of a budget, or the cheapest run of a loss, and how far it lies
         outside the runs.
 
@@ -165,11 +257,12 @@ class PredictArgs:
                 f"--D {self.D:g}: D follows from --C or --loss; leave it out, or give "
                 "--N and --D alone"
             )
+        per_token = counted_flops_per_token(fit)
         best = allocate(
             fit,
             self.C,
             boot,
-            counted_flops_per_token(fit),
+            per_token,
             inference_tokens=self.inference_tokens,
             max_tokens=self.max_tokens,
             N=self.N,
@@ -193,7 +286,29 @@ class PredictArgs:
             answer[f"{name}_90"] = list(ends)
         if best.notes:
             answer["notes"] = list(best.notes)
-        return answer, best.outside
+        rivals, note = self._find_rivals(fit, boot, best.outside)
+        if rivals is None:
+            return _Answer(answer, best.outside, law_note=note)
+        by_quantity = rivals.list_allocation_intervals(
+            self.C,
+            per_token,
+            loss=self.loss,
+            N=self.N,
+            inference_tokens=self.inference_tokens,
+            max_tokens=self.max_tokens,
+            at=at or None,
+        )
+        by_law = {f"{name}_90": by_quantity[name] for name in by_quantity}
+        _widen_intervals(answer, by_law)
+        return _Answer(answer, best.outside, by_law, rivals)
+
+
+def _widen_intervals(values: dict[str, object], by_law: LawIntervals) -> None:
+    """Put the hull of the laws' intervals in place of the fitted law's interval."""
+    from analysis.checking.law_choice import find_hull
+
+    for name, intervals in by_law.items():
+        values[name] = list(find_hull(intervals))
 
 
 def _measure_point(fit: Fit, point: Mapping[str, float]) -> Reach:

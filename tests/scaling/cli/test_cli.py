@@ -105,7 +105,7 @@ def test_predict_says_first_how_far_it_extrapolates(saved, capsys):
     assert run_command(f"predict {saved} --N 1e8 --D 1e10") == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "within the fitted range of C, N, D and D/N"
-    assert run_command(f"predict {saved} --C 1e22") == 0
+    assert run_command(f"predict {saved} --C 1e22 --laws fitted") == 0
     out = capsys.readouterr().out
     assert out.startswith("WARNING, extrapolated: C is 16.7 times the largest fitted")
     assert "a bound, not an optimum" in out and "at least 1e+09" in out
@@ -116,12 +116,35 @@ def test_predict_refuses_far_extrapolation_unless_it_is_asked_for(saved, capsys)
         assert run_command(f"predict {saved} {question}") == 1
         captured = capsys.readouterr()
         assert "--extrapolate" in captured.err and not captured.out
-    assert run_command(f"predict {saved} --C 1e24 --extrapolate") == 0
+    assert run_command(f"predict {saved} --C 1e24 --extrapolate --laws fitted") == 0
     assert "asked for" in capsys.readouterr().out.splitlines()[0]
-    answer = read_answer(f"predict {saved} --C 1e24 --extrapolate", capsys)
+    answer = read_answer(
+        f"predict {saved} --C 1e24 --extrapolate --laws fitted", capsys
+    )
     assert answer["extrapolation"]["beyond_limit"]
     assert answer["extrapolation"]["factors"]["C"] == pytest.approx(1e24 / 6e20)
     assert answer["bound"] == "lower"
+
+
+def test_the_interval_holds_what_the_choice_of_law_adds(saved, capsys):
+    alone = read_answer(f"predict {saved} --C 4e21 --laws fitted", capsys)
+    found = read_answer(f"predict {saved} --C 4e21", capsys)
+    assert found["loss"] == alone["loss"]
+    choice = found["law_choice"]
+    assert choice["laws"][0] == "chinchilla" and len(choice["holdout"]) == 3
+    intervals = choice["intervals"]["loss_90"]
+    assert set(intervals) == set(choice["laws"])
+    assert intervals["chinchilla"] == pytest.approx(alone["loss_90"])
+    assert found["loss_90"][0] == min(low for low, _ in intervals.values())
+    assert found["loss_90"][1] == max(high for _, high in intervals.values())
+    inside = read_answer(f"predict {saved} --C 1e20", capsys)
+    assert "laws" not in inside["law_choice"]
+    assert "--laws all" in inside["law_choice"]["note"]
+    assert run_command(f"predict {saved} --N 2e9 --D 1e11") == 0
+    captured = capsys.readouterr()
+    assert "from the choice of law: " in captured.out
+    assert "chinchilla [" in captured.out
+    assert "--laws fitted" in captured.err
 
 
 def test_a_negative_loss_is_named(table, capsys):
