@@ -32,8 +32,8 @@ def strict_jax() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Data and compiled programs of subprocesses go to the session's own folders, never
-    to the user's.
+    """Data and compiled programs go to the session's own folders, never to the user's;
+    nobody watches the progress of fits.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCALING_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -42,6 +42,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         )
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_NUMPY_RANK_PROMOTION", "raise")
+        patch.setenv("SCALING_PROGRESS", "off")
         yield
 
 

@@ -8,6 +8,7 @@ ln-units of the law's variables: 0 inside, 0.69 a factor of two out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Unpack
@@ -28,6 +29,7 @@ from analysis.fitting.fit import Fit
 from analysis.hoffmann.envelope import label_sizes
 from analysis.hoffmann.isoflop import Query, format_size
 from analysis.laws.library import Law
+from analysis.progress import track_progress
 from analysis.table.runs import Runs, load_runs
 
 ROUNDING = 1e-9
@@ -245,32 +247,32 @@ def audit(
     left_out, grouping = _list_groups(runs, tolerance)
     scores: list[GroupErrors] = []
     rows: list[pd.DataFrame] = []
-    for each in laws:
-        for group in left_out:
-            name = str(group)
-            score = GroupErrors(
-                law=each.name,
-                kind=group.kind,
-                left_out=name,
-                value=group.value,
-                runs=int(group.mask.sum()),
-            )
-            rest = runs.exclude(group.mask, f"left out: {name}")
-            found = try_fit(rest, each, **fit_options)
-            if isinstance(found, str):
-                scores.append(replace(score, refused=found))
-                continue
-            predicted = predict_left_out(found, runs.table.loc[group.mask])
-            rows.append(predicted.assign(law=each.name, kind=group.kind, left_out=name))
-            errors = predicted["error"].to_numpy(float)
-            score = replace(
-                score,
-                error=float(errors.mean()),
-                rms=compute_rms(errors),
-                distance=float(predicted["distance"].to_numpy(float).max()),
-                certified=found.certificate.ok,
-            )
-            scores.append(score)
+    cases = list(itertools.product(laws, left_out))
+    for each, group in track_progress("refits without a budget or size", cases):
+        name = str(group)
+        score = GroupErrors(
+            law=each.name,
+            kind=group.kind,
+            left_out=name,
+            value=group.value,
+            runs=int(group.mask.sum()),
+        )
+        rest = runs.exclude(group.mask, f"left out: {name}")
+        found = try_fit(rest, each, **fit_options)
+        if isinstance(found, str):
+            scores.append(replace(score, refused=found))
+            continue
+        predicted = predict_left_out(found, runs.table.loc[group.mask])
+        rows.append(predicted.assign(law=each.name, kind=group.kind, left_out=name))
+        errors = predicted["error"].to_numpy(float)
+        score = replace(
+            score,
+            error=float(errors.mean()),
+            rms=compute_rms(errors),
+            distance=float(predicted["distance"].to_numpy(float).max()),
+            certified=found.certificate.ok,
+        )
+        scores.append(score)
     if rows:
         all_rows = pd.concat(rows, ignore_index=True)
     else:

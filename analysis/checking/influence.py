@@ -24,6 +24,7 @@ from analysis.checking.selection import (
 from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
 from analysis.laws.library import Law
+from analysis.progress import track_progress
 from analysis.table.runs import Runs, load_runs
 
 DELTAS = (1e-4, 1e-3, 1e-2, 1e-1, np.inf)
@@ -128,7 +129,7 @@ def influence(
     rows = [_describe_refit(whole, whole, "none")]
     groups = [(np.array([position]), names[position]) for position in furthest]
     groups.append((furthest, f"these {m} runs"))
-    for positions, name in groups:
+    for positions, name in track_progress("refits without a run", groups):
         mask = np.isin(np.arange(len(runs)), positions)
         found = try_fit(runs.exclude(mask, "influence"), law, **options)
         row = _describe_refit(found, whole, name)
@@ -183,7 +184,7 @@ def delta_sweep(
         )
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     rows: list[Row] = []
-    for delta in deltas:
+    for delta in track_progress("fits of each delta", deltas):
         objective = "huber" if np.isfinite(delta) else "least_squares"
         swept: FitOptions = {**options, "objective": objective}
         if np.isfinite(delta):

@@ -24,6 +24,7 @@ from analysis.fitting.fit import fit as fit_law
 from analysis.hoffmann.envelope import label_curves, label_sizes
 from analysis.hoffmann.isoflop import group_by_budget
 from analysis.laws.library import Law, get_law
+from analysis.progress import track_progress
 from analysis.table.runs import Runs, load_runs
 
 SHARE = 0.2
@@ -340,7 +341,7 @@ def select(
     fits: dict[str, Fit] = {}
     refused: list[RefusedFit] = []
     scores: list[HeldOutErrors] = []
-    for law in candidates:
+    for law in track_progress("fits of each law", candidates):
         whole = try_fit(runs, law, **fit_options)
         if isinstance(whole, str):
             refused.append({"law": law.name, "what": "all rows", "reason": whole})

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from analysis.fitting.delta_method import draw_parameters, extend_linearly
+from analysis.fitting.large_tables import LARGE_ROWS, step_replicates
 from analysis.fitting.result import FitResult
 from analysis.laws.base import Array, Law, Params
 from analysis.laws.library import get_law
+from analysis.progress import show_progress
 from analysis.table.readers import read_json_object
 
 FEW_UNITS = 8  # below it many resampled tables lose sizes that the law needs
 # Scaled projected gradient of a replicate that has reached its optimum.
 CONVERGED = 1e-6
-MAX_DRAW_CELLS = 2**20  # replicates x rows held at once
+MAX_DRAW_CELLS = 2**18  # replicates x rows held at once
 METHODS = ("resample", "residual", "parametric", "delta")
 
 
@@ -326,6 +328,9 @@ def refit_replicates(
     """(every parameter of the law in each of n replicates, number of replicates that
     did not converge).
 
+    The replicates of a resampled table of many rows are those of
+    `analysis.fitting.large_tables`.
+
     Args:
         labels: [rows] the unit of each row.
         scatter: standard deviation of the residuals.
@@ -333,21 +338,27 @@ def refit_replicates(
     rows = len(labels)
     units = int(labels.max()) + 1
     solver = fit.solver()
+    if method == "resample" and rows > LARGE_ROWS:
+        stepped = step_replicates(fit, solver, n, seed, labels)
+        if stepped is not None:
+            return solver.params(stepped), 0
     warm = solver.coordinates(fit.params)
     rng = np.random.default_rng(seed)
     block = max(1, MAX_DRAW_CELLS // rows)
     z = []
     unconverged = 0
-    for start in range(0, n, block):
-        size = min(block, n - start)
-        if method == "resample":
-            counts = draw_unit_counts(rng, size, units)[:, labels]
-            solution = solver.replicate_fits(counts, warm)
-        else:
-            loss = redraw_losses(fit, rng, size, method, scatter)
-            solution = solver.replicate_fits(np.ones((size, rows)), warm, loss)
-        z.append(solution.z)
-        unconverged += int(np.sum(~(solution.gradient <= CONVERGED)))
+    with show_progress(f"{n} refits of {rows} rows", n) as progress:
+        for start in range(0, n, block):
+            size = min(block, n - start)
+            if method == "resample":
+                counts = draw_unit_counts(rng, size, units)[:, labels]
+                solution = solver.replicate_fits(counts, warm)
+            else:
+                loss = redraw_losses(fit, rng, size, method, scatter)
+                solution = solver.replicate_fits(np.ones((size, rows)), warm, loss)
+            z.append(solution.z)
+            unconverged += int(np.sum(~(solution.gradient <= CONVERGED)))
+            progress.advance(size)
     return solver.params(np.concatenate(z)), unconverged
 
 

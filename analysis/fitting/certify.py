@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from analysis.fitting import noise
 from analysis.fitting.effects import invert_information
@@ -247,7 +247,8 @@ def compute_threshold(solver: Solver, r: np.ndarray, level: float) -> float:
     """
     p = len(solver.binding.free)
     variance = noise.estimate_variance(r, solver.data.delta, p, solver.data.weight)
-    return 0.5 * variance * float(scipy.stats.f.ppf(level, 1, max(len(r) - p, 1)))
+    quantile = float(scipy.special.fdtri(1, max(len(r) - p, 1), level))
+    return 0.5 * variance * quantile
 
 
 def find_flat_directions(

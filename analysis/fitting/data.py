@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from analysis.fitting.effects import Trunks
@@ -131,17 +130,17 @@ def load_rows(binding: Binding, data: Data, rows: np.ndarray) -> DeviceData:
     scale = np.ones(len(data.loss)) if data.scale is None else data.scale
     units = {entry.name: data.unit(entry) for entry in binding.nonlinear}
     return DeviceData(
-        x={name: jnp.asarray(values[rows], float) for name, values in data.x.items()},
-        loss=jnp.asarray(data.loss[rows], float),
-        scale=jnp.asarray(scale[rows], float),
+        x={name: _load(values[rows]) for name, values in data.x.items()},
+        loss=_load(data.loss[rows]),
+        scale=_load(scale[rows]),
         fixed=_load_scalars(data.fixed),
         reference=_load_scalars(data.reference),
         unit=_load_scalars(units),
-        delta=jnp.asarray(data.delta, float),
-        log=jnp.asarray(data.log),
-        quantile=jnp.asarray(data.quantile, float),
-        mean=jnp.asarray([mean for mean, _ in prior], float),
-        precision=jnp.asarray([precision for _, precision in prior], float),
+        delta=_load(data.delta),
+        log=jax.device_put(np.asarray(data.log)),
+        quantile=_load(data.quantile),
+        mean=_load([mean for mean, _ in prior]),
+        precision=_load([precision for _, precision in prior]),
         trunks=_load_trunks(data, len(rows)),
     )
 
@@ -156,8 +155,13 @@ def _load_trunks(data: Data, padded: int) -> DeviceTrunks | None:
     label[:n] = trunks.label
     share = np.zeros(padded)
     share[:n] = trunks.compute_share(data.ratio)[trunks.label]
-    return DeviceTrunks(label=jnp.asarray(label), share=jnp.asarray(share, float))
+    return DeviceTrunks(label=jax.device_put(label), share=_load(share))
 
 
 def _load_scalars(values: Mapping[str, float]) -> Named:
-    return {name: jnp.asarray(value, float) for name, value in values.items()}
+    return {name: _load(value) for name, value in values.items()}
+
+
+def _load(value: float | list[float] | np.ndarray) -> jax.Array:
+    """The value in float64 on the device, without a program for the conversion."""
+    return jax.device_put(np.asarray(value, float))

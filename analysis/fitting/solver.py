@@ -24,21 +24,23 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-import scipy.stats
 from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis.fitting import newton
 from analysis.fitting.data import Data, load_rows, use_float64
 from analysis.fitting.effects import Trunks
 from analysis.fitting.newton import STEPS_PER_DISPATCH, Bounds, Trajectory
+from analysis.fitting.programs import Call, compile_programs, run_program
 from analysis.laws.base import Array, Binding, Params
+from analysis.progress import show_progress
 
 MAX_STEPS = 360
 # After this many steps a trajectory is given up if it is above the minimum that another
 # one reached, or well above where another one is.
 PATIENCE = 90
+TYPICAL_STEPS = 15  # of a trajectory, from which the time left is estimated
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 # A larger table is searched globally on so many of its rows, then fitted on all.
@@ -84,8 +86,10 @@ def make_exponent_grid(binding: Binding) -> np.ndarray:
 def make_unit_grid(q: int) -> np.ndarray:
     """[G, q] points in the unit cube."""
     if q > 2:
+        from scipy.stats import qmc  # a quarter of a second, and most laws have q = 2
+
         count = 512 if q == 3 else 2048
-        return scipy.stats.qmc.Halton(q, scramble=False).random(count)[1:]
+        return qmc.Halton(q, scramble=False).random(count)[1:]
     points_per_axis = (1, 48, 16)[q]
     axis = np.linspace(0.02, 0.98, points_per_axis)
     points = list(itertools.product(axis, repeat=q))
@@ -162,6 +166,7 @@ class Solver:
         if self._n > SEARCH_ROWS:
             return self._fit_large_table()
         weight, observed = self._pad_rows(np.ones((1, self._n)))
+        self._compile_ahead()
         objective, coefficients = self._screen(weight, observed)
         every = np.arange(0, len(self.grid), -(-len(self.grid) // 56))
         best = find_local_minima(self.grid.shape[1], objective, 8)[0]
@@ -197,8 +202,8 @@ class Solver:
     def residuals(self, z: np.ndarray) -> np.ndarray:
         """[n] scaled residuals at z [P], whitened if runs share the effect of a trunk."""
         with use_float64():
-            response = newton.predict_response(
-                self.binding, np.asarray(z), self._device_data
+            response = run_program(
+                newton.predict_response, self.binding, np.asarray(z), self._device_data
             )
             value = np.asarray(response)[: self._n]
         target = np.log(self.data.loss) if self.data.log else self.data.loss
@@ -227,6 +232,16 @@ class Solver:
         chosen = lowest[replicate, column]
         starts = [coefficients[replicate, chosen], self.grid[chosen]]
         trajectories.add(np.concatenate(starts, axis=1), replicate)
+        self._follow(trajectories, weight, observed)
+        return trajectories.solution()
+
+    def local_fits(self, counts: np.ndarray, starts: np.ndarray) -> Solution:
+        """The fit for each row of counts [R, n] that its start [R, P] leads to, without
+        a search of the exponents.
+        """
+        weight, observed = self._pad_rows(counts)
+        trajectories = _Trajectories(self.bounds, len(counts))
+        trajectories.add(starts, np.arange(len(counts)))
         self._follow(trajectories, weight, observed)
         return trajectories.solution()
 
@@ -319,7 +334,9 @@ class Solver:
     def jacobian(self, z: np.ndarray) -> np.ndarray:
         """[n, P] derivative by z [P] of the residuals that `residuals` gives."""
         with use_float64():
-            padded = newton.compute_jacobian(self.binding, z, self._device_data)
+            padded = run_program(
+                newton.compute_jacobian, self.binding, z, self._device_data
+            )
             slopes = np.asarray(padded)[: self._n]
         if self.data.scale is not None:
             slopes = slopes / self.data.scale[:, None]
@@ -348,15 +365,14 @@ class Solver:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Objective [R, G] and coefficients [R, G, K]."""
         k = len(self.binding.linear)
-        n = weight.shape[1]
-        grid_block = int(np.clip(2**22 // (max(k, 1) ** 2 * n), 1, len(self.grid)))
-        replicate_block = 8 if n <= 512 else 1
+        replicate_block, grid_block = self._size_screen()
         objective = np.empty((len(weight), len(self.grid)))
         coefficients = np.empty((len(weight), len(self.grid), k))
         with use_float64():
             for g in split_blocks(len(self.grid), grid_block):
                 for r in split_blocks(len(weight), replicate_block):
-                    values, best = newton.screen_grid(
+                    values, best = run_program(
+                        newton.screen_grid,
                         self.binding,
                         self.grid[g],
                         self._device_data,
@@ -366,6 +382,36 @@ class Solver:
                     objective[np.ix_(r, g)] = values
                     coefficients[np.ix_(r, g)] = best
         return np.where(np.isfinite(objective), objective, np.inf), coefficients
+
+    def _size_screen(self) -> tuple[int, int]:
+        """Replicates and grid points per call of the screen."""
+        k = max(len(self.binding.linear), 1)
+        n = len(self._rows)
+        grid_block = int(np.clip(2**22 // (k**2 * n), 1, len(self.grid)))
+        return (8 if n <= 512 else 1), grid_block
+
+    def _compile_ahead(self) -> None:
+        """Compile the programs of a fit side by side; only shapes matter here."""
+        replicates, points = self._size_screen()
+        width = count_trajectories(len(self._rows))
+        trajectories = _Trajectories(self.bounds, 1)
+        z = np.zeros(len(self.binding.free))
+        trajectories.add(np.tile(z, (width, 1)), np.zeros(width, int))
+        with use_float64():
+            state, bounds = trajectories.load_state(np.arange(width))
+        data = self._device_data
+        of_screen = np.zeros((replicates, len(self._rows)))
+        of_steps = np.zeros((width, len(self._rows)))
+        screened = (self.grid[:points], data, of_screen, of_screen)
+        advanced = (state, bounds, data, of_steps, of_steps)
+        compile_programs(
+            [
+                Call(newton.advance_trajectories, self.binding, advanced),
+                Call(newton.screen_grid, self.binding, screened),
+                Call(newton.compute_jacobian, self.binding, (z, data)),
+                Call(newton.predict_response, self.binding, (z, data)),
+            ]
+        )
 
     def _polish(
         self, starts: np.ndarray, weight: np.ndarray, observed: np.ndarray
@@ -383,13 +429,16 @@ class Solver:
     ) -> None:
         """Newton on all trajectories that wait, in dispatches of one width."""
         width = count_trajectories(weight.shape[1])
-        with use_float64():
+        title = f"fit of {self._n} rows"
+        total = TYPICAL_STEPS * len(trajectories.waiting)
+        with use_float64(), show_progress(title, total) as progress:
             while len(active := trajectories.fill_up(width)):
                 # A last, partly filled dispatch repeats trajectories.
                 dispatched = np.resize(active, width)
                 owner = trajectories.owner[dispatched]
                 state, bounds = trajectories.load_state(dispatched)
-                advanced = newton.advance_trajectories(
+                advanced = run_program(
+                    newton.advance_trajectories,
                     self.binding,
                     state,
                     bounds,
@@ -398,6 +447,7 @@ class Solver:
                     observed[owner],
                 )
                 trajectories.update(dispatched, advanced)
+                progress.move_to(total - trajectories.count_steps_left())
 
 
 def _convert_coordinates(z: np.ndarray, source: Solver, target: Solver) -> np.ndarray:
@@ -463,13 +513,13 @@ class _Trajectories:
         inside `use_float64()`.
         """
         state = Trajectory(
-            z=jnp.asarray(self.z[trajectories]),
-            damping=jnp.asarray(self.damping[trajectories]),
-            objective=jnp.asarray(self.objective[trajectories]),
-            gradient=jnp.asarray(self.gradient[trajectories]),
+            z=jax.device_put(self.z[trajectories]),
+            damping=jax.device_put(self.damping[trajectories]),
+            objective=jax.device_put(self.objective[trajectories]),
+            gradient=jax.device_put(self.gradient[trajectories]),
         )
-        low = jnp.asarray(self.low[trajectories])
-        high = jnp.asarray(self.high[trajectories])
+        low = jax.device_put(self.low[trajectories])
+        high = jax.device_put(self.high[trajectories])
         return state, (low, high)
 
     def update(self, trajectories: np.ndarray, out: Trajectory) -> None:
@@ -506,6 +556,11 @@ class _Trajectories:
         behind = self.objective[active] / np.maximum(self.objective[best], 1e-300) - 1
         late = (self.steps[active] >= PATIENCE) & (behind > np.where(done, 1e-6, 0.01))
         return (best != active) & (late | (self.merge & (gap.max(axis=1) < SAME)))
+
+    def count_steps_left(self) -> int:
+        """Steps that those active and waiting are expected to take."""
+        left = np.maximum(TYPICAL_STEPS - self.steps[self.active], 1)
+        return int(left.sum()) + TYPICAL_STEPS * len(self.waiting)
 
     def solution(self) -> Solution:
         """The best trajectory of each replicate."""

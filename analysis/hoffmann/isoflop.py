@@ -18,6 +18,8 @@ import pandas as pd
 
 from analysis.fitting.bootstrap import draw_unit_counts, find_central_interval
 from analysis.fitting.fit import name_trunks
+from analysis.fitting.large_tables import MAX_GROUPS, pool_units
+from analysis.progress import track_progress
 from analysis.table.runs import Runs, load_runs
 
 Values = np.ndarray | np.floating
@@ -29,6 +31,10 @@ Query = float | int | np.number | np.ndarray | pd.Series | Sequence[float | int]
 MIN_SIZES = 4
 """Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
 left to check it."""
+
+MAX_COUNTS = 2**21
+"""Counts in all replicates above which sums over the rows of each unit are resampled
+instead of the rows."""
 
 MAX_CONDITION = 1e12
 """Condition number of the normal equations from which a parabola is not determined."""
@@ -398,13 +404,20 @@ class _Group:
         ln_C = np.polyval(C_line, ln_N - self.center)
         return ln_D, ln_C
 
-    def resample_minima(self, counts: np.ndarray) -> np.ndarray:
-        """[R] ln N of the vertex in replicates with row counts [R, n]; NaN where it is
-        not inside the sizes.
+    def resample_minima(self, counts: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """[R] ln N of the vertex in replicates; NaN where it is not inside the sizes.
+
+        Args:
+            counts: [R, U] how often each unit is drawn.
+            units: [n] the unit of each row.
         """
         X = self.design
-        gram = np.einsum("rn,nk,nl->rkl", counts, X, X, optimize=True)
-        right = np.einsum("rn,nk,n->rk", counts, X, self.loss, optimize=True)
+        if counts.size > MAX_COUNTS or len(counts) * len(X) > MAX_COUNTS:
+            gram, right = self._sum_by_unit(counts, units)
+        else:
+            of_row = counts[:, units]
+            gram = np.einsum("rn,nk,nl->rkl", of_row, X, X, optimize=True)
+            right = np.einsum("rn,nk,n->rk", of_row, X, self.loss, optimize=True)
         is_determined = np.linalg.cond(gram) < MAX_CONDITION
         is_determined &= np.isfinite(gram).all(axis=(1, 2))
         solvable = np.where(is_determined[:, None, None], gram, np.eye(3))
@@ -414,6 +427,20 @@ class _Group:
         is_inside = (u > X[:, 1].min()) & (u < X[:, 1].max())
         is_minimum = (c[:, 2] > 0) & is_determined
         return np.where(is_inside & is_minimum, self.center + u, np.nan)
+
+    def _sum_by_unit(
+        self, counts: np.ndarray, units: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The normal equations ([R, 3, 3], [R, 3]) from sums over the rows of each
+        unit, without a count for each row.
+        """
+        n_units = counts.shape[1]
+        powers = self.design[:, 1:2] ** np.arange(5)
+        products = np.concatenate([powers, self.design * self.loss[:, None]], axis=1)
+        sums = [np.bincount(units, column, n_units) for column in products.T]
+        totals = counts @ np.stack(sums, axis=1)
+        exponent = np.add.outer(np.arange(3), np.arange(3))
+        return totals[:, exponent], totals[:, 5:]
 
 
 def _explain_edge(minimum: Minimum) -> str:
@@ -490,16 +517,18 @@ def _draw_power_laws(
     """[n] bootstrap draws of the power laws; NaN where fewer than two budgets keep a
     minimum inside their sizes.
     """
-    n_units = int(unit_of_row.max()) + 1
-    counts = draw_unit_counts(np.random.default_rng(seed), n, n_units)
+    rng = np.random.default_rng(seed)
+    pooled = pool_units(rng, unit_of_row.to_numpy(), MAX_GROUPS)
+    unit_of_row = pd.Series(pooled, index=unit_of_row.index)
+    counts = draw_unit_counts(rng, n, int(pooled.max()) + 1)
     ln_C: list[np.ndarray] = []
     ln_N: list[np.ndarray] = []
     ln_D: list[np.ndarray] = []
-    for group in groups:
+    for group in track_progress("resampling of budgets", groups):
         if group.n_sizes < MIN_SIZES:
             continue
         units = unit_of_row.loc[group.rows.index].to_numpy()
-        minimum = group.resample_minima(counts[:, units])
+        minimum = group.resample_minima(counts, units)
         D, C = group.follow_budget(minimum)
         ln_C.append(C)
         ln_N.append(minimum)

@@ -17,7 +17,6 @@ from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import brentq
 
 from scaling.data.options import check_option
 from scaling.data.synthetic.stationary import Stationary
@@ -121,6 +120,9 @@ class Grammar(Stationary):
         """Probability of each rule: weight x exp(tilt x children), with the tilt that
         gives the radius.
         """
+        # Imported here because it takes longer than all other modules of the data.
+        from scipy.optimize import brentq
+
         weights = np.random.default_rng([self.seed, 2]).dirichlet(
             np.ones(self.rules), self.nonterminals
         )
