@@ -116,7 +116,7 @@ class _Bar:
         self._task = self._bar.add_task(title, total=total)
         self._bar.start()
 
-    def move(self, done: float) -> None:
+    def move(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
 
     def close(self) -> None:

@@ -66,6 +66,9 @@ class Fit(FitResult):
           than 8 trunks the intervals of the exponents are wide, because resampled
           tables miss sizes, and those of the law itself a little narrow: a note says
           so.
+          Tables of more than 4,096 rows take one Newton step for each replicate, and
+          refit some in full to see that the two agree
+          (`analysis.fitting.large_tables`).
         - "residual" keeps every run and gives it the law's loss with a residual drawn
           from all rows. The residuals are enlarged by sqrt(n / (n - parameters))
           (Davison & Hinkley 1997, 6.3).

@@ -14,6 +14,7 @@ from analysis.fitting.large_tables import (
     pool_units,
     step_replicates,
 )
+from analysis.fitting.solver import Solution
 
 
 def make_table(rows: int, seed: int = 0, trunks: int = 0) -> pd.DataFrame:
@@ -44,7 +45,7 @@ def refit_in_full(fitted: Fit, draws: int, unit: str) -> bootstrap.Bootstrap:
 @pytest.mark.parametrize("trunks", [0, 150])
 def test_intervals_are_those_of_refitting_every_replicate(trunks: int) -> None:
     """Spreads of 200 and 1,000 draws differ by 5.5 %: three times that is allowed."""
-    fitted = fit(make_table(6000, trunks=trunks))
+    fitted = fit(make_table(6000, trunks=trunks), effects="row")
     unit = "trunk" if trunks else "row"
     stepped = fitted.bootstrap(1000, unit=unit)
     refitted = refit_in_full(fitted, 200, unit)
@@ -70,11 +71,21 @@ def test_a_replicate_is_where_its_refit_is() -> None:
     assert difference.max() < 0.1
 
 
-def test_few_trunks_are_refitted_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven trunks: a resampled table loses sizes, and lies far from the optimum."""
-    fitted = fit(make_table(LARGE_ROWS + 500, trunks=7))
-    labels = bootstrap.label_units(fitted, "trunk")
-    assert step_replicates(fitted, fitted.solver(), 50, 0, labels) is None
+def test_a_table_whose_refits_lie_elsewhere_takes_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted = fit(make_table(LARGE_ROWS + 1), objective="least_squares")
+    labels = np.arange(LARGE_ROWS + 1)
+    solver = fitted.solver()
+    assert step_replicates(fitted, solver, 50, 0, labels) is not None
+    true_fits = solver.local_fits
+
+    def find_elsewhere(counts: np.ndarray, starts: np.ndarray) -> Solution:
+        found = true_fits(counts, starts)
+        return found._replace(z=found.z * 1.05)
+
+    monkeypatch.setattr(solver, "local_fits", find_elsewhere)
+    assert step_replicates(fitted, solver, 50, 0, labels) is None
 
 
 def test_groups_hold_equally_many_units_and_whole_units() -> None:
