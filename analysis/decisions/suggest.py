@@ -19,19 +19,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.decisions.allocate import allocate
 from analysis.decisions.frontier import (
     FlopsPerToken,
     compute_interval,
     make_frontier,
     make_single_draw,
 )
+from analysis.decisions.reach import Reach, measure_reach
 from analysis.fitting.bootstrap import Bootstrap, find_central_interval
 from analysis.fitting.fit import Fit
 
@@ -64,6 +66,8 @@ class Suggestion:
         level: of the interval.
         target_C: the FLOPs at whose optimum the loss is wanted; None for a parameter.
         notes: what else a reader should know.
+        outside: by what factors the target leaves the fitted range; empty for a
+            parameter.
     """
 
     table: pd.DataFrame
@@ -77,6 +81,7 @@ class Suggestion:
     level: float
     target_C: float | None
     notes: tuple[str, ...] = ()
+    outside: Reach = field(default_factory=lambda: Reach({}))
 
     def __str__(self) -> str:
         asked = self.quantity
@@ -85,7 +90,8 @@ class Suggestion:
         within = ""
         if self.budget is not None:
             within = f" of {self.budget:.3g}"
-        lines = [
+        lines = [f"target {self.outside}"] if self.outside.ranges else []
+        lines += [
             f"{asked} = {self.value:.5g}: the {100 * self.level:g} % interval is "
             f"{self.width_now:.3g} wide, and would be {self.width_final:.3g} after "
             f"{len(self.table)} runs of {self.flops:.3g}{within} FLOPs (chosen by "
@@ -151,6 +157,7 @@ def suggest(
     level: float = 0.90,
     count: int = 5,
     at: Mapping[str, float] | None = None,
+    extrapolate: bool = False,
 ) -> Suggestion:
     """Rank runs that could be trained by how much they would narrow an interval.
 
@@ -175,8 +182,13 @@ def suggest(
         level: of the interval.
         count: number of runs to suggest if there is no budget.
         at: at the target, values of the law's variables besides N, D and C.
+        extrapolate: take a target wherever it lies, without a warning. Otherwise an
+            `ExtrapolationWarning` says that it is more than 10 times outside the fitted
+            runs.
 
     Raises:
+        ExtrapolationError: the target is more than 100 times outside the fitted runs,
+            and `extrapolate` is not given.
         ValueError: a missing or bad column of candidates, no target_C for the loss, an
             unknown quantity, a budget that affords no candidate, or draws that all
             agree.
@@ -188,6 +200,10 @@ def suggest(
         candidates = default_candidates(fit, max_C)
     table = _read_candidates(fit, candidates, flops_per_token)
     wanted = _compute_quantity(fit, boot, quantity, target_C, flops_per_token, at)
+    outside = Reach({})
+    if quantity == "loss" and target_C is not None:
+        outside = _measure_target(fit, target_C, flops_per_token, at)
+        outside.check(extrapolate)
     width = float(np.ptp(compute_interval(wanted.draws, level)))
     if not width > 0:
         raise ValueError(
@@ -218,7 +234,21 @@ def suggest(
         level=level,
         target_C=target_C if quantity == "loss" else None,
         notes=_write_notes(fit, boot, table, budget),
+        outside=outside,
     )
+
+
+def _measure_target(
+    fit: Fit,
+    target_C: float,
+    flops_per_token: FlopsPerToken | None,
+    at: Mapping[str, float] | None,
+) -> Reach:
+    """How far the optimum of the target lies outside the fitted runs."""
+    if not {"N", "D"} <= set(fit.law.variables):
+        return measure_reach(fit, C=target_C)
+    best = allocate(fit, target_C, None, flops_per_token, at=at, extrapolate=True)
+    return best.outside
 
 
 def effective_noise(scatter: float, objective: str, delta: float | None) -> float:

@@ -381,6 +381,8 @@ class SuggestArgs(_FittingArgs):
     """FLOPs that all new runs together may take."""
     count: int = 5
     """Runs to name when there is no budget."""
+    extrapolate: bool = False
+    """Take a target even if it is more than 100 times outside the fitted runs."""
     candidates: Path | None = None
     """Table of the runs to choose from (.csv, .parquet): columns N, D, C. By default a
     grid about the fitted runs.
@@ -402,17 +404,20 @@ class SuggestArgs(_FittingArgs):
         else:
             runs = self.columns.read(self.source)
             fit = fit_law(runs, self.law, **self.how.keywords())
-        found = suggest(
-            fit,
-            self._read_candidates(),
-            self.target_C,
-            boot=boot or fit.bootstrap(self.draws, seed=self.seed),
-            quantity=self.quantity,
-            budget=self.budget,
-            flops_per_token=counted_flops_per_token(fit),
-            count=self.count,
-            at=self.read_variables(),
-        )
+        candidates = self._read_candidates()
+        with _print_no_extrapolation_warning():
+            found = suggest(
+                fit,
+                candidates,
+                self.target_C,
+                boot=boot or fit.bootstrap(self.draws, seed=self.seed),
+                quantity=self.quantity,
+                budget=self.budget,
+                flops_per_token=counted_flops_per_token(fit),
+                count=self.count,
+                at=self.read_variables(),
+                extrapolate=self.extrapolate,
+            )
         if not self.json:
             print(found)
             return 0
@@ -420,6 +425,7 @@ class SuggestArgs(_FittingArgs):
             {
                 "quantity": found.quantity,
                 "target_C": found.target_C,
+                "extrapolation": found.outside.to_record(),
                 "value": found.value,
                 "width_now": found.width_now,
                 "width_final": found.width_final,

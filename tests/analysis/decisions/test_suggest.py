@@ -6,16 +6,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import Bootstrap, Fit, allocate, fit, suggest
+import analysis
+from analysis import Bootstrap, ExtrapolationError, Fit, allocate, fit
 from analysis.decisions.frontier import make_frontier
 from analysis.decisions.suggest import Suggestion, default_candidates, effective_noise
 from analysis.laws.library import LAWS, get_law
 
+# The target lies 16 times beyond the sweep.
+suggest = partial(analysis.suggest, extrapolate=True)
 TARGET = 1e21
 BUDGET = 2e20
 NOISE = 0.004
@@ -312,3 +316,17 @@ def test_what_cannot_be_ranked_is_refused(gaussian: tuple[Fit, Bootstrap]) -> No
             call()
     with pytest.raises(ValueError, match="less than the smallest fitted run"):
         default_candidates(base, 1e15)
+
+
+def test_a_target_outside_the_runs_is_said_first_and_far_outside_refused(
+    sweep, fit_at, bootstrap_at
+) -> None:
+    base = fit_at(sweep(), dict(E=1.7, A=400.0, B=1200.0, alpha=0.34, beta=0.37))
+    boot = bootstrap_at(base)
+    near = analysis.suggest(base, target_C=2 * 6.4e19, boot=boot)
+    assert str(near).startswith("target extrapolated: C is 2 times the largest fitted")
+    with pytest.warns(analysis.ExtrapolationWarning, match="C is 16 times"):
+        analysis.suggest(base, target_C=16 * 6.4e19, boot=boot)
+    with pytest.raises(ExtrapolationError, match="--extrapolate"):
+        analysis.suggest(base, target_C=1e24, boot=boot)
+    assert "asked for" in str(suggest(base, target_C=1e24, boot=boot)).splitlines()[0]
