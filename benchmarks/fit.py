@@ -10,11 +10,14 @@ the PyPI package `chinchilla`.
    hand; all cores; bootstraps that search from all 4,500 starts, as ours search
    globally.
    Ours: a fit and 4,000 bootstraps, each with its own global search, in a new process,
-   imports and compilation included.
+   imports included: once with an empty cache of executables (cold), once with the one
+   that this leaves (warm).
 2. The package `chinchilla` (extra `bench`) on its own example, 5^5 starts, the same
    objective, extrapolated from 2^5. Ours: a fit in a new process, compilation included,
    and a second one in the same process.
-3. A fit to 100,000 rows in a new process: seconds and peak memory.
+3. `scaling fit` with its default intervals in a new process and a warm cache: of 25
+   rows, against a process that imports JAX and pandas alone; of 100,000 and of
+   2,000,000 rows, with peak memory.
 
 The sides take turns; the output is the median over the rounds and the range. Nothing
 else should run meanwhile. Expect a few minutes.
@@ -39,6 +42,7 @@ import pandas as pd
 import scipy.optimize
 
 STARTS, BOOTSTRAPS, DELTA = 4500, 4000, 1e-3
+SIZES = (25, 100_000, 2_000_000)  # rows of the tables of part 3
 OPTIMUM = 0.001018274018
 SAMPLE_STARTS, SAMPLE_BOOTSTRAPS = 60, 40
 GRID = (
@@ -84,19 +88,50 @@ print(json.dumps({
 """
 
 
-def time_ours(table: Path, draws: int) -> dict[str, float]:
+COMMAND = """
+import resource
+from scaling.cli.main import main
+main()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def time_ours(table: Path, draws: int, cache: Path) -> dict[str, float]:
     """Seconds of each part in a process of its own; `total` includes imports and
-    compilation, not the second fit.
+    compilation, not the second fit. Executables are kept in `cache`.
     """
-    command = [sys.executable, "-c", OURS, "fit", str(table), str(draws)]
+    output = run_python(["-c", OURS, "fit", str(table), str(draws)], cache)
+    return json.loads(output.splitlines()[-1])
+
+
+def run_python(arguments: list[str], cache: Path) -> str:
+    """What a Python process prints that keeps executables in `cache`."""
+    environment = dict(os.environ, SCALING_CACHE=str(cache))
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
-        command,
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[1],
+        env=environment,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
+
+
+def time_command(table: Path, cache: Path) -> tuple[float, float]:
+    """(seconds, peak GB) of `scaling fit` in a process of its own."""
+    begin = time.perf_counter()
+    output = run_python(["-c", COMMAND, "fit", str(table)], cache)
+    seconds = time.perf_counter() - begin
+    return seconds, float(output.splitlines()[-1])
+
+
+def time_imports(cache: Path) -> float:
+    """Seconds of a process that imports JAX and pandas alone."""
+    begin = time.perf_counter()
+    run_python(["-c", "import jax, pandas"], cache)
+    return time.perf_counter() - begin
 
 
 def read_epoch_runs(path: Path) -> pd.DataFrame:
@@ -248,16 +283,13 @@ def time_package(path: Path, per_axis: int) -> tuple[float, float]:
     return seconds, float(np.where(r <= DELTA, r**2 / 2, DELTA * (r - DELTA / 2)).sum())
 
 
-def make_large_table() -> pd.DataFrame:
-    """100,000 checkpoints of a known law with noise."""
+def make_table(rows: int) -> pd.DataFrame:
+    """Runs of a known law with noise."""
     rng = np.random.default_rng(0)
-    N, D = (
-        np.exp(rng.uniform(np.log(1e7), np.log(1e10), 100_000)),
-        np.exp(rng.uniform(20, 26, 100_000)),
-    )
-    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(
-        0.01 * rng.standard_normal(100_000)
-    )
+    N = np.exp(rng.uniform(np.log(1e7), np.log(1e10), rows))
+    D = np.exp(rng.uniform(20, 26, rows))
+    noise = np.exp(0.01 * rng.standard_normal(rows))
+    loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * noise
     return pd.DataFrame({"N": N, "D": D, "loss": loss})
 
 
@@ -308,52 +340,87 @@ def compare_sides(data: Path, folder: Path, rounds: int) -> dict[str, float | No
     """All rounds; returns the figures of the JSON line."""
     runs = read_epoch_runs(data / "epoch_chinchilla.csv")
     runs.to_csv(folder / "epoch.csv", index=False)
-    make_large_table().to_csv(folder / "large.csv", index=False)
+    for rows in SIZES:
+        make_table(rows).to_csv(folder / f"{rows}.csv", index=False)
     example = data / "chinchilla_package_example.csv"
     published = Published(runs)
     starts = np.array(list(itertools.product(*GRID)), float)
     optimum = np.array(
         [np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718]
     )
-    mine, theirs, reached, package, large, small = [], [], [], [], [], []
+    cold, mine, theirs, reached, package, small = [], [], [], [], [], []
+    commands: dict[int, list[tuple[float, float]]] = {rows: [] for rows in SIZES}
+    imports: list[float] = []
     with_package = example.is_file() and _get_version("chinchilla") != "absent"
+    for rows in SIZES:
+        time_command(folder / f"{rows}.csv", folder / "cache")
     for seed in range(rounds):
-        mine.append(time_ours(folder / "epoch.csv", BOOTSTRAPS))
+        cache = folder / f"cache {seed}"
+        cold.append(time_ours(folder / "epoch.csv", BOOTSTRAPS, cache))
+        mine.append(time_ours(folder / "epoch.csv", BOOTSTRAPS, cache))
         seconds, share = estimate_scipy_seconds(
             published, starts, optimum, mine[-1]["objective"], seed
         )
         theirs.append(seconds)
         reached.append(share)
         if with_package:
-            small.append(time_ours(example, 0))
+            small.append(time_ours(example, 0, cache))
             package.append(time_package(example, 2))
-        large.append(time_ours(folder / "large.csv", 0))
+        for rows in SIZES:
+            imports.append(time_imports(folder / "cache"))
+            commands[rows].append(
+                time_command(folder / f"{rows}.csv", folder / "cache")
+            )
     print(
         f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to "
         "1e-6); every one counts as done"
     )
-    return report_sides(mine, theirs, package, small, large)
+    sides = report_sides(cold, mine, theirs, package, small)
+    return sides | report_commands(commands, imports)
+
+
+def report_commands(
+    commands: dict[int, list[tuple[float, float]]], imports: list[float]
+) -> dict[str, float | None]:
+    """Print part 3; returns its figures of the JSON line."""
+    print(f"importing JAX and pandas: {format_spread(imports)} s")
+    figures: dict[str, float | None] = {}
+    for rows, measured in commands.items():
+        seconds = [one for one, _ in measured]
+        peak = max(gigabytes for _, gigabytes in measured)
+        ratio = [one / float(np.median(imports)) for one in seconds]
+        print(
+            f"scaling fit of {rows:,} rows: {format_spread(seconds)} s, "
+            f"{format_spread(ratio)} times the imports; peak {peak:.2f} GB"
+        )
+        figures[f"seconds_{rows}_rows"] = float(np.median(seconds))
+        figures[f"peak_gb_{rows}_rows"] = peak
+    figures["times_imports"] = float(
+        np.median([one for one, _ in commands[25]]) / np.median(imports)
+    )
+    return figures
 
 
 def report_sides(
+    cold: list[dict[str, float]],
     mine: list[dict[str, float]],
     theirs: list[dict[str, float]],
     package: list[tuple[float, float]],
     small: list[dict[str, float]],
-    large: list[dict[str, float]],
 ) -> dict[str, float | None]:
     """Print what was measured; returns the figures of the JSON line."""
     total = [one["total"] for one in mine]
+    first = [one["total"] for one in cold]
     fit, boot = (
         format_spread([one[part] for one in mine]) for part in ("fit", "bootstrap")
     )
     print(
-        f"Epoch protocol, ours: {format_spread(total)} s in a new process: fit with "
-        f"compilation {fit} s, {BOOTSTRAPS}"
+        f"Epoch protocol, ours: {format_spread(total)} s in a new process with a warm "
+        f"cache: fit {fit} s, {BOOTSTRAPS}"
     )
     print(
         f"  bootstraps with global search {boot} s; objective "
-        f"{mine[0]['objective']:.12g}"
+        f"{mine[0]['objective']:.12g}; {format_spread(first)} s with an empty cache"
     )
     ratios = {
         kind: [t[kind] / m for t, m in zip(theirs, total, strict=True)]
@@ -364,6 +431,10 @@ def report_sides(
             f"SciPy, {kind}: {format_spread([t[kind] for t in theirs])} s "
             f"(extrapolated), {format_spread(ratio)} times ours"
         )
+    ratios_cold = [t["as published"] / m for t, m in zip(theirs, first, strict=True)]
+    print(
+        f"  as published, {format_spread(ratios_cold)} times ours with an empty cache"
+    )
     against = None
     if package:
         seconds = [t * PACKAGE_STARTS / 2**5 for t, _ in package]
@@ -381,15 +452,9 @@ def report_sides(
             f"  {format_spread(against)} times ours, {format_spread(warm)} times a "
             "second fit of ours"
         )
-    cold, warm_large, peak = (
-        format_spread([m[part] for m in large]) for part in ("fit", "warm", "peak_gb")
-    )
-    print(
-        f"100,000 rows: {cold} s with compilation, {warm_large} s without; peak "
-        f"{peak} GB"
-    )
     return {
         "speedup_vs_scipy": float(np.median(ratios["as published"])),
+        "speedup_vs_scipy_cold": float(np.median(ratios_cold)),
         "speedup_vs_scipy_by_hand": float(np.median(ratios["gradients by hand"])),
         "speedup_vs_scipy_global_search": float(
             np.median(ratios["by hand, all cores, global search"])
@@ -399,8 +464,6 @@ def report_sides(
         "speedup_vs_chinchilla_package": None
         if against is None
         else float(np.median(against)),
-        "seconds_100k_rows": float(np.median([m["warm"] for m in large])),
-        "peak_gb_100k_rows": float(np.median([m["peak_gb"] for m in large])),
     }
 
 

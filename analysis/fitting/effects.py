@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.optimize
 
 EFFECTS = ("row", "trunk")
 # Values of the ratio that are examined: none, and this range. The upper end is a trunk
@@ -230,6 +229,8 @@ def estimate_components(
     Raises:
         ValueError: no degree of freedom is left.
     """
+    # Imported here because not every fit needs it: it takes a quarter of a second.
+    from scipy.optimize import minimize_scalar
 
     def evaluate(ratios: np.ndarray) -> RestrictedLikelihood:
         return compute_restricted_likelihood(
@@ -242,7 +243,7 @@ def estimate_components(
         return {"trunk": 0.0, "row": float(np.sqrt(on_grid.variance[0]))}
     below = RATIOS[max(best - 1, 1)]
     above = RATIOS[min(best + 1, len(RATIOS) - 1)]
-    found = scipy.optimize.minimize_scalar(
+    found = minimize_scalar(
         lambda log_ratio: -evaluate(np.exp([log_ratio])).log_likelihood[0],
         bounds=(np.log(below), np.log(above)),
         method="bounded",

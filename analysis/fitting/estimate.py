@@ -72,8 +72,7 @@ def estimate_parameters(
     if near is None:
         solution = solver.global_fit()
     else:
-        one = np.ones((1, len(scale)))
-        solution = solver.replicate_fits(one, solver.coordinates(near))
+        solution = solver.fit_beside(solver.coordinates(near))
     values = solver.params(solution.z[:1])
     params = {name: float(value[0]) for name, value in values.items()}
     return Estimate(

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from analysis.fitting.effects import Trunks, compute_restricted_likelihood
 from analysis.laws.base import Law
@@ -54,7 +54,7 @@ def compute_misfit(
             statistic = likelihood.shift[:, -1] ** 2 / variance
         # A direction that the law's own parameters already have tells nothing.
         statistic = np.where(variance > 0, statistic, 0.0)
-        tail = scipy.stats.f.sf(statistic, 1, likelihood.degrees_of_freedom)
+        tail = scipy.special.fdtrc(1, likelihood.degrees_of_freedom, statistic)
         found[name] = float(likelihood.weight @ tail)
     return found
 

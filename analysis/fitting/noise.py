@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.optimize
 
 NOISES = ("constant", "loss_se", "growing")
 GROWTH = (-5.0, 5.0)  # range of the fitted power of the loss
@@ -58,6 +57,9 @@ def estimate_growth(
         residuals: [n] of a fit that takes the noise as constant.
         loss: [n].
     """
+    # Imported here because not every fit needs it: it takes a quarter of a second.
+    from scipy.optimize import minimize_scalar
+
     x = np.log(loss) - np.mean(np.log(loss))
     n, p = jacobian.shape
     is_noisy = np.median(np.abs(residuals)) > 0
@@ -76,9 +78,7 @@ def estimate_growth(
         return float((n - p) * np.log(rest @ rest) + log_information)
 
     # Scales have mean logarithm 0, so that their determinant is 1.
-    found = scipy.optimize.minimize_scalar(
-        compute_deviance, bounds=GROWTH, method="bounded"
-    )
+    found = minimize_scalar(compute_deviance, bounds=GROWTH, method="bounded")
     return float(found.x)
 
 

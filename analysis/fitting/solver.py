@@ -235,6 +235,15 @@ class Solver:
         self._follow(trajectories, weight, observed)
         return trajectories.solution()
 
+    def fit_beside(self, z: np.ndarray) -> Solution:
+        """The fit to the runs themselves, which is expected beside z [P]. Only a large
+        table is not searched for others.
+        """
+        one = np.ones((1, self._n))
+        if self._n > SEARCH_ROWS:
+            return self.local_fits(one, z[None])
+        return self.replicate_fits(one, z)
+
     def local_fits(self, counts: np.ndarray, starts: np.ndarray) -> Solution:
         """The fit for each row of counts [R, n] that its start [R, P] leads to, without
         a search of the exponents.
