@@ -19,6 +19,7 @@ from .decisions.reach import ExtrapolationWarning as ExtrapolationWarning
 from .decisions.reach import FittedRange as FittedRange
 from .decisions.reach import Reach as Reach
 from .decisions.reach import measure_reach as measure_reach
+from .decisions.sharing import SharingTest as SharingTest
 from .decisions.suggest import Suggestion as Suggestion
 from .decisions.suggest import default_candidates as default_candidates
 from .decisions.suggest import suggest as suggest

@@ -10,9 +10,8 @@ to sweeps at several widths. The script prints two compute multipliers over `sp`
 
 - At equal size: the tokens that `sp` needs at the same width for the same loss, over
   those spent. This stays within the grid.
-- At the optimum: each grid is fitted by itself, and the frontiers are compared. With
-  five widths this extrapolates to longer runs than were trained, and its intervals are
-  wide.
+- At the optimum: all grids are fitted by one law whose irreducible loss and exponents
+  they share, unless a test rejects that, and the frontiers are compared.
 
 Expect multipliers near 1: what a transferring parametrization saves is the sweep behind
 the rule of `sp`.
@@ -28,7 +27,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 from scipy import stats
 
 import analysis
@@ -62,8 +60,8 @@ class Comparison:
         widths: of the grids; the first one is the base width.
         tokens: budgets of each width.
         factors: learning rates tried at the base width, over the center's.
-        delta: of Huber's loss, as in the quickstart.
-        draws: bootstrap draws of each fit.
+        delta: of Huber's loss; by default from the size of the runs' effects.
+        draws: of the parameters.
         workers: processes. Default: one per core on CPU.
     """
 
@@ -73,7 +71,7 @@ class Comparison:
     widths: tuple[int, ...] = (32, 48, 64, 96, 128)
     tokens: tuple[int, ...] = (300_000, 600_000, 1_200_000)
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
-    delta: float = 1e-2
+    delta: float | None = None
     draws: int = 1000
     workers: int | None = None
 
@@ -184,32 +182,16 @@ def _interpolate_log_tokens(base: pd.DataFrame, log_losses: np.ndarray) -> np.nd
     return log_tokens[left] + missing * run / rise
 
 
-def compare_at_optimum(
-    args: Comparison, runs: pd.DataFrame
-) -> tuple[list[dict[str, object]], dict[str, Figure]]:
-    """Compute multiplier of each parametrization over the first, over the compute that
-    both sweeps hold; and a figure for each.
+def compare_at_optimum(args: Comparison, runs: pd.DataFrame) -> analysis.Comparison:
+    """The compute multiplier of each parametrization over the first, by a law whose
+    irreducible loss and exponents all of them share.
     """
-    base = args.names[0]
-    runs_by_name = {
-        name: runs.loc[runs["parametrization"] == name] for name in args.names
-    }
-    columns = ["C", "loss_a", "loss_b", "multiplier", "low", "high", "reach"]
-    rows: list[dict[str, object]] = []
-    figures = {}
-    for name in args.names[1:]:
-        found = analysis.compare(
-            runs_by_name[base],
-            runs_by_name[name],
-            delta=args.delta,
-            draws=args.draws,
-            flops_per_token="counted",
-        )
-        shown: pd.DataFrame = found.table.loc[:, columns]
-        rows += [{"parametrization": name, **row} for row in shown.to_dict("records")]
-        figures[name] = plot_comparison(found, (base, name))
-        print(f"\n{name} against {base}\n{found}")
-    return rows, figures
+    runs_by_name = {}
+    for name in args.names:
+        runs_by_name[name] = runs.loc[runs["parametrization"] == name]
+    return analysis.compare(
+        runs_by_name, delta=args.delta, draws=args.draws, flops_per_token="counted"
+    )
 
 
 def main() -> None:
@@ -235,13 +217,16 @@ def main() -> None:
         "widths"
     )
     print(at_equal_size.to_string(index=False, float_format="{:.3f}".format))
-    at_optimum, figures = compare_at_optimum(args, runs)
-    for name, figure in figures.items():
-        print(save_figure(figure, args.out / f"{name}.png"))
+    at_optimum = compare_at_optimum(args, runs)
+    print(f"\n{at_optimum}")
+    figure = plot_comparison(at_optimum)
+    print(save_figure(figure, args.out / "comparison.png"))
     summary = {
         "tuned": tuned.to_dict("records"),
         "at_equal_size": at_equal_size.to_dict("records"),
-        "at_the_optimum": at_optimum,
+        "verdict": at_optimum.verdict,
+        "at_the_optimum": at_optimum.table.to_dict("records"),
+        "efficiencies": at_optimum.efficiencies.to_dict("records"),
         "losses": losses.reset_index().to_dict("records"),
     }
     (args.out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -99,10 +99,12 @@ def find_design_problem(
             free,
             f"law {law.name!r} has {len(free)} free parameters ({', '.join(free)}) and "
             f"the runs give {len(points)} distinct points: a curve through them proves "
-            f"nothing; add runs at other {' and '.join(law.variables)}, or hold "
+            f"nothing; add runs at other {' and '.join(law.quantities)}, or hold "
             "parameters fixed with fixed={...}",
         )
-    for variable, column in zip(law.variables, points.T, strict=True):
+    quantities = np.column_stack([data[v] for v in law.quantities])
+    points = np.unique(np.round(np.log(quantities), 9), axis=0)
+    for variable, column in zip(law.quantities, points.T, strict=True):
         if np.ptp(column) < COLLINEAR:
             return DesignProblem(
                 free,
@@ -110,7 +112,7 @@ def find_design_problem(
                 f"law {law.name!r} needs runs at several {variable}",
             )
     exponents = [entry.name for entry in binding.nonlinear if entry.name not in prior]
-    if len(law.variables) == 2 and len(exponents) >= 2:
+    if len(law.quantities) == 2 and len(exponents) >= 2:
         lost = tuple(name for name in free if name != law.floor)
         return find_collinear_variables(law, points, lost)
     return None
@@ -131,7 +133,7 @@ def find_collinear_variables(
     distance = np.sqrt(np.mean((second - slope * first) ** 2))
     if slope <= 0 or distance >= COLLINEAR:
         return None
-    u, v = law.variables
+    u, v = law.quantities
     if abs(slope - 1) < 0.02:
         ratio = np.exp(np.mean(points[:, 1] - points[:, 0]))
         rule = f"{v} = {ratio:.3g} {u}"
@@ -152,7 +154,7 @@ def reject_unidentified(lost: tuple[str, ...], binding: Binding, runs: int) -> N
         NotIdentifiedError: any parameter is in the null space of the Jacobian.
     """
     if lost:
-        variables = " and ".join(binding.law.variables)
+        variables = " and ".join(binding.law.quantities)
         raise NotIdentifiedError(
             f"law {binding.law.name!r}: {', '.join(lost)} cannot be told apart on "
             "these "

@@ -46,6 +46,7 @@ class Data:
         prior: parameter -> (mean, precision) in z.
         trunk: [n] integer of the trunk of each row; None if rows are independent.
         ratio: variance of a trunk's effect over that of a row.
+        labels: variables in x that are labels of groups.
     """
 
     x: Mapping[str, np.ndarray]
@@ -59,14 +60,16 @@ class Data:
     prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     trunk: np.ndarray | None = None
     ratio: float = 0.0
+    labels: tuple[str, ...] = ()
 
     @property
     def reference(self) -> dict[str, float]:
-        """The geometric-mean run."""
-        return {
-            name: float(np.exp(np.mean(np.log(values))))
-            for name, values in self.x.items()
-        }
+        """The geometric-mean run, which belongs to every group."""
+        mean_run = {}
+        for name, values in self.x.items():
+            is_label = name in self.labels
+            mean_run[name] = 0.0 if is_label else float(np.exp(np.mean(np.log(values))))
+        return mean_run
 
     def unit(self, entry: Nonlinear) -> float:
         """The unit of the range of a `Nonlinear`, from the geometric-mean run."""

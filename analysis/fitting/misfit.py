@@ -65,16 +65,16 @@ def list_directions(
     """Changes of the log loss, [n] each, that the law cannot follow."""
     points = {name: data[name] for name in law.variables}
     logs = {}
-    for name, values in points.items():
-        logs[name] = np.log(values) - np.mean(np.log(values))
+    for name in law.quantities:
+        logs[name] = np.log(points[name]) - np.mean(np.log(points[name]))
     directions = {}
-    for name in law.variables:
+    for name in law.quantities:
         ahead = {**points, name: points[name] * np.exp(STEP)}
         behind = {**points, name: points[name] * np.exp(-STEP)}
         rise = np.log(law.predict(params, **ahead) / law.predict(params, **behind))
         slope = rise / (2 * STEP)
         directions[f"the exponent of {name} changes"] = slope * logs[name] ** 2
-    for first, second in itertools.combinations(law.variables, 2):
+    for first, second in itertools.combinations(law.quantities, 2):
         product = logs[first] * logs[second]
         directions[f"the effects of {first} and {second} do not add"] = product
     return directions

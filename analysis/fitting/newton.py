@@ -35,6 +35,7 @@ from analysis.laws.base import Binding
 
 STEPS_PER_DISPATCH = 3
 DIAGONAL = 0.001  # share of the damping that ignores correlations between parameters
+MOST_ENUMERATED = 5  # coefficients whose active sets are tried one by one
 _TINY = 1e-300
 
 Bounds = tuple[jax.Array, jax.Array]  # lowest and highest z
@@ -240,8 +241,15 @@ def _solve_cholesky(A: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def solve_nnls(gram: jax.Array, rhs: jax.Array) -> jax.Array:
-    """argmin_{c >= 0} c.gram.c/2 - rhs.c over all active sets; gram [K, K]."""
+    """argmin_{c >= 0} c.gram.c/2 - rhs.c over all active sets; gram [K, K].
+
+    With more coefficients than `MOST_ENUMERATED` their sets are too many to try:
+    negative coefficients are dropped instead until none is left. The result may then be
+    a little above the minimum, and Newton starts from it.
+    """
     k = gram.shape[0]
+    if k > MOST_ENUMERATED:
+        return _drop_negative_coefficients(gram, rhs)
     best = jnp.zeros(k)
     best_value = jnp.asarray(0.0)
     for mask in itertools.product((0.0, 1.0), repeat=k):
@@ -255,6 +263,22 @@ def solve_nnls(gram: jax.Array, rhs: jax.Array) -> jax.Array:
         best = jnp.where(is_better, c, best)
         best_value = jnp.where(is_better, value, best_value)
     return best
+
+
+def _drop_negative_coefficients(gram: jax.Array, rhs: jax.Array) -> jax.Array:
+    """[K] coefficients >= 0; in each round those below 0 are held at 0 for good."""
+    k = gram.shape[0]
+    gram = gram + 1e-12 * jnp.diag(jnp.diag(gram))
+
+    def solve_active(active: jax.Array) -> jax.Array:
+        system = gram * jnp.outer(active, active) + jnp.diag(1 - active)
+        return _solve_cholesky(system, rhs * active)
+
+    def drop_once(_: jax.Array, active: jax.Array) -> jax.Array:
+        return active * (solve_active(active) > 0)
+
+    active = jax.lax.fori_loop(0, k, drop_once, jnp.ones(k))
+    return jnp.maximum(solve_active(active), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

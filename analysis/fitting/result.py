@@ -328,6 +328,7 @@ def build_solver(
         weight=data.get("weight"),
         trunk=trunk,
         ratio=compute_ratio(protocol.components),
+        labels=binding.law.labels,
     )
     prior = transform_prior(
         binding, solver_data, protocol.prior, protocol.prior_variance

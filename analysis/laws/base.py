@@ -80,6 +80,24 @@ class Link(NamedTuple):
     inverse: Callable[[Params, Array], Array]
 
 
+class Efficiency(NamedTuple):
+    """What a coefficient says of two recipes that share the law's exponents.
+
+    With coefficient / (rho variable)^exponent, a recipe with a lower coefficient has a
+    rho above 1: one parameter, token or FLOP of it is worth rho of the baseline's
+    (Volkova et al. 2026, arXiv:2602.07712).
+
+    Attributes:
+        variable: of the law, such as "N".
+        coefficient: of the term in that variable.
+        exponent: of that term.
+    """
+
+    variable: str
+    coefficient: str
+    exponent: str
+
+
 class ClosedFormFrontier(NamedTuple):
     """The compute-optimal frontier of a law of N and D where training costs C = 6 N D.
 
@@ -116,6 +134,10 @@ class Law:
             has none.
         frontier: the law's compute-optimal frontier in closed form; None if it has to
             be searched for.
+        labels: variables that tell groups of runs apart, as 1, 2, ..., and are no
+            quantities. The reference run of the solver has 0 there, and belongs to all
+            groups.
+        efficiencies: what the coefficients say of two recipes that share the exponents.
     """
 
     name: str
@@ -131,6 +153,8 @@ class Law:
     floor: str | None = None
     ceiling: str | None = None
     frontier: ClosedFormFrontier | None = None
+    labels: tuple[str, ...] = ()
+    efficiencies: tuple[Efficiency, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -148,6 +172,11 @@ class Law:
     def params(self) -> tuple[str, ...]:
         """All parameter names, coefficients first."""
         return self.linear + tuple(entry.name for entry in self.nonlinear)
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The variables without the labels."""
+        return tuple(name for name in self.variables if name not in self.labels)
 
     @property
     def asymptotes(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ import numpy as np
 from analysis.laws.base import (
     Array,
     ClosedFormFrontier,
+    Efficiency,
     Law,
     Link,
     Nonlinear,
@@ -162,6 +163,7 @@ register(
         frontier=ClosedFormFrontier(
             size=chinchilla_optimal_size, flops=chinchilla_least_flops
         ),
+        efficiencies=(Efficiency("N", "A", "alpha"), Efficiency("D", "B", "beta")),
     )
 )
 
@@ -196,6 +198,7 @@ def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law
         target=target,
         source=f"arXiv:2209.06640, {model}",
         floor="E" if constant else None,
+        efficiencies=(Efficiency(variable, "A", "alpha"),),
     )
 
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from analysis import Bootstrap, Fit, Reach, RivalLaws, Runs
+    from analysis import Bootstrap, Comparison, Fit, Reach, RivalLaws, Runs
 
 MAX_ROWS = 5000
 """Rows of a fit up to which `scaling predict` fits other laws by itself."""
@@ -449,25 +449,38 @@ class SuggestArgs(_FittingArgs):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArgs(_FittingArgs):
-    """Compare two recipes: how much compute B saves over A, and whether it saves more
-    with scale.
+    """Compare recipes with the first of them: how much compute each saves, by a law
+    whose irreducible loss and exponents all of them share, unless a test rejects that.
 
-    Both tables are read with the same --columns; where theirs differ, save a fit of
-    each and compare the fits.
+    All tables are read with the same --columns; where theirs differ, save a fit of each
+    and compare the fits.
 
-    Example: scaling compare adamw.csv muon.csv --figures figures
+    Examples: scaling compare adamw.csv muon.csv --figures figures
+              scaling compare few_adamw.csv few_muon.csv --prior-fit fit.json
     """
 
-    a: Positional[Path]
-    """A sweep's folder, a .csv, .parquet or .jsonl file, or a fit written by `scaling
-    fit --save`.
+    recipes: Positional[tuple[Path, ...]]
+    """Two or more, the baseline first: each a sweep's folder, a .csv, .parquet or
+    .jsonl file, or a fit written by `scaling fit --save`.
     """
-    b: Positional[Path]
-    """The same of the other recipe."""
+    sharing: Literal["test", "joint", "separate"] = "test"
+    """test: one shape of the law unless the test rejects it; joint: one shape in any
+    case; separate: fit each recipe by itself.
+    """
+    prior_fit: Path | None = None
+    """A fit written by `scaling fit --save` whose irreducible loss and exponents are
+    taken over with their uncertainty: a few cells of N and D are enough then.
+    """
+    efficiencies: tuple[str, ...] = ()
+    """The variables in which recipes may differ, as D. By default all that the runs
+    can tell apart.
+    """
     budgets: tuple[float, ...] = ()
-    """FLOPs at which to compare. By default six over the range that both sweeps hold,
+    """FLOPs at which to compare. By default six over the range that all sweeps hold,
     and ten times the last of them.
     """
+    extrapolate: bool = False
+    """Answer at budgets more than 100 times outside the fitted runs as well."""
     figures: Path | None = None
     """Write the figure into this folder."""
     format: Format = "png"
@@ -475,36 +488,40 @@ class CompareArgs(_FittingArgs):
     def __call__(self) -> int:
         from analysis import compare
 
-        found = compare(
-            self._read_recipe(self.a),
-            self._read_recipe(self.b),
-            self.law,
-            budgets=self.budgets or None,
-            draws=self.draws,
-            seed=self.seed,
-            flops_per_token="counted",
-            at=self.read_variables(),
-            **self.how.keywords(),
-        )
-        if self.json:
-            value, low, high = found.slope
-            print_json(
-                {
-                    "verdict": found.verdict,
-                    "level": found.level,
-                    "budgets": to_records(found.table),
-                    "exponents": to_records(found.exponents),
-                    "slope": {"value": value, "low": low, "high": high},
-                    "notes": found.notes,
-                }
+        if len(self.recipes) < 2:
+            raise ConfigError(
+                f"{len(self.recipes)} recipes are given; name the baseline and at least "
+                "one more, as `scaling compare adamw.csv muon.csv`"
             )
+        prior_fit = None
+        if self.prior_fit is not None:
+            prior_fit = read_fit(self.prior_fit)[0]
+        named = {}
+        for name, path in _name_recipes(self.recipes).items():
+            named[name] = self._read_recipe(path)
+        with _print_no_extrapolation_warning():
+            found = compare(
+                named,
+                law=self.law,
+                budgets=self.budgets or None,
+                draws=self.draws,
+                seed=self.seed,
+                sharing=self.sharing,
+                prior_fit=prior_fit,
+                efficiencies=self.efficiencies or None,
+                flops_per_token="counted",
+                at=self.read_variables(),
+                extrapolate=self.extrapolate,
+                **self.how.keywords(),
+            )
+        if self.json:
+            print_json(_list_comparison(found))
         else:
             print(found)
         if self.figures is not None:
             from analysis import plot_comparison
 
-            names = (_name_recipe(self.a, self.b), _name_recipe(self.b, self.a))
-            figure = plot_comparison(found, names)
+            figure = plot_comparison(found)
             _write_figure(
                 figure, self.figures, "comparison", self.format, quiet=self.json
             )
@@ -516,11 +533,47 @@ class CompareArgs(_FittingArgs):
         return self.columns.read(path)
 
 
-def _name_recipe(path: Path, other: Path) -> str:
-    """The stem of the path, with its folder if the other path has the same stem."""
-    if path.stem != other.stem:
-        return path.stem
-    return f"{path.parent.name}/{path.stem}"
+def _list_comparison(found: Comparison) -> dict[str, object]:
+    """A comparison as plain data."""
+    slopes = {}
+    for name, (value, low, high) in found.slopes.items():
+        slopes[name] = {"value": value, "low": low, "high": high}
+    sharing = None
+    if found.sharing is not None:
+        sharing = dataclasses.asdict(found.sharing)
+        sharing["is_tenable"] = found.sharing.is_tenable
+    return {
+        "verdict": found.verdict,
+        "level": found.level,
+        "joint": found.is_joint,
+        "sharing": sharing,
+        "extrapolation": found.furthest[0].to_record(),
+        "budgets": to_records(found.table),
+        "efficiencies": to_records(found.efficiencies),
+        "exponents": to_records(found.exponents),
+        "slopes": slopes,
+        "notes": found.notes,
+    }
+
+
+def _name_recipes(paths: Sequence[Path]) -> dict[str, Path]:
+    """The paths by the stem of each, with its folder where two have the same stem.
+
+    Raises:
+        ConfigError: two paths have the same name still.
+    """
+    stems = [path.stem for path in paths]
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem
+        if stems.count(name) > 1:
+            name = f"{path.parent.name}/{path.stem}"
+        if name in named:
+            raise ConfigError(
+                f"{path}: two recipes are named {name}; rename a file or its folder"
+            )
+        named[name] = path
+    return named
 
 
 @dataclass(frozen=True)

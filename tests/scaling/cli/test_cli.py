@@ -255,13 +255,30 @@ def test_compare_two_tables_or_fits(table, better, saved, tmp_path, capsys):
     line = f"compare {table} {better} {COLUMNS} --draws 30 --figures {tmp_path}"
     assert run_command(line) == 0
     out = capsys.readouterr().out
-    assert "of a's compute" in out
+    assert "better needs" in out and "of runs's compute" in out
     assert (tmp_path / "comparison.png").stat().st_size > 1000
     line = f"compare {saved} {better} {COLUMNS} --draws 30 --budgets 1e19 1e20"
     found = read_answer(line, capsys)
     assert [row["C"] for row in found["budgets"]] == [1e19, 1e20]
     assert 1.3 < found["budgets"][1]["multiplier"] < 1.7
-    assert found["verdict"]
+    assert found["verdict"] and found["joint"] and found["sharing"]["is_tenable"]
+
+
+def test_compare_takes_more_recipes_and_the_law_of_another_fit(
+    table, better, saved, tmp_path, capsys
+):
+    again = tmp_path / "again" / "better.csv"
+    again.parent.mkdir()
+    again.write_text(better.read_text())
+    line = f"compare {table} {better} {again} {COLUMNS} --draws 20 --prior-fit {saved}"
+    found = read_answer(line, capsys)
+    names = {row["recipe"] for row in found["budgets"]}
+    assert names == {f"{path.parent.name}/better" for path in (better, again)}
+    assert any("are those of the fit" in note for note in found["notes"])
+    assert run_command(f"compare {table} {COLUMNS}") == 2
+    assert "at least one more" in capsys.readouterr().err
+    assert run_command(f"compare {table} {table} {COLUMNS}") == 2
+    assert "two recipes are named" in capsys.readouterr().err
 
 
 def test_suggest_of_a_table_or_a_fit(table, saved, capsys):
