@@ -41,6 +41,7 @@ MAX_STEPS = 360
 # one reached, or well above where another one is.
 PATIENCE = 90
 TYPICAL_STEPS = 15  # of a trajectory, from which the time left is estimated
+NEAR = 1e-3  # damping of the first step of a start that is beside its optimum
 TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 # A larger table is searched globally on so many of its rows, then fitted on all.
@@ -177,9 +178,8 @@ class Solver:
     def _fit_large_table(self) -> Solution:
         """Search on a sample of the rows, then polish on all of them."""
         found = self._sample.global_fit()
-        weight, observed = self._pad_rows(np.ones((1, self._n)))
         start = _convert_coordinates(found.z[0], self._sample, self)
-        polished = self._polish(start[None], weight, observed)
+        polished = self.local_fits(np.ones((1, self._n)), start[None])
         return polished._replace(starts=found.starts, agree=found.agree)
 
     @functools.cached_property
@@ -250,7 +250,7 @@ class Solver:
         """
         weight, observed = self._pad_rows(counts)
         trajectories = _Trajectories(self.bounds, len(counts))
-        trajectories.add(starts, np.arange(len(counts)))
+        trajectories.add(starts, np.arange(len(counts)), NEAR)
         self._follow(trajectories, weight, observed)
         return trajectories.solution()
 
@@ -495,8 +495,14 @@ class _Trajectories:
         # The trajectory of lowest objective of each replicate, so far.
         self.best = np.full(replicates, -1)
 
-    def add(self, starts: np.ndarray, owner: np.ndarray) -> None:
-        """Append starts [S, P] of the replicates owner [S]."""
+    def add(self, starts: np.ndarray, owner: np.ndarray, damping: float = 1.0) -> None:
+        """Append starts [S, P] of the replicates owner [S].
+
+        Args:
+            starts: points in z.
+            owner: the replicate of each.
+            damping: of the first step, small for starts beside their optimum.
+        """
         new = len(starts)
         low = np.broadcast_to(self.bounds[0], starts.shape)
         high = np.broadcast_to(self.bounds[1], starts.shape)
@@ -506,7 +512,7 @@ class _Trajectories:
         self.high = np.concatenate([self.high, high])
         self.owner = np.concatenate([self.owner, owner])
         self.steps = np.append(self.steps, np.zeros(new, int))
-        self.damping = np.append(self.damping, np.ones(new))
+        self.damping = np.append(self.damping, np.full(new, damping))
         self.objective = np.append(self.objective, np.full(new, np.inf))
         self.gradient = np.append(self.gradient, np.full(new, np.inf))
 

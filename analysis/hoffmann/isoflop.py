@@ -32,7 +32,7 @@ MIN_SIZES = 4
 """Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
 left to check it."""
 
-MAX_COUNTS = 2**21
+MAX_COUNTS = 2**18
 """Counts in all replicates above which sums over the rows of each unit are resampled
 instead of the rows."""
 
