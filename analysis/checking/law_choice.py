@@ -40,6 +40,7 @@ from analysis.decisions.frontier import FlopsPerToken
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.laws.library import Law
+from analysis.progress import track_progress
 from analysis.table.runs import Runs
 
 CANDIDATES = ("chinchilla", "gadre", "kaplan")
@@ -212,7 +213,7 @@ def find_rival_laws(
     fits = {fit.law.name: fit}
     boots = {fit.law.name: boot}
     rows = [_make_row(fit.law.name, expected, expected, held_table, "")]
-    for law in candidates:
+    for law in track_progress("fits of rival laws", candidates):
         if law.name == fit.law.name:
             continue
         options = _transfer_options(fit, law)
