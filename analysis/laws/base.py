@@ -138,6 +138,8 @@ class Law:
             quantities. The reference run of the solver has 0 there, and belongs to all
             groups.
         efficiencies: what the coefficients say of two recipes that share the exponents.
+        constants: coefficients besides the floor and the ceiling that multiply a
+            constant term.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Law:
     frontier: ClosedFormFrontier | None = None
     labels: tuple[str, ...] = ()
     efficiencies: tuple[Efficiency, ...] = ()
+    constants: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -181,11 +184,12 @@ class Law:
     @property
     def asymptotes(self) -> tuple[str, ...]:
         """Coefficients that the target approaches, the irreducible loss and the
-        ceiling, where they are linear.
+        ceiling, where they are linear, and `constants`.
 
         They multiply a constant term, so that none trades with an exponent.
         """
-        return tuple(name for name in self.linear if name in (self.floor, self.ceiling))
+        known = (self.floor, self.ceiling, *self.constants)
+        return tuple(name for name in self.linear if name in known)
 
     @property
     def equation(self) -> str:

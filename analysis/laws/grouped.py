@@ -116,6 +116,10 @@ def group_law(
         for entry in base.nonlinear:
             own_name = name_in_group(entry.name, group, shape)
             nonlinear[own_name] = entry._replace(name=own_name)
+    constants: dict[str, None] = {}
+    for group in range(count):
+        for name in base.asymptotes:
+            constants[name_in_group(name, group, shape)] = None
     law = Law(
         name=f"{base.name}, {count} recipes",
         formula=_write_formula(base, shape),
@@ -130,6 +134,7 @@ def group_law(
         floor=base.floor,
         ceiling=base.ceiling,
         labels=(*base.labels, LABEL),
+        constants=tuple(constants),
     )
     return GroupedLaw(base=base, count=count, shared=shape, law=law)
 

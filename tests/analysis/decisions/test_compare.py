@@ -395,3 +395,21 @@ def test_the_figure_says_what_it_shows(known: Comparison) -> None:
             legend.get_window_extent().padded(-1).overlaps(other.bbox)
             for other in fig.axes
         )
+
+
+def test_separate_fits_move_every_irreducible_loss_alike(
+    true: dict[str, float],
+) -> None:
+    """The second recipe's irreducible loss moves linearly, as the first one's does: the
+    interval of ln m lies evenly about its value.
+    """
+    plain = add_trunks(true, 0, 0.02)
+    better = add_trunks(improve(true, 1.0, 1.5), 1, 0.02)
+    C = [3e19]
+    found = compare(plain, better, draws=2000, sharing="separate", budgets=C)
+    assert found.laws.boot.center
+    assert {"E", "E_2"} <= set(found.laws.grouping.law.asymptotes)
+    row = found.table.iloc[0]
+    above = np.log(row["high"] / row["multiplier"])
+    below = np.log(row["multiplier"] / row["low"])
+    assert above == pytest.approx(below, rel=0.2)
