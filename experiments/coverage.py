@@ -1,0 +1,265 @@
+"""How often 90 % intervals hold the truth, on simulated sweeps.
+
+    python -m experiments.coverage --out runs/coverage
+
+Each world is a law, effects of trunks and effects of rows. Sweeps of several designs are
+drawn from it and fitted by `analysis.fit` with its defaults. The table says how often the
+intervals of a, E and the loss at 2 and 8 times the largest compute hold the truth, how
+wide they are over the bound that generalized least squares sets when the sizes of the
+effects are known, and how often the fit says that its runs leave the law.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import tyro
+
+import analysis
+from analysis.decisions.frontier import make_frontier
+from analysis.fitting.effects import Trunks, compute_gls_covariance
+from analysis.laws.library import get_law
+from scaling import PlanConfig, make_plan
+from scaling.cli.plan_sweep import find_preset
+from scaling.config import read_toml
+from scaling.model.flops import count_parameters
+
+# Near the law of the quickstart's runs.
+TRUTH = {"E": 1.1, "A": 37.6, "B": 1174.0, "alpha": 0.42, "beta": 0.58}
+LEVEL = 0.90
+QUANTITIES = ("a", "E", "loss at 2x", "loss at 8x")
+GROWTH = -0.35  # power of N by which trunk effects grow toward small sizes
+BUDGETS = {
+    "15 rows, 7 trunks": [2e11, 4e11, 8e11],
+    "20 rows, 9 trunks": [2e11, 4e11, 8e11, 1.6e12],
+    "25 rows, 11 trunks": [2e11, 4e11, 8e11, 1.6e12, 3.2e12],
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Where simulated sweeps come from.
+
+    Attributes:
+        trunk: standard deviation of a trunk's effect on the log loss.
+        row: that of a row.
+        growth: power of N, over its geometric mean, by which the trunk's effect varies.
+        law: "chinchilla", or "broken": the exponent of D halves inside the range.
+    """
+
+    trunk: float
+    row: float = 0.003
+    growth: float = 0.0
+    law: str = "chinchilla"
+
+    @property
+    def name(self) -> str:
+        """The world in words."""
+        words = f"trunks {100 * self.trunk:.1f} %, rows {100 * self.row:.1f} %"
+        if self.growth:
+            words += ", growing toward small sizes"
+        if self.law != "chinchilla":
+            words += ", exponent of D halves"
+        return words
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What to simulate.
+
+    Attributes:
+        out: folder of the results.
+        sweeps: of each design in each world.
+        draws: of each fit.
+        seed: of the noise.
+        designs: substrings of the names of the designs to simulate.
+    """
+
+    out: Path = Path("runs/coverage")
+    sweeps: int = 300
+    draws: int = 400
+    seed: int = 0
+    designs: tuple[str, ...] = ("",)
+
+
+WORLDS = (
+    World(0.003),
+    World(0.007),
+    World(0.010),
+    World(0.007, growth=GROWTH),
+    World(0.007, law="broken"),
+)
+
+
+def make_design(config: PlanConfig) -> pd.DataFrame:
+    """N, D and trunk of every run of a plan."""
+    rows = []
+    for run in make_plan(config).runs:
+        rows.append(
+            {
+                "N": float(count_parameters(run.model).n_matmul),
+                "D": float(run.tokens),
+                "trunk": run.trunk_id,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def list_designs() -> dict[str, pd.DataFrame]:
+    """The designs by name."""
+    quickstart = read_toml(find_preset("quickstart"), PlanConfig)
+    designs = {"quickstart": make_design(quickstart)}
+    for name, budgets in BUDGETS.items():
+        config = replace(quickstart, budgets=tuple(budgets), sizes_per_budget=5)
+        designs[name] = make_design(config)
+    return designs
+
+
+def predict_world(world: World, design: pd.DataFrame) -> np.ndarray:
+    """[n] log loss of the world without noise."""
+    N = design["N"].to_numpy()
+    D = design["D"].to_numpy()
+    loss = get_law("chinchilla").predict(TRUTH, N=N, D=D)
+    if world.law == "broken":
+        # The exponent of D falls by half beyond the middle of the range, within about a
+        # factor of 1.2 (Caballero et al. 2022, arXiv:2210.14891).
+        middle = np.exp(np.mean(np.log(D)))
+        sharpness = 0.15
+        term = TRUTH["B"] * D ** -TRUTH["beta"]
+        bend = 0.5 * TRUTH["beta"] * sharpness
+        bend = bend * np.logaddexp(0.0, np.log(D / middle) / sharpness)
+        loss = loss - term + term * np.exp(bend)
+    return np.log(loss)
+
+
+def simulate_sweep(
+    world: World, design: pd.DataFrame, rng: np.random.Generator
+) -> pd.DataFrame:
+    """The design with losses."""
+    trunks = Trunks.from_names(design["trunk"].to_numpy(str))
+    N = design["N"].to_numpy()
+    size = (N / np.exp(np.mean(np.log(N)))) ** world.growth
+    of_trunks = world.trunk * rng.standard_normal(len(trunks.size))[trunks.label]
+    of_rows = world.row * rng.standard_normal(len(design))
+    log_loss = predict_world(world, design) + size * of_trunks + of_rows
+    return design.assign(loss=np.exp(log_loss))
+
+
+def list_quantities(
+    design: pd.DataFrame,
+) -> dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
+    """Functions of the parameters, [R] each -> [R]; losses as logarithms."""
+    law = get_law("chinchilla")
+    frontier = make_frontier(law)
+    largest = float((6 * design["N"] * design["D"]).max())
+
+    def compute_loss(factor: float, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.log(frontier.best_loss(params, factor * largest))
+
+    return {
+        "a": dict(law.derived)["a"],
+        "E": lambda params: params["E"],
+        "loss at 2x": functools.partial(compute_loss, 2.0),
+        "loss at 8x": functools.partial(compute_loss, 8.0),
+    }
+
+
+def compute_bound(world: World, design: pd.DataFrame) -> dict[str, float]:
+    """Half-widths of the intervals if the sizes of the effects were known, to first
+    order in the parameters at the truth.
+    """
+    law = get_law("chinchilla")
+    names = list(law.params)
+    steps = {name: 1e-5 * value for name, value in TRUTH.items()}
+
+    def differentiate(
+        function: Callable[[Mapping[str, np.ndarray]], np.ndarray],
+    ) -> np.ndarray:
+        columns = []
+        for name in names:
+            values = []
+            for sign in (1, -1):
+                moved = {**TRUTH, name: TRUTH[name] + sign * steps[name]}
+                params = {key: np.array([value]) for key, value in moved.items()}
+                values.append(function(params))
+            columns.append((values[0] - values[1]) / (2 * steps[name]))
+        return np.stack(columns, axis=-1)
+
+    points = {name: design[name].to_numpy() for name in law.variables}
+    jacobian = differentiate(lambda params: np.log(law.predict(params, **points)))
+    trunks = Trunks.from_names(design["trunk"].to_numpy(str))
+    components = {"trunk": world.trunk, "row": world.row}
+    covariance = compute_gls_covariance(jacobian, trunks, components)
+    quantile = scipy.stats.norm.ppf(0.5 + LEVEL / 2)
+    bounds = {}
+    for name, function in list_quantities(design).items():
+        gradient = differentiate(function)[0]
+        bounds[name] = float(quantile * np.sqrt(gradient @ covariance @ gradient))
+    return bounds
+
+
+def cover_design(
+    world: World, name: str, design: pd.DataFrame, args: Coverage
+) -> dict[str, float | str]:
+    """A row of the table."""
+    quantities = list_quantities(design)
+    true_params = {key: np.array([value]) for key, value in TRUTH.items()}
+    truth = {
+        key: float(function(true_params)[0]) for key, function in quantities.items()
+    }
+    bound = compute_bound(world, design)
+    rng = np.random.default_rng(args.seed)
+    covered: dict[str, list[bool]] = {key: [] for key in quantities}
+    widths: dict[str, list[float]] = {key: [] for key in quantities}
+    flagged = []
+    trunk_sizes = []
+    for _ in range(args.sweeps):
+        runs = simulate_sweep(world, design, rng)
+        fit = analysis.fit(runs)
+        boot = fit.bootstrap(args.draws, seed=0)
+        flagged.append(any("leave the law" in note for note in fit.protocol.notes))
+        trunk_sizes.append(fit.protocol.components["trunk"])
+        for key, function in quantities.items():
+            values = boot.values(key) if key in ("a", "E") else boot.evaluate(function)
+            low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            covered[key].append(bool(low <= truth[key] <= high))
+            widths[key].append(float(high - low) / 2)
+    row: dict[str, float | str] = {"design": name, "world": world.name}
+    for key in QUANTITIES:
+        row[f"{key}: coverage"] = float(np.mean(covered[key]))
+        row[f"{key}: width"] = float(np.median(widths[key])) / bound[key]
+    row["flagged"] = float(np.mean(flagged))
+    row["trunk effect found"] = float(np.median(trunk_sizes))
+    return row
+
+
+def cover_designs(args: Coverage) -> pd.DataFrame:
+    """One row per design and world."""
+    rows = []
+    for name, design in list_designs().items():
+        if not any(word in name for word in args.designs):
+            continue
+        for world in WORLDS:
+            row = cover_design(world, name, design, args)
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return pd.DataFrame(rows)
+
+
+def main(args: Coverage) -> None:
+    """Simulate, print the table and write it."""
+    table = cover_designs(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(args.out / "coverage.csv", index=False)
+    print(table.to_string(index=False, float_format="{:.2f}".format))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Coverage, description=__doc__))
