@@ -38,7 +38,6 @@ QUANTITIES = ("a", "E", "loss at 2x", "loss at 8x")
 GROWTH = -0.35  # power of N by which trunk effects grow toward small sizes
 BUDGETS = {
     "15 rows, 7 trunks": [2e11, 4e11, 8e11],
-    "20 rows, 9 trunks": [2e11, 4e11, 8e11, 1.6e12],
     "25 rows, 11 trunks": [2e11, 4e11, 8e11, 1.6e12, 3.2e12],
 }
 
@@ -115,7 +114,7 @@ def make_design(config: PlanConfig) -> pd.DataFrame:
 def list_designs() -> dict[str, pd.DataFrame]:
     """The designs by name."""
     quickstart = read_toml(find_preset("quickstart"), PlanConfig)
-    designs = {"quickstart": make_design(quickstart)}
+    designs = {"20 rows, 9 trunks (quickstart)": make_design(quickstart)}
     for name, budgets in BUDGETS.items():
         config = replace(quickstart, budgets=tuple(budgets), sizes_per_budget=5)
         designs[name] = make_design(config)
@@ -158,7 +157,8 @@ def list_quantities(
     """Functions of the parameters, [R] each -> [R]; losses as logarithms."""
     law = get_law("chinchilla")
     frontier = make_frontier(law)
-    largest = float((6 * design["N"] * design["D"]).max())
+    flops = 6 * design["N"].to_numpy(float) * design["D"].to_numpy(float)
+    largest = float(flops.max())
 
     def compute_loss(factor: float, params: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.log(frontier.best_loss(params, factor * largest))

@@ -37,10 +37,6 @@ class Quickstart:
     out: Path = Path("runs/quickstart")
     preset: str = "quickstart"
     workers: int | None = None
-    delta: float = 1e-2
-    """Of Huber's loss: about the scatter between seeds (docs/notes/recipe.md). With
-    1e-3 the fit would all but ignore half of the runs.
-    """
     draws: int = 1000
 
 
@@ -53,9 +49,7 @@ def main() -> None:
         # The sweep itself prints how long it takes.
         print_plan(plan, args.out, timing=False, workers=args.workers)
     runs = sweep(plan, args.out, workers=args.workers)
-    study = study_runs(
-        runs, holdout="largest_budget", delta=args.delta, draws=args.draws
-    )
+    study = study_runs(runs, holdout="largest_budget", draws=args.draws)
     optimum = tabulate_optimum(study)
     print(describe_study(study))
     print("\ncompute-optimal model and data, with 90 % intervals")

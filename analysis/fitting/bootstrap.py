@@ -74,6 +74,14 @@ class Bootstrap:
     def __len__(self) -> int:
         return len(next(iter(self.draws.values())))
 
+    def describe_method(self) -> str:
+        """How the draws were made, in words."""
+        if self.method == "delta":
+            return f"{len(self)} draws of the effects and of the parameters given those"
+        if self.method == "resample":
+            return f"{len(self)} bootstrap draws by {self.unit}"
+        return f"{len(self)} bootstrap draws by {self.unit}, {self.method}"
+
     def values(self, name: str) -> np.ndarray:
         """[R] draws of a parameter or of a derived quantity such as "a".
 

@@ -230,7 +230,7 @@ def estimate_components(
         ValueError: no degree of freedom is left.
     """
     # Imported here because not every fit needs it: it takes a quarter of a second.
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import OptimizeResult, minimize_scalar
 
     def evaluate(ratios: np.ndarray) -> RestrictedLikelihood:
         return compute_restricted_likelihood(
@@ -248,6 +248,7 @@ def estimate_components(
         bounds=(np.log(below), np.log(above)),
         method="bounded",
     )
+    assert isinstance(found, OptimizeResult)
     ratio = float(np.exp(found.x))
     row = float(np.sqrt(evaluate(np.array([ratio])).variance[0]))
     return {"trunk": float(np.sqrt(ratio)) * row, "row": row}

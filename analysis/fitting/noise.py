@@ -58,7 +58,7 @@ def estimate_growth(
         loss: [n].
     """
     # Imported here because not every fit needs it: it takes a quarter of a second.
-    from scipy.optimize import minimize_scalar
+    from scipy.optimize import OptimizeResult, minimize_scalar
 
     x = np.log(loss) - np.mean(np.log(loss))
     n, p = jacobian.shape
@@ -79,6 +79,7 @@ def estimate_growth(
 
     # Scales have mean logarithm 0, so that their determinant is 1.
     found = minimize_scalar(compute_deviance, bounds=GROWTH, method="bounded")
+    assert isinstance(found, OptimizeResult)
     return float(found.x)
 
 

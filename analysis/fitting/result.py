@@ -204,10 +204,11 @@ class FitResult:
         lines = [
             f"{self.law.name}: {self.law.equation}",
             f"  {self._describe_method()}",
-            *self._list_components(),
             *self._list_parameters(),
             *self._list_findings(),
         ]
+        if self.protocol.components:
+            lines.insert(2, f"  {self.describe_components()}")
         lines += [f"  note: {note}" for note in self.protocol.notes]
         return "\n".join(lines)
 
@@ -225,20 +226,20 @@ class FitResult:
             f"objective {self.objective:.9g}; {', '.join(columns)}"
         )
 
-    def _list_components(self) -> list[str]:
-        """The sizes of the effects, in words."""
+    def describe_components(self) -> str:
+        """The sizes of the effects, in words; nothing for a fit without them."""
         components = self.protocol.components
         if not components:
-            return []
+            return ""
         if self.protocol.residual == "log":
             sizes = {name: f"{100 * sd:.2g} %" for name, sd in components.items()}
         else:
             sizes = {name: f"{sd:.3g}" for name, sd in components.items()}
         count = len(set(self.data["trunk"]))
-        return [
-            f"  effects (standard deviations): {count} trunks {sizes['trunk']}, "
-            f"rows {sizes['row']}"
-        ]
+        return (
+            f"standard deviations of the effects: {sizes['trunk']} of the {count} "
+            f"trunks, {sizes['row']} of the rows"
+        )
 
     def _list_parameters(self) -> list[str]:
         protocol = self.protocol

@@ -498,15 +498,14 @@ def _list_protocol(fit: Fit, boot: Bootstrap | None) -> dict[str, object]:
         "residual": f"{protocol.residual} {fit.law.target}",
         "options": ", ".join(protocol.options()) or None,
         "rows": protocol.n_rows,
+        "effects": fit.describe_components() or None,
         "columns": ", ".join(columns),
         "fixed": protocol.fixed or None,
         "tied": protocol.tied or None,
         "objective at the fit, summed over rows": f"{fit.objective:.9g}",
     }
     if boot is not None:
-        entries["bootstrap"] = (
-            f"{len(boot)} replicates, {boot.method}, by {boot.unit}, seed {boot.seed}"
-        )
+        entries["intervals"] = f"{boot.describe_method()}, seed {boot.seed}"
     return {name: value for name, value in entries.items() if value is not None}
 
 

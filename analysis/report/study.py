@@ -268,7 +268,7 @@ def describe_study(study: Study) -> str:
         "",
         str(study.fit),
         "",
-        f"90 % intervals ({len(study.boot)} bootstrap draws by {study.boot.unit})",
+        f"90 % intervals ({study.boot.describe_method()})",
     ]
     for name in (*summary["params"], *study.fit.derived()):
         value = summary["params"].get(name, summary.get(name))

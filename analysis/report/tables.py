@@ -182,8 +182,8 @@ def tabulate_parameters(fit: Fit, boot: Bootstrap | None) -> Table:
     columns = {
         "Parameter": "",
         "Value": "",
-        "Standard error": "robust (sandwich)",
-        "90 % interval": "percentiles of the bootstrap",
+        "Standard error": "of the mixed model" if protocol.components else "sandwich",
+        "90 % interval": "" if boot is None else boot.describe_method(),
         "Note": "",
     }
     rows = []
