@@ -38,9 +38,9 @@ MAX_GROUPS = 4096
 MAX_REFITTED_ROWS = 2**20  # rows of the replicates that are refitted on all rows,
 REFITTED = (3, 8)  # and the least and largest number of such replicates
 # Root mean square difference of the refitted replicates from their step, in standard
-# errors, from which the step is not used. As an independent error, a third would widen
-# an interval by 5 %; its ends are uncertain by 7 % of a standard error with 1,000 draws.
-MAX_DIFFERENCE = 1 / 3
+# errors, from which the step is not used: an interval could then be wrong by so much.
+# Its ends are uncertain by 7 % of a standard error with 1,000 draws.
+MAX_DIFFERENCE = 0.15
 
 
 class _Sums(NamedTuple):
