@@ -265,7 +265,7 @@ def bootstrap_fit(
     labels = label_units(fit, unit)
     n_units = int(labels.max()) + 1
     notes: tuple[str, ...] = ()
-    if n_units < FEW_UNITS:
+    if n_units < FEW_UNITS and method != "delta":
         notes = (f"only {n_units} {unit}s: intervals of the parameters are rough",)
     degrees_of_freedom = len(fit.residuals) - len(fit.free)
     squares = np.sum(fit.residuals**2)
