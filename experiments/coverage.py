@@ -253,12 +253,28 @@ def cover_designs(args: Coverage) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def write_markdown(table: pd.DataFrame) -> str:
+    """The table for a page: coverage and width of each quantity in one cell."""
+    header = ["design", "world", *QUANTITIES, "flagged"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for row in table.to_dict("records"):
+        cells = [str(row["design"]), str(row["world"])]
+        for key in QUANTITIES:
+            coverage = 100 * row[f"{key}: coverage"]
+            cells.append(f"{coverage:.0f} %, {row[f'{key}: width']:.2f}")
+        cells.append(f"{100 * row['flagged']:.0f} %")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(args: Coverage) -> None:
     """Simulate, print the table and write it."""
     table = cover_designs(args)
     args.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(args.out / "coverage.csv", index=False)
-    print(table.to_string(index=False, float_format="{:.2f}".format))
+    markdown = write_markdown(table)
+    (args.out / "coverage.md").write_text(markdown + "\n", encoding="utf-8")
+    print(markdown)
 
 
 if __name__ == "__main__":
