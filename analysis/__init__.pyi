@@ -14,6 +14,14 @@ from .decisions.allocate import allocate as allocate
 from .decisions.allocate import optimum_table as optimum_table
 from .decisions.compare import Comparison as Comparison
 from .decisions.compare import compare as compare
+from .decisions.design import Design as Design
+from .decisions.design import design as design
+from .decisions.expected import Expectation as Expectation
+from .decisions.expected import ExpectedInterval as ExpectedInterval
+from .decisions.expected import expect_intervals as expect_intervals
+from .decisions.prior import DesignPrior as DesignPrior
+from .decisions.prior import make_prior_from_fit as make_prior_from_fit
+from .decisions.quantity import Quantity as Quantity
 from .decisions.reach import ExtrapolationError as ExtrapolationError
 from .decisions.reach import ExtrapolationWarning as ExtrapolationWarning
 from .decisions.reach import FittedRange as FittedRange

@@ -27,6 +27,8 @@ from .planning._deprecated import parse_target as parse_target
 from .planning._deprecated import price as price
 from .planning.cost import CostEstimate as CostEstimate
 from .planning.cost import estimate_cost as estimate_cost
+from .planning.design_space import DesignSpace as DesignSpace
+from .planning.design_space import make_design_space as make_design_space
 from .planning.hardware import Hardware as Hardware
 from .planning.hardware import parse_hardware as parse_hardware
 from .planning.lr_rules import rescale_optim as rescale_optim

@@ -15,6 +15,7 @@ from scaling.planning.plan import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis import Expectation
     from scaling.planning.cost import CostEstimate
 
 
@@ -119,10 +120,16 @@ def print_curve(history: pd.DataFrame) -> None:
 
 
 def print_plan(
-    plan: Plan, out: Path, *, timing: bool, workers: int | None, as_json: bool = False
+    plan: Plan,
+    out: Path,
+    *,
+    timing: bool,
+    workers: int | None,
+    expected: Expectation | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Print a plan's table of runs, the rejected sizes, its FLOPs and its estimated
-    time.
+    """Print a plan's table of runs, the rejected sizes, its FLOPs, the intervals that it
+    is expected to give and its estimated time.
     """
     from scaling.execution.sweep import (
         drop_finished,
@@ -146,6 +153,7 @@ def print_plan(
             "runs": to_records(table),
             "refused": rejected,
             "flops": plan.flops,
+            "expected": [] if expected is None else expected.to_records(),
             "seconds": seconds,
         }
         print_json(answer)
@@ -163,6 +171,8 @@ def print_plan(
         f"{len(plan)} runs on {len(plan.trunks())} trunks, {plan.flops:.3g} FLOPs "
         f"({share})"
     )
+    if expected is not None:
+        print(expected)
     if plan.rates_follow_tokens:
         print(
             "the learning rate of a size depends on its tokens, so that its runs share "

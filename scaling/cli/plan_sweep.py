@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from scaling.cli.design_plan import expect_plan, find_plan
 from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.config import ConfigError, read_toml
 from scaling.execution.config import EXECUTORS, ClusterConfig
@@ -46,6 +47,7 @@ class PlanArgs:
 
     Examples: scaling plan --preset quickstart --budgets 1e11 2e11 4e11 --optim.lr 4e-3
               scaling plan --preset quickstart --hardware v5e:2x2 --optim.batch-size 64
+              scaling plan --preset quickstart --flops 3e13 --for loss@C=1e14
     """
 
     config: Annotated[PlanConfig, tyro.conf.arg(name="")]
@@ -66,6 +68,20 @@ class PlanArgs:
     """Estimate the cost of the plan on other hardware instead: cpu, gpu:NAME[:COUNT]
     (gpu:h100:8), or a TPU slice (v5e:2x2; needs the extra tpu). Every shape is
     compiled, to tell whether it fits, and which flags would make it fit."""
+    flops: float | None = None
+    """Find the plan within this compute budget instead, shared trunks counted once: the
+    runs from which the quantity of --for becomes narrowest. The preset's budgets are
+    not used.
+    """
+    want: Annotated[str, tyro.conf.arg(name="for")] = "a"
+    """With --flops, the quantity whose interval is to be narrow: a, E or another
+    parameter, loss@C=1e15 for the loss of the compute-optimal run, or
+    loss@N=1e9,D=2e10.
+    """
+    prior_fit: Path | None = None
+    """A saved fit whose law and noise the expected intervals assume. Default: those of
+    the quickstart's recipe.
+    """
     utilization: Annotated[float | None, tyro.conf.arg(aliases=["--utilisation"])] = (
         None
     )
@@ -73,14 +89,24 @@ class PlanArgs:
     json: bool = False
 
     def __call__(self) -> int:
-        plan = make_plan(self.config)
+        if self.flops is None:
+            plan = make_plan(self.config)
+            want = None
+        else:
+            plan = find_plan(self.config, self.flops, self.want, self.prior_fit)
+            want = self.want
         if self.save is not None:
             plan.to_json(self.save)
         if self.hardware is not None:
             self._print_cost(plan, self.hardware)
             return 0
         print_plan(
-            plan, self.out, timing=self.timing, workers=self.workers, as_json=self.json
+            plan,
+            self.out,
+            timing=self.timing,
+            workers=self.workers,
+            expected=expect_plan(plan, want, self.prior_fit),
+            as_json=self.json,
         )
         return 0
 

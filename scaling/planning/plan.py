@@ -362,7 +362,7 @@ def make_plan(config: PlanConfig) -> Plan:
     Raises:
         ConfigError: nothing is left, or the shape of a size is invalid.
     """
-    sizes = [_make_model(config, width) for width in sorted(config.widths)]
+    sizes = [make_model(config, width) for width in sorted(config.widths)]
     if config.budgets:
         groups = _list_isoflop_candidates(config, sizes)
     else:
@@ -374,12 +374,12 @@ def make_plan(config: PlanConfig) -> Plan:
         for rank, run in enumerate(candidates.runs):
             if len(accepted) == candidates.wanted:
                 break
-            reason = _explain_skip(config, run)
+            reason = explain_skip(config, run)
             if not reason:
                 accepted.append(run)
             elif rank < candidates.wanted:
                 skipped.append(SkippedRun(run, reason))
-        accepted.sort(key=lambda run: (_count_matmul(run.model), run.tokens))
+        accepted.sort(key=lambda run: (count_matmul(run.model), run.tokens))
         for run in accepted:
             runs += _repeat_run(config, run)
     if not runs:
@@ -392,7 +392,8 @@ def make_plan(config: PlanConfig) -> Plan:
     return Plan(config.name, tuple(runs), tuple(skipped))
 
 
-def _count_matmul(model: ModelConfig) -> int:
+def count_matmul(model: ModelConfig) -> int:
+    """Weights of a model that multiply activations."""
     return count_parameters(model).n_matmul
 
 
@@ -404,14 +405,19 @@ def _repeat_run(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
             yield replace_optim(seeded, lr=run.optim.lr * factor)
 
 
-def _make_model(config: PlanConfig, width: int) -> ModelConfig:
+def make_model(config: PlanConfig, width: int) -> ModelConfig:
+    """The model of a plan at a width.
+
+    Raises:
+        ConfigError: the shape is invalid.
+    """
     depth = config.model.depth
     if config.aspect is not None:
         depth = max(1, round(width / config.aspect))
     return dataclasses.replace(config.model, width=width, depth=depth)
 
 
-def _make_run(
+def make_run(
     config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None
 ) -> RunConfig:
     """A run of at least one step."""
@@ -441,7 +447,7 @@ def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimC
         )
     lr = optim.lr
     if config.lr_N_exponent and config.lr_N:
-        lr *= (_count_matmul(model) / config.lr_N) ** -config.lr_N_exponent
+        lr *= (count_matmul(model) / config.lr_N) ** -config.lr_N_exponent
     else:
         exponent = config.lr_width_exponent
         if exponent is None:
@@ -461,9 +467,9 @@ def _list_isoflop_candidates(
         runs = {}
         for model in sizes:
             tokens = max(1, round(budget / flops_per_token(model)))
-            ratio = tokens / _count_matmul(model) / config.tokens_per_parameter
+            ratio = tokens / count_matmul(model) / config.tokens_per_parameter
             distances[model] = abs(math.log(ratio))
-            runs[model] = _make_run(config, model, tokens, budget)
+            runs[model] = make_run(config, model, tokens, budget)
         nearest = sorted(sizes, key=distances.__getitem__)
         yield Candidates([runs[model] for model in nearest], config.sizes_per_budget)
 
@@ -475,16 +481,16 @@ def _list_grid_candidates(
     for model in sizes:
         runs = []
         for tokens in sorted(config.tokens):
-            runs.append(_make_run(config, model, int(tokens), budget=None))
+            runs.append(make_run(config, model, int(tokens), budget=None))
         yield Candidates(runs, wanted=len(runs))
 
 
-def _explain_skip(config: PlanConfig, run: RunConfig) -> str:
+def explain_skip(config: PlanConfig, run: RunConfig) -> str:
     """Why a run is too short for a law to hold; empty if it is not."""
     size = f"width {run.model.width}"
     if run.steps < config.min_steps:
         return f"{size}: {run.steps} steps, fewer than min_steps = {config.min_steps}"
-    ratio = run.tokens / _count_matmul(run.model)
+    ratio = run.tokens / count_matmul(run.model)
     limit = config.min_tokens_per_parameter
     if ratio < limit:
         return f"{size}: {ratio:.1f} tokens per parameter, fewer than {limit:g}"
