@@ -389,7 +389,7 @@ def _describe_rejected(
     texts = []
     for recipe in recipes[1:]:
         found = tabulate_budgets(laws, recipes, np.array([row["C"]]), level)
-        own = found.loc[found["recipe"] == recipe.name].iloc[0]
+        own = choose_row(found, recipe.name)
         texts.append(f"{recipe.name} {describe_interval(own)}")
     return (
         "each recipe is fitted by itself; under the rejected shape the multiplier at "

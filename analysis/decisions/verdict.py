@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,16 +34,17 @@ def write_verdict(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def choose_row(table: pd.DataFrame, name: str) -> pd.Series:
+def choose_row(table: pd.DataFrame, name: str) -> dict[str, float]:
     """The row of a recipe at the largest budget inside all sweeps; at the first budget
     if none is inside.
     """
-    own: pd.DataFrame = table.loc[table["recipe"] == name]
-    inside = own.loc[own["reach"] <= INSIDE_SWEEP]
-    return inside.iloc[-1] if len(inside) else own.iloc[0]
+    own = table.loc[table["recipe"] == name].drop(columns="recipe")
+    rows: list[dict[str, float]] = own.to_dict("records")  # type: ignore[assignment]
+    inside = [row for row in rows if row["reach"] <= INSIDE_SWEEP]
+    return inside[-1] if inside else rows[0]
 
 
-def describe_interval(row: pd.Series) -> str:
+def describe_interval(row: Mapping[str, float]) -> str:
     """The multiplier of a row with its interval."""
     return f"{row['multiplier']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
@@ -52,13 +54,12 @@ def _describe_saving(found: Comparison, recipe: Recipe) -> str:
     where = f"at {row['C']:.3g} FLOPs"
     if row["reach"] > INSIDE_SWEEP:
         where += " (beyond a sweep)"
-    low = float(row["low"])
-    high = float(row["high"])
+    low, high = row["low"], row["high"]
     clause = ""
     if low <= 1 <= high:
         clause = "; the two cannot be told apart there"
     return (
-        f"{recipe.name} needs {_format_inverse(float(row['multiplier']))} of "
+        f"{recipe.name} needs {_format_inverse(row['multiplier'])} of "
         f"{found.baseline.name}'s compute {where}, {100 * found.level:g} % interval "
         f"[{_format_inverse(high)}, {_format_inverse(low)}] "
         f"(multiplier {describe_interval(row)}){clause}"
