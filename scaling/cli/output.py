@@ -159,6 +159,9 @@ def print_plan(
         print_json(answer)
         return
     shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
+    seeds = [run.seed for run in plan.runs]
+    if len(set(seeds)) > 1:
+        shown.insert(1, "seed", seeds)
     print_table(shown, as_json=False)
     for run, reason in plan.skipped:
         print(f"rejected: budget {run.budget or float('nan'):.3g}, {reason}")

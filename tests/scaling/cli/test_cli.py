@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -356,6 +357,24 @@ def test_plan_and_sweep_and_runs(tmp_path, capsys):
     assert (seen["finished"], seen["waiting"], seen["left"]) == (4, 0, 0)
     assert seen["flops"] == pytest.approx(planned["flops"])
     assert [path.name for path in (out / "plans").iterdir()] == ["quickstart.json"]
+
+
+def test_a_plan_is_found_for_what_is_wanted(tmp_path, capsys):
+    """`plan --flops --for` stays within the budget, says what to expect, is saved as any
+    plan, and a fit replaces the law and noise that it assumes.
+    """
+    path = tmp_path / "plan.json"
+    source = "--data.source markov:states=16,branching=2,tokens=40000"
+    line = f"plan --preset quickstart {source} --no-timing --flops 2e12 --for E"
+    planned = read_answer(f"{line} --save {path}", capsys)
+    assert planned["flops"] <= 2e12
+    assert planned["expected"][0]["quantity"] == "E"
+    from scaling import Plan
+
+    assert len(Plan.from_json(path)) == len(planned["runs"])
+    old = Path(__file__).parents[2] / "data" / "d17ff75" / "fit.json"
+    other = read_answer(f"{line} --prior-fit {old}", capsys)
+    assert other["expected"][0]["value"] != planned["expected"][0]["value"]
 
 
 def test_saved_plan_is_the_same_plan(tmp_path, capsys):
