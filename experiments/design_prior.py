@@ -1,6 +1,7 @@
 """What is known of the quickstart's recipe before a sweep: its law and its noise.
 
-    python -m experiments.design_prior runs/quickstart > quickstart_prior.toml
+    scaling sweep --preset quickstart --seeds 0 1 2 --out runs/quickstart3
+    python -m experiments.design_prior runs/quickstart3 > quickstart_prior.toml
 
 The law is that of `analysis.fit`. The bend, by which runs far from the compute-optimal
 tokens per parameter leave it (`analysis.decisions.prior.compute_bend`), is one more
@@ -51,9 +52,8 @@ def write_prior(fit: analysis.Fit) -> str:
     # Residuals are the law's log loss minus the measured one.
     size = -float(likelihood.shift[0, -1])
     lines = [
-        "# Written by `python -m experiments.design_prior runs/quickstart` from the 20 "
-        "runs that",
-        "# `make quickstart` trains; its docstring says how.",
+        "# Written by `python -m experiments.design_prior` from three seeds of the 20",
+        "# runs of the quickstart; its docstring says how.",
         f'law = "{fit.law.name}"',
         'source = "the quickstart\'s recipe"',
         "",

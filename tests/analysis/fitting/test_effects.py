@@ -236,6 +236,26 @@ def test_runs_that_leave_the_law_are_flagged(design: pd.DataFrame) -> None:
     assert not fit(design.assign(loss=straight)).protocol.notes
 
 
+def test_trunk_effects_do_not_take_the_place_of_the_law() -> None:
+    """One trunk per size, and losses that bend with D / N: the likelihood would rather
+    have trunks of ten per cent than a law. The rows are then fitted as independent.
+    """
+    N, D = (
+        v.ravel()
+        for v in np.meshgrid(np.geomspace(2e4, 4e5, 7), [3e5, 6e5, 1.2e6, 2.4e6])
+    )
+    table = pd.DataFrame({"N": N, "D": D, "trunk": [f"{n:.0f}" for n in N]})
+    bend = 0.0065 * np.log(D / N / 20) ** 2
+    noise = 0.003 * np.random.default_rng(0).standard_normal(len(N))
+    runs = table.assign(loss=np.exp(predict_world(WORLD, table) + bend + noise))
+    found = fit(runs)
+    assert found.protocol.effects == "row"
+    assert found.protocol.delta == 1e-3
+    assert any("which is no luck" in note for note in found.protocol.notes)
+    assert found.params == fit(runs, effects="row").params
+    assert fit(runs, effects="trunk").protocol.components["trunk"] > 0.03
+
+
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
