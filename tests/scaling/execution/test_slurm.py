@@ -37,6 +37,7 @@ from scaling.training.loop import LoopConfig
 MakeRun = Callable[..., RunConfig]
 Event = event_types.Event
 SECONDS = 100  # of training that the longest run takes here
+PROBE_STEPS = 30_000
 LOOP = LoopConfig(
     chunk_steps=16, checkpoint_seconds=600.0
 )  # no checkpoint but those that a notice asks for
@@ -185,14 +186,11 @@ def undisturbed(
     ones; trained by workers.
     """
     out = tmp_path_factory.mktemp("local")
-    probe = make_run(tokens=64 * 10_000, seed=9)
-    steps = round(
-        10_000
-        * SECONDS
-        / sweep([probe], out, workers=1, loop=LOOP, show="quiet")["wall_seconds"].iloc[
-            0
-        ]
-    )
+    # The first run compiles; the probe is long against loading what it left.
+    sweep([make_run(tokens=64 * 20, seed=8)], out, workers=1, loop=LOOP, show="quiet")
+    probe = make_run(tokens=64 * PROBE_STEPS, seed=9)
+    measured = sweep([probe], out, workers=1, loop=LOOP, show="quiet")
+    steps = round(PROBE_STEPS * SECONDS / measured["wall_seconds"].max())
     sizes = (steps, steps // 4, 20, 40)
     plan = Plan(
         "tiny", tuple(make_run(tokens=64 * n, seed=i) for i, n in enumerate(sizes))
