@@ -19,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import tyro
 
 import analysis
+from analysis.decisions.expected import expect_intervals, read_compute
 from analysis.decisions.frontier import make_frontier
-from analysis.fitting.effects import Trunks, compute_gls_covariance
+from analysis.decisions.prior import DesignPrior
+from analysis.decisions.quantity import Quantity
+from analysis.fitting.effects import Trunks
 from analysis.laws.library import get_law
 from scaling import PlanConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
@@ -151,14 +153,18 @@ def simulate_sweep(
     return design.assign(loss=np.exp(log_loss))
 
 
+def find_largest_flops(design: pd.DataFrame) -> float:
+    """FLOPs of the largest run."""
+    return float(read_compute(design).max())
+
+
 def list_quantities(
     design: pd.DataFrame,
 ) -> dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]]:
     """Functions of the parameters, [R] each -> [R]; losses as logarithms."""
     law = get_law("chinchilla")
     frontier = make_frontier(law)
-    flops = 6 * design["N"].to_numpy(float) * design["D"].to_numpy(float)
-    largest = float(flops.max())
+    largest = find_largest_flops(design)
 
     def compute_loss(factor: float, params: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.log(frontier.best_loss(params, factor * largest))
@@ -175,34 +181,19 @@ def compute_bound(world: World, design: pd.DataFrame) -> dict[str, float]:
     """Half-widths of the intervals if the sizes of the effects were known, to first
     order in the parameters at the truth.
     """
-    law = get_law("chinchilla")
-    names = list(law.params)
-    steps = {name: 1e-5 * value for name, value in TRUTH.items()}
-
-    def differentiate(
-        function: Callable[[Mapping[str, np.ndarray]], np.ndarray],
-    ) -> np.ndarray:
-        columns = []
-        for name in names:
-            values = []
-            for sign in (1, -1):
-                moved = {**TRUTH, name: TRUTH[name] + sign * steps[name]}
-                params = {key: np.array([value]) for key, value in moved.items()}
-                values.append(function(params))
-            columns.append((values[0] - values[1]) / (2 * steps[name]))
-        return np.stack(columns, axis=-1)
-
-    points = {name: design[name].to_numpy() for name in law.variables}
-    jacobian = differentiate(lambda params: np.log(law.predict(params, **points)))
-    trunks = Trunks.from_names(design["trunk"].to_numpy(str))
-    components = {"trunk": world.trunk, "row": world.row}
-    covariance = compute_gls_covariance(jacobian, trunks, components)
-    quantile = scipy.stats.norm.ppf(0.5 + LEVEL / 2)
-    bounds = {}
-    for name, function in list_quantities(design).items():
-        gradient = differentiate(function)[0]
-        bounds[name] = float(quantile * np.sqrt(gradient @ covariance @ gradient))
-    return bounds
+    largest = find_largest_flops(design)
+    places = {
+        "a": "a",
+        "E": "E",
+        "loss at 2x": Quantity("loss", {"C": 2 * largest}),
+        "loss at 8x": Quantity("loss", {"C": 8 * largest}),
+    }
+    prior = DesignPrior(
+        get_law("chinchilla"), TRUTH, world.trunk, world.row, "the truth"
+    )
+    found = expect_intervals(design, list(places.values()), prior, level=LEVEL)
+    widths = [interval.half_width for interval in found.intervals]
+    return dict(zip(places, widths, strict=True))
 
 
 def cover_design(

@@ -17,7 +17,6 @@ Shapes: R draws of the parameters, M candidates.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,6 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from analysis.decisions.allocate import allocate
+from analysis.decisions.expected import COLUMNS
 from analysis.decisions.frontier import (
     FlopsPerToken,
     compute_interval,
@@ -36,8 +36,8 @@ from analysis.decisions.frontier import (
 from analysis.decisions.reach import Reach, measure_reach
 from analysis.fitting.bootstrap import Bootstrap, find_central_interval
 from analysis.fitting.fit import Fit
+from analysis.fitting.noise import compute_effective_noise
 
-COLUMNS = {"N": ("N", "n_matmul"), "D": ("D", "tokens"), "C": ("C", "flops")}
 WINSOR = 0.99  # draws outside this central part are pulled in to its ends
 # A run is not worth listing if it removes less than this share of the first variance.
 MIN_GAIN = 5e-3
@@ -162,11 +162,11 @@ def suggest(
     """Rank runs that could be trained by how much they would narrow an interval.
 
     Every run is assumed to scatter about the law as the fitted ones do
-    (`effective_noise`) and independently; rows that share a trunk tell less. Draws are
-    winsorized to their central 99 % before covariances are taken, so that a few extreme
-    ones do not decide. Today's width comes from the quantiles of all draws, and later
-    widths are in proportion to it. The law is assumed to hold wherever the candidates
-    lie, so a check of the law itself needs runs further out.
+    (`compute_effective_noise`) and independently; rows that share a trunk tell less.
+    Draws are winsorized to their central 99 % before covariances are taken, so that a
+    few extreme ones do not decide. Today's width comes from the quantiles of all draws,
+    and later widths are in proportion to it. The law is assumed to hold wherever the
+    candidates lie, so a check of the law itself needs runs further out.
 
     Args:
         fit: the law whose quantity is wanted.
@@ -249,30 +249,6 @@ def _measure_target(
         return measure_reach(fit, C=target_C)
     best = allocate(fit, target_C, None, flops_per_token, at=at, extrapolate=True)
     return best.outside
-
-
-def effective_noise(scatter: float, objective: str, delta: float | None) -> float:
-    """The noise of a run's log loss at which least squares would have the variance that
-    the objective has on Gaussian noise.
-
-    It is scatter * sqrt(E psi^2) / E psi', with psi the objective's score (Huber 1964,
-    theorem 1): `scatter` for least squares, sqrt(pi / 2) = 1.25 times it for least
-    absolute deviations, and between the two for Huber's.
-    """
-    if objective == "least_squares" or not scatter > 0:
-        return scatter
-    if objective == "lad" or not delta:
-        return scatter * math.sqrt(math.pi / 2)
-    k = delta / scatter
-    if k <= 1e-4:  # the formula below would divide two tiny numbers
-        return scatter * math.sqrt(math.pi / 2)
-    inside = math.erf(k / math.sqrt(2))
-    square = (
-        inside
-        - k * math.sqrt(2 / math.pi) * math.exp(-k * k / 2)
-        + k * k * (1 - inside)
-    )
-    return scatter * math.sqrt(square) / inside
 
 
 def default_candidates(
@@ -425,11 +401,10 @@ def _make_ensemble(
     points = {name: table[name].to_numpy(float) for name in fit.law.variables}
     log_losses = np.log(boot.predictions(**points))
     deviations = _winsorize_columns(np.column_stack([draws, log_losses]))
-    protocol = fit.protocol
     return _Ensemble(
         quantity=deviations[:, 0],
         log_losses=deviations[:, 1:],
-        noise=effective_noise(boot.scatter, protocol.objective, protocol.delta),
+        noise=compute_effective_noise(boot.scatter, fit.protocol.threshold),
         cost=table["C"].to_numpy(float),
     )
 

@@ -201,20 +201,35 @@ def fit(
     )
     fit_runs = fit_and_mark if allow_unidentified else fit_or_raise
     found = fit_runs(law, binding, protocol, data)
+    if is_chosen and has_implausible_trunks(found):
+        return fit_runs(law, binding, drop_trunk_effects(found, protocol), data)
+    return found
+
+
+def has_implausible_trunks(found: Fit) -> bool:
+    """Whether the effects of trunks are larger than their luck can be."""
     size = found.protocol.components.get("trunk", 0.0)
-    if not is_chosen or residual != "log" or size <= LARGEST_TRUNK_EFFECT:
-        return found
+    return found.protocol.residual == "log" and size > LARGEST_TRUNK_EFFECT
+
+
+def drop_trunk_effects(found: Fit, protocol: Protocol) -> Protocol:
+    """The protocol of a fit that takes the rows as independent, with a note that says
+    why.
+
+    Args:
+        found: the fit with trunk effects.
+        protocol: as it was asked for.
+    """
+    size = found.protocol.components["trunk"]
     note = (
         f"effects of trunks would be {100 * size:.2g} %, which is no luck: they take the "
         "place of what the law says of sizes, and the runs leave it. The rows are fitted "
         "as independent; effects='trunk' keeps the effects"
     )
-    by_row = replace(
-        protocol, effects="row", delta=protocol.delta, notes=(*runs.notes, note)
-    )
-    if objective == "huber" and delta is None:
-        by_row = replace(by_row, delta=DEFAULT_DELTA)
-    return fit_runs(law, binding, by_row, data)
+    delta = protocol.delta
+    if protocol.objective == "huber" and delta is None:
+        delta = DEFAULT_DELTA
+    return replace(protocol, effects="row", delta=delta, notes=(*protocol.notes, note))
 
 
 def fit_or_raise(

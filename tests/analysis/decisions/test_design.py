@@ -20,7 +20,6 @@ from analysis.laws.library import get_law
 from experiments.coverage import (
     TRUTH,
     World,
-    compute_bound,
     list_designs,
     simulate_sweep,
 )
@@ -54,16 +53,29 @@ def expect(table: pd.DataFrame, want: str = "a") -> float:
     return expect_intervals(table, [want]).intervals[0].half_width
 
 
-def test_the_expected_interval_is_the_bound_of_generalized_least_squares() -> None:
-    """Against derivatives by the natural parameters, in experiments.coverage."""
+def test_the_expected_interval_is_what_least_squares_scatters() -> None:
+    """Against losses drawn with effects of trunks and rows, to which the law is fitted
+    by one step of generalized least squares with the whole covariance matrix.
+    """
     plan = list_designs()["15 rows, 7 trunks"]
-    world = World(0.007)
-    prior = DesignPrior(get_law("chinchilla"), TRUTH, 0.007, 0.003, "a test")
-    found = expect_intervals(plan, ["a", "E"], prior)
-    bound = compute_bound(world, plan)
-    for interval in found.intervals:
-        expected = bound[str(interval.quantity)]
-        assert interval.half_width == pytest.approx(expected, rel=1e-4)
+    law = get_law("chinchilla")
+    prior = DesignPrior(law, TRUTH, 0.007, 0.003, "a test")
+    points = {name: plan[name].to_numpy() for name in law.variables}
+    columns = []
+    for name, value in TRUTH.items():
+        up = law.predict({**TRUTH, name: value * (1 + 1e-5)}, **points)
+        down = law.predict({**TRUTH, name: value * (1 - 1e-5)}, **points)
+        columns.append(np.log(up / down) / (2e-5 * value))
+    J = np.column_stack(columns)
+    same = plan["trunk"].to_numpy()[:, None] == plan["trunk"].to_numpy()[None, :]
+    V = 0.003**2 * np.eye(len(plan)) + 0.007**2 * same
+    weight = np.linalg.solve(V, J)
+    noise = np.random.default_rng(0).multivariate_normal(np.zeros(len(plan)), V, 20_000)
+    moves = np.linalg.solve(J.T @ weight, weight.T @ noise.T)
+    found = expect_intervals(plan, ["E", "alpha"], prior).intervals
+    for interval in found:
+        row = list(TRUTH).index(interval.quantity.name)
+        assert interval.half_width == pytest.approx(1.645 * moves[row].std(), rel=0.02)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import analysis
 from analysis import Bootstrap, ExtrapolationError, Fit, allocate, fit
 from analysis.decisions.frontier import make_frontier
-from analysis.decisions.suggest import Suggestion, default_candidates, effective_noise
+from analysis.decisions.suggest import Suggestion, default_candidates
 from analysis.laws.library import LAWS, get_law
 
 # The target lies 16 times beyond the sweep.
@@ -156,25 +156,6 @@ def test_the_expected_width_is_the_width_found(
         ) / compute_true_deviation(true, trial.table)
         assert trial.found.width_final / trial.now == pytest.approx(fall, rel=0.2)
     assert average_geometrically([trial.after / trial.now for trial in trials]) < 0.95
-
-
-def test_a_run_tells_a_robust_objective_less() -> None:
-    """Between least squares and the variance pi/2 of the median, and as simulated in
-    between.
-    """
-    assert effective_noise(0.004, "least_squares", None) == 0.004
-    assert effective_noise(0.004, "lad", None) == pytest.approx(
-        0.004 * np.sqrt(np.pi / 2)
-    )
-    assert effective_noise(0.004, "huber", 1.0) == pytest.approx(0.004)
-    assert effective_noise(0.004, "huber", 1e-6) == pytest.approx(
-        0.004 * np.sqrt(np.pi / 2), rel=1e-3
-    )
-    noise = 0.004 * np.random.default_rng(0).standard_normal(200_000)
-    spread = np.sqrt(np.mean(np.clip(noise, -2e-3, 2e-3) ** 2)) / np.mean(
-        np.abs(noise) < 2e-3
-    )
-    assert effective_noise(0.004, "huber", 2e-3) == pytest.approx(spread, rel=0.01)
 
 
 @pytest.fixture(scope="module")

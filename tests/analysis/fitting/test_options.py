@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analysis import Fit, NotIdentifiedError, fit, influence, load_runs
-from analysis.fitting.noise import estimate_growth
+from analysis.fitting.noise import compute_effective_noise, estimate_growth
 from analysis.laws.library import LAWS
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -121,6 +121,21 @@ def test_the_power_of_known_noise_is_unbiased() -> None:
     assert np.mean(found) == pytest.approx(2.0, abs=0.15)
     assert estimate_growth(slopes, np.zeros(40), loss) == 0.0
     assert estimate_growth(slopes, rng.standard_normal(40), np.full(40, 3.0)) == 0.0
+
+
+def test_a_run_tells_a_robust_objective_less() -> None:
+    """Between least squares and the variance pi/2 of the median, and as simulated in
+    between.
+    """
+    median = pytest.approx(0.004 * np.sqrt(np.pi / 2), rel=1e-3)
+    assert compute_effective_noise(0.004, np.inf) == 0.004
+    assert compute_effective_noise(0.004, 1.0) == pytest.approx(0.004)
+    assert compute_effective_noise(0.004, 1e-6) == median
+    assert compute_effective_noise(0.004, 1e-9) == median
+    noise = 0.004 * np.random.default_rng(0).standard_normal(200_000)
+    psi = np.clip(noise, -2e-3, 2e-3)
+    spread = np.sqrt(np.mean(psi**2)) / np.mean(np.abs(noise) < 2e-3)
+    assert compute_effective_noise(0.004, 2e-3) == pytest.approx(spread, rel=0.01)
 
 
 def test_given_errors_are_weights_of_least_squares(table: pd.DataFrame) -> None:
