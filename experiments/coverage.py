@@ -6,7 +6,8 @@ Each world is a law, effects of trunks and effects of rows. Sweeps of several de
 drawn from it and fitted by `analysis.fit` with its defaults. The table says how often the
 intervals of a, E and the loss at 2 and 8 times the largest compute hold the truth, how
 wide they are over the bound that generalized least squares sets when the sizes of the
-effects are known, and how often the fit says that its runs leave the law.
+effects are known, and how often the fit says that its runs leave the law. Where they do,
+it also says how often the best test could.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tyro
+from scipy.optimize import OptimizeResult, least_squares, minimize_scalar
+from scipy.stats import chi2, ncx2
 
 import analysis
 from analysis.decisions.expected import expect_intervals, read_compute
 from analysis.decisions.frontier import make_frontier
 from analysis.decisions.prior import DesignPrior
 from analysis.decisions.quantity import Quantity
-from analysis.fitting.effects import Trunks
+from analysis.fitting.effects import Trunks, compute_ratio
 from analysis.laws.library import get_law
 from scaling import PlanConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
@@ -36,6 +39,7 @@ from scaling.model.flops import count_parameters
 # Near the law of the quickstart's runs.
 TRUTH = {"E": 1.1, "A": 37.6, "B": 1174.0, "alpha": 0.42, "beta": 0.58}
 LEVEL = 0.90
+TEST_LEVEL = 0.05  # of the flag that runs leave the law
 QUANTITIES = ("a", "E", "loss at 2x", "loss at 8x")
 GROWTH = -0.35  # power of N by which trunk effects grow toward small sizes
 BUDGETS = {
@@ -81,6 +85,7 @@ class Coverage:
         draws: of each fit.
         seed: of the noise.
         designs: substrings of the names of the designs to simulate.
+        worlds: substrings of the names of the worlds to simulate.
     """
 
     out: Path = Path("runs/coverage")
@@ -88,6 +93,7 @@ class Coverage:
     draws: int = 400
     seed: int = 0
     designs: tuple[str, ...] = ("",)
+    worlds: tuple[str, ...] = ("",)
 
 
 WORLDS = (
@@ -124,20 +130,63 @@ def list_designs() -> dict[str, pd.DataFrame]:
 
 
 def predict_world(world: World, design: pd.DataFrame) -> np.ndarray:
-    """[n] log loss of the world without noise."""
-    N = design["N"].to_numpy()
-    D = design["D"].to_numpy()
+    """[n] log loss of a design's runs in the world without noise."""
+    N = design["N"].to_numpy(float)
+    D = design["D"].to_numpy(float)
+    return predict_points(world, find_middle(design), N, D)
+
+
+def predict_points(
+    world: World, middle: float, N: np.ndarray, D: np.ndarray
+) -> np.ndarray:
+    """[n] log loss of the world without noise.
+
+    Args:
+        world: the world.
+        middle: tokens at which the exponent of D halves in the broken world.
+        N: [n] parameters.
+        D: [n] tokens.
+    """
     loss = get_law("chinchilla").predict(TRUTH, N=N, D=D)
     if world.law == "broken":
-        # The exponent of D falls by half beyond the middle of the range, within about a
-        # factor of 1.2 (Caballero et al. 2022, arXiv:2210.14891).
-        middle = np.exp(np.mean(np.log(D)))
+        # The exponent falls by half within about a factor of 1.2 (Caballero et al. 2022,
+        # arXiv:2210.14891).
         sharpness = 0.15
         term = TRUTH["B"] * D ** -TRUTH["beta"]
         bend = 0.5 * TRUTH["beta"] * sharpness
         bend = bend * np.logaddexp(0.0, np.log(D / middle) / sharpness)
         loss = loss - term + term * np.exp(bend)
     return np.log(loss)
+
+
+def find_middle(design: pd.DataFrame) -> float:
+    """Tokens in the middle of a design, by their logarithm."""
+    return float(np.exp(np.mean(np.log(design["D"].to_numpy(float)))))
+
+
+def find_truth(world: World, design: pd.DataFrame) -> dict[str, float]:
+    """The true value of each quantity; losses as logarithms. The broken world has no one
+    exponent: NaN.
+    """
+    middle = find_middle(design)
+    largest = find_largest_flops(design)
+
+    def find_best_loss(C: float) -> float:
+        def predict(log_size: float) -> float:
+            N = np.exp(np.array([log_size]))
+            return float(predict_points(world, middle, N, C / (6 * N))[0])
+
+        found = minimize_scalar(predict, bounds=(0.0, np.log(C)), method="bounded")
+        assert isinstance(found, OptimizeResult)
+        return float(found.fun)
+
+    exponent = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    return {
+        "a": exponent if world.law == "chinchilla" else np.nan,
+        "E": TRUTH["E"],
+        "loss at 2x": find_best_loss(2 * largest),
+        "loss at 8x": find_best_loss(8 * largest),
+    }
 
 
 def simulate_sweep(
@@ -196,18 +245,41 @@ def compute_bound(world: World, design: pd.DataFrame) -> dict[str, float]:
     return dict(zip(places, widths, strict=True))
 
 
+def compute_attainable_power(world: World, design: pd.DataFrame) -> float:
+    """The share of sweeps in which the best test at 5 % says that the law does not hold.
+
+    It knows the sizes of the effects and in what direction the world leaves the law. Its
+    statistic is a noncentral chi-squared variable of one degree of freedom. The
+    noncentrality is the squared distance of the world from the nearest law, the log
+    losses whitened.
+    """
+    law = get_law("chinchilla")
+    N = design["N"].to_numpy(float)
+    D = design["D"].to_numpy(float)
+    trunks = Trunks.from_names(design["trunk"].to_numpy(str))
+    ratio = compute_ratio({"trunk": world.trunk, "row": world.row})
+    truth = predict_world(world, design)
+
+    def compute_distances(logs: np.ndarray) -> np.ndarray:
+        params = dict(zip(law.params, np.exp(logs), strict=True))
+        difference = np.log(law.predict(params, N=N, D=D)) - truth
+        return trunks.whiten(difference, ratio) / world.row
+
+    start = np.log([TRUTH[name] for name in law.params])
+    nearest = least_squares(compute_distances, start, max_nfev=10_000)
+    noncentrality = 2 * float(nearest.cost)
+    return float(ncx2.sf(chi2.isf(TEST_LEVEL, 1), 1, noncentrality))
+
+
 def cover_design(
     world: World, name: str, design: pd.DataFrame, args: Coverage
 ) -> dict[str, float | str]:
     """A row of the table."""
     quantities = list_quantities(design)
-    true_params = {key: np.array([value]) for key, value in TRUTH.items()}
-    truth = {
-        key: float(function(true_params)[0]) for key, function in quantities.items()
-    }
+    truth = find_truth(world, design)
     bound = compute_bound(world, design)
     rng = np.random.default_rng(args.seed)
-    covered: dict[str, list[bool]] = {key: [] for key in quantities}
+    covered: dict[str, list[float]] = {key: [] for key in quantities}
     widths: dict[str, list[float]] = {key: [] for key in quantities}
     flagged = []
     trunk_sizes = []
@@ -220,13 +292,15 @@ def cover_design(
         for key, function in quantities.items():
             values = boot.values(key) if key in ("a", "E") else boot.evaluate(function)
             low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            covered[key].append(bool(low <= truth[key] <= high))
+            is_known = np.isfinite(truth[key])
+            covered[key].append(low <= truth[key] <= high if is_known else np.nan)
             widths[key].append(float(high - low) / 2)
     row: dict[str, float | str] = {"design": name, "world": world.name}
     for key in QUANTITIES:
         row[f"{key}: coverage"] = float(np.mean(covered[key]))
         row[f"{key}: width"] = float(np.median(widths[key])) / bound[key]
     row["flagged"] = float(np.mean(flagged))
+    row["attainable"] = compute_attainable_power(world, design)
     row["trunk effect found"] = float(np.median(trunk_sizes))
     return row
 
@@ -238,6 +312,8 @@ def cover_designs(args: Coverage) -> pd.DataFrame:
         if not any(word in name for word in args.designs):
             continue
         for world in WORLDS:
+            if not any(word in world.name for word in args.worlds):
+                continue
             row = cover_design(world, name, design, args)
             rows.append(row)
             print(json.dumps(row), flush=True)
@@ -251,9 +327,13 @@ def write_markdown(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         cells = [str(row["design"]), str(row["world"])]
         for key in QUANTITIES:
-            coverage = 100 * row[f"{key}: coverage"]
-            cells.append(f"{coverage:.0f} %, {row[f'{key}: width']:.2f}")
-        cells.append(f"{100 * row['flagged']:.0f} %")
+            coverage = row[f"{key}: coverage"]
+            share = "no truth" if np.isnan(coverage) else f"{100 * coverage:.0f} %"
+            cells.append(f"{share}, {row[f'{key}: width']:.2f}")
+        flagged = f"{100 * row['flagged']:.0f} %"
+        if row["attainable"] > 2 * TEST_LEVEL:
+            flagged += f" of at most {100 * row['attainable']:.0f} %"
+        cells.append(flagged)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,10 +1,11 @@
 """Whether runs with trunk effects leave the law that was fitted to them.
 
 Each of a few directions in which a law may be wrong adds one parameter to the linearized
-law: an exponent that changes over the range of its variable, or a product of two
-variables. The F test of that parameter by generalized least squares says whether the
-runs ask for it. The sizes of the effects are those that the larger law leaves, and the
-test is averaged over what the residuals say about them.
+law: an exponent that drifts over the range of its variable or breaks in the middle of it
+(Caballero et al. 2022, arXiv:2210.14891), or a product of two variables. The F test of
+that parameter by generalized least squares says whether the runs ask for it. The sizes of
+the effects are those that the larger law leaves, and the test is averaged over what the
+residuals say about them.
 
 Shapes: n rows, P parameters, V variables, G ratios.
 """
@@ -62,7 +63,11 @@ def compute_misfit(
 def list_directions(
     law: Law, params: Mapping[str, float], data: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Changes of the log loss, [n] each, that the law cannot follow."""
+    """Changes of the log loss, [n] each, that the law cannot follow.
+
+    A drift says little of a break and a break little of a drift, once the law's own
+    parameters have followed them as far as they can.
+    """
     points = {name: data[name] for name in law.variables}
     logs = {}
     for name in law.quantities:
@@ -73,7 +78,10 @@ def list_directions(
         behind = {**points, name: points[name] * np.exp(-STEP)}
         rise = np.log(law.predict(params, **ahead) / law.predict(params, **behind))
         slope = rise / (2 * STEP)
-        directions[f"the exponent of {name} changes"] = slope * logs[name] ** 2
+        drift = f"the exponent of {name} changes over their range"
+        directions[drift] = slope * logs[name] ** 2
+        kink = f"the exponent of {name} breaks in the middle of their range"
+        directions[kink] = slope * np.maximum(logs[name], 0.0)
     for first, second in itertools.combinations(law.quantities, 2):
         product = logs[first] * logs[second]
         directions[f"the effects of {first} and {second} do not add"] = product
@@ -91,6 +99,6 @@ def describe_misfit(p_values: Mapping[str, float]) -> tuple[str, ...]:
     if p_values[name] > LEVEL / len(p_values):
         return ()
     return (
-        f"the runs leave the law: {name} over their range (p = {p_values[name]:.2g}); "
+        f"the runs leave the law: {name} (p = {p_values[name]:.2g}); "
         "intervals assume the law, and predictions beyond the runs are doubtful",
     )

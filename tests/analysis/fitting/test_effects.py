@@ -236,6 +236,14 @@ def test_runs_that_leave_the_law_are_flagged(design: pd.DataFrame) -> None:
     assert not fit(design.assign(loss=straight)).protocol.notes
 
 
+def test_an_exponent_that_breaks_is_named(design: pd.DataFrame) -> None:
+    """The exponent of D halves in the middle of the runs."""
+    noise = 0.001 * np.random.default_rng(0).standard_normal(20)
+    log_loss = predict_world(World(0.007, law="broken"), design) + noise
+    notes = fit(design.assign(loss=np.exp(log_loss))).protocol.notes
+    assert any("the exponent of D breaks in the middle" in note for note in notes)
+
+
 def test_trunk_effects_do_not_take_the_place_of_the_law() -> None:
     """One trunk per size, and losses that bend with D / N: the likelihood would rather
     have trunks of ten per cent than a law. The rows are then fitted as independent.
