@@ -22,14 +22,23 @@ import numpy as np
 import pandas as pd
 import tyro
 from scipy.optimize import OptimizeResult, least_squares, minimize_scalar
-from scipy.stats import chi2, ncx2
+from scipy.stats import chi2, ncx2, norm
 
 import analysis
-from analysis.decisions.expected import expect_intervals, read_compute
+from analysis.decisions.expected import (
+    compute_gradient,
+    read_compute,
+    read_points,
+    read_trunks,
+)
 from analysis.decisions.frontier import make_frontier
 from analysis.decisions.prior import DesignPrior
-from analysis.decisions.quantity import Quantity
-from analysis.fitting.effects import Trunks, compute_ratio
+from analysis.decisions.quantity import Quantity, compute_log_jacobian
+from analysis.fitting.effects import (
+    Trunks,
+    compute_gls_covariance,
+    compute_ratio,
+)
 from analysis.laws.library import get_law
 from scaling import PlanConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
@@ -230,19 +239,24 @@ def compute_bound(world: World, design: pd.DataFrame) -> dict[str, float]:
     """Half-widths of the intervals if the sizes of the effects were known, to first
     order in the parameters at the truth.
     """
+    law = get_law("chinchilla")
     largest = find_largest_flops(design)
     places = {
-        "a": "a",
-        "E": "E",
+        "a": Quantity("a"),
+        "E": Quantity("E"),
         "loss at 2x": Quantity("loss", {"C": 2 * largest}),
         "loss at 8x": Quantity("loss", {"C": 8 * largest}),
     }
-    prior = DesignPrior(
-        get_law("chinchilla"), TRUTH, world.trunk, world.row, "the truth"
-    )
-    found = expect_intervals(design, list(places.values()), prior, level=LEVEL)
-    widths = [interval.half_width for interval in found.intervals]
-    return dict(zip(places, widths, strict=True))
+    prior = DesignPrior(law, TRUTH, world.trunk, world.row, "the truth")
+    jacobian = compute_log_jacobian(law, prior.binding, TRUTH, read_points(design, law))
+    trunks = Trunks.from_names(read_trunks(design))
+    covariance = compute_gls_covariance(jacobian, trunks, prior.components)
+    widths = {}
+    for key, quantity in places.items():
+        _, gradient = compute_gradient(quantity, prior, None)
+        variance = float(gradient @ covariance @ gradient)
+        widths[key] = float(norm.isf((1 - LEVEL) / 2)) * float(np.sqrt(variance))
+    return widths
 
 
 def compute_attainable_power(world: World, design: pd.DataFrame) -> float:

@@ -35,6 +35,7 @@ from analysis.decisions.quantity import (
     parse_quantity,
 )
 from analysis.decisions.search import Pool, search_design
+from analysis.fitting.effects import Trunks, compute_ratio
 
 # Every parameter is taken to be known to so many times its size. That leaves a design
 # free, and keeps the first steps of the search, with fewer runs than parameters, finite.
@@ -46,6 +47,9 @@ BEND_LENGTH = 1.0
 # Two cooldowns of one trunk are told apart from about this ratio of tokens on: the
 # shared effect of a trunk was measured at twice the tokens.
 SPACING = 1.9
+# So many existing runs are searched one by one; of more, only their information counts,
+# because the search takes the third power of their number.
+MAX_EXISTING = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +93,11 @@ def design(
     prior: DesignPrior | None = None,
     *,
     existing: pd.DataFrame | None = None,
+    most: int | None = None,
     level: float = 0.90,
     misfit: float = MISFIT,
     spacing: float = SPACING,
+    min_gain: float = -np.inf,
     flops_per_token: FlopsPerToken | None = None,
 ) -> Design:
     """The runs within a budget from which a quantity's interval becomes narrowest.
@@ -109,14 +115,18 @@ def design(
             (or trunk_id). shared_flops and own_flops divide C into what a run shares
             with the others of its trunk and the rest; by default all is its own.
             `scaling.list_candidates` makes such a table.
-        budget: FLOPs that the chosen runs together may take, shared trunks once.
+        budget: FLOPs that the chosen runs together may take, shared trunks once; inf for
+            no limit, where costs do not count.
         want: the quantity, as `Quantity` or as text: "a", "E", "loss@C=1e15".
         prior: the law and noise to assume; by default those of the quickstart's recipe.
         existing: runs that are trained already, with the same columns. Trunks resume
             from where they left them.
+        most: number of runs to choose; None for as many as the budget affords.
         level: of the intervals.
         misfit: standard deviation of the log loss by which the law may be off.
         spacing: least ratio of the tokens of two runs of one trunk.
+        min_gain: the share of the mean squared error that a run must remove; by default
+            none, for further trunks tell how trunks differ.
         flops_per_token: N -> training FLOPs per token; by default as counted in the
             candidates.
 
@@ -133,7 +143,7 @@ def design(
     pool = build_pool(
         candidates, known, prior, quantity, misfit, spacing, flops_per_token
     )
-    chosen = sorted(search_design(pool, budget))
+    chosen = sorted(search_design(pool, budget, most, min_gain))
     table = candidates.iloc[chosen].copy()
     table.insert(0, "candidate", chosen)
     together = pd.concat([known, table], ignore_index=True) if len(known) else table
@@ -183,32 +193,48 @@ def build_pool(
     if K:
         known = read_points(existing, law)
         points = {name: np.concatenate([known[name], points[name]]) for name in points}
-        own_names = np.array([f"existing {name}" for name in read_trunks(existing)])
-        is_named = bool({"trunk", "trunk_id"} & set(existing.columns))
-        names = np.concatenate(
-            [read_trunks(existing) if is_named else own_names, names]
-        )
+        names = np.concatenate([name_existing_trunks(existing), names])
     trunk = np.unique(names.astype(str), return_inverse=True)[1]
+    jacobian = compute_log_jacobian(law, prior.binding, prior.params, points)
     _, gradient = compute_gradient(quantity, prior, flops_per_token)
     shared, own = read_costs(candidates)
-    count = len(gradient)
-    log_points = np.log(np.column_stack([points[name] for name in law.variables]))
     size = points.get("D", points[law.variables[0]])
-    is_near = find_near_pairs(trunk, size, spacing)
+    M = len(candidates)
+    information = np.eye(len(gradient)) / VAGUE**2
+    kept = np.arange(K + M)
+    if K > MAX_EXISTING:
+        whitened = Trunks.from_labels(trunk[:K]).whiten(
+            jacobian[:K], compute_ratio(prior.components)
+        )
+        information = information + whitened.T @ whitened / prior.row**2
+        kept = kept[K:]
+    log_points = np.log(np.column_stack([points[name] for name in law.variables]))
     return Pool(
-        jacobian=compute_log_jacobian(law, prior.binding, prior.params, points),
-        covariance=compute_noise_covariance(prior, trunk, log_points, misfit),
+        jacobian=jacobian[kept],
+        covariance=compute_noise_covariance(
+            prior, trunk[kept], log_points[kept], misfit
+        ),
         gradient=gradient,
-        departures=compute_bend(prior, points),
-        information=np.eye(count) / VAGUE**2,
-        trunk=trunk,
+        departures=compute_bend(prior, points)[kept],
+        information=information,
+        trunk=trunk[kept],
         shared=shared,
         paid=find_paid_flops(trunk[K:], shared, trunk[:K], existing),
         own=own,
-        too_near=is_near[K:, K:],
-        is_closed=np.any(is_near[K:, :K], axis=1),
-        existing=K,
+        too_near=find_near_pairs(trunk[K:], size[K:], trunk[K:], size[K:], spacing),
+        is_closed=np.any(
+            find_near_pairs(trunk[K:], size[K:], trunk[:K], size[:K], spacing), axis=1
+        ),
+        existing=len(kept) - M,
     )
+
+
+def name_existing_trunks(existing: pd.DataFrame) -> np.ndarray:
+    """[K] trunk of each existing run; one that names none has its own."""
+    names = read_trunks(existing)
+    if {"trunk", "trunk_id"} & set(existing.columns):
+        return names
+    return np.array([f"existing {name}" for name in names], dtype=object)
 
 
 def read_costs(
@@ -260,13 +286,18 @@ def find_paid_flops(
 
 
 def find_near_pairs(
-    trunk: np.ndarray, tokens: np.ndarray, spacing: float
-) -> Bool[np.ndarray, "n n"]:
-    """[n, n] pairs of runs of one trunk whose tokens differ by less than the ratio
+    trunk: np.ndarray,
+    tokens: np.ndarray,
+    other_trunk: np.ndarray,
+    other_tokens: np.ndarray,
+    spacing: float,
+) -> Bool[np.ndarray, "n m"]:
+    """[n, m] pairs of runs of one trunk whose tokens differ by less than the ratio
     `spacing`. A run is near itself.
     """
-    distance = np.abs(np.log(tokens)[:, None] - np.log(tokens)[None, :])
-    return (trunk[:, None] == trunk[None, :]) & (distance < np.log(spacing))
+    distance = np.abs(np.log(tokens)[:, None] - np.log(other_tokens)[None, :])
+    is_shared = trunk[:, None] == other_trunk[None, :]
+    return is_shared & (distance < np.log(spacing))
 
 
 def compute_noise_covariance(

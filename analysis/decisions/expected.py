@@ -6,7 +6,9 @@ A fit by generalized least squares has the covariance (J' V^-1 J)^-1 to first or
 the derivatives of the runs' log losses by the parameters and V the covariance of their
 noise (Aitken 1935), in which runs of one trunk share an effect. A quantity with
 derivatives g has the variance g' (J' V^-1 J)^-1 g (the delta method). Losses do not
-enter, so that both are known from a prior law and prior noise alone.
+enter, so that both are known from a prior law and prior noise alone. The size of the noise
+is not: a fit estimates it from n - P differences of its runs, and its intervals are those
+of Student's t.
 
 Shapes: n runs, P free parameters.
 """
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from analysis.decisions.frontier import FlopsPerToken
 from analysis.decisions.prior import DesignPrior, compute_bend, read_default_prior
@@ -56,7 +58,7 @@ class ExpectedInterval:
         value: at the prior law.
         half_width: half the width of the interval: of a loss as a fraction of it, of
             another quantity in its own unit. Infinite where the runs do not determine
-            the quantity.
+            the quantity, or leave nothing over that tells how they scatter.
         shift: by how much the fitted quantity would be off if the runs bend away from
             the law as the prior says; in the unit of half_width. NaN where the runs do
             not determine the quantity.
@@ -153,7 +155,7 @@ def expect_intervals(
     trunks = Trunks.from_names(read_trunks(runs))
     covariance = compute_covariance(prior, jacobian, trunks)
     bend = compute_bend(prior, points).sum(axis=1)
-    z = float(ndtri((1 + level) / 2))
+    quantile = compute_quantile(jacobian, level)
     intervals = []
     for wanted in quantities:
         quantity = parse_quantity(wanted) if isinstance(wanted, str) else wanted
@@ -164,7 +166,7 @@ def expect_intervals(
             variance = float(gradient @ covariance @ gradient)
             moved = compute_shift(prior, jacobian, trunks, covariance, bend)
             shift = float(gradient @ moved)
-        half_width = z * float(np.sqrt(variance))
+        half_width = quantile * float(np.sqrt(variance))
         intervals.append(ExpectedInterval(quantity, value, half_width, shift))
     return Expectation(tuple(intervals), level, prior)
 
@@ -299,6 +301,16 @@ def compute_covariance(
     if len(jacobian) < count or singular[-1] ** 2 < RANK_TOLERANCE * singular[0] ** 2:
         return None
     return compute_gls_covariance(jacobian, trunks, prior.components)
+
+
+def compute_quantile(jacobian: Float[np.ndarray, "n P"], level: float) -> float:
+    """Half-width of an interval over the standard deviation: Student's t with n - P
+    degrees of freedom. Infinite where none is left.
+    """
+    n, p = jacobian.shape
+    if n <= p:
+        return float("inf")
+    return float(stdtrit(n - p, (1 + level) / 2))
 
 
 def compute_shift(

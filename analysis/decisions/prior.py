@@ -12,7 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from analysis.decisions.quantity import compute_log_jacobian
-from analysis.fitting.effects import Trunks, choose_effects, estimate_components
+from analysis.fitting.effects import (
+    SMALLEST,
+    Trunks,
+    choose_effects,
+    estimate_components,
+)
 from analysis.fitting.result import FitResult
 from analysis.laws.base import Binding, Law, bind_law
 from analysis.laws.library import get_law
@@ -127,7 +132,7 @@ def _estimate_noise(fit: FitResult) -> dict[str, float]:
     variables = np.column_stack(list(points.values()))
     if choose_effects(trunk, variables) == "row":
         row = float(np.sqrt(np.sum(residuals**2) / freedom))
-        return {"trunk": 0.0, "row": row}
+        return {"trunk": 0.0, "row": max(row, SMALLEST)}
     assert trunk is not None
     jacobian = compute_log_jacobian(fit.law, fit.binding, fit.params, points)
     return estimate_components(jacobian, residuals, Trunks.from_names(trunk))

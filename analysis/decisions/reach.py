@@ -14,6 +14,7 @@ functions that decide, and the command line, do.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,6 +219,24 @@ def measure_reach(
         known = fitted[name]
         ranges[name] = FittedRange(float(value), float(known.min()), float(known.max()))
     return Reach(ranges)
+
+
+def measure_furthest(fit: FitResult, points: Mapping[str, np.ndarray]) -> Reach:
+    """By what factors the runs at some points leave the fitted ranges: of each variable
+    the run that lies furthest outside.
+
+    Args:
+        fit: whose runs are the evidence.
+        points: values of C, N, D and the law's further variables, as far as they are
+            known, [n] each.
+    """
+    furthest: dict[str, FittedRange] = {}
+    for values in zip(*points.values(), strict=True):
+        point = dict(zip(points, map(float, values), strict=True))
+        for name, fitted in measure_reach(fit, **point).ranges.items():
+            if name not in furthest or fitted.factor > furthest[name].factor:
+                furthest[name] = fitted
+    return Reach(furthest)
 
 
 def _collect_fitted(fit: FitResult) -> dict[str, np.ndarray]:

@@ -113,10 +113,12 @@ class Knowledge:
         criterion: logarithm of the mean squared error of the quantity, with a charge
             for few trunks.
         criterion_after: [M] the same with each candidate added.
+        gain: [M] by how much each candidate lowers it, the charge aside.
     """
 
     criterion: float
     criterion_after: np.ndarray
+    gain: np.ndarray
 
 
 def evaluate_choice(pool: Pool, chosen: list[int]) -> Knowledge:
@@ -155,7 +157,11 @@ def evaluate_choice(pool: Pool, chosen: list[int]) -> Knowledge:
     error_after = variance_after + np.sum(
         np.clip(shift_after, -HUGE, HUGE) ** 2, axis=1
     )
-    return Knowledge(np.log(error) + charge, np.log(error_after) + charge_after)
+    return Knowledge(
+        criterion=np.log(error) + charge,
+        criterion_after=np.log(error_after) + charge_after,
+        gain=np.log(error) - np.log(error_after),
+    )
 
 
 def _charge_for_noise(pool: Pool, rows: list[int]) -> tuple[float, np.ndarray]:
@@ -181,7 +187,13 @@ def _charge_few_trunks(trunks: int, runs: int, parameters: int) -> float:
 
 
 def add_greedily(
-    pool: Pool, chosen: list[int], budget: float, power: float, forbidden: set[int]
+    pool: Pool,
+    chosen: list[int],
+    budget: float,
+    power: float,
+    forbidden: set[int],
+    most: int | None,
+    min_gain: float,
 ) -> list[int]:
     """The chosen candidates and as many more as the budget affords, each the one of
     largest gain / cost^power given those before it.
@@ -192,24 +204,28 @@ def add_greedily(
         budget: FLOPs of all chosen candidates together.
         power: of the cost.
         forbidden: candidates that are not taken.
+        most: candidates altogether; None for no limit.
+        min_gain: of the mean squared error, the share that a run has to remove.
     """
     chosen = list(chosen)
     spent = pool.compute_cost(chosen)
-    while True:
+    while most is None or len(chosen) < most:
         knowledge = evaluate_choice(pool, chosen)
         cost = pool.compute_marginal_costs(chosen)
         gain = knowledge.criterion - knowledge.criterion_after
         is_open = ~pool.is_closed & (spent + cost <= budget * EXACT) & (gain > 1e-9)
+        is_open &= knowledge.gain >= min_gain
         is_open[chosen] = False
         is_open[list(forbidden)] = False
         if chosen:
             is_open &= ~pool.too_near[chosen].any(axis=0)
         if not is_open.any():
-            return chosen
+            break
         score = np.where(is_open, gain / cost**power, -np.inf)
         best = int(np.argmax(score))
         chosen.append(best)
         spent = pool.compute_cost(chosen)
+    return chosen
 
 
 def list_parts(pool: Pool, chosen: list[int]) -> list[set[int]]:
@@ -222,7 +238,14 @@ def list_parts(pool: Pool, chosen: list[int]) -> list[set[int]]:
     return parts
 
 
-def improve_by_exchange(pool: Pool, chosen: list[int], budget: float) -> list[int]:
+def improve_by_exchange(
+    pool: Pool,
+    chosen: list[int],
+    budget: float,
+    powers: tuple[float, ...],
+    most: int | None,
+    min_gain: float,
+) -> list[int]:
     """The chosen candidates after exchanges, as long as one brings an improvement.
 
     An exchange takes a run or a trunk out, and spends the budget anew without it.
@@ -234,8 +257,8 @@ def improve_by_exchange(pool: Pool, chosen: list[int], budget: float) -> list[in
             if not part <= set(chosen):
                 continue  # an earlier exchange has taken it out
             kept = [j for j in chosen if j not in part]
-            for power in COST_POWERS[:2]:
-                trial = add_greedily(pool, kept, budget, power, forbidden=part)
+            for power in powers[:2]:
+                trial = add_greedily(pool, kept, budget, power, part, most, min_gain)
                 criterion = evaluate_choice(pool, trial).criterion
                 if criterion < best - MIN_IMPROVEMENT:
                     chosen = trial
@@ -247,13 +270,24 @@ def improve_by_exchange(pool: Pool, chosen: list[int], budget: float) -> list[in
     return chosen
 
 
-def search_design(pool: Pool, budget: float) -> list[int]:
-    """The candidates to train within the budget, in the order of choice."""
+def search_design(
+    pool: Pool, budget: float, most: int | None = None, min_gain: float = -np.inf
+) -> list[int]:
+    """The candidates to train.
+
+    Args:
+        pool: to choose from.
+        budget: FLOPs of all of them together; inf for no limit, where the cost does not
+            count.
+        most: candidates; None for no limit.
+        min_gain: of the mean squared error, the share that a run has to remove.
+    """
+    powers = COST_POWERS if np.isfinite(budget) else (0.0,)
     best: list[int] = []
     best_criterion = np.inf
-    for power in COST_POWERS:
-        chosen = add_greedily(pool, [], budget, power, forbidden=set())
-        chosen = improve_by_exchange(pool, chosen, budget)
+    for power in powers:
+        chosen = add_greedily(pool, [], budget, power, set(), most, min_gain)
+        chosen = improve_by_exchange(pool, chosen, budget, powers, most, min_gain)
         criterion = evaluate_choice(pool, chosen).criterion
         if criterion < best_criterion:
             best = chosen

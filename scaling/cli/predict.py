@@ -384,14 +384,16 @@ class SuggestArgs(_FittingArgs):
     extrapolate: bool = False
     """Take a target even if it is more than 100 times outside the fitted runs."""
     candidates: Path | None = None
-    """Table of the runs to choose from (.csv, .parquet): columns N, D, C. By default a
-    grid about the fitted runs.
+    """Table of the runs to choose from (.csv, .parquet): columns N, D, C, and trunk,
+    shared_flops, own_flops where runs share trunks. By default a grid about the fitted
+    runs, and off the trunks of a sweep's folder.
     """
 
     def __call__(self) -> int:
         from analysis import fit as fit_law
         from analysis import suggest
         from analysis.decisions.allocate import counted_flops_per_token
+        from scaling.store.table import split_flops
 
         if self.quantity == "loss" and self.target_C is None:
             raise ConfigError(
@@ -399,11 +401,14 @@ class SuggestArgs(_FittingArgs):
                 "or --quantity a"
             )
         boot = None
+        existing = None
         if self.source.suffix == ".json":
             fit, boot = read_fit(self.source)
         else:
             runs = self.columns.read(self.source)
             fit = fit_law(runs, self.law, **self.how.keywords())
+            if self.source.is_dir():
+                existing = split_flops(runs.table)
         candidates = self._read_candidates()
         with _print_no_extrapolation_warning():
             found = suggest(
@@ -416,6 +421,7 @@ class SuggestArgs(_FittingArgs):
                 flops_per_token=counted_flops_per_token(fit),
                 count=self.count,
                 at=self.read_variables(),
+                existing=existing,
                 extrapolate=self.extrapolate,
             )
         if not self.json:
@@ -426,6 +432,7 @@ class SuggestArgs(_FittingArgs):
                 "quantity": found.quantity,
                 "target_C": found.target_C,
                 "extrapolation": found.outside.to_record(),
+                "extrapolation_of_runs": found.runs_outside.to_record(),
                 "value": found.value,
                 "width_now": found.width_now,
                 "width_final": found.width_final,

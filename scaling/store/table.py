@@ -74,20 +74,35 @@ def _split_rows(results: Iterable[JsonObject], size: int) -> Iterator[list[JsonO
         yield rows
 
 
-def _compute_marginal_flops(table: pd.DataFrame) -> pd.Series:
-    """FLOPs of each run's cooldown, and of the trunk since the branch step before.
-
-    Steps are counted as `RunConfig.branch_step` counts them.
+def split_flops(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `shared_flops`, which a run shares with the others of its trunk,
+    and `own_flops`, those of its cooldown; all are its own where it has no trunk.
     """
     steps = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
-    cooldown = (table.loc[:, "cooldown_fraction"] * steps).round()
-    branch = steps - cooldown.where(table.loc[:, "schedule"].str.startswith("wsd"), 0.0)
+    has_trunk = table.loc[:, "schedule"].str.startswith("wsd")
+    part = (_count_branch_steps(table) / steps).where(has_trunk, 0.0)
+    shared = table.loc[:, "flops"] * part
+    return table.assign(shared_flops=shared, own_flops=table.loc[:, "flops"] - shared)
+
+
+def _compute_marginal_flops(table: pd.DataFrame) -> pd.Series:
+    """FLOPs of each run's cooldown, and of the trunk since the branch step before."""
+    steps = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
     before = (
-        branch.sort_values(kind="stable")
+        _count_branch_steps(table)
+        .sort_values(kind="stable")
         .groupby(table.loc[:, "trunk_id"])
         .shift(fill_value=0.0)
     )
     return table.loc[:, "flops"] / steps * (steps - before)
+
+
+def _count_branch_steps(table: pd.DataFrame) -> pd.Series:
+    """Steps before the cooldown, counted as `RunConfig.branch_step` counts them."""
+    steps = table.loc[:, "tokens"] // table.loc[:, "batch_tokens"]
+    cooldown = (table.loc[:, "cooldown_fraction"] * steps).round()
+    has_trunk = table.loc[:, "schedule"].str.startswith("wsd")
+    return steps - cooldown.where(has_trunk, 0.0)
 
 
 def export_table(table: pd.DataFrame, out: str | Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Suggested runs: the update is exact for Gaussian draws, and the promise holds for
+"""Suggested runs: their widths are those of least squares, and the promise holds for
 runs that are then made.
 """
 
@@ -11,12 +11,15 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import analysis
 from analysis import Bootstrap, ExtrapolationError, Fit, allocate, fit
+from analysis.decisions.design import MAX_EXISTING
 from analysis.decisions.frontier import make_frontier
 from analysis.decisions.suggest import Suggestion, default_candidates
 from analysis.laws.library import LAWS, get_law
+from experiments.coverage import World, list_designs, simulate_sweep
 
 # The target lies 16 times beyond the sweep.
 suggest = partial(analysis.suggest, extrapolate=True)
@@ -159,6 +162,26 @@ def test_the_expected_width_is_the_width_found(
 
 
 @pytest.fixture(scope="module")
+def simulated() -> pd.DataFrame:
+    """A sweep of the quickstart."""
+    design = list_designs()["20 rows, 9 trunks (quickstart)"]
+    return simulate_sweep(World(0.007), design, np.random.default_rng(1))
+
+
+@pytest.fixture(scope="module")
+def fitted(simulated: pd.DataFrame) -> Fit:
+    """Its fit, with trunk effects by default."""
+    return fit(simulated)
+
+
+@pytest.fixture(scope="module")
+def costs(simulated: pd.DataFrame) -> pd.DataFrame:
+    """Its runs with what their trunks cost: a fifth of each run is its own."""
+    C = 6 * simulated["N"] * simulated["D"]
+    return simulated.assign(C=C, shared_flops=0.8 * C, own_flops=0.2 * C)
+
+
+@pytest.fixture(scope="module")
 def gaussian(trials: list[Trial]) -> tuple[Fit, Bootstrap]:
     """The fit with many draws that are Gaussian, small, and correlated."""
     base, rng = trials[0].fit, np.random.default_rng(0)
@@ -168,27 +191,76 @@ def gaussian(trials: list[Trial]) -> tuple[Fit, Bootstrap]:
     return base, replace(trials[0].boot, draws=draws)
 
 
-def test_the_update_is_that_of_gaussian_variables(
-    gaussian: tuple[Fit, Bootstrap],
-) -> None:
-    base, boot = gaussian
-    candidates = default_candidates(base, BUDGET)
-    found = suggest(base, candidates, TARGET, boot=boot, count=4)
-    chosen = found.table["candidate"].tolist()
-    x = {v: candidates[v].to_numpy(float)[chosen] for v in ("N", "D")}
-    logs = np.log(boot.predictions(**x))
-    q = make_frontier(base.law).best_loss(boot.draws, TARGET)
-    S = np.cov(np.column_stack([q, logs]).T)
+def test_widths_follow_from_the_runs_and_their_number(trials: list[Trial]) -> None:
+    """They are in proportion to the standard deviations at the fitted law, times the
+    quantile of Student's t that as many runs give.
+    """
+    trial = trials[0]
+    found = suggest(trial.fit, None, TARGET, boot=trial.boot, count=4)
+    assert found.order == "gain" and len(found.table) == 4
+
+    def compute_width(added: pd.DataFrame) -> float:
+        runs = pd.concat([trial.table, added])
+        quantile = stats.t.ppf(0.95, len(runs) - 5)
+        return float(quantile * compute_true_deviation(trial.fit.params, runs))
+
+    now = compute_width(found.table.iloc[:0])
     for k in range(1, 5):
-        noisy = S[1 : k + 1, 1 : k + 1] + boot.scatter**2 * np.eye(k)
-        left = S[0, 0] - S[0, 1 : k + 1] @ np.linalg.solve(noisy, S[1 : k + 1, 0])
-        assert found.table["width_after"][k - 1] / found.width_now == pytest.approx(
-            np.sqrt(left / S[0, 0]), rel=0.03
-        )
-    assert found.table["width_alone"][0] == pytest.approx(found.table["width_after"][0])
+        after = compute_width(found.table.iloc[:k])
+        alone = compute_width(found.table.iloc[k - 1 : k])
+        ratio = float(found.table["width_after"].iloc[k - 1]) / found.width_now
+        assert ratio == pytest.approx(after / now, rel=1e-4)
+        ratio = float(found.table["width_alone"].iloc[k - 1]) / found.width_now
+        assert ratio == pytest.approx(alone / now, rel=1e-4)
     assert np.all(np.diff(found.table["width_after"]) < 0)
     assert found.table["share"].sum() == pytest.approx(1)
-    assert found.order == "gain" and len(found.table) == 4
+
+
+def test_a_run_off_a_trunk_that_exists_costs_what_it_adds(
+    simulated: pd.DataFrame, fitted: Fit, costs: pd.DataFrame
+) -> None:
+    """It resumes where the last run left the trunk, and shares its luck, which a run off
+    a new trunk does not.
+    """
+    largest = costs.loc[costs["D"].idxmax()]
+    longer = pd.DataFrame([2 * largest[["N", "D", "C", "shared_flops", "own_flops"]]])
+    longer["N"] = largest["N"]
+    boot = fitted.bootstrap(200)
+    add = partial(suggest, fitted, quantity="E", budget=1e14, existing=costs, boot=boot)
+    off_old = add(longer.assign(trunk=largest["trunk"]))
+    off_new = add(longer.assign(trunk="new"))
+    spent = longer["C"].iloc[0] - largest["shared_flops"]
+    assert off_old.flops == pytest.approx(spent)
+    assert off_new.flops == pytest.approx(longer["C"].iloc[0])
+    assert off_old.width_final < off_old.width_now
+    assert off_old.width_final != pytest.approx(off_new.width_final, rel=1e-3)
+
+
+def test_default_candidates_share_and_continue_trunks(
+    fitted: Fit, costs: pd.DataFrame
+) -> None:
+    table = default_candidates(fitted, 5e12, existing=costs)
+    new = table.loc[table["trunk"].str.startswith("N=")]
+    assert (new.groupby("trunk")["N"].nunique() == 1).all()
+    assert new["trunk"].nunique() < len(new)
+    assert set(table["trunk"]) - set(new["trunk"]) <= set(costs["trunk"])
+    assert len(new) < len(table)
+    assert np.allclose(table["own_flops"] / table["C"], 0.2)
+
+
+def test_a_large_table_is_searched_by_its_information(
+    simulated: pd.DataFrame, fitted: Fit
+) -> None:
+    """Runs that are copies of each other leave the choice as it is."""
+    plan = pd.DataFrame({"N": np.geomspace(2e4, 3e5, 8), "D": 2e6})
+    few = suggest(fitted, plan, quantity="a", count=1, boot=fitted.bootstrap(100))
+    copies = pd.concat(
+        [simulated.assign(trunk=simulated["trunk"] + str(i)) for i in range(40)]
+    )
+    many = fit(copies)
+    assert len(copies) > MAX_EXISTING
+    found = suggest(many, plan, quantity="a", count=1, boot=many.bootstrap(100))
+    assert found.table["candidate"].tolist() == few.table["candidate"].tolist()
 
 
 def test_the_first_choice_is_the_best_single_run(
