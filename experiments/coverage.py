@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +66,14 @@ class World:
         row: that of a row.
         growth: power of N, over its geometric mean, by which the trunk's effect varies.
         law: "chinchilla", or "broken": the exponent of D halves inside the range.
+        params: of the law.
     """
 
     trunk: float
     row: float = 0.003
     growth: float = 0.0
     law: str = "chinchilla"
+    params: Mapping[str, float] = field(default_factory=lambda: dict(TRUTH))
 
     @property
     def name(self) -> str:
@@ -156,13 +158,13 @@ def predict_points(
         N: [n] parameters.
         D: [n] tokens.
     """
-    loss = get_law("chinchilla").predict(TRUTH, N=N, D=D)
+    loss = get_law("chinchilla").predict(world.params, N=N, D=D)
     if world.law == "broken":
         # The exponent falls by half within about a factor of 1.2 (Caballero et al. 2022,
         # arXiv:2210.14891).
         sharpness = 0.15
-        term = TRUTH["B"] * D ** -TRUTH["beta"]
-        bend = 0.5 * TRUTH["beta"] * sharpness
+        term = world.params["B"] * D ** -world.params["beta"]
+        bend = 0.5 * world.params["beta"] * sharpness
         bend = bend * np.logaddexp(0.0, np.log(D / middle) / sharpness)
         loss = loss - term + term * np.exp(bend)
     return np.log(loss)
@@ -189,10 +191,10 @@ def find_truth(world: World, design: pd.DataFrame) -> dict[str, float]:
         assert isinstance(found, OptimizeResult)
         return float(found.fun)
 
-    exponent = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    exponent = world.params["beta"] / (world.params["alpha"] + world.params["beta"])
     return {
         "a": exponent if world.law == "chinchilla" else np.nan,
-        "E": TRUTH["E"],
+        "E": world.params["E"],
         "loss at 2x": find_best_loss(2 * largest),
         "loss at 8x": find_best_loss(8 * largest),
     }
@@ -247,8 +249,10 @@ def compute_bound(world: World, design: pd.DataFrame) -> dict[str, float]:
         "loss at 2x": Quantity("loss", {"C": 2 * largest}),
         "loss at 8x": Quantity("loss", {"C": 8 * largest}),
     }
-    prior = DesignPrior(law, TRUTH, world.trunk, world.row, "the truth")
-    jacobian = compute_log_jacobian(law, prior.binding, TRUTH, read_points(design, law))
+    prior = DesignPrior(law, world.params, world.trunk, world.row, "the truth")
+    jacobian = compute_log_jacobian(
+        law, prior.binding, prior.params, read_points(design, law)
+    )
     trunks = Trunks.from_names(read_trunks(design))
     covariance = compute_gls_covariance(jacobian, trunks, prior.components)
     widths = {}
@@ -279,7 +283,7 @@ def compute_attainable_power(world: World, design: pd.DataFrame) -> float:
         difference = np.log(law.predict(params, N=N, D=D)) - truth
         return trunks.whiten(difference, ratio) / world.row
 
-    start = np.log([TRUTH[name] for name in law.params])
+    start = np.log([world.params[name] for name in law.params])
     nearest = least_squares(compute_distances, start, max_nfev=10_000)
     noncentrality = 2 * float(nearest.cost)
     return float(ncx2.sf(chi2.isf(TEST_LEVEL, 1), 1, noncentrality))

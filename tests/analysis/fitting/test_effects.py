@@ -4,6 +4,8 @@ the intervals that follow.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,9 +23,13 @@ from experiments.coverage import (
     World,
     compute_bound,
     list_designs,
+    make_design,
     predict_world,
     simulate_sweep,
 )
+from scaling import PlanConfig
+from scaling.cli.plan_sweep import find_preset
+from scaling.config import read_toml
 
 WORLD = World(0.007)
 
@@ -234,6 +240,14 @@ def test_runs_that_leave_the_law_are_flagged(design: pd.DataFrame) -> None:
     notes = fit(design.assign(loss=bent)).protocol.notes
     assert any("effects of N and D do not add" in note for note in notes)
     assert not fit(design.assign(loss=straight)).protocol.notes
+
+
+def test_two_seeds_of_one_size_are_two_trunks(design: pd.DataFrame) -> None:
+    """So that what seeds differ by counts as luck of trunks."""
+    quickstart = read_toml(find_preset("quickstart"), PlanConfig)
+    twice = make_design(replace(quickstart, seeds=(0, 1)))
+    assert len(twice) == 2 * len(design)
+    assert twice["trunk"].nunique() == 2 * design["trunk"].nunique()
 
 
 def test_an_exponent_that_breaks_is_named(design: pd.DataFrame) -> None:
