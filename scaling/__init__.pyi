@@ -1,3 +1,5 @@
+from .cli.steering.auto import auto as auto
+from .cli.steering.outcome import AutoResult as AutoResult
 from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
 from .config import ModelConfig as ModelConfig

@@ -66,6 +66,8 @@ def write_report(
     isoflop: IsoFlop | None = None,
     holdout: Sequence[HeldOutRun] | None = None,
     plan: pd.DataFrame | None = None,
+    decisions: pd.DataFrame | None = None,
+    target_C: float | None = None,
     provenance: Mapping[str, object] | None = None,
     title: str = "Scaling law",
 ) -> Path:
@@ -81,6 +83,9 @@ def write_report(
         isoflop: approach 2 on the fitted runs.
         holdout: one row per held-out run.
         plan: the runs to train next.
+        decisions: one row per decision by which the runs were chosen.
+        target_C: FLOPs of the training run that is to be decided on; by default ten
+            times the largest fitted.
         provenance: names and values that say where the numbers come from.
         title: of the page.
     """
@@ -104,7 +109,7 @@ def write_report(
     origin = {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
     page = _load_template().render(
         title=title,
-        headline=_write_headline(fit, boot, held),
+        headline=_write_headline(fit, boot, held, target_C),
         warnings=_collect_warnings(runs, fit, boot, isoflop),
         pictures=_draw_pictures(runs, fit, boot, isoflop, held),
         optimum=optimum,
@@ -122,6 +127,7 @@ def write_report(
         n_runs=len(runs),
         rejected=tables.tabulate_rejected(runs),
         plan=tables.table_from_frame(plan) if plan is not None and len(plan) else None,
+        decisions=None if decisions is None else tables.table_from_frame(decisions),
         provenance=tables.table_from_pairs(origin),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,30 +238,44 @@ def _format_law_html(fit: Fit) -> Markup:
 
 
 def _write_headline(
-    fit: Fit, boot: Bootstrap | None, held: Sequence[HeldOutRun]
+    fit: Fit,
+    boot: Bootstrap | None,
+    held: Sequence[HeldOutRun],
+    target_C: float | None,
 ) -> list[Markup]:
     """What was found, in sentences."""
     return [
-        _write_decision_sentence(fit, boot),
+        _write_decision_sentence(fit, boot, target_C),
         _write_fit_sentence(fit),
         _write_exponent_sentence(fit, boot),
         _write_holdout_sentence(fit, held),
     ]
 
 
-def _write_decision_sentence(fit: Fit, boot: Bootstrap | None) -> Markup:
-    """What to train at the largest fitted compute and at ten times as much; empty for a
-    law that has no optimum.
+def _write_decision_sentence(
+    fit: Fit, boot: Bootstrap | None, target_C: float | None
+) -> Markup:
+    """What to train at the target, or at the largest fitted compute and at ten times as
+    much; empty for a law that has no optimum.
     """
     if set(fit.law.variables) != {"N", "D"}:
         return Markup("")
     largest = float(fit.compute.max())
     try:
-        parts = [_write_decision(fit, C, boot) for C in (largest, 10 * largest)]
+        at_largest = _write_decision(fit, largest, boot)
+        beyond = _write_decision(fit, target_C or 10 * largest, boot)
     except ValueError:  # the section of the optimum says why
         return Markup("")
-    sentence = Markup("At the largest fitted compute, {}. At ten times as much, {}.")
-    return sentence.format(*parts)
+    if target_C is None:
+        sentence = Markup(
+            "At the largest fitted compute, {}. At ten times as much, {}."
+        )
+        return sentence.format(at_largest, beyond)
+    sentence = Markup(
+        "At the target, {}. That is {} times the largest fitted compute, where the "
+        "answer is: {}."
+    )
+    return sentence.format(beyond, f"{target_C / largest:.3g}", at_largest)
 
 
 def _write_decision(fit: Fit, C: float, boot: Bootstrap | None) -> Markup:

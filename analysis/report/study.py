@@ -167,6 +167,8 @@ def write_study(
     out: str | Path,
     *,
     plan: pd.DataFrame | None = None,
+    decisions: pd.DataFrame | None = None,
+    target_C: float | None = None,
     provenance: Mapping[str, object] | None = None,
     extra: Mapping[str, object] | None = None,
     title: str = "Scaling law",
@@ -178,6 +180,8 @@ def write_study(
         study: the results.
         out: the folder, which is created.
         plan: the runs to train next, for the report.
+        decisions: by which the runs were chosen, for the report.
+        target_C: FLOPs of the training run that is to be decided on, for the report.
         provenance: names and values for the report that say where the numbers come
             from.
         extra: entries added to the summary.
@@ -208,6 +212,8 @@ def write_study(
         isoflop=study.isoflop,
         holdout=study.holdout,
         plan=plan,
+        decisions=decisions,
+        target_C=target_C,
         provenance=provenance,
         title=title,
     )

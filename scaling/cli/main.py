@@ -19,6 +19,7 @@ from typing import Any
 
 import tyro
 
+from scaling.cli.auto_sweep import AutoArgs
 from scaling.cli.fit import FitArgs, PlotArgs, ReportArgs
 from scaling.cli.plan_sweep import PlanArgs, SweepArgs, read_preset
 from scaling.cli.predict import AuditArgs, CompareArgs, PredictArgs, SuggestArgs
@@ -29,6 +30,7 @@ from scaling.suggestions import did_you_mean
 VERBS: dict[str, type] = {
     "plan": PlanArgs,
     "sweep": SweepArgs,
+    "auto": AutoArgs,
     "runs": RunsArgs,
     "show": ShowArgs,
     "diff": DiffArgs,
@@ -43,12 +45,13 @@ VERBS: dict[str, type] = {
     "audit": AuditArgs,
 }
 GROUPS = {
-    "train": ("plan", "sweep"),
+    "train": ("plan", "sweep", "auto"),
     "look at runs": ("runs", "show", "diff", "watch", "track"),
     "fit": ("fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
     "reproduce": ("reproduce",),
 }
+SHORT_FLAGS = {"--data": "--data.source"}  # of the verbs that train
 RENAMED = {"next": "suggest"}  # verbs of the last release; they go with the next one
 
 REPRODUCTIONS = {
@@ -133,7 +136,8 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
         raise SystemExit(2)
     verb = VERBS[name]
     options: dict[str, Any] = {}
-    if name in ("plan", "sweep"):
+    if name in GROUPS["train"]:
+        rest = [SHORT_FLAGS.get(word, word) for word in rest]
         options["default"] = verb(config=read_preset(rest))
     return tyro.cli(verb, args=rest, prog=f"scaling {name}", **options)
 

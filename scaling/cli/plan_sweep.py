@@ -199,20 +199,9 @@ else:
 
 
 @dataclass(frozen=True)
-class SweepArgs:
-    """Train what is missing of a plan. Interrupt it at will; the same command resumes.
+class TrainingArgs:
+    """Where and how to train; none of it changes a loss."""
 
-    Example: scaling sweep --preset quickstart --out runs/mine
-    """
-
-    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
-    preset: str | None = None
-    """Start from scaling/presets/NAME.toml, or from a path ending in .toml; other flags
-    override it.
-    """
-    plan: Path | None = None
-    """Train a plan saved by `scaling plan --save` instead of one from flags."""
-    out: Path = Path("runs/sweep")
     workers: int | None = None
     """Processes, each on a GPU of its own or else on a core; 0: this process over all
     its devices. Default: one per core on CPU, 0 elsewhere."""
@@ -239,6 +228,41 @@ class SweepArgs:
     """Sync the runs to these trackers as they train; repeat the flag for more."""
     tracker_project: str | None = None
     """Name of the project or experiment there. Default: the name of --out."""
+
+    def get_keywords(self) -> dict[str, Any]:
+        """Keyword arguments of `scaling.sweep`."""
+        from scaling.training.loop import LoopConfig
+
+        loop = LoopConfig(
+            strategy=self.strategy, pack=self.pack, **self.loop.get_given()
+        )
+        return {
+            "workers": self.workers,
+            "executor": self.place.get_cluster(),
+            "loop": loop,
+            "retry": self.retry == "failed",
+            "show": self.progress,
+        }
+
+
+@dataclass(frozen=True)
+class SweepArgs:
+    """Train what is missing of a plan. Interrupt it at will; the same command resumes.
+
+    Example: scaling sweep --preset quickstart --out runs/mine
+    """
+
+    config: Annotated[PlanConfig, tyro.conf.arg(name="")]
+    preset: str | None = None
+    """Start from scaling/presets/NAME.toml, or from a path ending in .toml; other flags
+    override it.
+    """
+    plan: Path | None = None
+    """Train a plan saved by `scaling plan --save` instead of one from flags."""
+    out: Path = Path("runs/sweep")
+    training: Annotated[TrainingArgs, tyro.conf.arg(name="")] = field(
+        default_factory=TrainingArgs
+    )
     json: bool = False
     """Print the run table as JSON."""
 
@@ -246,26 +270,15 @@ class SweepArgs:
         from scaling.execution.sweep import sweep
         from scaling.monitoring.sync import sync_during_sweep
         from scaling.training import multihost
-        from scaling.training.loop import LoopConfig
 
         multihost.join_processes()
         plan = (
             make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
         )
-        loop = LoopConfig(
-            strategy=self.strategy, pack=self.pack, **self.loop.get_given()
-        )
-        trackers = self.tracker if multihost.is_process_0() else ()
-        with sync_during_sweep(self.out, trackers, self.tracker_project):
-            table = sweep(
-                plan,
-                self.out,
-                workers=self.workers,
-                executor=self.place.get_cluster(),
-                loop=loop,
-                retry=self.retry == "failed",
-                show=self.progress,
-            )
+        training = self.training
+        trackers = training.tracker if multihost.is_process_0() else ()
+        with sync_during_sweep(self.out, trackers, training.tracker_project):
+            table = sweep(plan, self.out, **training.get_keywords())
         if multihost.is_process_0():
             print_table(table if self.json else select_main_columns(table), self.json)
         return 0

@@ -140,7 +140,8 @@ def make_design_space(
     for width in sorted(config.widths):
         model = make_model(config, width)
         most = max_tokens_per_parameter * count_matmul(model)
-        for tokens in list_token_budgets(config, model, min(most, max_tokens or most)):
+        limit = float(min(most, max_tokens or most))
+        for tokens in list_token_budgets(config, model, limit):
             run = make_run(config, model, tokens, budget=None)
             reason = explain_skip(config, run)
             if run.steps < min_steps:
