@@ -38,6 +38,9 @@ SMALLEST_RATIO = 1.5
 ROUNDING = 2.0
 """Rates are chosen to 2^(1 / ROUNDING): nearer ones are not worth telling apart."""
 
+WORTHWHILE = 0.005
+"""Relative gain in loss for which the planned rate is left."""
+
 Z = 1.6449  # of a 90 % interval
 
 Edge = Literal["", "lower", "upper"]
@@ -70,11 +73,13 @@ class Parabola(NamedTuple):
     Attributes:
         vertex: logarithm, to base 2, of the multiple at which their mean is lowest.
         deviation: its standard deviation.
+        curvature: by how much the log loss rises at twice or half the best rate.
         by_width: the best multiple of each width.
     """
 
     vertex: float
     deviation: float
+    curvature: float
     by_width: dict[int, float]
 
 
@@ -150,8 +155,8 @@ def choose_rate(config: PlanConfig, runs: pd.DataFrame, noise: float) -> RateCho
     """The multiple of the planned rate that suits all sizes best.
 
     A multiple at which a size diverged is none. The planned rate is kept where it lies
-    inside the interval of the best one: a difference that the noise explains is no
-    reason to leave a rule.
+    inside the interval of the best one, or costs hardly any loss: the runs that tune are
+    shorter than the others, whose best rate is a little lower (docs/notes/recipe.md).
 
     Args:
         config: the recipe, whose rule gives the planned rate of each width.
@@ -175,12 +180,14 @@ def choose_rate(config: PlanConfig, runs: pd.DataFrame, noise: float) -> RateCho
         return _choose_edge(best, tried, attempted.index.to_numpy(float))
     low = parabola.vertex - Z * parabola.deviation
     high = parabola.vertex + Z * parabola.deviation
+    cost = parabola.curvature * parabola.vertex**2
     log_factor = 0.0
-    if not low <= 0 <= high:
+    if cost > WORTHWHILE and not low <= 0 <= high:
         log_factor = round(parabola.vertex * ROUNDING) / ROUNDING
     reason = (
         f"the parabola through the losses has its minimum at {2.0**parabola.vertex:.2f} "
-        f"times the planned rate, 90 % interval [{2.0**low:.2f}, {2.0**high:.2f}]"
+        f"times the planned rate, 90 % interval [{2.0**low:.2f}, {2.0**high:.2f}], "
+        f"where the loss is {100 * cost:.2g} % lower"
     )
     interval = (2.0**low, 2.0**high)
     return RateChoice(2.0**log_factor, interval, "", parabola.by_width, reason)
@@ -255,4 +262,5 @@ def _fit_parabolas(log_losses: pd.DataFrame, noise: float) -> Parabola | None:
     for width, column in zip(widths, values.T, strict=True):
         own_slope = np.polyfit(x, column - curvature * x**2, 1)[0]
         by_width[int(width)] = float(2.0 ** (-own_slope / (2 * curvature)))
-    return Parabola(float(-slope / (2 * curvature)), deviation, by_width)
+    vertex = float(-slope / (2 * curvature))
+    return Parabola(vertex, deviation, float(curvature), by_width)

@@ -222,7 +222,14 @@ def test_a_difference_within_the_noise_keeps_the_planned_rate(config) -> None:
     choice = choose_rate(config, make_losses(config, losses), noise=0.01)
     assert choice.factor == 1 and choice.interval[0] < 1 < choice.interval[1]
     sure = choose_rate(config, make_losses(config, losses), noise=1e-4)
-    assert sure.interval[0] > 1
+    assert sure.interval[0] > 1 and sure.factor == 1  # it costs 0.1 % of the loss
+
+
+def test_a_rate_that_is_much_better_is_taken(config) -> None:
+    losses = {0.5: (2.2, 2.1), 1.0: (2.0, 1.9), 2.0: (1.9, 1.8), 4.0: (1.95, 1.85)}
+    choice = choose_rate(config, make_losses(config, losses), noise=0.005)
+    assert 2 <= choice.factor <= 2**1.5
+    assert set(choice.by_width) == {16, 32}
 
 
 def test_a_rate_at_which_a_size_diverged_is_not_taken(config) -> None:
