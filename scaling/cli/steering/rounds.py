@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import bdtrc
 
 from analysis import (
     Bootstrap,
@@ -45,6 +46,8 @@ the next round; before that the prior law does.
 """
 
 ROUNDING = 1 + 1e-9  # budgets are held to rounding
+
+RARE = 0.01
 
 FEWEST_TRUNKS = 8
 """Trunks from which on the sweep's own noise guides the next round."""
@@ -138,6 +141,31 @@ def weigh_evidence(
     draws = boot.evaluate(evaluate, logarithmic=want.is_loss)
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Evidence(found, boot, want, value, (float(low), float(high)))
+
+
+def check_forecast(before: Evidence, runs: pd.DataFrame) -> str:
+    """How many new runs lie where the law before them said, in words.
+
+    So many outside would be rare, with a probability below 1 %, only where the runs
+    leave the law; the sentence says so then.
+
+    Args:
+        before: the law before the runs.
+        runs: the run table of the new runs.
+    """
+    finished = load_runs(runs).table
+    points = {name: finished[name].to_numpy(float) for name in before.fit.law.variables}
+    low, high = before.boot.predict_interval(level=LEVEL, new_run=True, **points)
+    loss = finished["loss"].to_numpy(float)
+    outside = int(np.sum((loss < low) | (loss > high)))
+    text = (
+        f"{outside} of {len(loss)} new runs lie outside the 90 % intervals that the law "
+        "before gave for them"
+    )
+    # The probability of so many or more, of independent runs.
+    if outside and bdtrc(outside - 1, len(loss), 1 - LEVEL) < RARE:
+        text += ": the runs leave the law"
+    return text
 
 
 def update_prior(prior: DesignPrior, evidence: Evidence | None) -> DesignPrior:

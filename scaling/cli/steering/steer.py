@@ -29,6 +29,7 @@ from scaling.cli.steering.rounds import (
     LEVEL,
     Evidence,
     NextRuns,
+    check_forecast,
     choose_runs,
     count_family_flops,
     update_prior,
@@ -140,7 +141,7 @@ class Steering:
         self.failures: dict[str, str] = {}
         self.table = pd.DataFrame()
         self._train = train
-        self._weighed: tuple[int, Evidence | str] = (0, "no run yet")
+        self._weighed: dict[int, Evidence | str] = {0: "no run yet"}
 
     def steer(self) -> None:
         """Take every decision and train what it orders.
@@ -363,25 +364,27 @@ class Steering:
     @property
     def evidence(self) -> Evidence | None:
         """What the runs so far say; None if they do not determine the law."""
-        found = self._weigh_runs()
+        found = self._weigh_runs(self.table)
         return None if isinstance(found, str) else found
 
-    def _weigh_runs(self) -> Evidence | str:
-        """What the runs so far say, or why they do not determine the law.
+    def _weigh_runs(self, table: pd.DataFrame) -> Evidence | str:
+        """What some runs say, or why they do not determine the law.
 
         The law is fitted when it is asked for: a sweep that follows recorded decisions
         does not need it.
+
+        Args:
+            table: the first runs of the sweep.
         """
-        if len(self.runs) != self._weighed[0]:
-            found: Evidence | str
+        count = len(table)
+        if count not in self._weighed:
             try:
-                found = weigh_evidence(
-                    self.table, self.prior.law, self.want, self.per_token
-                )
+                found = weigh_evidence(table, self.prior.law, self.want, self.per_token)
             except ValueError as error:
-                found = str(error)
-            self._weighed = (len(self.runs), found)
-        return self._weighed[1]
+                self._weighed[count] = str(error)
+            else:
+                self._weighed[count] = found
+        return self._weighed[count]
 
     def _train_runs(self, order: Decision) -> None:
         """Train what a decision orders, and fit the law to all runs so far."""
@@ -389,15 +392,24 @@ class Steering:
         outcome = self._train(order.plan)
         self.failures |= outcome.failures
         self.runs += order.plan.runs
-        pieces = [piece for piece in (self.table, outcome.table) if len(piece)]
+        earlier = self.table
+        pieces = [piece for piece in (earlier, outcome.table) if len(piece)]
         self.table = pd.concat(pieces, ignore_index=True)
         name = f"law after {order.name}"
 
         def make() -> Decision:
-            found = self._weigh_runs()
+            found = self._weigh_runs(self.table)
             if isinstance(found, str):
                 return Decision(name, "none yet", found)
-            return _describe_evidence(name, found, outcome.failures)
+            notes = []
+            if outcome.failures:
+                notes.append(
+                    f"{len(outcome.failures)} runs failed and are not tried again"
+                )
+            before = self._weigh_runs(earlier) if len(earlier) else ""
+            if not isinstance(before, str):
+                notes.append(check_forecast(before, outcome.table))
+            return _describe_evidence(name, found, notes)
 
         self._follow(name, make)
 
@@ -459,9 +471,7 @@ def _describe_order(name: str, found: NextRuns, purpose: str) -> Decision:
     )
 
 
-def _describe_evidence(
-    name: str, evidence: Evidence, failures: dict[str, str]
-) -> Decision:
+def _describe_evidence(name: str, evidence: Evidence, notes: Iterable[str]) -> Decision:
     """What the law is after some runs."""
     law = evidence.fit
     low, high = evidence.interval
@@ -485,9 +495,7 @@ def _describe_evidence(
         )
     if not law.certificate.ok:
         reasons.append("the fit is not certified")
-    if failures:
-        reasons.append(f"{len(failures)} runs failed and are not tried again")
-    reasons += evidence.notes
+    reasons += [*notes, *evidence.notes]
     return Decision(
         name,
         f"{evidence.want} = {evidence.value:.4g} [{low:.4g}, {high:.4g}]",
