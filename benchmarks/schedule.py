@@ -186,10 +186,10 @@ def compute_lower_bound(work: Sequence[float], speeds: Sequence[float]) -> float
 
 
 def make_sweep(seeds: int) -> Plan:
-    """The quickstart's family over nine doublings of compute: a thousand runs at eleven
+    """The family of the preset `isoflop` over nine doublings of compute: a thousand runs at eleven
     seeds.
     """
-    config = read_toml(find_preset("quickstart"), PlanConfig)
+    config = read_toml(find_preset("isoflop"), PlanConfig)
     budgets = tuple((2e12 * 2.0 ** np.arange(10)).tolist())
     return make_plan(
         dataclasses.replace(

@@ -3,7 +3,7 @@ leases, and the size of it all.
 
     python benchmarks/store.py [--runs 100000] [--json]
 
-The runs of the quickstart's grid, at as many seeds as needed, are written to a
+The runs of the preset `isoflop`, at as many seeds as needed, are written to a
 temporary folder as if they had been trained: a folder, a configuration, a log and a
 result each. Then a fresh process for each task measures seconds and peak memory of
 listing the folder, reading the run table, exporting it, and asking of each run whether
@@ -40,7 +40,7 @@ from scaling.store.table import export_table, run_table
 LEASES = 500  # taken and released, for a rate
 DELAY = 1e-3  # seconds that a file is late in the tasks that are far
 TASKS = ("list", "table", "far", "export", "start", "start_far")
-LINES = 20  # of a log: the quickstart's runs have 40 to 200 of this length
+LINES = 20  # of a log: the preset's runs have 40 to 200 of this length
 
 
 Result = TypeVar("Result")
@@ -64,8 +64,8 @@ class Store:
 
 
 def make_many_runs(count: int) -> Plan:
-    """The quickstart's grid at as many seeds as make that many runs."""
-    config = read_toml(find_preset("quickstart"), PlanConfig)
+    """The preset's grid at as many seeds as make that many runs."""
+    config = read_toml(find_preset("isoflop"), PlanConfig)
     seeds = tuple(range(math.ceil(count / len(make_plan(config)))))
     plan = make_plan(dataclasses.replace(config, seeds=seeds))
     return dataclasses.replace(plan, runs=plan.runs[:count])
@@ -85,7 +85,7 @@ def write_run(out: Path, run: RunConfig, loss: float) -> None:
         ),
     }
     row |= {
-        "sweep": "quickstart",
+        "sweep": "isoflop",
         "fingerprint": "0" * 64,
         "status": "finished",
         "unique_tokens": row["tokens"],

@@ -1,4 +1,4 @@
-"""The quickstart's grid, against one fresh process per run with a cosine schedule,
+"""The grid of the preset `isoflop`, against one fresh process per run with a cosine schedule,
 which is common practice.
 
     python benchmarks/sweep.py [--share 1.0] [--json]
@@ -45,7 +45,7 @@ class Sweep:
     """What to train twice."""
 
     share: float = 1.0
-    """Of the quickstart's budgets."""
+    """Of the preset's budgets."""
     json: bool = False
     """End with one JSON line."""
     keep: Path | None = None
@@ -56,8 +56,8 @@ class Sweep:
 
 
 def make_grid(share: float) -> Plan:
-    """The quickstart's plan with its budgets shrunk."""
-    config = read_toml(find_preset("quickstart"), PlanConfig)
+    """The preset's plan with its budgets shrunk."""
+    config = read_toml(find_preset("isoflop"), PlanConfig)
     budgets = tuple(share * budget for budget in config.budgets)
     return make_plan(
         dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The learning rate of each size: the sweep behind the rule that the quickstart uses.
+"""The learning rate of each size: the sweep behind the rule of the presets.
 
     python -m experiments.calibrate_lr --out runs/calibrate_lr
 
@@ -36,7 +36,7 @@ class Calibration:
     """Which cells to train."""
 
     out: Path = Path("runs/calibrate_lr")
-    preset: str = "quickstart"
+    preset: str = "isoflop"
     widths: tuple[int, ...] = (24, 48, 96)
     tokens: tuple[int, ...] = (400_000, 1_200_000)
     rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 16e-3)

@@ -1,5 +1,5 @@
 """Muon against AdamW by their scaling laws: tune the learning rate of each, train the
-quickstart's sweep with each, compare.
+preset's sweep with each, compare.
 
     python -m experiments.compare_optimizers --out runs/optimizers
 
@@ -51,7 +51,7 @@ class Optimizers:
 
     out: Path = Path("runs/optimizers")
     names: tuple[Optimizer, ...] = ("adamw", "muon")
-    preset: str = "quickstart"
+    preset: str = "isoflop"
     base_width: int = 32
     tokens: int = 600_000
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -67,7 +67,7 @@ class Comparison:
 
     out: Path = Path("runs/parametrizations")
     names: tuple[str, ...] = ("sp", "mup", "umup", "normalized")
-    preset: str = "quickstart"
+    preset: str = "isoflop"
     widths: tuple[int, ...] = (32, 48, 64, 96, 128)
     tokens: tuple[int, ...] = (300_000, 600_000, 1_200_000)
     factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)

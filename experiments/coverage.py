@@ -132,10 +132,10 @@ def make_design(config: PlanConfig) -> pd.DataFrame:
 
 def list_designs() -> dict[str, pd.DataFrame]:
     """The designs by name."""
-    quickstart = read_toml(find_preset("quickstart"), PlanConfig)
-    designs = {"20 rows, 9 trunks (quickstart)": make_design(quickstart)}
+    isoflop = read_toml(find_preset("isoflop"), PlanConfig)
+    designs = {"20 rows, 9 trunks (quickstart)": make_design(isoflop)}
     for name, budgets in BUDGETS.items():
-        config = replace(quickstart, budgets=tuple(budgets), sizes_per_budget=5)
+        config = replace(isoflop, budgets=tuple(budgets), sizes_per_budget=5)
         designs[name] = make_design(config)
     return designs
 

@@ -33,7 +33,7 @@ class DesignsArgs:
     """Compare designs of equal cost."""
 
     out: Path = Path("runs/designs")
-    preset: str = "quickstart"
+    preset: str = "isoflop"
     figure: Path | None = None
     """Write the figure here too."""
 

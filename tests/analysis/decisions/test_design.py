@@ -29,13 +29,13 @@ from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.planning.design_space import DesignSpace
 
-BUDGET = 1.16e13  # FLOPs of the quickstart
+BUDGET = 1.16e13  # FLOPs of the preset `isoflop`
 
 
 @pytest.fixture(scope="module")
 def config() -> PlanConfig:
-    """The quickstart's recipe."""
-    return read_toml(find_preset("quickstart"), PlanConfig)
+    """The recipe of the default prior."""
+    return read_toml(find_preset("isoflop"), PlanConfig)
 
 
 @pytest.fixture(scope="module")
