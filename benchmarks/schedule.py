@@ -186,8 +186,8 @@ def compute_lower_bound(work: Sequence[float], speeds: Sequence[float]) -> float
 
 
 def make_sweep(seeds: int) -> Plan:
-    """The family of the preset `isoflop` over nine doublings of compute: a thousand runs at eleven
-    seeds.
+    """The family of the preset `isoflop` over nine doublings of compute: a thousand runs
+    at eleven seeds.
     """
     config = read_toml(find_preset("isoflop"), PlanConfig)
     budgets = tuple((2e12 * 2.0 ** np.arange(10)).tolist())

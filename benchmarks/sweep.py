@@ -1,5 +1,5 @@
-"""The grid of the preset `isoflop`, against one fresh process per run with a cosine schedule,
-which is common practice.
+"""The grid of the preset `isoflop`, against one fresh process per run with a cosine
+schedule, which is common practice.
 
     python benchmarks/sweep.py [--share 1.0] [--json]
 
