@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from analysis.fitting import noise
 from analysis.fitting.effects import invert_information
+from analysis.fitting.student import compute_quantile
 from analysis.laws.base import Binding, Law, NotIdentifiedError
 
 if TYPE_CHECKING:
@@ -245,12 +245,11 @@ def find_square_root(matrix: np.ndarray) -> np.ndarray:
 
 def compute_threshold(solver: Solver, r: np.ndarray, level: float) -> float:
     """How far the objective may rise above its minimum along a profile: variance * F(1,
-    dof) quantile / 2.
+    dof) quantile / 2. The latter is the square of Student's t.
     """
     p = len(solver.binding.free)
     variance = noise.estimate_variance(r, solver.data.delta, p, solver.data.weight)
-    quantile = float(scipy.special.fdtri(1, max(len(r) - p, 1), level))
-    return 0.5 * variance * quantile
+    return 0.5 * variance * compute_quantile(max(len(r) - p, 1), level) ** 2
 
 
 def find_flat_directions(
@@ -268,14 +267,16 @@ def find_flat_directions(
     solver, z = solver.restrict_to_sample(solution.z[0])
     low, high = solver.bounds
     rise = compute_threshold(solver, solver.residuals(z), UNBOUNDED_LEVEL)
+    k = len(solver.binding.linear)
+    examined = k + np.flatnonzero(~skip[k:])
+    if not len(examined):
+        return {}
+    held = np.repeat(examined, 3)
+    candidates = np.stack([z, low, high], axis=1)[examined].ravel()
+    profiles = solver.profile_fits(held, candidates, z).objective.reshape(-1, 3)
     found = {}
-    for i, entry in enumerate(
-        solver.binding.nonlinear, start=len(solver.binding.linear)
-    ):
-        if skip[i]:
-            continue
-        candidates = np.array([z[i], low[i], high[i]])
-        here, at_low, at_high = solver.profile_fits(i, candidates, z).objective
+    for i, (here, at_low, at_high) in zip(examined.tolist(), profiles, strict=True):
+        entry = solver.binding.nonlinear[i - k]
         limit = here + rise
         if min(at_low, at_high) > limit:
             continue

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.fitting.golden_section import minimize_between
+
 EFFECTS = ("row", "trunk")
 # Values of the ratio that are examined: none, and this range. The upper end is a trunk
 # effect of 20 times that of a row.
@@ -63,9 +65,10 @@ class Trunks:
 
     def sum_rows(self, values: np.ndarray) -> np.ndarray:
         """[T, ...] sums over the rows of each trunk, of values [n, ...]."""
-        total = np.zeros((len(self.size), *values.shape[1:]))
-        np.add.at(total, self.label, values)
-        return total
+        columns = values.reshape(len(values), -1).T
+        count = len(self.size)
+        sums = [np.bincount(self.label, column, count) for column in columns]
+        return np.stack(sums, axis=-1).reshape(count, *values.shape[1:])
 
     def whiten(self, values: np.ndarray, ratio: float) -> np.ndarray:
         """Values [n, ...] times the inverse square root of I + ratio 11'."""
@@ -80,6 +83,46 @@ class Trunks:
     def _subtract_sum(self, values: np.ndarray, share: np.ndarray) -> np.ndarray:
         factor = share.reshape(-1, *(1,) * (values.ndim - 1))
         return values - (factor * self.sum_rows(values))[self.label]
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """What the restricted likelihood of any ratio needs of the rows.
+
+    Attributes:
+        size: [T] rows of each trunk.
+        inner: [P + 1, P + 1] inner products of the columns of the Jacobian and of the
+            residuals, which come last.
+        sums: [T, P + 1] sums of these columns over the rows of each trunk.
+        degrees_of_freedom: n - P.
+    """
+
+    size: np.ndarray
+    inner: np.ndarray
+    sums: np.ndarray
+    degrees_of_freedom: int
+
+    @classmethod
+    def of(
+        cls, jacobian: np.ndarray, residuals: np.ndarray, trunks: Trunks
+    ) -> Products:
+        """
+        Raises:
+            ValueError: no degree of freedom is left.
+        """
+        n, p = jacobian.shape
+        if n - p < 1:
+            raise ValueError(
+                f"{n} rows and {p} free parameters leave no degree of freedom for the "
+                "noise: fit more runs, or hold parameters fixed with fixed={...}"
+            )
+        columns = np.column_stack([jacobian, residuals])
+        return cls(
+            size=trunks.size,
+            inner=columns.T @ columns,
+            sums=trunks.sum_rows(columns),
+            degrees_of_freedom=n - p,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,31 +200,34 @@ def compute_restricted_likelihood(
     Raises:
         ValueError: no degree of freedom is left.
     """
-    n, p = jacobian.shape
-    degrees_of_freedom = n - p
-    if degrees_of_freedom < 1:
-        raise ValueError(
-            f"{n} rows and {p} free parameters leave no degree of freedom for the "
-            "noise: fit more runs, or hold parameters fixed with fixed={...}"
-        )
-    columns = np.column_stack([jacobian, residuals])
-    products = columns.T @ columns
-    sums = trunks.sum_rows(columns)
+    products = Products.of(jacobian, residuals, trunks)
+    return compute_likelihood(products, precision, ratios)
+
+
+def compute_likelihood(
+    products: Products, precision: np.ndarray | None, ratios: np.ndarray
+) -> RestrictedLikelihood:
+    """The restricted likelihood of each ratio, from products of the rows; see
+    `compute_restricted_likelihood`.
+    """
+    p = len(products.inner) - 1
+    size, sums = products.size, products.sums
+    degrees_of_freedom = products.degrees_of_freedom
     prior = np.zeros(p) if precision is None else precision
     log_likelihood = []
     variances = []
     covariances = []
     shifts = []
     for ratio in ratios:
-        shrink = ratio / (1 + trunks.size * ratio)
-        whitened = products - (sums.T * shrink) @ sums
+        shrink = ratio / (1 + size * ratio)
+        whitened = products.inner - (sums.T * shrink) @ sums
         information = whitened[:p, :p] + np.diag(prior)
         inverse, log_determinant = invert_information(information)
         pull = whitened[:p, p]
         shift = inverse @ pull
         squares = float(whitened[p, p] - pull @ shift)
         variance = max(squares / degrees_of_freedom, SMALLEST**2)
-        log_size = float(np.sum(np.log1p(trunks.size * ratio)))
+        log_size = float(np.sum(np.log1p(size * ratio)))
         noise = degrees_of_freedom * np.log(variance)
         log_likelihood.append(-0.5 * (noise + log_size + log_determinant))
         variances.append(variance)
@@ -229,13 +275,11 @@ def estimate_components(
     Raises:
         ValueError: no degree of freedom is left.
     """
-    # Imported here because not every fit needs it: it takes a quarter of a second.
-    from scipy.optimize import OptimizeResult, minimize_scalar
+
+    products = Products.of(jacobian, residuals, trunks)
 
     def evaluate(ratios: np.ndarray) -> RestrictedLikelihood:
-        return compute_restricted_likelihood(
-            jacobian, residuals, trunks, precision, ratios
-        )
+        return compute_likelihood(products, precision, ratios)
 
     on_grid = evaluate(RATIOS)
     best = int(np.argmax(on_grid.log_likelihood))
@@ -243,13 +287,12 @@ def estimate_components(
         return {"trunk": 0.0, "row": float(np.sqrt(on_grid.variance[0]))}
     below = RATIOS[max(best - 1, 1)]
     above = RATIOS[min(best + 1, len(RATIOS) - 1)]
-    found = minimize_scalar(
+    log_ratio = minimize_between(
         lambda log_ratio: -evaluate(np.exp([log_ratio])).log_likelihood[0],
-        bounds=(np.log(below), np.log(above)),
-        method="bounded",
+        np.log(below),
+        np.log(above),
     )
-    assert isinstance(found, OptimizeResult)
-    ratio = float(np.exp(found.x))
+    ratio = float(np.exp(log_ratio))
     row = float(np.sqrt(evaluate(np.array([ratio])).variance[0]))
     return {"trunk": float(np.sqrt(ratio)) * row, "row": row}
 

@@ -16,9 +16,9 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.special
 
 from analysis.fitting.effects import Trunks, compute_restricted_likelihood
+from analysis.fitting.student import compute_tail
 from analysis.laws.base import Law
 
 LEVEL = 0.05  # of all directions together
@@ -52,10 +52,10 @@ def compute_misfit(
         likelihood = compute_restricted_likelihood(extended, residuals, trunks)
         variance = likelihood.variance * likelihood.covariance[:, -1, -1]
         with np.errstate(divide="ignore", invalid="ignore"):
-            statistic = likelihood.shift[:, -1] ** 2 / variance
+            statistic = np.abs(likelihood.shift[:, -1]) / np.sqrt(variance)
         # A direction that the law's own parameters already have tells nothing.
         statistic = np.where(variance > 0, statistic, 0.0)
-        tail = scipy.special.fdtrc(1, likelihood.degrees_of_freedom, statistic)
+        tail = compute_tail(statistic, likelihood.degrees_of_freedom)
         found[name] = float(likelihood.weight @ tail)
     return found
 

@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 
 from analysis.fitting.data import DeviceData, Named
-from analysis.laws.base import Binding
+from analysis.laws.base import Array, Binding
 
 STEPS_PER_DISPATCH = 3
+LARGEST_BLOCK = 16  # trajectories
 DIAGONAL = 0.001  # share of the damping that ignores correlations between parameters
 MOST_ENUMERATED = 5  # coefficients whose active sets are tried one by one
 _TINY = 1e-300
@@ -44,10 +45,10 @@ Bounds = tuple[jax.Array, jax.Array]  # lowest and highest z
 class Trajectory(NamedTuple):
     """One (replicate, start) on its way to a minimum, or several on a leading axis."""
 
-    z: jax.Array  # [P]
-    damping: jax.Array
-    objective: jax.Array
-    gradient: jax.Array
+    z: Array  # [P]
+    damping: Array
+    objective: Array
+    gradient: Array
 
 
 class Response(NamedTuple):
@@ -220,6 +221,32 @@ def compute_objective(
     return rows + 0.5 * jnp.dot(data.precision, (z - data.mean) ** 2)
 
 
+def solve_positive(A: jax.Array, b: jax.Array) -> jax.Array:
+    """x with A x = b for a symmetric A [P, P] by Cholesky's decomposition; NaN unless
+    A > 0.
+
+    JAX's own solver calls LAPACK, whose functions are found while a program is lowered:
+    a program that calls them could not be loaded without it.
+    """
+    p = len(b)
+    index = jnp.arange(p)
+
+    def eliminate(i: jax.Array | int, system: jax.Array) -> jax.Array:
+        """Take the i-th equation off those below it: [A | b] -> [L' | y]."""
+        row = system[i] / jnp.sqrt(system[i, i])
+        below = jnp.where(index > i, row[:p], 0.0)
+        return (system - jnp.outer(below, row)).at[i].set(row)
+
+    def substitute(step: jax.Array | int, x: jax.Array) -> jax.Array:
+        i = p - 1 - step
+        rest = system[i, p] - jnp.dot(jnp.where(index > i, system[i, :p], 0.0), x)
+        return x.at[i].set(rest / system[i, i])
+
+    system = jnp.concatenate([A, b[:, None]], axis=1)
+    system = jax.lax.fori_loop(0, p, eliminate, system)
+    return jax.lax.fori_loop(0, p, substitute, jnp.zeros(p))
+
+
 def _solve_cholesky(A: jax.Array, b: jax.Array) -> jax.Array:
     """x with A x = b for a small symmetric A; NaN unless A > 0.
 
@@ -250,19 +277,17 @@ def solve_nnls(gram: jax.Array, rhs: jax.Array) -> jax.Array:
     k = gram.shape[0]
     if k > MOST_ENUMERATED:
         return _drop_negative_coefficients(gram, rhs)
-    best = jnp.zeros(k)
-    best_value = jnp.asarray(0.0)
-    for mask in itertools.product((0.0, 1.0), repeat=k):
-        if not any(mask):
-            continue
-        m = jnp.array(mask)
+    masks = jnp.array(list(itertools.product((0.0, 1.0), repeat=k)))
+
+    def solve_active(m: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = _solve_cholesky(gram * jnp.outer(m, m) + jnp.diag(1 - m), rhs * m)
-        value = -0.5 * jnp.dot(rhs, c)
         # NaN compares false, so a singular active set is never the best.
-        is_better = jnp.all(c >= 0) & (value < best_value)
-        best = jnp.where(is_better, c, best)
-        best_value = jnp.where(is_better, value, best_value)
-    return best
+        is_allowed = jnp.all(c >= 0)
+        value = jnp.where(is_allowed, -0.5 * jnp.dot(rhs, c), jnp.inf)
+        return jnp.where(is_allowed, c, 0.0), value
+
+    coefficients, values = jax.vmap(solve_active)(masks)
+    return coefficients[jnp.argmin(values)]
 
 
 def _drop_negative_coefficients(gram: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -388,45 +413,35 @@ def differentiate_sum(binding: Binding, z: jax.Array, data: DeviceData) -> Respo
     k = len(binding.linear)
     weights = jnp.append(z[:k], 1.0)
     theta = z[k:]
-    exponents = range(len(z) - k)
+    directions = jnp.eye(len(z) - k)
 
     def stack_terms(theta: jax.Array) -> jax.Array:
         """[K + 1, n]; the part that fixed coefficients give comes last."""
         free, offset = normalize_terms(binding, theta, data)
         return jnp.concatenate([free, offset[None, :]])
 
-    def differentiate_by(
-        function: Callable[[jax.Array], jax.Array], q: int
+    def differentiate(
+        function: Callable[[jax.Array], jax.Array],
     ) -> Callable[[jax.Array], jax.Array]:
-        """The derivative of a function of theta by the q-th exponent."""
-        direction = jnp.zeros(len(z) - k).at[q].set(1.0)
-        return lambda theta: jax.jvp(function, (theta,), (direction,))[1]
+        """The derivatives of a function of theta, [Q, ...]."""
+        return lambda theta: jax.vmap(
+            lambda direction: jax.jvp(function, (theta,), (direction,))[1]
+        )(directions)
 
     terms = stack_terms(theta)
     total = weights @ terms
     slope_of_g = jnp.where(data.log, 1 / jnp.maximum(total, _TINY), 1.0)
-    slopes = [differentiate_by(stack_terms, q)(theta) for q in exponents]
-    by_coefficient = [terms[i] * slope_of_g for i in range(k)]
-    by_exponent = [(weights @ slope) * slope_of_g for slope in slopes]
-    jacobian = jnp.stack(by_coefficient + by_exponent)
+    slopes = differentiate(stack_terms)(theta)
+    by_exponent = jnp.einsum("k,qkn->qn", weights, slopes)
+    jacobian = jnp.concatenate([terms[:k], by_exponent]) * slope_of_g[None]
 
     def sum_curvature(pull: jax.Array) -> tuple[jax.Array, jax.Array]:
         along_g = pull * slope_of_g
-        cross = jnp.zeros((0, k))
-        corner = jnp.zeros((0, 0))
-        if slopes:
-            cross = jnp.stack([slope[:k] @ along_g for slope in slopes])
-            corner = jnp.stack([bend_row(q, along_g) for q in exponents])
+        cross = slopes[:, :k] @ along_g
+        seconds = differentiate(differentiate(stack_terms))(theta)
+        corner = jnp.einsum("k,pqkn,n->pq", weights, seconds, along_g)
         blocks = jnp.block([[jnp.zeros((k, k)), cross.T], [cross, corner]])
         return jnp.where(data.log, -pull, 0.0), blocks
-
-    def bend_row(q: int, along_g: jax.Array) -> jax.Array:
-        """[Q] second derivatives by the q-th exponent and each other one."""
-        row = []
-        for p in exponents:
-            second = differentiate_by(differentiate_by(stack_terms, q), p)(theta)
-            row.append(weights @ (second @ along_g))
-        return jnp.stack(row)
 
     return Response(transform_loss(total, data), jacobian, sum_curvature)
 
@@ -514,14 +529,13 @@ def take_step(
     added = DIAGONAL * trajectory.damping + 1e-13
     damped = damped + added * jnp.eye(len(scale))
     system = jnp.where(jnp.outer(is_free, is_free), damped, jnp.eye(len(scale)))
-    factor = jax.scipy.linalg.cho_factor(system)
     downhill = jnp.where(is_free, -here.gradient * scale, 0.0)
-    step = scale * jax.scipy.linalg.cho_solve(factor, downhill)
+    step = scale * solve_positive(system, downhill)
     z = jnp.clip(trajectory.z + step, low, high)
     after = compute_objective(binding, z, data, weight, observed)
     # Near the optimum the decrease drowns in the rounding of the sum while the gradient
     # can still shrink.
-    is_better = after <= here.objective * (1 + 1e-14)
+    is_better = after <= here.objective * (1 + 1e-13)
     damping = jnp.where(
         is_better, jnp.maximum(trajectory.damping * 0.2, 1e-12), trajectory.damping * 5
     )
@@ -540,22 +554,55 @@ def take_step(
 @functools.partial(jax.jit, static_argnums=0)
 def advance_trajectories(
     binding: Binding,
+    blocks: jax.Array,
     trajectories: Trajectory,
     bounds: Bounds,
     data: DeviceData,
     weight: jax.Array,
     observed: jax.Array,
 ) -> Trajectory:
-    """A few Newton steps of every trajectory; bounds: two [L, P]; weight and observed
-    [L, n].
+    """A few Newton steps of every trajectory of the first blocks.
+
+    Args:
+        binding: the law with what is fixed and tied.
+        blocks: how many blocks of `size_block(n)` trajectories are to be advanced.
+        trajectories: [L].
+        bounds: two [L, P].
+        data: the rows.
+        weight: [L, n].
+        observed: [L, n].
     """
+    size = size_block(weight.shape[1])
 
     def advance_one(
         trajectory: Trajectory, bounds: Bounds, weight: jax.Array, observed: jax.Array
     ) -> Trajectory:
         return take_step(binding, trajectory, bounds, data, weight, observed)
 
-    def advance_all(_: jax.Array, trajectories: Trajectory) -> Trajectory:
-        return jax.vmap(advance_one)(trajectories, bounds, weight, observed)
+    def advance_block(block: jax.Array | int, trajectories: Trajectory) -> Trajectory:
+        start = block * size
 
-    return jax.lax.fori_loop(0, STEPS_PER_DISPATCH, advance_all, trajectories)
+        def select(whole: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(whole, start, size)
+
+        moved, *fixed = jax.tree.map(select, (trajectories, bounds, weight, observed))
+        for_all = jax.vmap(advance_one)
+        moved = jax.lax.fori_loop(
+            0, STEPS_PER_DISPATCH, lambda _, moved: for_all(moved, *fixed), moved
+        )
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice_in_dim(
+                whole, part, start, 0
+            ),
+            trajectories,
+            moved,
+        )
+
+    return jax.lax.fori_loop(0, blocks, advance_block, trajectories)
+
+
+def size_block(n: int) -> int:
+    """Trajectories of n rows that are advanced together: what they need stays in
+    cache.
+    """
+    return max(1, min(2**15 // n, LARGEST_BLOCK))

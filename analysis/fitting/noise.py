@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from analysis.fitting.golden_section import minimize_between
+
 NOISES = ("constant", "loss_se", "growing")
 GROWTH = (-5.0, 5.0)  # range of the fitted power of the loss
 FURTHEST = 100.0  # of the logarithm of a scale from the middle of the runs
@@ -57,9 +59,6 @@ def estimate_growth(
         residuals: [n] of a fit that takes the noise as constant.
         loss: [n].
     """
-    # Imported here because not every fit needs it: it takes a quarter of a second.
-    from scipy.optimize import OptimizeResult, minimize_scalar
-
     x = np.log(loss) - np.mean(np.log(loss))
     n, p = jacobian.shape
     is_noisy = np.median(np.abs(residuals)) > 0
@@ -78,9 +77,7 @@ def estimate_growth(
         return float((n - p) * np.log(rest @ rest) + log_information)
 
     # Scales have mean logarithm 0, so that their determinant is 1.
-    found = minimize_scalar(compute_deviance, bounds=GROWTH, method="bounded")
-    assert isinstance(found, OptimizeResult)
-    return float(found.x)
+    return minimize_between(compute_deviance, *GROWTH)
 
 
 def compute_effective_noise(scatter: float, delta: float) -> float:

@@ -3,28 +3,39 @@ the processes after it.
 
 A program is a jitted function of (binding, arrays). It depends on the law and on the
 shapes of the arrays, and not on their values, so that tables of about the same size
-share it (`analysis.fitting.solver.pad_row_count`). The name of a stored executable is
-JAX's own: a hash of the program, the compiler's options and the processor.
+share it (`analysis.fitting.solver.pad_row_count`).
+
+JAX's own cache finds an executable by its program, which has to be traced and lowered
+first: nine tenths of the time that a stored executable takes. The programs of the laws
+of the library are therefore stored by what they are made of (`name_executable`), and
+loaded without either. A law of the user's own may be any function, which only its
+program tells: it is left to JAX's cache.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import pickle
 import platform
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jaxlib.version
+from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from analysis.fitting.data import use_float64
 from analysis.laws.base import Binding
+from analysis.laws.library import BUILT_IN
 
 Arrays = tuple[Any, ...]  # the arguments after the binding: trees of arrays
 Executable = Callable[..., Any]
@@ -72,39 +83,154 @@ def run_program(function: Any, binding: Binding, *arrays: Any) -> Any:
 
 
 def compile_programs(calls: Sequence[Call]) -> None:
-    """Compile what these calls need and no earlier call compiled, side by side: the
+    """Load or compile what these calls need and no earlier call did, side by side: the
     compiler keeps one core busy.
     """
     with _lock:
         missing = {call.key: call for call in calls if call.key not in _executables}
         if not missing:
             return
-        with keep_on_disk(), ThreadPoolExecutor(len(missing)) as pool:
-            compiled = pool.map(_compile_call, missing.values())
-            _executables.update(zip(missing, compiled, strict=True))
+        folder = _choose_folder()
+        for use_folder in (_load_side_by_side, _compile_side_by_side):
+            left = {
+                key: call for key, call in missing.items() if key not in _executables
+            }
+            _executables.update(use_folder(left, folder))
 
 
-def _compile_call(call: Call) -> Executable:
+def _load_side_by_side(
+    calls: Mapping[Hashable, Call], folder: Path | None
+) -> dict[Hashable, Executable]:
+    """The executables that are stored."""
+    paths = {key: _locate(call, folder) for key, call in calls.items()}
+    stored = {key: path for key, path in paths.items() if path and path.is_file()}
+    if not stored:
+        return {}
+    with ThreadPoolExecutor(len(stored)) as pool:
+        loaded = dict(zip(stored, pool.map(_load, stored.values()), strict=True))
+    return {key: program for key, program in loaded.items() if program is not None}
+
+
+def _compile_side_by_side(
+    calls: Mapping[Hashable, Call], folder: Path | None
+) -> dict[Hashable, Executable]:
+    if not calls:
+        return {}
+    paths = [_locate(call, folder) for call in calls.values()]
+    # JAX cannot store again what it took from its own cache.
+    jax_folder = None if all(paths) else folder
+    with _use_jax_cache(jax_folder), ThreadPoolExecutor(len(calls)) as pool:
+        compiled = pool.map(_compile, calls.values(), paths)
+        return dict(zip(calls, compiled, strict=True))
+
+
+def _compile(call: Call, path: Path | None) -> Executable:
+    """Compile a program and store it, if it has a place."""
     # The precision and the device are settings of the calling thread.
     with use_float64():
-        return call.function.lower(call.binding, *call.arrays).compile()
+        program = call.function.lower(call.binding, *call.arrays).compile()
+        if path is not None:
+            _store(program, call, path)
+        return program
+
+
+def _store(program: Any, call: Call, path: Path) -> None:
+    """Write an executable that other processes can run. One that cannot be stored, or
+    not run once it has been, is left out.
+    """
+    if "custom_call_target" in program.as_text():
+        return  # a function of a library, at an address of this process
+    try:
+        stored = pickle.dumps(serialize_executable.serialize(program))
+        _deserialize(stored)(*call.arrays)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(stored)
+        os.replace(file.name, path)  # whole, or not there
+    except Exception:  # what JAX raises here differs between its versions
+        return
+
+
+def _load(path: Path) -> Executable | None:
+    """A stored executable; None where it cannot be read."""
+    try:
+        with use_float64():
+            return _deserialize(path.read_bytes())
+    except Exception:  # what JAX raises here differs between its versions
+        return None
+
+
+def _deserialize(stored: bytes) -> Executable:
+    cpu = jax.local_devices(backend="cpu")[0]
+    return serialize_executable.deserialize_and_load(
+        *pickle.loads(stored), backend=cpu.client, execution_devices=[cpu]
+    )
+
+
+def _locate(call: Call, folder: Path | None) -> Path | None:
+    """Where the executable of a call is stored; None where it is not to be."""
+    if folder is None or call.binding.law not in BUILT_IN:
+        return None
+    return folder / f"{call.function.__name__}-{name_executable(call)}"
+
+
+def name_executable(call: Call) -> str:
+    """A name for all that the executable of a call is made of: the source of the
+    programs and of the laws, the versions, the settings of JAX and XLA, the law with
+    what is fixed and tied, and the shapes of the arrays.
+    """
+    binding = call.binding
+    law = binding.law
+    leaves, structure = jax.tree.flatten(call.arrays)
+    parts = (
+        _describe_setup(),
+        call.function.__name__,
+        (law.name, law.variables, binding.fixed, binding.tied),
+        str(structure),
+        [(leaf.shape, str(leaf.dtype)) for leaf in leaves],
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _describe_setup() -> str:
+    settings = [
+        (name, value)
+        for name, value in sorted(jax.config.values.items())
+        if "cache" not in name
+    ]
+    parts = (_hash_source(), settings, os.environ.get("XLA_FLAGS"))
+    return repr(parts)
+
+
+@functools.cache
+def _hash_source() -> str:
+    """A name for the versions of what makes the programs, ours by their source."""
+    digest = hashlib.sha256(
+        f"{sys.version} {jax.__version__} {jaxlib.version.__version__}".encode()
+    )
+    package = Path(__file__).parents[1]
+    for folder in ("fitting", "laws"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _choose_folder() -> Path | None:
+    """The folder of executables: the one that the caller or
+    `JAX_COMPILATION_CACHE_DIR` set for JAX, else `find_cache_folder()`. None where it
+    cannot be written: programs are then compiled in every process.
+    """
+    (chosen,) = _read(_FOLDER)
+    folder = Path(chosen or find_cache_folder())
+    return folder if _make_writable(folder) else None
 
 
 @contextmanager
-def keep_on_disk() -> Iterator[None]:
-    """Store executables, and take those that are stored.
-
-    The folder is the one that the caller or `JAX_COMPILATION_CACHE_DIR` set for JAX,
-    else `find_cache_folder()`. Where it cannot be written, programs are compiled as
-    without it.
+def _use_jax_cache(folder: Path | None) -> Iterator[None]:
+    """Let JAX store executables in a folder, and take those that are stored; in none if
+    there is no folder.
     """
-    (chosen,) = _read(_FOLDER)
-    folder = chosen or find_cache_folder()
-    if chosen is None and not _make_writable(folder):
-        yield
-        return
     saved = _read(_FOLDER, _LEAST_SECONDS)
-    _configure_cache(str(folder), 0.0)
+    _configure_cache(None if folder is None else str(folder), 0.0)
     try:
         yield
     finally:
@@ -146,11 +272,12 @@ def _find_user_cache() -> Path:
 def _hash_processor() -> str:
     """A name for the instruction set of this processor, which executables assume."""
     info = Path("/proc/cpuinfo")
-    flags = platform.processor()
     if info.is_file():
         lines = info.read_text().splitlines()
         named = [line for line in lines if line.startswith(("flags", "Features"))]
         flags = named[0] if named else ""
+    else:
+        flags = platform.processor()  # starts a process
     return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
 
 

@@ -24,14 +24,12 @@ import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from scipy.spatial import cKDTree  # type: ignore[attr-defined]
 
 from analysis.fitting import newton
 from analysis.fitting.data import Data, load_rows, use_float64
 from analysis.fitting.effects import Trunks
-from analysis.fitting.newton import STEPS_PER_DISPATCH, Bounds, Trajectory
+from analysis.fitting.newton import STEPS_PER_DISPATCH, Trajectory
 from analysis.fitting.programs import Call, compile_programs, run_program
 from analysis.laws.base import Array, Binding, Params
 from analysis.progress import show_progress
@@ -103,9 +101,18 @@ def find_neighbors(q: int) -> np.ndarray:
     if q == 0:
         return np.zeros((1, 1), int)
     unit = make_unit_grid(q)
-    count = min(len(unit), 3 ** min(q, 3))
-    _, nearest = cKDTree(unit).query(unit, k=count)
-    return nearest.reshape(len(unit), -1)
+    return find_nearest(unit, unit, min(len(unit), 3 ** min(q, 3)))
+
+
+def find_nearest(grid: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
+    """[S, count] indices of the grid points [G, q] nearest to each point [S, q]."""
+    if grid.shape[1] > 2:
+        from scipy.spatial import cKDTree  # type: ignore[attr-defined]
+
+        # Not for small grids: SciPy takes longer to import than they to search.
+        return cKDTree(grid).query(points, k=count)[1].reshape(len(points), count)
+    distance = sum((a[:, None] - b) ** 2 for a, b in zip(points.T, grid.T, strict=True))
+    return np.argsort(distance, axis=1, kind="stable")[:, :count]
 
 
 def find_local_minima(q: int, objective: np.ndarray, most: int) -> np.ndarray:
@@ -125,13 +132,18 @@ def pad_row_count(n: int) -> int:
     """Rows of the compiled program for n runs: few distinct sizes, so that tables of
     about n rows share it.
     """
+    if n <= 32:
+        return 32
     step = max(64, 2 ** (n.bit_length() - 3))
     return -(-n // step) * step
 
 
 def count_trajectories(n: int) -> int:
-    """Trajectories per dispatch: the working set of a program stays in cache."""
-    return int(np.clip(2**15 // n, 1, 64))
+    """The most trajectories per dispatch: many where a dispatch takes longer than its
+    steps.
+    """
+    block = newton.size_block(n)
+    return 16 * block if block == newton.LARGEST_BLOCK else block
 
 
 class Solver:
@@ -263,7 +275,7 @@ class Solver:
         exponents = even_grid.shape[1]
         nearest = np.zeros(len(z), int)
         if exponents:
-            _, nearest = cKDTree(even_grid).query(theta)
+            nearest = find_nearest(even_grid, theta, 1)[:, 0]
         neighbors = find_neighbors(exponents)[nearest]
         return (neighbors[:, None, :] == points[:, :, None]).any(axis=2)
 
@@ -275,29 +287,37 @@ class Solver:
         return np.where(positive, np.log(np.where(positive, theta, 1.0)), theta)
 
     def profile_fits(
-        self, index: int, values: np.ndarray, warm: np.ndarray
+        self, index: int | np.ndarray, values: np.ndarray, warm: np.ndarray
     ) -> Solution:
-        """The best fit with coordinate `index` of z held at each of the values [V]."""
+        """The best fit with one coordinate of z held at each of the values [V].
+
+        Args:
+            index: of the coordinate, one or [V].
+            values: where it is held.
+            warm: [P] a start.
+        """
         count = len(values)
+        held = np.broadcast_to(index, count)
         k = len(self.binding.linear)
         weight, observed = self._pad_rows(np.ones((1, self._n)))
         objective, coefficients = self._screen(weight, observed)
         near = np.repeat(objective, count, axis=0)
-        if index >= k:
-            distance = np.abs(self.grid[:, index - k][None, :] - values[:, None])
-            nearest_tenth = np.quantile(distance, 0.1, axis=1, keepdims=True)
-            near = np.where(distance <= nearest_tenth, near, np.inf)
+        on_grid = held >= k
+        distance = np.abs(self.grid.T[held[on_grid] - k] - values[on_grid, None])
+        nearest_tenth = np.quantile(distance, 0.1, axis=1, keepdims=True)
+        near[on_grid] = np.where(distance <= nearest_tenth, near[on_grid], np.inf)
         # The given start, then the lowest points of the grid near each value.
         starts = [np.repeat(warm[None, :], count, axis=0)]
         for column in np.argsort(near, axis=1, kind="stable")[:, :4].T:
             parts = [coefficients[0, column], self.grid[column]]
             starts.append(np.concatenate(parts, axis=1))
         z = np.concatenate(starts)
-        z[:, index] = np.tile(values, len(starts))
         low = np.repeat(self.bounds[0][None, :], len(z), axis=0)
         high = np.repeat(self.bounds[1][None, :], len(z), axis=0)
-        low[:, index] = z[:, index]
-        high[:, index] = z[:, index]
+        for bounded in (z, low, high):
+            bounded[np.arange(len(z)), np.tile(held, len(starts))] = np.tile(
+                values, len(starts)
+            )
         trajectories = _Trajectories((low, high), count)
         trajectories.add(z, np.tile(np.arange(count), len(starts)))
         self._follow(
@@ -397,7 +417,8 @@ class Solver:
         k = max(len(self.binding.linear), 1)
         n = len(self._rows)
         grid_block = int(np.clip(2**22 // (k**2 * n), 1, len(self.grid)))
-        return (8 if n <= 512 else 1), grid_block
+        replicate_block = 32 if n <= 64 else 8 if n <= 512 else 1
+        return replicate_block, grid_block
 
     def _compile_ahead(self) -> None:
         """Compile the programs of a fit side by side; only shapes matter here."""
@@ -406,13 +427,12 @@ class Solver:
         trajectories = _Trajectories(self.bounds, 1)
         z = np.zeros(len(self.binding.free))
         trajectories.add(np.tile(z, (width, 1)), np.zeros(width, int))
-        with use_float64():
-            state, bounds = trajectories.load_state(np.arange(width))
+        state, bounds = trajectories.load_state(np.arange(width))
         data = self._device_data
         of_screen = np.zeros((replicates, len(self._rows)))
         of_steps = np.zeros((width, len(self._rows)))
         screened = (self.grid[:points], data, of_screen, of_screen)
-        advanced = (state, bounds, data, of_steps, of_steps)
+        advanced = (np.array(0), state, bounds, data, of_steps, of_steps)
         compile_programs(
             [
                 Call(newton.advance_trajectories, self.binding, advanced),
@@ -438,24 +458,27 @@ class Solver:
     ) -> None:
         """Newton on all trajectories that wait, in dispatches of one width."""
         width = count_trajectories(weight.shape[1])
+        block = newton.size_block(weight.shape[1])
         title = f"fit of {self._n} rows"
         total = TYPICAL_STEPS * len(trajectories.waiting)
         with use_float64(), show_progress(title, total) as progress:
             while len(active := trajectories.fill_up(width)):
-                # A last, partly filled dispatch repeats trajectories.
+                # A partly filled block repeats trajectories.
                 dispatched = np.resize(active, width)
+                blocks = -(-len(active) // block)
                 owner = trajectories.owner[dispatched]
                 state, bounds = trajectories.load_state(dispatched)
                 advanced = run_program(
                     newton.advance_trajectories,
                     self.binding,
+                    np.array(blocks),
                     state,
                     bounds,
                     self._device_data,
                     weight[owner],
                     observed[owner],
                 )
-                trajectories.update(dispatched, advanced)
+                trajectories.update(len(active), advanced)
                 progress.move_to(total - trajectories.count_steps_left())
 
 
@@ -523,27 +546,27 @@ class _Trajectories:
         self.waiting = self.waiting[room:]
         return self.active
 
-    def load_state(self, trajectories: np.ndarray) -> tuple[Trajectory, Bounds]:
-        """Trajectories as the compiled program takes them, and their bounds. Call
-        inside `use_float64()`.
-        """
+    def load_state(
+        self, trajectories: np.ndarray
+    ) -> tuple[Trajectory, tuple[np.ndarray, np.ndarray]]:
+        """Trajectories as the compiled program takes them, and their bounds."""
         state = Trajectory(
-            z=jax.device_put(self.z[trajectories]),
-            damping=jax.device_put(self.damping[trajectories]),
-            objective=jax.device_put(self.objective[trajectories]),
-            gradient=jax.device_put(self.gradient[trajectories]),
+            z=self.z[trajectories],
+            damping=self.damping[trajectories],
+            objective=self.objective[trajectories],
+            gradient=self.gradient[trajectories],
         )
-        low = jax.device_put(self.low[trajectories])
-        high = jax.device_put(self.high[trajectories])
-        return state, (low, high)
+        return state, (self.low[trajectories], self.high[trajectories])
 
-    def update(self, trajectories: np.ndarray, out: Trajectory) -> None:
-        """Take over what the program computed; trajectories that are done leave."""
-        self.z[trajectories] = np.asarray(out.z)
-        self.damping[trajectories] = np.asarray(out.damping)
-        self.objective[trajectories] = np.asarray(out.objective)
-        self.gradient[trajectories] = np.asarray(out.gradient)
+    def update(self, count: int, out: Trajectory) -> None:
+        """Take over what the program computed for those active, the first `count`;
+        those that are done leave.
+        """
         active = self.active
+        self.z[active] = np.asarray(out.z)[:count]
+        self.damping[active] = np.asarray(out.damping)[:count]
+        self.objective[active] = np.asarray(out.objective)[:count]
+        self.gradient[active] = np.asarray(out.gradient)[:count]
         self.steps[active] += STEPS_PER_DISPATCH
         converged = self.gradient[active] <= TOLERANCE
         can_move = self.damping[active] < 1e10
@@ -556,10 +579,12 @@ class _Trajectories:
         """Record in `best` those of the trajectories that are now the lowest of their
         replicate.
         """
-        for trajectory in active[np.argsort(-self.objective[active], kind="stable")]:
-            rival = self.best[self.owner[trajectory]]
-            if rival < 0 or not self.objective[rival] <= self.objective[trajectory]:
-                self.best[self.owner[trajectory]] = trajectory
+        order = active[np.argsort(self.objective[active], kind="stable")]
+        owner, first = np.unique(self.owner[order], return_index=True)
+        lowest = order[first]
+        rival = self.best[owner]
+        is_lowest = (rival < 0) | ~(self.objective[rival] <= self.objective[lowest])
+        self.best[owner[is_lowest]] = lowest[is_lowest]
 
     def _is_beaten(self, active: np.ndarray) -> np.ndarray:
         """[active] whether another trajectory of the replicate is lower, and is at the

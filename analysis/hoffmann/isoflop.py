@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.fitting.bootstrap import draw_unit_counts, find_central_interval
 from analysis.fitting.fit import name_trunks
 from analysis.fitting.large_tables import MAX_GROUPS, pool_units
-from analysis.progress import track_progress
+from analysis.progress import show_progress
 from analysis.table.runs import Runs, load_runs
 
 Values = np.ndarray | np.floating
@@ -32,9 +32,8 @@ MIN_SIZES = 4
 """Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
 left to check it."""
 
-MAX_COUNTS = 2**18
-"""Counts in all replicates above which sums over the rows of each unit are resampled
-instead of the rows."""
+BLOCK = 32
+"""Budgets that are resampled together."""
 
 MAX_CONDITION = 1e12
 """Condition number of the normal equations from which a parabola is not determined."""
@@ -404,43 +403,37 @@ class _Group:
         ln_C = np.polyval(C_line, ln_N - self.center)
         return ln_D, ln_C
 
-    def resample_minima(self, counts: np.ndarray, units: np.ndarray) -> np.ndarray:
+    def sum_by_unit(self, units: np.ndarray, n_units: int) -> np.ndarray:
+        """[U, 8] what each unit adds to the normal equations: the powers 0 to 4 of
+        ln N - center, and the products of the design with the loss.
+
+        Args:
+            units: [n] the unit of each row.
+            n_units: U.
+        """
+        powers = self.design[:, 1:2] ** np.arange(5)
+        products = np.concatenate([powers, self.design * self.loss[:, None]], axis=1)
+        sums = [np.bincount(units, column, n_units) for column in products.T]
+        return np.stack(sums, axis=1)
+
+    def find_minima(self, totals: np.ndarray) -> np.ndarray:
         """[R] ln N of the vertex in replicates; NaN where it is not inside the sizes.
 
         Args:
-            counts: [R, U] how often each unit is drawn.
-            units: [n] the unit of each row.
+            totals: [R, 8] sums over the units of each replicate.
         """
-        X = self.design
-        if counts.size > MAX_COUNTS or len(counts) * len(X) > MAX_COUNTS:
-            gram, right = self._sum_by_unit(counts, units)
-        else:
-            of_row = counts[:, units]
-            gram = np.einsum("rn,nk,nl->rkl", of_row, X, X, optimize=True)
-            right = np.einsum("rn,nk,n->rk", of_row, X, self.loss, optimize=True)
-        is_determined = np.linalg.cond(gram) < MAX_CONDITION
-        is_determined &= np.isfinite(gram).all(axis=(1, 2))
+        exponent = np.add.outer(np.arange(3), np.arange(3))
+        gram, right = totals[:, exponent], totals[:, 5:]
+        size = np.abs(np.linalg.eigvalsh(gram))
+        is_determined = size.max(axis=1) < MAX_CONDITION * size.min(axis=1)
         solvable = np.where(is_determined[:, None, None], gram, np.eye(3))
         c = np.linalg.solve(solvable, right[..., None])[..., 0]
         with np.errstate(divide="ignore", invalid="ignore"):
             u = -c[:, 1] / (2 * c[:, 2])
-        is_inside = (u > X[:, 1].min()) & (u < X[:, 1].max())
+        of_sizes = self.design[:, 1]
+        is_inside = (u > of_sizes.min()) & (u < of_sizes.max())
         is_minimum = (c[:, 2] > 0) & is_determined
         return np.where(is_inside & is_minimum, self.center + u, np.nan)
-
-    def _sum_by_unit(
-        self, counts: np.ndarray, units: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The normal equations ([R, 3, 3], [R, 3]) from sums over the rows of each
-        unit, without a count for each row.
-        """
-        n_units = counts.shape[1]
-        powers = self.design[:, 1:2] ** np.arange(5)
-        products = np.concatenate([powers, self.design * self.loss[:, None]], axis=1)
-        sums = [np.bincount(units, column, n_units) for column in products.T]
-        totals = counts @ np.stack(sums, axis=1)
-        exponent = np.add.outer(np.arange(3), np.arange(3))
-        return totals[:, exponent], totals[:, 5:]
 
 
 def _explain_edge(minimum: Minimum) -> str:
@@ -521,18 +514,28 @@ def _draw_power_laws(
     pooled = pool_units(rng, unit_of_row.to_numpy(), MAX_GROUPS)
     unit_of_row = pd.Series(pooled, index=unit_of_row.index)
     counts = draw_unit_counts(rng, n, int(pooled.max()) + 1)
+    n_units = counts.shape[1]
+    usable = [group for group in groups if group.n_sizes >= MIN_SIZES]
     ln_C: list[np.ndarray] = []
     ln_N: list[np.ndarray] = []
     ln_D: list[np.ndarray] = []
-    for group in track_progress("resampling of budgets", groups):
-        if group.n_sizes < MIN_SIZES:
-            continue
-        units = unit_of_row.loc[group.rows.index].to_numpy()
-        minimum = group.resample_minima(counts, units)
-        D, C = group.follow_budget(minimum)
-        ln_C.append(C)
-        ln_N.append(minimum)
-        ln_D.append(D)
+    with show_progress("resampling of budgets", len(usable)) as progress:
+        for start in range(0, len(usable), BLOCK):
+            block = usable[start : start + BLOCK]
+            units = [unit_of_row.loc[group.rows.index].to_numpy() for group in block]
+            sums = [
+                group.sum_by_unit(own, n_units)
+                for group, own in zip(block, units, strict=True)
+            ]
+            # One product for many budgets: the counts are the larger factor.
+            totals = np.split(counts @ np.concatenate(sums, axis=1), len(block), axis=1)
+            for group, total in zip(block, totals, strict=True):
+                minimum = group.find_minima(total)
+                D, C = group.follow_budget(minimum)
+                ln_C.append(C)
+                ln_N.append(minimum)
+                ln_D.append(D)
+                progress.advance()
     if not ln_N:
         return {name: np.full(n, np.nan) for name in ("a", "b", "ln_G_N", "ln_G_D")}
     return fit_lines(

@@ -559,3 +559,6 @@ register(
         source="best batch, in tokens, at D tokens",
     )
 )
+
+BUILT_IN = frozenset(LAWS.values())
+"""The laws of this file, which are the same in every process."""

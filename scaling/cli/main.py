@@ -1,14 +1,15 @@
 """The `scaling` command: from a command line to a verb.
 
-The verbs are in the other modules of `scaling.cli`. This package alone uses `analysis`,
-and imports it lazily: a verb that fits does not load Flax, and a verb that trains does
-not load the fitting code. Exit status: 0 done; 1 the data cannot carry the answer;
-2 wrong usage or configuration; 3 some runs failed, the others are kept;
-130 interrupted, the same command resumes.
+The verbs are in the other modules of `scaling.cli`, of which only the one that is asked
+for is imported. This package alone uses `analysis`, and imports it lazily: a verb that
+fits does not load Flax, and a verb that trains does not load the fitting code. Exit
+status: 0 done; 1 the data cannot carry the answer; 2 wrong usage or configuration; 3
+some runs failed, the others are kept; 130 interrupted, the same command resumes.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.metadata
 import os
@@ -17,32 +18,22 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tyro
-
-from scaling.cli.auto_sweep import AutoArgs
-from scaling.cli.fit import FitArgs, PlotArgs, ReportArgs
-from scaling.cli.plan_sweep import PlanArgs, SweepArgs, read_preset
-from scaling.cli.predict import AuditArgs, CompareArgs, PredictArgs, SuggestArgs
-from scaling.cli.runs import DiffArgs, RunsArgs, ShowArgs, TrackArgs, WatchArgs
-from scaling.config import ConfigError
-from scaling.suggestions import did_you_mean
-
-VERBS: dict[str, type] = {
-    "plan": PlanArgs,
-    "sweep": SweepArgs,
-    "auto": AutoArgs,
-    "runs": RunsArgs,
-    "show": ShowArgs,
-    "diff": DiffArgs,
-    "watch": WatchArgs,
-    "track": TrackArgs,
-    "fit": FitArgs,
-    "plot": PlotArgs,
-    "report": ReportArgs,
-    "predict": PredictArgs,
-    "suggest": SuggestArgs,
-    "compare": CompareArgs,
-    "audit": AuditArgs,
+VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
+    "plan": "plan_sweep.PlanArgs",
+    "sweep": "plan_sweep.SweepArgs",
+    "auto": "auto_sweep.AutoArgs",
+    "runs": "runs.RunsArgs",
+    "show": "runs.ShowArgs",
+    "diff": "runs.DiffArgs",
+    "watch": "runs.WatchArgs",
+    "track": "runs.TrackArgs",
+    "fit": "fit.FitArgs",
+    "plot": "fit.PlotArgs",
+    "report": "fit.ReportArgs",
+    "predict": "predict.PredictArgs",
+    "suggest": "predict.SuggestArgs",
+    "compare": "predict.CompareArgs",
+    "audit": "predict.AuditArgs",
 }
 GROUPS = {
     "train": ("plan", "sweep", "auto"),
@@ -53,11 +44,20 @@ GROUPS = {
 }
 SHORT_FLAGS = {"--data": "--data.source"}  # of the verbs that train
 RENAMED = {"next": "suggest"}  # verbs of the last release; they go with the next one
+# Objects after which Python looks for unreachable ones. The imports of a command make
+# hundreds of thousands that stay, and looking after every 700 takes a sixth of its time.
+COLLECT_AFTER = 50_000
 
 REPRODUCTIONS = {
     "documents": "scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]",
     "literature": "scaling reproduce literature --data-dir DIR",
 }
+
+
+def load_verb(name: str) -> type:
+    """The class of a verb's arguments."""
+    module, _, arguments = VERBS[name].partition(".")
+    return getattr(importlib.import_module(f"scaling.cli.{module}"), arguments)
 
 
 def run_reproduction(argv: Sequence[str]) -> int:
@@ -74,6 +74,8 @@ def run_reproduction(argv: Sequence[str]) -> int:
         text = run_reproduction.__doc__ or ""
         print(text.partition("Raises:")[0].rstrip())
         return 0
+    from scaling.config import ConfigError
+
     if not argv or argv[0] not in REPRODUCTIONS:
         asked = argv[0] if argv else ""
         usages = "; ".join(f"`{usage}`" for usage in REPRODUCTIONS.values())
@@ -84,12 +86,12 @@ def run_reproduction(argv: Sequence[str]) -> int:
 
 def format_usage() -> str:
     """The verbs by group, each with the first sentence of its docstring."""
-    verbs: dict[str, Any] = {**VERBS, "reproduce": run_reproduction}
     lines = ["usage: scaling VERB [--help] ...", "       scaling --version"]
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
         for name in names:
-            text = " ".join((verbs[name].__doc__ or "").split())
+            verb: Any = run_reproduction if name == "reproduce" else load_verb(name)
+            text = " ".join((verb.__doc__ or "").split())
             summary = text.partition(". ")[0].partition(" Example")[0].rstrip(".")
             lines += textwrap.wrap(
                 f"  {name:<9} {summary}.", width=88, subsequent_indent=" " * 12
@@ -131,44 +133,57 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
         print(f"scaling {name} is now `scaling {new}`; use that", file=sys.stderr)
         name = new
     if name not in VERBS:
+        from scaling.suggestions import did_you_mean
+
         hint = did_you_mean(name, [*VERBS, "reproduce"], label="verbs")
         print(f"unknown verb {name!r}; {hint}\n\n{format_usage()}", file=sys.stderr)
         raise SystemExit(2)
-    verb = VERBS[name]
+    import tyro
+
+    verb = load_verb(name)
     options: dict[str, Any] = {}
     if name in GROUPS["train"]:
+        from scaling.cli.plan_sweep import read_preset
+
         rest = [SHORT_FLAGS.get(word, word) for word in rest]
         options["default"] = verb(config=read_preset(rest))
     return tyro.cli(verb, args=rest, prog=f"scaling {name}", **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status."""
-    from scaling.data import DataError
-    from scaling.store.files import StoreError
-
+    """Run a command line, by default that of this process; returns its exit status."""
+    if argv is None:
+        gc.set_threshold(COLLECT_AFTER)
+        argv = sys.argv[1:]
     try:
-        return parse_command(sys.argv[1:] if argv is None else argv)()
+        return parse_command(argv)()
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
-    except (ConfigError, DataError, StoreError, FileNotFoundError) as error:
-        print(f"scaling: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        return report_error(error)
+
+
+def report_error(error: Exception) -> int:
+    """Print what went wrong and return the exit status."""
+    from scaling.config import ConfigError
+    from scaling.data import DataError
+    from scaling.store.files import StoreError
+
+    if isinstance(error, ConfigError | DataError | StoreError | FileNotFoundError):
+        status = 2
+    else:
+        status = 1 if isinstance(error, ValueError) else 3
+    text = str(error)
+    if isinstance(error, OSError) and status == 3:
         from scaling.execution.base import explain_error
 
-        print(f"scaling: {explain_error(error)}", file=sys.stderr)
-        return 3
-    except ValueError as error:
-        print(f"scaling: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(f"scaling: {error}", file=sys.stderr)
-        return 3
+        text = explain_error(error)
+    print(f"scaling: {text}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling.config.conversion import JsonObject
-from scaling.planning.plan import Plan
-
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import Expectation
+    from scaling.config.conversion import JsonObject
     from scaling.planning.cost import CostEstimate
+    from scaling.planning.plan import Plan
 
 
 MAIN_COLUMNS = (

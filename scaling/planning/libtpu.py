@@ -33,9 +33,10 @@ def silence_libtpu() -> None:
     Call it before JAX looks for devices. A machine on which a PCI device of Google is
     visible keeps its environment.
     """
+    if not is_installed():
+        return
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
-    has_tpu = any(vendor.read_text().strip() == GOOGLE for vendor in vendors)
-    if has_tpu or not is_installed():
+    if any(vendor.read_text().strip() == GOOGLE for vendor in vendors):
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

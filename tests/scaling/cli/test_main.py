@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.cli.main import GROUPS, VERBS, main
+from scaling.cli.main import GROUPS, VERBS, load_verb, main
 from scaling.store import run_dirs
 
 
@@ -29,8 +29,10 @@ def test_figures_is_the_folder_to_write_figures_into() -> None:
     page = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
     (row,) = [line for line in page.read_text().splitlines() if "`--figures" in line]
     writers = [verb for verb in ("plot", "compare", "audit") if f"`{verb}`" in row]
-    for name, verb in VERBS.items():
-        fields = {field.name: field.type for field in dataclasses.fields(verb)}
+    for name in VERBS:
+        fields = {
+            field.name: field.type for field in dataclasses.fields(load_verb(name))
+        }
         if name in writers:
             assert fields["figures"] in ("Path", "Path | None")
         elif name != "track":  # where it is the old name of --images
