@@ -26,6 +26,7 @@ def find_plan(
     config: PlanConfig, flops: float, want: str, prior_fit: Path | None
 ) -> Plan:
     """The plan within a compute budget that makes the interval of a quantity narrowest.
+    No run is longer than the training stream.
 
     Args:
         config: the recipe, the sizes and the limits of the runs.
@@ -34,11 +35,19 @@ def find_plan(
         prior_fit: a saved fit whose law and noise are assumed.
 
     Raises:
-        ConfigError: the budget affords too few runs, or the quantity is unknown.
+        ConfigError: the budget or the stream affords too few runs, or the quantity is
+            unknown.
+        DataError: there is no such data.
     """
     from analysis import design
+    from scaling.data import load_dataset
 
-    space = make_design_space(config, flops)
+    # A token that is seen again does not count as a new one.
+    stream = len(load_dataset(config.data).train)
+    try:
+        space = make_design_space(config, flops, max_tokens=stream)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; the stream has {stream:,} tokens") from None
     try:
         found = design(space.table(), flops, want, read_prior(prior_fit))
     except ValueError as error:

@@ -22,6 +22,7 @@ from scaling.planning.plan import Plan, PlanConfig, make_plan
 from scaling.suggestions import did_you_mean
 
 if TYPE_CHECKING:
+    from analysis import Expectation
     from scaling.planning.timing import Timing
 
 
@@ -38,6 +39,37 @@ def find_preset(name: str) -> Path:
             f"path ending in .toml"
         )
     return path
+
+
+@dataclass(frozen=True)
+class DesignArgs:
+    """Which runs to train, besides what the configuration says."""
+
+    flops: float | None = None
+    """Find the plan within this compute budget instead, shared trunks counted once: the
+    runs from which the quantity of --for becomes narrowest. The preset's budgets are
+    not used, and no run is longer than the training stream.
+    """
+    want: Annotated[str, tyro.conf.arg(name="for")] = "a"
+    """With --flops, the quantity whose interval is to be narrow: a, E or another
+    parameter, loss@C=1e15 for the loss of the compute-optimal run, or
+    loss@N=1e9,D=2e10.
+    """
+    prior_fit: Path | None = None
+    """A saved fit whose law and noise the expected intervals assume. Default: those of
+    the quickstart's recipe.
+    """
+
+    def make(self, config: PlanConfig) -> Plan:
+        """The plan of a configuration: its own, or with --flops the one that is found."""
+        if self.flops is None:
+            return make_plan(config)
+        return find_plan(config, self.flops, self.want, self.prior_fit)
+
+    def expect(self, plan: Plan) -> Expectation | None:
+        """The intervals that a plan is expected to give."""
+        want = None if self.flops is None else self.want
+        return expect_plan(plan, want, self.prior_fit)
 
 
 @dataclass(frozen=True)
@@ -68,20 +100,9 @@ class PlanArgs:
     """Estimate the cost of the plan on other hardware instead: cpu, gpu:NAME[:COUNT]
     (gpu:h100:8), or a TPU slice (v5e:2x2; needs the extra tpu). Every shape is
     compiled, to tell whether it fits, and which flags would make it fit."""
-    flops: float | None = None
-    """Find the plan within this compute budget instead, shared trunks counted once: the
-    runs from which the quantity of --for becomes narrowest. The preset's budgets are
-    not used.
-    """
-    want: Annotated[str, tyro.conf.arg(name="for")] = "a"
-    """With --flops, the quantity whose interval is to be narrow: a, E or another
-    parameter, loss@C=1e15 for the loss of the compute-optimal run, or
-    loss@N=1e9,D=2e10.
-    """
-    prior_fit: Path | None = None
-    """A saved fit whose law and noise the expected intervals assume. Default: those of
-    the quickstart's recipe.
-    """
+    design: Annotated[DesignArgs, tyro.conf.arg(name="")] = field(
+        default_factory=DesignArgs
+    )
     utilization: Annotated[float | None, tyro.conf.arg(aliases=["--utilisation"])] = (
         None
     )
@@ -89,12 +110,7 @@ class PlanArgs:
     json: bool = False
 
     def __call__(self) -> int:
-        if self.flops is None:
-            plan = make_plan(self.config)
-            want = None
-        else:
-            plan = find_plan(self.config, self.flops, self.want, self.prior_fit)
-            want = self.want
+        plan = self.design.make(self.config)
         if self.save is not None:
             plan.to_json(self.save)
         if self.hardware is not None:
@@ -105,7 +121,7 @@ class PlanArgs:
             self.out,
             timing=self.timing,
             workers=self.workers,
-            expected=expect_plan(plan, want, self.prior_fit),
+            expected=self.design.expect(plan),
             as_json=self.json,
         )
         return 0
@@ -249,7 +265,8 @@ class TrainingArgs:
 class SweepArgs:
     """Train what is missing of a plan. Interrupt it at will; the same command resumes.
 
-    Example: scaling sweep --preset quickstart --out runs/mine
+    Examples: scaling sweep --preset quickstart --out runs/mine
+              scaling sweep --preset quickstart --flops 3e13 --for a --out runs/mine
     """
 
     config: Annotated[PlanConfig, tyro.conf.arg(name="")]
@@ -259,6 +276,9 @@ class SweepArgs:
     """
     plan: Path | None = None
     """Train a plan saved by `scaling plan --save` instead of one from flags."""
+    design: Annotated[DesignArgs, tyro.conf.arg(name="")] = field(
+        default_factory=DesignArgs
+    )
     out: Path = Path("runs/sweep")
     training: Annotated[TrainingArgs, tyro.conf.arg(name="")] = field(
         default_factory=TrainingArgs
@@ -272,16 +292,28 @@ class SweepArgs:
         from scaling.training import multihost
 
         multihost.join_processes()
-        plan = (
-            make_plan(self.config) if self.plan is None else Plan.from_json(self.plan)
-        )
+        plan = self._make_plan()
         training = self.training
+        if multihost.is_process_0() and training.progress not in ("json", "quiet"):
+            expected = self.design.expect(plan)
+            if expected is not None:
+                print(expected, file=sys.stderr)
         trackers = training.tracker if multihost.is_process_0() else ()
         with sync_during_sweep(self.out, trackers, training.tracker_project):
             table = sweep(plan, self.out, **training.get_keywords())
         if multihost.is_process_0():
             print_table(table if self.json else select_main_columns(table), self.json)
         return 0
+
+    def _make_plan(self) -> Plan:
+        if self.plan is None:
+            return self.design.make(self.config)
+        if self.design.flops is not None:
+            raise ConfigError(
+                f"--flops {self.design.flops:g} finds a plan, and --plan {self.plan} is "
+                "one: give one of the two"
+            )
+        return Plan.from_json(self.plan)
 
 
 def read_preset(args: Sequence[str]) -> PlanConfig:

@@ -141,7 +141,11 @@ def make_design_space(
         model = make_model(config, width)
         most = max_tokens_per_parameter * count_matmul(model)
         limit = float(min(most, max_tokens or most))
-        for tokens in list_token_budgets(config, model, limit):
+        budgets = list_token_budgets(config, model, limit)
+        if limit < most and not budgets and list_token_budgets(config, model, most):
+            reason = f"width {width}: every run has more than {max_tokens:,} tokens"
+            first_reason = first_reason or reason
+        for tokens in budgets:
             run = make_run(config, model, tokens, budget=None)
             reason = explain_skip(config, run)
             if run.steps < min_steps:

@@ -360,14 +360,16 @@ def test_plan_and_sweep_and_runs(tmp_path, capsys):
 
 
 def test_a_plan_is_found_for_what_is_wanted(tmp_path, capsys):
-    """`plan --flops --for` stays within the budget, says what to expect, is saved as any
-    plan, and a fit replaces the law and noise that it assumes.
+    """`plan --flops --for` stays within the budget and the stream, says what to expect,
+    is saved as any plan, and a fit replaces the law and noise that it assumes.
     """
     path = tmp_path / "plan.json"
-    source = "--data.source markov:states=16,branching=2,tokens=40000"
+    source = "--data.source markov:states=16,branching=2,tokens=1200000"
     line = f"plan --preset quickstart {source} --no-timing --flops 2e12 --for E"
     planned = read_answer(f"{line} --save {path}", capsys)
     assert planned["flops"] <= 2e12
+    assert max(run["tokens"] for run in planned["runs"]) <= 1.2e6
+    assert all(run["repeated_tokens"] == 0 for run in planned["runs"])
     assert planned["expected"][0]["quantity"] == "E"
     from scaling import Plan
 
@@ -375,6 +377,41 @@ def test_a_plan_is_found_for_what_is_wanted(tmp_path, capsys):
     old = Path(__file__).parents[2] / "data" / "d17ff75" / "fit.json"
     other = read_answer(f"{line} --prior-fit {old}", capsys)
     assert other["expected"][0]["value"] != planned["expected"][0]["value"]
+
+
+def test_a_stream_that_is_too_short_for_any_run_is_named(capsys):
+    source = "--data.source markov:states=16,branching=2,tokens=40000"
+    line = f"plan --preset quickstart {source} --no-timing --flops 2e12"
+    assert run_command(line) == 2
+    assert "the stream has 40,000 tokens" in capsys.readouterr().err
+
+
+def test_a_sweep_finds_the_plan_that_plan_finds(tmp_path, capsys, monkeypatch):
+    """`sweep --flops --for` trains what `plan --flops --for` prints, and says first what
+    to expect of it.
+    """
+    swept = []
+
+    def keep(plan, *_, **__):
+        swept.append(plan)
+        return plan.table()
+
+    monkeypatch.setattr("scaling.execution.sweep.sweep", keep)
+    asked = (
+        "--preset quickstart --flops 2e12 --for E "
+        "--data.source markov:states=16,branching=2,tokens=1200000"
+    )
+    path = tmp_path / "plan.json"
+    planned = read_answer(f"plan {asked} --no-timing --save {path}", capsys)
+    assert run_command(f"sweep {asked} --json --out {tmp_path / 'runs'}") == 0
+    stated = capsys.readouterr().err
+    assert "expected 90 % intervals: E = " in stated
+    assert run_command(f"sweep --plan {path} --json --out {tmp_path / 'runs'}") == 0
+    found, saved = swept
+    ids = [run["run_id"] for run in planned["runs"]]
+    assert [run.run_id for run in found] == [run.run_id for run in saved] == ids
+    assert run_command(f"sweep {asked} --plan {path} --out {tmp_path / 'runs'}") == 2
+    assert "give one of the two" in capsys.readouterr().err
 
 
 def test_saved_plan_is_the_same_plan(tmp_path, capsys):
