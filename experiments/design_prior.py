@@ -1,7 +1,8 @@
-"""What is known of the quickstart's recipe before a sweep: its law and its noise.
+"""What is known of the recipe of the preset `isoflop` before a sweep: its law and its
+noise.
 
-    scaling sweep --preset quickstart --seeds 0 1 2 --out runs/quickstart3
-    python -m experiments.design_prior runs/quickstart3 > quickstart_prior.toml
+    scaling sweep --preset isoflop --seeds 0 1 2 --out runs/isoflop3
+    python -m experiments.design_prior runs/isoflop3 > quickstart_prior.toml
 
 The law is that of `analysis.fit`. The bend, by which runs far from the compute-optimal
 tokens per parameter leave it (`analysis.decisions.prior.compute_bend`), is one more
@@ -53,9 +54,9 @@ def write_prior(fit: analysis.Fit) -> str:
     size = -float(likelihood.shift[0, -1])
     lines = [
         "# Written by `python -m experiments.design_prior` from three seeds of the 20",
-        "# runs of the quickstart; its docstring says how.",
+        "# runs of the preset isoflop; its docstring says how.",
         f'law = "{fit.law.name}"',
-        'source = "the quickstart\'s recipe"',
+        'source = "the recipe of the preset isoflop"',
         "",
         "[params]",
         *(f"{name} = {value:.6g}" for name, value in fit.params.items()),

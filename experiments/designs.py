@@ -3,9 +3,9 @@ what the search finds.
 
     python -m experiments.designs --out runs/designs
 
-Each has the FLOPs of the quickstart. The table gives the 90 % intervals that a fit of each
-is expected to print, from the law and noise of the quickstart's recipe; the figure shows
-where the runs lie.
+Each has the FLOPs of the preset `isoflop`. The table gives the 90 % intervals that a fit
+of each is expected to print, from the law and noise of its recipe; the figure shows where
+the runs lie.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ report.
 
 Trains the plan of presets/quickstart.toml, fits L(N, D) = E + A/N^alpha + B/D^beta to
 all budgets but the largest, and predicts the runs of the largest before it compares.
-Expect held-out losses within one to two per cent, an interval of `a` (N* ~ C^a) that
-contains values near one half, and a second call that takes seconds.
+Expect held-out losses within about one per cent on average, an interval of `a` (N* ~
+C^a) of about 0.1 to either side that holds values near one half, and a second call that
+takes seconds.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.plots import style
 
-MAX_CURVES = 6  # held-out sizes whose curve is drawn
+MAX_CURVES = 8  # held-out sizes whose curve is drawn
 MAX_ROWS = 16  # held-out runs listed one by one
 
 

@@ -82,6 +82,10 @@ class PlanConfig:
     tokens: tuple[int, ...] = ()
     """Instead of budgets. Every width is trained on every one of these."""
     seeds: tuple[int, ...] = (0,)
+    largest_budget_seeds: int | None = None
+    """How many of the seeds, the first ones, the largest budget is trained with, since
+    it costs most; None means all.
+    """
     min_steps: int = 400
     """Runs of fewer steps are skipped, since no law holds for them
     (docs/notes/recipe.md).
@@ -127,7 +131,7 @@ class PlanConfig:
                 raise ConfigError(f"{name} = {values}: must not repeat")
             if name in ("widths", "seeds", "lr_factors") and not values:
                 raise ConfigError(f"{name} = {values}: must hold at least one")
-        require_at_least_one(self, "", "sizes_per_budget")
+        require_at_least_one(self, "", "sizes_per_budget", "largest_budget_seeds")
         self._check_warmup()
         self._check_rate_rules()
 
@@ -398,9 +402,12 @@ def count_matmul(model: ModelConfig) -> int:
 
 
 def _repeat_run(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
-    """The run at every rate and with every seed of the plan."""
+    """The run at every rate and with the seeds of its budget."""
+    seeds = config.seeds
+    if config.budgets and run.budget == max(config.budgets):
+        seeds = seeds[: config.largest_budget_seeds]
     for factor in config.lr_factors:
-        for seed in config.seeds:
+        for seed in seeds:
             seeded = dataclasses.replace(run, seed=seed)
             yield replace_optim(seeded, lr=run.optim.lr * factor)
 

@@ -168,7 +168,7 @@ def test_a_prior_from_a_fit_has_its_law_and_its_effects() -> None:
 
 
 def test_the_default_prior_has_its_source() -> None:
-    assert "quickstart" in str(read_default_prior())
+    assert "isoflop" in str(read_default_prior())
 
 
 @pytest.mark.parametrize(

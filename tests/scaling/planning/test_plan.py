@@ -118,6 +118,14 @@ def test_grid_is_a_rectangle() -> None:
     assert len(plan) == 8 and all(run.budget is None for run in plan)
 
 
+def test_the_largest_budget_may_take_fewer_seeds() -> None:
+    """The first ones, so that its runs share the trunks of the smaller budgets."""
+    plan = isoflop(seeds=(3, 1, 2), largest_budget_seeds=2)
+    for budget in BUDGETS:
+        seeds = {run.seed for run in plan if run.budget == budget}
+        assert seeds == ({3, 1} if budget == max(BUDGETS) else {3, 1, 2})
+
+
 def test_depth_follows_the_aspect() -> None:
     plan = grid(widths=[32, 64, 96], tokens=[5_000_000], aspect=16.0)
     assert [run.model.depth for run in plan] == [2, 4, 6]
@@ -164,6 +172,10 @@ def test_a_plan_without_a_rung_is_an_error() -> None:
         ({"budgets": (1e12,), "widths": ()}, "widths = .*at least one"),
         ({"budgets": (1e12,), "seeds": ()}, "seeds = .*at least one"),
         ({"budgets": (1e12,), "sizes_per_budget": 0}, "sizes_per_budget = 0"),
+        (
+            {"budgets": (1e12,), "largest_budget_seeds": 0},
+            "largest_budget_seeds = 0",
+        ),
         (
             {"budgets": (1e12,), "lr_factors": (1.0, 0.0)},
             "lr_factors = .*must be positive",
