@@ -3,7 +3,7 @@ pairs of sweeps.
 
     python -m experiments.compare_coverage --out runs/compare_coverage
 
-A pair is the quickstart's design drawn twice, from a law and from that of a better recipe,
+A pair is the design of `isoflop` drawn twice, from a law and from that of a better recipe,
 with effects of trunks and of rows. `analysis.compare` does as by default: it fits one
 shape to both, tests it, and fits each by itself where the test rejects it. The table says
 how often the interval of the multiplier holds the truth at the largest compute and at 8
@@ -32,7 +32,7 @@ from experiments.coverage import (
     simulate_sweep,
 )
 
-DESIGN = "20 rows, 9 trunks (quickstart)"
+DESIGN = "20 rows, 9 trunks (isoflop)"
 REACHES = (1, 8)  # times the largest compute
 SIZE = 6e4  # parameters at which recipes of another exponent are equally good
 

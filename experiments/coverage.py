@@ -45,7 +45,7 @@ from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.model.flops import count_parameters
 
-# Near the law of the quickstart's runs.
+# Near the law of the runs of the preset `isoflop`.
 TRUTH = {"E": 1.1, "A": 37.6, "B": 1174.0, "alpha": 0.42, "beta": 0.58}
 LEVEL = 0.90
 TEST_LEVEL = 0.05  # of the flag that runs leave the law
@@ -133,10 +133,15 @@ def make_design(config: PlanConfig) -> pd.DataFrame:
 def list_designs() -> dict[str, pd.DataFrame]:
     """The designs by name."""
     isoflop = read_toml(find_preset("isoflop"), PlanConfig)
-    designs = {"20 rows, 9 trunks (quickstart)": make_design(isoflop)}
+    designs = {"20 rows, 9 trunks (isoflop)": make_design(isoflop)}
     for name, budgets in BUDGETS.items():
         config = replace(isoflop, budgets=tuple(budgets), sizes_per_budget=5)
         designs[name] = make_design(config)
+    quickstart = read_toml(find_preset("quickstart"), PlanConfig)
+    fitted = replace(
+        quickstart, budgets=quickstart.budgets[:-1], largest_budget_seeds=None
+    )
+    designs["42 rows, 22 trunks (quickstart)"] = make_design(fitted)
     return designs
 
 

@@ -164,7 +164,7 @@ def test_the_expected_width_is_the_width_found(
 @pytest.fixture(scope="module")
 def simulated() -> pd.DataFrame:
     """A sweep of the quickstart."""
-    design = list_designs()["20 rows, 9 trunks (quickstart)"]
+    design = list_designs()["20 rows, 9 trunks (isoflop)"]
     return simulate_sweep(World(0.007), design, np.random.default_rng(1))
 
 

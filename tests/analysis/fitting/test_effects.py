@@ -36,13 +36,13 @@ WORLD = World(0.007)
 
 @pytest.fixture(scope="module")
 def design() -> pd.DataFrame:
-    """N, D and trunk of the quickstart's runs."""
-    return list_designs()["20 rows, 9 trunks (quickstart)"]
+    """N, D and trunk of the runs of the preset `isoflop`."""
+    return list_designs()["20 rows, 9 trunks (isoflop)"]
 
 
 @pytest.fixture(scope="module")
 def sweep(design: pd.DataFrame) -> pd.DataFrame:
-    """A simulated sweep of the quickstart."""
+    """A simulated sweep of that preset."""
     return simulate_sweep(WORLD, design, np.random.default_rng(1))
 
 
@@ -244,8 +244,8 @@ def test_runs_that_leave_the_law_are_flagged(design: pd.DataFrame) -> None:
 
 def test_two_seeds_of_one_size_are_two_trunks(design: pd.DataFrame) -> None:
     """So that what seeds differ by counts as luck of trunks."""
-    quickstart = read_toml(find_preset("quickstart"), PlanConfig)
-    twice = make_design(replace(quickstart, seeds=(0, 1)))
+    isoflop = read_toml(find_preset("isoflop"), PlanConfig)
+    twice = make_design(replace(isoflop, seeds=(0, 1)))
     assert len(twice) == 2 * len(design)
     assert twice["trunk"].nunique() == 2 * design["trunk"].nunique()
 
@@ -302,7 +302,7 @@ def test_delta_draws_need_trunk_effects(sweep: pd.DataFrame) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_intervals_hold_the_truth(design: pd.DataFrame) -> None:
-    """A short form of `python -m experiments.coverage`: 100 sweeps of the quickstart."""
+    """A short form of `python -m experiments.coverage`: 100 sweeps of `isoflop`."""
     rng = np.random.default_rng(7)
     truth = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
     covered = []
