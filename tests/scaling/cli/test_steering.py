@@ -39,7 +39,7 @@ TARGET = 6e13
 
 @pytest.fixture(scope="module")
 def config() -> PlanConfig:
-    preset = read_toml(find_preset("quickstart"), PlanConfig)
+    preset = read_toml(find_preset("isoflop"), PlanConfig)
     return dataclasses.replace(preset, widths=(16, 24, 32, 48, 64, 80))
 
 
