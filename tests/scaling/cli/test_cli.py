@@ -21,7 +21,7 @@ TINY = (
     "--model.width 8 --model.n-heads 2 --model.depth 1 --model.vocab 16 "
     "--model.context 16 --data.source markov:states=16,tokens=20000 "
     "--optim.batch-size 4 --warmup-fraction 0.05 --widths 8 12 --budgets 2e8 4e8 "
-    "--sizes-per-budget 2 --eval-tokens 400 --min-steps 10 "
+    "--sizes-per-budget 2 --seeds 0 --eval-tokens 400 --min-steps 10 "
     "--min-tokens-per-parameter 1"
 )
 COLUMNS = "--columns.N params --columns.D seen --columns.loss val_loss"
