@@ -23,6 +23,7 @@ from analysis.plots.style import make_figure, save_figure, set_log_axis, use_sty
 from scaling import Plan, PlanConfig, make_design_space, make_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
+from scaling.planning.design_space import LARGEST_SHARE
 
 WIDTHS = (16, 24, 32, 48, 64, 96, 128)
 LADDER = (1, 2, 4, 8)  # token budgets of the rectangle, over the smallest
@@ -62,7 +63,7 @@ def find_designs(config: PlanConfig) -> dict[str, pd.DataFrame]:
     """The runs of each design, by its name."""
     profiles = make_plan(config)
     flops = profiles.flops
-    space = make_design_space(config, flops)
+    space = make_design_space(config, LARGEST_SHARE * flops)
     candidates = space.table()
     C = 8 * find_largest_flops(profiles.table())
     designs = {

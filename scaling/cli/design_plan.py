@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling.config import ConfigError
-from scaling.planning.design_space import make_design_space
+from scaling.planning.design_space import LARGEST_SHARE, make_design_space
 from scaling.planning.plan import Plan, PlanConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def find_plan(
     # A token that is seen again does not count as a new one.
     stream = len(load_dataset(config.data).train)
     try:
-        space = make_design_space(config, flops, max_tokens=stream)
+        space = make_design_space(config, LARGEST_SHARE * flops, max_tokens=stream)
     except ConfigError as error:
         raise ConfigError(f"{error}; the stream has {stream:,} tokens") from None
     try:

@@ -2,7 +2,7 @@
 
 `analysis.design` chooses rows of the table, and the space makes a plan of them:
 
-    space = scaling.make_design_space(config, flops=3e13)
+    space = scaling.make_design_space(config, flops=0.25 * 3e13)
     found = analysis.design(space.table(), 3e13, want="a")
     plan = space.make_plan(found.table["candidate"])
 """
@@ -32,16 +32,20 @@ from scaling.store import run_dirs
 TOKEN_RATIO = math.sqrt(2)
 """Ratio of neighboring token budgets of a design space."""
 
-MAX_TOKENS_PER_PARAMETER = 200.0
-"""Runs of more are left out: far from the compute-optimal ratio runs leave the law
+MIN_TOKENS_PER_PARAMETER = 8.0
+MAX_TOKENS_PER_PARAMETER = 80.0
+"""Runs of fewer or more are left out: far from the compute-optimal ratio runs leave the
+law (docs/notes/designs.md).
+"""
+
+MIN_STEPS = 1500
+"""Runs of fewer steps are left out. With the quickstart's recipe, runs of so many steps
+scatter about the law by the noise between seeds, shorter ones by more
 (docs/notes/designs.md).
 """
 
-MIN_STEPS = 1000
-"""Runs of fewer steps are left out: with the quickstart's recipe runs of 400 to 570 steps
-lie 2 to 6 % below the law of longer ones, and runs of 800 up to 2.6 %
-(docs/notes/designs.md).
-"""
+LARGEST_SHARE = 0.25
+"""Of a budget, that one run of a plan may take: the luck of one trunk must not decide."""
 
 TABLE_COLUMNS = (
     "trunk_id",
@@ -104,6 +108,7 @@ def make_design_space(
     flops: float,
     *,
     max_tokens: int | None = None,
+    min_tokens_per_parameter: float = MIN_TOKENS_PER_PARAMETER,
     max_tokens_per_parameter: float = MAX_TOKENS_PER_PARAMETER,
     min_steps: int = MIN_STEPS,
     seeds: int = 3,
@@ -120,7 +125,8 @@ def make_design_space(
         flops: the most FLOPs of one run.
         max_tokens: the most tokens of one run, such as the length of the training
             stream.
-        max_tokens_per_parameter: of one run, over n_matmul.
+        min_tokens_per_parameter, max_tokens_per_parameter: tokens of one run over
+            n_matmul; the configuration's own limit holds too.
         min_steps: of one run; the configuration's own limit holds too.
         seeds: number of seeds of each size: the configuration's, then further ones.
         trained: runs that exist already. Runs of the space that share their trunks have
@@ -148,6 +154,11 @@ def make_design_space(
         for tokens in budgets:
             run = make_run(config, model, tokens, budget=None)
             reason = explain_skip(config, run)
+            if run.tokens < min_tokens_per_parameter * count_matmul(model):
+                reason = (
+                    f"width {width}: {tokens:,} tokens are fewer than "
+                    f"{min_tokens_per_parameter:g} per parameter"
+                )
             if run.steps < min_steps:
                 reason = f"width {width}: {run.steps} steps are fewer than {min_steps}"
             if run.steps * flops_per_step(run) > flops:

@@ -195,6 +195,7 @@ def choose_runs(
     prior: DesignPrior,
     *,
     first: float,
+    largest: float,
     least_points: int = 0,
     trained: Sequence[RunConfig] = (),
     failed: Collection[str] = (),
@@ -212,6 +213,7 @@ def choose_runs(
         want: the quantity.
         prior: the law and noise to assume.
         first: FLOPs to spend before the next design; at least one trunk is trained.
+        largest: FLOPs of one run, at most.
         least_points: number of distinct sizes and tokens that the runs must have, as
             far as the design has them.
         trained: the runs so far.
@@ -223,7 +225,7 @@ def choose_runs(
     """
     per_token = count_family_flops(config)
     space = make_design_space(
-        config, budget, max_tokens=max_tokens, trained=list(trained)
+        config, min(budget, largest), max_tokens=max_tokens, trained=list(trained)
     )
     runs = tuple(run for run in space.runs if run.run_id not in failed)
     space = dataclasses.replace(space, runs=runs)

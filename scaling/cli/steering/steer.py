@@ -36,6 +36,7 @@ from scaling.cli.steering.rounds import (
     weigh_evidence,
 )
 from scaling.config import ConfigError, RunConfig, to_dict
+from scaling.planning.design_space import LARGEST_SHARE
 from scaling.planning.plan import Plan, PlanConfig
 
 RATE_SHARE = 0.05
@@ -353,6 +354,7 @@ class Steering:
             want,
             update_prior(self.prior, self.evidence),
             first=first,
+            largest=LARGEST_SHARE * self.settings.flops,
             least_points=0 if self.evidence else len(self.prior.binding.free) + 1,
             trained=[run for run in self.runs if run.run_id not in self.failures],
             failed=self.failures,
