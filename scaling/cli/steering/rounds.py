@@ -239,6 +239,8 @@ def choose_runs(
         level=LEVEL,
         flops_per_token=per_token,
     )
+    if not len(found.table):
+        raise ValueError(f"no run within {budget:g} FLOPs narrows {want}")
     before = np.inf
     if len(existing):
         expected = expect_intervals(

@@ -110,10 +110,18 @@ def test_a_design_costs_what_its_plan_says(
 
 
 def test_a_design_beats_isoflop_profiles_of_equal_cost(
-    config: PlanConfig, candidates: pd.DataFrame
+    config: PlanConfig,
 ) -> None:
     profiles = make_plan(config)
-    found = design(candidates, profiles.flops, "a")
+    # As short, and as far from the compute-optimal ratio, as runs of the profiles.
+    space = make_design_space(
+        config,
+        BUDGET,
+        min_steps=1000,
+        min_tokens_per_parameter=4.0,
+        max_tokens_per_parameter=200.0,
+    )
+    found = design(space.table(), profiles.flops, "a")
     assert found.half_width < 0.7 * expect(profiles.table())
 
 
