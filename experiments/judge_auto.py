@@ -43,7 +43,7 @@ class JudgeAuto:
     """What to simulate."""
 
     out: Path = Path("runs/judge_auto")
-    preset: str = "quickstart"
+    preset: str = "isoflop"
     flops: float = 1.16e13
     target_C: float = 1e14
     worlds: int = 100

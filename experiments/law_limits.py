@@ -1,7 +1,7 @@
 """From how many steps, and at which tokens per parameter, runs follow the law.
 
-    scaling sweep --preset quickstart --seeds 0 1 2 --out runs/quickstart3
-    scaling sweep --preset quickstart --budgets --widths 16 24 32 48 64 96 128 \
+    scaling sweep --preset isoflop --seeds 0 1 2 --out runs/quickstart3
+    scaling sweep --preset isoflop --budgets --widths 16 24 32 48 64 96 128 \
         --tokens 262144 524288 1048576 2097152 --seeds 0 1 2 --out runs/rectangle3
     python -m experiments.law_limits runs/quickstart3 runs/rectangle3
 

@@ -2,7 +2,7 @@
 
 `analysis.design` chooses rows of the table, and the space makes a plan of them:
 
-    space = scaling.make_design_space(config, flops=0.25 * 3e13)
+    space = scaling.make_design_space(config, flops=1e13)
     found = analysis.design(space.table(), 3e13, want="a")
     plan = space.make_plan(found.table["candidate"])
 """
@@ -38,13 +38,13 @@ MAX_TOKENS_PER_PARAMETER = 80.0
 law (docs/notes/designs.md).
 """
 
-MIN_STEPS = 1500
-"""Runs of fewer steps are left out. With the quickstart's recipe, runs of so many steps
-scatter about the law by the noise between seeds, shorter ones by more
-(docs/notes/designs.md).
+MIN_STEPS = 1000
+MIN_TOKENS = 500_000
+"""Runs of fewer steps or tokens are left out. With the quickstart's recipe they leave the
+law by more than the noise between seeds, whatever the batch (docs/notes/designs.md).
 """
 
-LARGEST_SHARE = 0.25
+LARGEST_SHARE = 1 / 3
 """Of a budget, that one run of a plan may take: the luck of one trunk must not decide."""
 
 TABLE_COLUMNS = (
@@ -111,6 +111,7 @@ def make_design_space(
     min_tokens_per_parameter: float = MIN_TOKENS_PER_PARAMETER,
     max_tokens_per_parameter: float = MAX_TOKENS_PER_PARAMETER,
     min_steps: int = MIN_STEPS,
+    min_tokens: int = MIN_TOKENS,
     seeds: int = 3,
     trained: Sequence[RunConfig] = (),
 ) -> DesignSpace:
@@ -128,6 +129,7 @@ def make_design_space(
         min_tokens_per_parameter, max_tokens_per_parameter: tokens of one run over
             n_matmul; the configuration's own limit holds too.
         min_steps: of one run; the configuration's own limit holds too.
+        min_tokens: of one run.
         seeds: number of seeds of each size: the configuration's, then further ones.
         trained: runs that exist already. Runs of the space that share their trunks have
             their warm-up.
@@ -154,11 +156,9 @@ def make_design_space(
         for tokens in budgets:
             run = make_run(config, model, tokens, budget=None)
             reason = explain_skip(config, run)
-            if run.tokens < min_tokens_per_parameter * count_matmul(model):
-                reason = (
-                    f"width {width}: {tokens:,} tokens are fewer than "
-                    f"{min_tokens_per_parameter:g} per parameter"
-                )
+            least = max(min_tokens, min_tokens_per_parameter * count_matmul(model))
+            if run.tokens < least:
+                reason = f"width {width}: {tokens:,} tokens are fewer than {least:,.0f}"
             if run.steps < min_steps:
                 reason = f"width {width}: {run.steps} steps are fewer than {min_steps}"
             if run.steps * flops_per_step(run) > flops:
