@@ -319,17 +319,16 @@ def test_a_trunk_costs_what_it_must_train() -> None:
 
 # --- command line ------------------------------------------------------------------
 
-TINY = (
-    "--model.width 8 --model.n-heads 2 --model.depth 1 --model.vocab 16 "
-    "--model.context 16 --data markov:states=16,tokens=2000000 --optim.batch-size 4 "
-    "--warmup-fraction 0.05 --widths 8 12 16 24 --eval-tokens 400 --min-steps 100 "
-    "--min-tokens-per-parameter 1"
+SMALL = (
+    "--model.width 24 --model.n-heads 2 --model.depth 1 --model.vocab 16 "
+    "--model.context 32 --data markov:states=16,tokens=3000000 --optim.batch-size 8 "
+    "--widths 24 32 40 48 64 --eval-tokens 400"
 )
 
 
 def test_a_dry_run_trains_nothing(tmp_path, capsys) -> None:
     out = tmp_path / "auto"
-    line = f"auto {TINY} --flops 3e11 --target-C 3e12 --out {out} --dry-run"
+    line = f"auto {SMALL} --flops 1.5e12 --target-C 1e13 --out {out} --dry-run"
     assert main(line.split()) == 0
     printed = capsys.readouterr().out
     assert "pilot" in printed and "flops_so_far" in printed
@@ -338,10 +337,10 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_real_sweep_ends_with_a_report(tmp_path, capsys) -> None:
-    line = f"auto {TINY} --flops 3e11 --target-C 1e12 --out {tmp_path} --json"
+    line = f"auto {SMALL} --flops 1.5e12 --target-C 1e13 --out {tmp_path} --json"
     assert main(line.split()) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["flops_spent"] <= 3e11
+    assert answer["flops_spent"] <= 1.5e12
     assert answer["target"]["run"]["tokens"] > 0
     page = (tmp_path / "report.html").read_text()
     assert "Decisions" in page and "At the target" in page
