@@ -189,7 +189,6 @@ def whiten_rows(values: jax.Array, data: DeviceData) -> jax.Array:
     return values - share * sums[..., trunks.label]
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def predict_response(binding: Binding, z: jax.Array, data: DeviceData) -> jax.Array:
     """[n] g(prediction)."""
     k = len(binding.linear)

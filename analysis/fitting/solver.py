@@ -213,14 +213,15 @@ class Solver:
 
     def residuals(self, z: np.ndarray) -> np.ndarray:
         """[n] scaled residuals at z [P], whitened if runs share the effect of a trunk."""
-        with use_float64():
-            response = run_program(
-                newton.predict_response, self.binding, np.asarray(z), self._device_data
-            )
-            value = np.asarray(response)[: self._n]
-        target = np.log(self.data.loss) if self.data.log else self.data.loss
+        values = self.params(np.asarray(z)[None])
+        params = {name: float(value[0]) for name, value in values.items()}
+        predicted = self.binding.law.predict(params, **self.data.x)
+        measured = self.data.loss
+        if self.data.log:
+            predicted = np.log(np.maximum(predicted, np.finfo(float).tiny))
+            measured = np.log(measured)
         scale = 1.0 if self.data.scale is None else self.data.scale
-        return self._whiten((value - target) / scale)
+        return self._whiten((predicted - measured) / scale)
 
     def replicate_fits(
         self, counts: np.ndarray, warm: np.ndarray, loss: np.ndarray | None = None
@@ -438,7 +439,6 @@ class Solver:
                 Call(newton.advance_trajectories, self.binding, advanced),
                 Call(newton.screen_grid, self.binding, screened),
                 Call(newton.compute_jacobian, self.binding, (z, data)),
-                Call(newton.predict_response, self.binding, (z, data)),
             ]
         )
 

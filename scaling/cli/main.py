@@ -44,9 +44,10 @@ GROUPS = {
 }
 SHORT_FLAGS = {"--data": "--data.source"}  # of the verbs that train
 RENAMED = {"next": "suggest"}  # verbs of the last release; they go with the next one
-# Objects after which Python looks for unreachable ones. The imports of a command make
-# hundreds of thousands that stay, and looking after every 700 takes a sixth of its time.
-COLLECT_AFTER = 50_000
+# Objects after which a verb that fits looks for unreachable ones. Its imports make some
+# hundred thousand that stay, and looking at each, as Python does after every 700, takes a
+# sixth of their time.
+COLLECT_AFTER = 1_000_000
 
 REPRODUCTIONS = {
     "documents": "scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]",
@@ -153,8 +154,9 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of this process; returns its exit status."""
     if argv is None:
-        gc.set_threshold(COLLECT_AFTER)
         argv = sys.argv[1:]
+        if argv and argv[0] in (*GROUPS["fit"], *GROUPS["use a fit"]):
+            gc.set_threshold(COLLECT_AFTER)
     try:
         return parse_command(argv)()
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
