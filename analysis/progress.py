@@ -6,26 +6,29 @@ seconds: on a terminal a bar with the time left, elsewhere a line now and then.
             ...
             progress.advance(len(block))
 
-Inside such a block an inner one shows nothing, so that the time left is that of the
-whole. `SCALING_PROGRESS=off` in the environment turns it off.
+A block that says nothing of its progress for five seconds is shown as it stands. Inside
+such a block an inner one shows nothing of its own, so that the time left is that of the
+whole; it moves the outer one through what `start_part` announced. `SCALING_PROGRESS=off`
+in the environment turns it off.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, Protocol, TypeVar, cast, runtime_checkable
 
-PATIENCE = 5.0  # seconds before anything is shown, and between two lines
+PATIENCE = 5.0  # seconds before anything is shown, and the least between two lines
 MIN_SHARE = 1e-9  # the time left is unknown before any work is done
 
 Item = TypeVar("Item")
 
-_has_outer: ContextVar[bool] = ContextVar("has_outer", default=False)
+_outer: ContextVar[Progress | None] = ContextVar("outer", default=None)
 
 
 @runtime_checkable
@@ -47,6 +50,7 @@ class Progress:
         total: units of work in all.
         stream: where it is shown; None shows nothing.
         clock: seconds, from any origin.
+        outer: the computation that this one is a part of.
     """
 
     def __init__(
@@ -55,10 +59,15 @@ class Progress:
         total: int,
         stream: Stream | None,
         clock: Callable[[], float],
+        outer: Progress | None = None,
     ) -> None:
         self.title = title
         self.total = total
         self.done = 0
+        self._part = 0
+        self._part_done = 0.0
+        self._outer = outer
+        self._lock = threading.Lock()
         self._stream = stream
         self._clock = clock
         self._begin = clock()
@@ -72,28 +81,60 @@ class Progress:
     def move_to(self, done: int) -> None:
         """Set the units of work that are done, and show how far that is."""
         self.done = done
-        if self._stream is None:
-            return
-        now = self._clock()
-        if self._bar is not None:
-            self._bar.move(self.done)
-        elif now - self._shown >= PATIENCE:
-            self._shown = now
-            if self._stream.isatty():
-                self._bar = _Bar(self.title, self.total, self._stream)
-                self._bar.move(self.done)
-            else:
-                self._print_line(now)
+        self._part_done = 0.0
+        self._report()
+
+    def start_part(self, units: int) -> None:
+        """Announce that the next inner computation is so many units of work."""
+        self._part = units
+
+    def _move_through_part(self, share: float) -> None:
+        """Show that an inner computation has done a share of the current part."""
+        if self._part:
+            self._part_done = max(self._part_done, share * self._part)
+            self._report()
+
+    def _report(self) -> None:
+        if self._outer is not None:
+            self._outer._move_through_part(self._compute_share())
+        self.show()
+
+    def _compute_share(self) -> float:
+        """The share of the work that is done."""
+        return min((self.done + self._part_done) / max(self.total, MIN_SHARE), 1.0)
+
+    def show(self) -> None:
+        """Show how far the work is, if it is time to."""
+        with self._lock:
+            if self._stream is None:
+                return
+            now = self._clock()
+            done = self._compute_share() * self.total
+            if self._bar is not None:
+                self._bar.move(done)
+            elif now - self._shown >= max(PATIENCE, (now - self._begin) / 10):
+                self._shown = now
+                if self._stream.isatty():
+                    self._bar = _Bar(self.title, self.total, self._stream)
+                    self._bar.move(done)
+                else:
+                    self._print_line(now)
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
-        if self._bar is not None:
-            self._bar.close()
+        """Take the bar off the terminal, and show no more."""
+        if self._outer is not None:
+            self._outer._part = 0
+        with self._lock:
+            self._stream = None
+            if self._bar is not None:
+                self._bar.close()
 
     def _print_line(self, now: float) -> None:
-        share = min(self.done / self.total, 1.0)
-        seconds = (now - self._begin) * (1 - share) / max(share, MIN_SHARE)
-        line = f"[{share:4.0%}  {seconds:4.0f} s left]  {self.title}"
+        share = self._compute_share()
+        left = "   ?"  # nothing is done yet
+        if share > 0:
+            left = f"{(now - self._begin) * (1 - share) / share:4.0f}"
+        line = f"[{share:4.0%}  {left} s left]  {self.title}"
         print(line, file=self._stream, flush=True)
 
 
@@ -116,7 +157,7 @@ class _Bar:
         self._task = self._bar.add_task(title, total=total)
         self._bar.start()
 
-    def move(self, done: int) -> None:
+    def move(self, done: float) -> None:
         self._bar.update(self._task, completed=done)
 
     def close(self) -> None:
@@ -141,16 +182,27 @@ def show_progress(
     """
     shown = stream or sys.stderr
     is_off = os.environ.get("SCALING_PROGRESS") == "off" and stream is None
-    if is_off or _has_outer.get():
-        yield Progress(title, total, None, clock)
-        return
-    progress = Progress(title, total, shown, clock)
-    token = _has_outer.set(True)
+    outer = _outer.get()
+    is_shown = outer is None and not is_off
+    progress = Progress(title, total, shown if is_shown else None, clock, outer)
+    token = _outer.set(progress)
+    stop = threading.Event()
+    if is_shown:
+        threading.Thread(
+            target=_keep_showing, args=(progress, stop), daemon=True
+        ).start()
     try:
         yield progress
     finally:
-        _has_outer.reset(token)
+        stop.set()
+        _outer.reset(token)
         progress.close()
+
+
+def _keep_showing(progress: Progress, stop: threading.Event) -> None:
+    """Show a computation that says nothing itself, until it ends."""
+    while not stop.wait(PATIENCE):
+        progress.show()
 
 
 def track_progress(title: str, items: Sequence[Item]) -> Iterator[Item]:

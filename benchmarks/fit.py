@@ -2,6 +2,7 @@
 the PyPI package `chinchilla`.
 
     python benchmarks/fit.py --data-dir DIR [--rounds 3] [--json]
+    python benchmarks/fit.py --commands [--rows 25]     # part 3 alone
 
 1. The protocol of Besiroglu et al. 2024 (240 runs, sum of Huber(1e-3) on log loss):
    L-BFGS-B with SciPy's defaults from their 4,500 starts, then 4,000 bootstraps from
@@ -17,10 +18,12 @@ the PyPI package `chinchilla`.
    and a second one in the same process.
 3. `scaling fit` with its default intervals in a new process and a warm cache: of 25
    rows, against a process that imports JAX and pandas alone; of 100,000 and of
-   2,000,000 rows, with peak memory.
+   2,000,000 rows, each also with trunks of four rows. Seconds on the wall and of the
+   processor, and peak memory.
 
-The sides take turns; the output is the median over the rounds and the range. Nothing
-else should run meanwhile. Expect a few minutes.
+The sides take turns; the output is the median over the rounds and the range, and a table
+in Markdown. Nothing else should run meanwhile; where something does, the processor time
+of part 3 still tells. Expect a few minutes.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -88,50 +92,62 @@ print(json.dumps({
 """
 
 
-COMMAND = """
-import resource
-from scaling.cli.main import main
-main()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-"""
+COMMAND = "from scaling.cli.main import main; main()"
+IMPORTS = "import jax, pandas"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took.
+
+    Attributes:
+        wall: seconds.
+        processor: seconds, of all its threads.
+        peak_gb: of memory.
+    """
+
+    wall: float
+    processor: float
+    peak_gb: float
 
 
 def time_ours(table: Path, draws: int, cache: Path) -> dict[str, float]:
     """Seconds of each part in a process of its own; `total` includes imports and
     compilation, not the second fit. Executables are kept in `cache`.
     """
-    output = run_python(["-c", OURS, "fit", str(table), str(draws)], cache)
+    output, _ = run_python(["-c", OURS, "fit", str(table), str(draws)], cache)
     return json.loads(output.splitlines()[-1])
 
 
-def run_python(arguments: list[str], cache: Path) -> str:
-    """What a Python process prints that keeps executables in `cache`."""
+def run_python(arguments: list[str], cache: Path) -> tuple[str, Cost]:
+    """What a Python process prints that keeps executables in `cache`, and what it took.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     environment = dict(os.environ, SCALING_CACHE=str(cache))
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[1],
-        env=environment,
-    )
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as printed:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=printed,
+            cwd=Path(__file__).parents[1],
+            env=environment,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise RuntimeError(f"{arguments} ended with {process.returncode}")
+        printed.seek(0)
+        seconds = usage.ru_utime + usage.ru_stime
+        return printed.read(), Cost(wall, seconds, usage.ru_maxrss / 2**20)
 
 
-def time_command(table: Path, cache: Path) -> tuple[float, float]:
-    """(seconds, peak GB) of `scaling fit` in a process of its own."""
-    begin = time.perf_counter()
-    output = run_python(["-c", COMMAND, "fit", str(table)], cache)
-    seconds = time.perf_counter() - begin
-    return seconds, float(output.splitlines()[-1])
-
-
-def time_imports(cache: Path) -> float:
-    """Seconds of a process that imports JAX and pandas alone."""
-    begin = time.perf_counter()
-    run_python(["-c", "import jax, pandas"], cache)
-    return time.perf_counter() - begin
+def time_command(table: Path, cache: Path) -> Cost:
+    """What `scaling fit` takes in a process of its own."""
+    return run_python(["-c", COMMAND, "fit", str(table)], cache)[1]
 
 
 def read_epoch_runs(path: Path) -> pd.DataFrame:
@@ -283,14 +299,19 @@ def time_package(path: Path, per_axis: int) -> tuple[float, float]:
     return seconds, float(np.where(r <= DELTA, r**2 / 2, DELTA * (r - DELTA / 2)).sum())
 
 
-def make_table(rows: int) -> pd.DataFrame:
-    """Runs of a known law with noise."""
+def make_table(rows: int, trunks: bool = False) -> pd.DataFrame:
+    """Runs of a known law with noise, with `trunks` in trunks of four rows."""
     rng = np.random.default_rng(0)
     N = np.exp(rng.uniform(np.log(1e7), np.log(1e10), rows))
     D = np.exp(rng.uniform(20, 26, rows))
     noise = np.exp(0.01 * rng.standard_normal(rows))
     loss = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * noise
-    return pd.DataFrame({"N": N, "D": D, "loss": loss})
+    table = pd.DataFrame({"N": N, "D": D, "loss": loss})
+    if not trunks:
+        return table
+    luck = np.exp(0.007 * rng.standard_normal(-(-rows // 4)))
+    trunk = np.arange(rows) // 4
+    return table.assign(loss=loss * luck[trunk], trunk=trunk)
 
 
 def format_spread(values: list[float], digits: int = 3) -> str:
@@ -310,8 +331,16 @@ def main() -> None:
         help="folder of epoch_chinchilla.csv, chinchilla_package_example.csv",
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--commands", action="store_true", help="part 3 alone")
+    parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="of part 3")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
+    if args.commands:
+        with tempfile.TemporaryDirectory() as folder:
+            result = time_commands(Path(folder), args.rounds, tuple(args.rows))
+        if args.json:
+            print(json.dumps(result))
+        return
     if (
         args.data_dir is None
         or not (args.data_dir / "epoch_chinchilla.csv").is_file()
@@ -332,16 +361,15 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         result = compare_sides(args.data_dir, Path(folder), args.rounds)
+        result |= time_commands(Path(folder), args.rounds, tuple(args.rows))
     if args.json:
         print(json.dumps(result))
 
 
 def compare_sides(data: Path, folder: Path, rounds: int) -> dict[str, float | None]:
-    """All rounds; returns the figures of the JSON line."""
+    """All rounds of parts 1 and 2; returns the figures of the JSON line."""
     runs = read_epoch_runs(data / "epoch_chinchilla.csv")
     runs.to_csv(folder / "epoch.csv", index=False)
-    for rows in SIZES:
-        make_table(rows).to_csv(folder / f"{rows}.csv", index=False)
     example = data / "chinchilla_package_example.csv"
     published = Published(runs)
     starts = np.array(list(itertools.product(*GRID)), float)
@@ -349,11 +377,7 @@ def compare_sides(data: Path, folder: Path, rounds: int) -> dict[str, float | No
         [np.log(477.84), np.log(2143.86), np.log(1.81724), 0.34731, 0.36718]
     )
     cold, mine, theirs, reached, package, small = [], [], [], [], [], []
-    commands: dict[int, list[tuple[float, float]]] = {rows: [] for rows in SIZES}
-    imports: list[float] = []
     with_package = example.is_file() and _get_version("chinchilla") != "absent"
-    for rows in SIZES:
-        time_command(folder / f"{rows}.csv", folder / "cache")
     for seed in range(rounds):
         cache = folder / f"cache {seed}"
         cold.append(time_ours(folder / "epoch.csv", BOOTSTRAPS, cache))
@@ -366,38 +390,56 @@ def compare_sides(data: Path, folder: Path, rounds: int) -> dict[str, float | No
         if with_package:
             small.append(time_ours(example, 0, cache))
             package.append(time_package(example, 2))
-        for rows in SIZES:
-            imports.append(time_imports(folder / "cache"))
-            commands[rows].append(
-                time_command(folder / f"{rows}.csv", folder / "cache")
-            )
     print(
         f"{np.mean(reached):.0%} of SciPy's sampled starts end at the optimum (to "
         "1e-6); every one counts as done"
     )
-    sides = report_sides(cold, mine, theirs, package, small)
-    return sides | report_commands(commands, imports)
+    return report_sides(cold, mine, theirs, package, small)
+
+
+def time_commands(
+    folder: Path, rounds: int, sizes: tuple[int, ...]
+) -> dict[str, float | None]:
+    """All rounds of part 3; prints them and returns their figures of the JSON line."""
+    cache = folder / "cache"
+    tables = {}
+    for rows in sizes:
+        for trunks in (False, True):
+            name = f"{rows:,} rows" + (" in trunks" if trunks else "")
+            tables[name] = folder / f"{rows} {trunks}.csv"
+            make_table(rows, trunks).to_csv(tables[name], index=False)
+            time_command(tables[name], cache)
+    imports: list[Cost] = []
+    commands: dict[str, list[Cost]] = {name: [] for name in tables}
+    for _ in range(rounds):
+        imports.append(run_python(["-c", IMPORTS], cache)[1])
+        for name, path in tables.items():
+            commands[name].append(time_command(path, cache))
+    return report_commands(commands, imports)
 
 
 def report_commands(
-    commands: dict[int, list[tuple[float, float]]], imports: list[float]
+    commands: dict[str, list[Cost]], imports: list[Cost]
 ) -> dict[str, float | None]:
     """Print part 3; returns its figures of the JSON line."""
-    print(f"importing JAX and pandas: {format_spread(imports)} s")
+    alone = np.array([cost.processor for cost in imports])
+    print("| new process | processor s | times the imports | wall s | peak GB |")
+    print("| --- | --- | --- | --- | --- |")
     figures: dict[str, float | None] = {}
-    for rows, measured in commands.items():
-        seconds = [one for one, _ in measured]
-        peak = max(gigabytes for _, gigabytes in measured)
-        ratio = [one / float(np.median(imports)) for one in seconds]
+    rows = {"importing JAX and pandas": imports, **commands}
+    for name, measured in rows.items():
+        seconds = [cost.processor for cost in measured]
+        # The rounds are pairs: the machine's speed changes from one to the next.
+        ratio = (np.array(seconds) / alone).tolist()
+        wall = [cost.wall for cost in measured]
+        peak = max(cost.peak_gb for cost in measured)
         print(
-            f"scaling fit of {rows:,} rows: {format_spread(seconds)} s, "
-            f"{format_spread(ratio)} times the imports; peak {peak:.2f} GB"
+            f"| {name} | {format_spread(seconds)} | {format_spread(ratio)} | "
+            f"{format_spread(wall)} | {peak:.2f} |"
         )
-        figures[f"seconds_{rows}_rows"] = float(np.median(seconds))
-        figures[f"peak_gb_{rows}_rows"] = peak
-    figures["times_imports"] = float(
-        np.median([one for one, _ in commands[25]]) / np.median(imports)
-    )
+        figures[f"processor seconds, {name}"] = float(np.median(seconds))
+        figures[f"times the imports, {name}"] = float(np.median(ratio))
+        figures[f"peak GB, {name}"] = peak
     return figures
 
 

@@ -38,6 +38,7 @@ from analysis.decisions.verdict import choose_row, describe_interval, write_verd
 from analysis.fitting.fit import Fit
 from analysis.laws.base import NotIdentifiedError
 from analysis.laws.library import Law, get_law
+from analysis.progress import show_progress
 from analysis.table.runs import Runs, load_runs
 
 RunTable = Runs | pd.DataFrame | Fit  # a fit stands for the runs that it was made from
@@ -246,19 +247,21 @@ def compare(
     sampling = {"draws": draws, "seed": seed}
     test = None
     notes: list[str] = []
-    if sharing == "separate":
-        laws = fit_each(sources, law, **sampling, **fit_options)
-    else:
-        laws = fit_together(
-            sources,
-            law,
-            prior_fit=prior_fit,
-            efficiencies=efficiencies,
-            **sampling,
-            **fit_options,
-        )
-        test = assess_sharing(laws, fit_options.get("fixed") or {}, TEST_LEVEL)
-        notes += _note_test(test, laws)
+    with show_progress("comparison of recipes", 2) as progress:
+        if sharing == "separate":
+            laws = fit_each(sources, law, **sampling, **fit_options)
+        else:
+            laws = fit_together(
+                sources,
+                law,
+                prior_fit=prior_fit,
+                efficiencies=efficiencies,
+                **sampling,
+                **fit_options,
+            )
+            progress.advance()
+            test = assess_sharing(laws, fit_options.get("fixed") or {}, TEST_LEVEL)
+            notes += _note_test(test, laws)
     compared = _make_recipes(sources, laws, options, at)
     C = _check_budgets(_choose_budgets(compared) if budgets is None else budgets)
     is_rejected = test is not None and not test.is_tenable

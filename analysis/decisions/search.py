@@ -28,6 +28,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import stdtrit
 
+from analysis.progress import show_progress, track_progress
+
 # The greedy order takes the largest gain / cost^power. None is the best in all cases
 # (the problem is a knapsack), so each is tried.
 COST_POWERS = (1.0, 0.5, 0.0)
@@ -251,9 +253,10 @@ def improve_by_exchange(
     An exchange takes a run or a trunk out, and spends the budget anew without it.
     """
     best = evaluate_choice(pool, chosen).criterion
-    for _ in range(MAX_ROUNDS):
+    for round_ in range(1, MAX_ROUNDS + 1):
         has_improved = False
-        for part in list_parts(pool, chosen):
+        title = f"design search, round {round_} of at most {MAX_ROUNDS}"
+        for part in track_progress(title, list_parts(pool, chosen)):
             if not part <= set(chosen):
                 continue  # an earlier exchange has taken it out
             kept = [j for j in chosen if j not in part]
@@ -286,7 +289,8 @@ def search_design(
     best: list[int] = []
     best_criterion = np.inf
     for power in powers:
-        chosen = add_greedily(pool, [], budget, power, set(), most, min_gain)
+        with show_progress("design search, first choice", 1):
+            chosen = add_greedily(pool, [], budget, power, set(), most, min_gain)
         chosen = improve_by_exchange(pool, chosen, budget, powers, most, min_gain)
         criterion = evaluate_choice(pool, chosen).criterion
         if criterion < best_criterion:

@@ -37,6 +37,7 @@ from analysis.fitting.protocol import (
 from analysis.fitting.result import FitResult, read_pairs
 from analysis.laws.base import Binding, Law, NotIdentifiedError, bind_law
 from analysis.laws.library import get_law
+from analysis.progress import Progress, show_progress
 from analysis.table.runs import Runs, load_runs
 
 DEFAULT_DELTA = 1e-3  # Huber's threshold in the literature (Hoffmann et al. 2022)
@@ -320,6 +321,21 @@ def fit_in_stages(
     Growing noise, trunk effects and a prior each need a fit without them: its residuals
     show how the noise grows, how large the effects are and how much the prior counts.
     """
+    first_fits = [protocol.noise == "growing", protocol.effects == "trunk"]
+    stages = 2 + sum(first_fits) + bool(protocol.prior)
+    rounds = EFFECT_ROUNDS if protocol.effects == "trunk" else 0
+    title = f"fit of {protocol.n_rows:,} rows"
+    with show_progress(title, stages + rounds) as progress:
+        return _fit_stages(law, binding, protocol, data, progress)
+
+
+def _fit_stages(
+    law: Law,
+    binding: Binding,
+    protocol: Protocol,
+    data: dict[str, np.ndarray],
+    progress: Progress,
+) -> Fit:
     plain = replace(protocol, effects="row", prior={})
     if protocol.objective == "huber":
         plain = replace(plain, delta=protocol.delta or DEFAULT_DELTA)
@@ -331,19 +347,26 @@ def fit_in_stages(
         )
         protocol = replace(protocol, growth=growth)
         plain = replace(plain, growth=growth)
+        progress.advance()
     if protocol.effects == "trunk":
         first = estimate_parameters(binding, plain, data)
-        protocol = measure_effects(first, protocol)
+        progress.advance()
+        protocol = measure_effects(first, protocol, progress)
     if protocol.prior:
         without = estimate_parameters(binding, replace(protocol, prior={}), data)
         variance = estimate_variance(
             without.whitened, protocol.threshold, len(binding.free), data.get("weight")
         )
         protocol = replace(protocol, prior_variance=variance)
-    return certify_fit(estimate_parameters(binding, protocol, data))
+        progress.advance()
+    estimate = estimate_parameters(binding, protocol, data)
+    progress.advance()
+    return certify_fit(estimate)
 
 
-def measure_effects(first: Estimate, protocol: Protocol) -> Protocol:
+def measure_effects(
+    first: Estimate, protocol: Protocol, progress: Progress
+) -> Protocol:
     """The protocol with the sizes of the effects, and with Huber's threshold in their
     unit unless it is given.
 
@@ -353,6 +376,7 @@ def measure_effects(first: Estimate, protocol: Protocol) -> Protocol:
     Args:
         first: takes the rows as independent.
         protocol: with trunk effects.
+        progress: advances by one a round.
     """
     trunks = Trunks.from_names(first.data["trunk"])
     given = protocol.delta
@@ -368,6 +392,7 @@ def measure_effects(first: Estimate, protocol: Protocol) -> Protocol:
         current = estimate_parameters(
             first.binding, replace(protocol, prior={}), first.data, current.params
         )
+        progress.advance()
     return protocol
 
 

@@ -36,6 +36,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from analysis.fitting.data import use_float64
 from analysis.laws.base import Binding
 from analysis.laws.library import BUILT_IN
+from analysis.progress import show_progress
 
 Arrays = tuple[Any, ...]  # the arguments after the binding: trees of arrays
 Executable = Callable[..., Any]
@@ -119,9 +120,18 @@ def _compile_side_by_side(
     paths = [_locate(call, folder) for call in calls.values()]
     # JAX cannot store again what it took from its own cache.
     jax_folder = None if all(paths) else folder
-    with _use_jax_cache(jax_folder), ThreadPoolExecutor(len(calls)) as pool:
-        compiled = pool.map(_compile, calls.values(), paths)
-        return dict(zip(calls, compiled, strict=True))
+    with (
+        show_progress(f"compilation of {len(calls)} programs", len(calls)) as progress,
+        _use_jax_cache(jax_folder),
+        ThreadPoolExecutor(len(calls)) as pool,
+    ):
+        compiled = {}
+        for key, program in zip(
+            calls, pool.map(_compile, calls.values(), paths), strict=True
+        ):
+            compiled[key] = program
+            progress.advance()
+        return compiled
 
 
 def _compile(call: Call, path: Path | None) -> Executable:

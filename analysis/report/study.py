@@ -28,6 +28,7 @@ from analysis.fitting.fit import fit as fit_law
 from analysis.hoffmann.comparison import Approaches, compare_approaches
 from analysis.hoffmann.isoflop import IsoFlop, isoflop
 from analysis.laws.library import Law
+from analysis.progress import show_progress
 from analysis.table.readers import JsonObject
 from analysis.table.runs import Runs, load_runs
 
@@ -118,21 +119,29 @@ def study_runs(
     fitted = runs
     if held.any():
         fitted = runs.exclude(held, f"held out ({holdout})")
-    fit = fit_law(fitted, law, **fit_options)
-    boot = fit.bootstrap(draws, seed=seed)
-    profiles, notes = _try_isoflop(fitted)
-    approaches = None
-    if {"a", "b"} <= set(fit.derived()):
-        approaches = compare_approaches(profiles, fit, boot, LEVEL)
-    return Study(
-        runs=runs,
-        fit=fit,
-        boot=boot,
-        isoflop=profiles,
-        holdout=predict_runs(fit, boot, runs.table.loc[held]),
-        notes=notes,
-        approaches=approaches,
-    )
+    parts = (6, 2, 1, 1)  # about how the time of a large table divides
+    with show_progress(f"study of {len(fitted):,} rows", sum(parts)) as progress:
+        progress.start_part(parts[0])
+        fit = fit_law(fitted, law, **fit_options)
+        progress.advance(parts[0])
+        progress.start_part(parts[1])
+        boot = fit.bootstrap(draws, seed=seed)
+        progress.advance(parts[1])
+        progress.start_part(parts[2])
+        profiles, notes = _try_isoflop(fitted)
+        progress.advance(parts[2])
+        approaches = None
+        if {"a", "b"} <= set(fit.derived()):
+            approaches = compare_approaches(profiles, fit, boot, LEVEL)
+        return Study(
+            runs=runs,
+            fit=fit,
+            boot=boot,
+            isoflop=profiles,
+            holdout=predict_runs(fit, boot, runs.table.loc[held]),
+            notes=notes,
+            approaches=approaches,
+        )
 
 
 def tabulate_optimum(study: Study) -> pd.DataFrame:

@@ -219,16 +219,21 @@ class FitArgs:
 
     def study(self) -> Study:
         """Everything that the verbs `fit`, `plot` and `report` need; saved if asked."""
+        from analysis.progress import show_progress
         from analysis.report.study import study_runs
 
-        result = study_runs(
-            self.columns.read(self.runs),
-            law=self.law,
-            holdout=self.holdout,
-            draws=self.draws,
-            seed=self.seed,
-            **self.how.keywords(),
-        )
+        with show_progress(f"study of {self.runs}", 10) as progress:
+            runs = self.columns.read(self.runs)
+            progress.advance()
+            progress.start_part(9)
+            result = study_runs(
+                runs,
+                law=self.law,
+                holdout=self.holdout,
+                draws=self.draws,
+                seed=self.seed,
+                **self.how.keywords(),
+            )
         if self.save is not None:
             self.save.parent.mkdir(parents=True, exist_ok=True)
             result.fit.to_json(self.save)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -64,6 +65,36 @@ def test_an_inner_computation_leaves_the_time_left_to_the_outer_one() -> None:
         outer.advance()
     assert inner_stream.getvalue() == ""
     assert outer_stream.getvalue() == "[ 50%     6 s left]  all\n"
+
+
+def test_an_inner_computation_moves_the_outer_one_through_its_part() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with show_progress("all", 4, stream=stream, clock=clock) as outer:
+        outer.start_part(3)
+        with show_progress("part", 6, clock=clock) as inner:
+            for _ in range(6):
+                clock.now += 3
+                inner.advance()
+        outer.advance(3)
+        clock.now += 6
+        outer.advance()
+    shares = [line[1:5] for line in stream.getvalue().splitlines()]
+    assert shares == [" 25%", " 50%", " 75%", "100%"]
+
+
+def test_a_computation_that_says_nothing_is_shown_as_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("analysis.progress.PATIENCE", 0.05)
+    stream = io.StringIO()
+    with show_progress("silent", 2, stream=stream):
+        deadline = time.monotonic() + 10
+        while not stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert stream.getvalue().startswith("[  0%     ? s left]  silent")
+    shown = stream.getvalue()
+    time.sleep(0.2)
+    assert stream.getvalue() == shown
 
 
 def test_the_environment_turns_it_off(
