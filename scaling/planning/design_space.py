@@ -39,7 +39,7 @@ law (docs/notes/designs.md).
 """
 
 MIN_STEPS = 1000
-MIN_TOKENS = 500_000
+MIN_TOKENS = 750_000
 """Runs of fewer steps or tokens are left out. With the quickstart's recipe they leave the
 law by more than the noise between seeds, whatever the batch (docs/notes/designs.md).
 """
