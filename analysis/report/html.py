@@ -21,7 +21,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from analysis.checking.holdout import HeldOutRun
-from analysis.decisions.allocate import allocate, counted_flops_per_token
+from analysis.decisions.allocate import (
+    Allocation,
+    allocate,
+    counted_flops_per_token,
+)
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import IsoFlop
@@ -67,7 +71,7 @@ def write_report(
     holdout: Sequence[HeldOutRun] | None = None,
     plan: pd.DataFrame | None = None,
     decisions: pd.DataFrame | None = None,
-    target_C: float | None = None,
+    target: Allocation | None = None,
     provenance: Mapping[str, object] | None = None,
     title: str = "Scaling law",
 ) -> Path:
@@ -84,8 +88,8 @@ def write_report(
         holdout: one row per held-out run.
         plan: the runs to train next.
         decisions: one row per decision by which the runs were chosen.
-        target_C: FLOPs of the training run that is to be decided on; by default ten
-            times the largest fitted.
+        target: the training run that is to be decided on; by default that of ten times
+            the largest fitted compute.
         provenance: names and values that say where the numbers come from.
         title: of the page.
     """
@@ -109,7 +113,7 @@ def write_report(
     origin = {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
     page = _load_template().render(
         title=title,
-        headline=_write_headline(fit, boot, held, target_C),
+        headline=_write_headline(fit, boot, held, target),
         warnings=_collect_warnings(runs, fit, boot, isoflop),
         pictures=_draw_pictures(runs, fit, boot, isoflop, held),
         optimum=optimum,
@@ -241,11 +245,11 @@ def _write_headline(
     fit: Fit,
     boot: Bootstrap | None,
     held: Sequence[HeldOutRun],
-    target_C: float | None,
+    target: Allocation | None,
 ) -> list[Markup]:
     """What was found, in sentences."""
     return [
-        _write_decision_sentence(fit, boot, target_C),
+        _write_decision_sentence(fit, boot, target),
         _write_fit_sentence(fit),
         _write_exponent_sentence(fit, boot),
         _write_holdout_sentence(fit, held),
@@ -253,7 +257,7 @@ def _write_headline(
 
 
 def _write_decision_sentence(
-    fit: Fit, boot: Bootstrap | None, target_C: float | None
+    fit: Fit, boot: Bootstrap | None, target: Allocation | None
 ) -> Markup:
     """What to train at the target, or at the largest fitted compute and at ten times as
     much; empty for a law that has no optimum.
@@ -262,11 +266,12 @@ def _write_decision_sentence(
         return Markup("")
     largest = float(fit.compute.max())
     try:
-        at_largest = _write_decision(fit, largest, boot)
-        beyond = _write_decision(fit, target_C or 10 * largest, boot)
+        at_largest = _write_decision(_find_best(fit, largest, boot))
+        if target is None:
+            beyond = _write_decision(_find_best(fit, 10 * largest, boot))
     except ValueError:  # the section of the optimum says why
         return Markup("")
-    if target_C is None:
+    if target is None:
         sentence = Markup(
             "At the largest fitted compute, {}. At ten times as much, {}."
         )
@@ -275,19 +280,23 @@ def _write_decision_sentence(
         "At the target, {}. That is {} times the largest fitted compute, where the "
         "answer is: {}."
     )
-    return sentence.format(beyond, f"{target_C / largest:.3g}", at_largest)
+    factor = f"{target.C / largest:.3g}"
+    return sentence.format(_write_decision(target), factor, at_largest)
 
 
-def _write_decision(fit: Fit, C: float, boot: Bootstrap | None) -> Markup:
+def _find_best(fit: Fit, C: float, boot: Bootstrap | None) -> Allocation:
     per_token = counted_flops_per_token(fit)
-    best = allocate(fit, C, boot, per_token, LEVEL, extrapolate=True)
+    return allocate(fit, C, boot, per_token, LEVEL, extrapolate=True)
+
+
+def _write_decision(best: Allocation) -> Markup:
     interval = ""
     if "loss" in best.intervals:
         low, high = best.intervals["loss"]
         interval = f" (90 % interval {low:.3f} to {high:.3f})"
     bound = f" ({best.describe_bound()})" if best.bound else ""
     return Markup("{} FLOPs, train {} parameters on {} tokens{}: loss {}{}").format(
-        format_flops(C),
+        format_flops(best.C),
         format_count(best.N),
         format_count(best.D),
         bound,
@@ -404,13 +413,23 @@ def _collect_warnings(
             )
     if isoflop is not None:
         found += isoflop.notes
-        left_out = isoflop.minima.loc[~isoflop.minima["used"]]
-        for row in left_out.to_dict("records"):
-            found.append(
-                f"Approach 2 left out the budget of {format_flops(row['budget'])} "
-                f"FLOPs: {row['reason']}."
-            )
+        found += _describe_unused_budgets(isoflop)
     return [_write_sentence(text) for text in found]
+
+
+def _describe_unused_budgets(isoflop: IsoFlop) -> list[str]:
+    """The budgets that approach 2 left out, those of one reason in a sentence."""
+    budgets: dict[str, list[str]] = {}
+    unused = isoflop.minima.loc[~isoflop.minima["used"]]
+    for row in unused.to_dict("records"):
+        budgets.setdefault(row["reason"], []).append(format_flops(row["budget"]))
+    sentences = []
+    for reason, values in budgets.items():
+        word = "budget" if len(values) == 1 else "budgets"
+        sentences.append(
+            f"Approach 2 left out the {word} of {', '.join(values)} FLOPs: {reason}."
+        )
+    return sentences
 
 
 def _write_sentence(text: str) -> str:

@@ -21,7 +21,11 @@ from analysis.checking.holdout import (
     predict_runs,
     select_held_out,
 )
-from analysis.decisions.allocate import counted_flops_per_token, optimum_table
+from analysis.decisions.allocate import (
+    Allocation,
+    counted_flops_per_token,
+    optimum_table,
+)
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.fitting.fit import Fit
 from analysis.fitting.fit import fit as fit_law
@@ -177,7 +181,7 @@ def write_study(
     *,
     plan: pd.DataFrame | None = None,
     decisions: pd.DataFrame | None = None,
-    target_C: float | None = None,
+    target: Allocation | None = None,
     provenance: Mapping[str, object] | None = None,
     extra: Mapping[str, object] | None = None,
     title: str = "Scaling law",
@@ -190,7 +194,7 @@ def write_study(
         out: the folder, which is created.
         plan: the runs to train next, for the report.
         decisions: by which the runs were chosen, for the report.
-        target_C: FLOPs of the training run that is to be decided on, for the report.
+        target: the training run that is to be decided on, for the report.
         provenance: names and values for the report that say where the numbers come
             from.
         extra: entries added to the summary.
@@ -222,7 +226,7 @@ def write_study(
         holdout=study.holdout,
         plan=plan,
         decisions=decisions,
-        target_C=target_C,
+        target=target,
         provenance=provenance,
         title=title,
     )

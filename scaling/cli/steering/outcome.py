@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from analysis import Allocation, Bootstrap, Fit, allocate, load_runs, study_runs
+from analysis import (
+    Allocation,
+    Bootstrap,
+    Fit,
+    allocate,
+    find_rival_laws,
+    load_runs,
+    study_runs,
+)
+from analysis.checking.law_choice import find_hull
+from analysis.decisions.frontier import FlopsPerToken
 from analysis.report.study import Study, write_study
 from scaling.cli.steering.rounds import LEVEL, count_family_flops
 from scaling.cli.steering.steer import Steering
@@ -116,8 +127,9 @@ def draw_conclusions(steering: Steering) -> AutoResult:
     per_token = count_family_flops(steering.config)
     target = steering.settings.target_C or FAR * float(study.fit.compute.max())
     best = allocate(study.fit, target, study.boot, per_token, LEVEL, extrapolate=True)
+    best, law_choice = widen_by_laws(study, best, per_token)
     run = recommend_run(steering.config, best.N, best.D)
-    remarks = list_remarks(steering, best, run)
+    remarks = [*list_remarks(steering, best, run), law_choice]
     return AutoResult(
         runs=steering.table,
         study=study,
@@ -127,6 +139,28 @@ def draw_conclusions(steering: Steering) -> AutoResult:
         flops=steering.spent,
         remarks=tuple(remarks),
     )
+
+
+def widen_by_laws(
+    study: Study, best: Allocation, per_token: FlopsPerToken | None
+) -> tuple[Allocation, str]:
+    """(the allocation with intervals that hold those of all laws that predict the
+    largest runs as well, what was found in words).
+    """
+    try:
+        rivals = find_rival_laws(study.fit, study.boot)
+    except ValueError as error:
+        return best, f"the choice of the law was not examined: {error}"
+    by_quantity = rivals.list_allocation_intervals(best.C, per_token, LEVEL)
+    intervals = {name: find_hull(by_law) for name, by_law in by_quantity.items()}
+    others = rivals.names[1:]
+    text = f"no other law predicts the {rivals.held} largest runs as well"
+    if others:
+        text = (
+            f"the intervals hold those of {', '.join(others)} too, which predict the "
+            f"{rivals.held} largest runs as well"
+        )
+    return dataclasses.replace(best, intervals=intervals), text
 
 
 def recommend_run(config: PlanConfig, N: float, D: float) -> RunConfig | None:
@@ -211,7 +245,7 @@ def write_outcome(result: AutoResult, out: Path, name: str) -> dict[str, Path]:
         result.study,
         out,
         decisions=result.decisions,
-        target_C=result.allocation.C,
+        target=result.allocation,
         provenance={name: newest[name] for name in columns},
         extra={"flops_spent": result.flops},
         title=f"Scaling law of {name}",
