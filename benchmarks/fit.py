@@ -477,6 +477,17 @@ def report_sides(
     print(
         f"  as published, {format_spread(ratios_cold)} times ours with an empty cache"
     )
+    rows = [
+        ("fit and 4,000 bootstraps, a global search in each; warm cache", total),
+        ("the same with an empty cache", first),
+    ]
+    for kind in theirs[0]:
+        rows.append((f"SciPy, {kind} (extrapolated)", [t[kind] for t in theirs]))
+    print("| 240 runs | wall s | against ours |")
+    print("| --- | --- | --- |")
+    for name, values in rows:
+        ratio = format_spread([v / t for v, t in zip(values, total, strict=True)])
+        print(f"| {name} | {format_spread(values)} | {ratio} |")
     against = None
     if package:
         seconds = [t * PACKAGE_STARTS / 2**5 for t, _ in package]
