@@ -19,6 +19,7 @@ import hashlib
 import os
 import pickle
 import platform
+import stat
 import sys
 import tempfile
 import threading
@@ -104,7 +105,7 @@ def _load_side_by_side(
 ) -> dict[Hashable, Executable]:
     """The executables that are stored."""
     paths = {key: _locate(call, folder) for key, call in calls.items()}
-    stored = {key: path for key, path in paths.items() if path and path.is_file()}
+    stored = {key: path for key, path in paths.items() if path and is_private(path)}
     if not stored:
         return {}
     with ThreadPoolExecutor(len(stored)) as pool:
@@ -158,6 +159,24 @@ def _store(program: Any, call: Call, path: Path) -> None:
         os.replace(file.name, path)  # whole, or not there
     except Exception:  # what JAX raises here differs between its versions
         return
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file is there that this user alone can have written.
+
+    An executable is code, and loading it runs it: what others may have put there is
+    left alone and compiled anew.
+    """
+    get_user = getattr(os, "getuid", None)
+    try:
+        for place in (path, path.parent):
+            status = place.stat()
+            is_shared = bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+            if get_user is not None and (status.st_uid != get_user() or is_shared):
+                return False
+    except OSError:
+        return False
+    return path.is_file()
 
 
 def _load(path: Path) -> Executable | None:
@@ -294,7 +313,7 @@ def _hash_processor() -> str:
 def _make_writable(folder: Path) -> bool:
     """Whether the folder could be made and written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError:
         return False
     return os.access(folder, os.W_OK | os.X_OK)

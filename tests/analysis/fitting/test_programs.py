@@ -93,6 +93,16 @@ def test_a_law_of_the_users_own_is_found_by_its_program(tmp_path: Path) -> None:
     assert second["E"] == first["E"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+def test_an_executable_that_others_may_write_is_not_loaded(tmp_path: Path) -> None:
+    first = fit_in_new_process(30, SCALING_CACHE=str(tmp_path))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666)
+    second = fit_in_new_process(30, SCALING_CACHE=str(tmp_path))
+    assert second["compiled"] == first["compiled"] > 0
+
+
 def test_a_spoiled_executable_is_compiled_again(tmp_path: Path) -> None:
     first = fit_in_new_process(30, SCALING_CACHE=str(tmp_path))
     stored = [path for path in tmp_path.rglob("*") if path.is_file()]
