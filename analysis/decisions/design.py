@@ -4,7 +4,7 @@
 
 `analysis.decisions.search` says how they are found, `analysis.decisions.expected` how
 the interval that they will give is computed. Losses do not enter: a law and the noise
-of runs are known beforehand, from a pilot or from the quickstart's recipe.
+of runs are known beforehand, from a pilot or from the recipe of preset isoflop.
 
 Shapes: K existing runs, M candidates, P free parameters.
 """
@@ -118,7 +118,8 @@ def design(
         budget: FLOPs that the chosen runs together may take, shared trunks once; inf for
             no limit, where costs do not count.
         want: the quantity, as `Quantity` or as text: "a", "E", "loss@C=1e15".
-        prior: the law and noise to assume; by default those of the quickstart's recipe.
+        prior: the law and noise to assume; by default those of the recipe of preset
+            isoflop.
         existing: runs that are trained already, with the same columns. Trunks resume
             from where they left them.
         most: number of runs to choose; None for as many as the budget affords.

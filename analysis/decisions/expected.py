@@ -134,7 +134,8 @@ def expect_intervals(
         quantities: what intervals are wanted of, as `Quantity` or as text; by default
             the exponent a and the irreducible loss E, as far as the law has them, and
             the loss of the compute-optimal run of 8 times the largest compute.
-        prior: the law and noise to assume; by default those of the quickstart's recipe.
+        prior: the law and noise to assume; by default those of the recipe of preset
+            isoflop.
         level: of the intervals.
         flops_per_token: N -> training FLOPs per token; by default as counted in the
             runs, or 6 N if they have no C.

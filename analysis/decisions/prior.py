@@ -92,8 +92,8 @@ class DesignPrior:
 def make_prior_from_fit(fit: FitResult, source: str | None = None) -> DesignPrior:
     """The law of a fit, and the noise of its runs.
 
-    The bend is that of the quickstart's recipe, since a fit does not know its own. The
-    noise is that of the fit's effects. A fit of independent rows whose trunks have
+    The bend is that of the recipe of preset isoflop, since a fit does not know its own.
+    The noise is that of the fit's effects. A fit of independent rows whose trunks have
     several rows gets it by restricted maximum likelihood from its residuals; else the
     whole scatter is taken to be the runs' own.
 
@@ -140,7 +140,7 @@ def _estimate_noise(fit: FitResult) -> dict[str, float]:
 
 @functools.cache
 def read_default_prior() -> DesignPrior:
-    """The law and the noise that were measured with the quickstart's recipe.
+    """The law and the noise that were measured with the recipe of preset isoflop.
 
     `analysis/decisions/quickstart_prior.toml` holds them with the command that measured
     them.

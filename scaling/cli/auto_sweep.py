@@ -43,7 +43,7 @@ class AutoArgs:
     """Tune the learning rate at small sizes first."""
     prior_fit: Path | None = None
     """A saved fit whose law and noise are assumed before the sweep's own are known.
-    Default: those of the quickstart's recipe."""
+    Default: those of the recipe of preset isoflop."""
     dry_run: bool = False
     """Print the price of the pilot and what would follow if the runs followed the law
     that is assumed, and train nothing."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_prior(prior_fit: Path | None) -> DesignPrior | None:
-    """The law and noise of a saved fit; None for those of the quickstart's recipe."""
+    """The law and noise of a saved fit; None for those of the recipe of preset isoflop."""
     if prior_fit is None:
         return None
     from analysis import Fit, make_prior_from_fit

@@ -57,7 +57,7 @@ class DesignArgs:
     """
     prior_fit: Path | None = None
     """A saved fit whose law and noise the expected intervals assume. Default: those of
-    the quickstart's recipe.
+    the recipe of preset isoflop.
     """
 
     def make(self, config: PlanConfig) -> Plan:

@@ -40,8 +40,9 @@ law (docs/notes/designs.md).
 
 MIN_STEPS = 1000
 MIN_TOKENS = 750_000
-"""Runs of fewer steps or tokens are left out. With the quickstart's recipe they leave the
-law by more than the noise between seeds, whatever the batch (docs/notes/designs.md).
+"""Runs of fewer steps or tokens are left out. With the recipe of preset isoflop they
+leave the law by more than the noise between seeds, whatever the batch
+(docs/notes/designs.md).
 """
 
 LARGEST_SHARE = 1 / 3

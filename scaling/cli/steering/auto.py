@@ -73,7 +73,7 @@ def auto(
         rounds: after the pilot.
         tune: whether to tune the learning rate.
         prior: the law and noise to assume before the sweep's own are known; by default
-            those of the quickstart's recipe.
+            those of the recipe of preset isoflop.
         workers, executor, loop, show, retry: as for `scaling.sweep`.
         report: is called with each decision as text; by default they are printed to
             standard error.
@@ -142,7 +142,8 @@ def sketch_auto(
     Args:
         config: the recipe, the sizes and the limits.
         settings: what the sweep is for.
-        prior: the law and noise to assume; by default those of the quickstart's recipe.
+        prior: the law and noise to assume; by default those of the recipe of preset
+            isoflop.
 
     Raises:
         ConfigError: the budget affords no law.

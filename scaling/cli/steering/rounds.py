@@ -1,6 +1,6 @@
 """The runs of the next round: those from which the wanted quantity is learned best.
 
-What is known before the pilot is the law and the noise of the quickstart's recipe, or
+What is known before the pilot is the law and the noise of the recipe of preset isoflop, or
 those of a saved fit. As soon as the sweep's own law is known well enough, it takes their
 place (sequential design of experiments; Chernoff 1959, Ann. Math. Statist. 30).
 """

@@ -22,7 +22,7 @@ from scaling.store import run_dirs
 
 RATE_CURVATURE = 0.015
 """By how much the log loss rises where the rate is off by a factor of two: one to two
-per cent with the quickstart's recipe (docs/notes/recipe.md). It grows with the square
+per cent with the recipe of preset isoflop (docs/notes/recipe.md). It grows with the square
 of the logarithm.
 """
 
