@@ -36,6 +36,7 @@ from scaling.cli.steering.steer import Steering
 from scaling.config import read_toml
 
 BUDGETS = np.array([1.0, 2.0, 4.0, 8.0])  # of the grid, over the smallest
+MEASURES = ("error", "half_width", "holds", "a_error", "a_half_width", "a_holds")
 
 
 @dataclass(frozen=True)
@@ -156,19 +157,24 @@ def summarize_sweeps(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     kinds = table[["bend", "sweep"]].drop_duplicates()
     for bend, sweep in kinds.to_numpy():
-        group = table[(table["bend"] == bend) & (table["sweep"] == sweep)]
+        is_kind = (table["bend"] == bend) & (table["sweep"] == sweep)
+        # A sweep without a law has NaN.
+        columns = list(MEASURES)
+        values = table.loc[is_kind, columns].to_numpy(float)
+        by_name = dict(zip(columns, values.T, strict=True))
+        error = 100 * np.abs(by_name["error"])
         rows.append(
             {
                 "bend": bend,
                 "sweep": sweep,
-                "worlds": len(group),
-                "loss: median error %": 100 * group["error"].abs().median(),
-                "90th percentile %": 100 * group["error"].abs().quantile(0.9),
-                "median half-width %": 100 * group["half_width"].median(),
-                "holds %": 100 * group["holds"].astype(float).mean(),
-                "a: median error": group["a_error"].abs().median(),
-                "median half-width": group["a_half_width"].median(),
-                "a holds %": 100 * group["a_holds"].astype(float).mean(),
+                "worlds": len(values),
+                "loss: median error %": np.nanmedian(error),
+                "90th percentile %": np.nanquantile(error, 0.9),
+                "median half-width %": 100 * np.nanmedian(by_name["half_width"]),
+                "holds %": 100 * np.nanmean(by_name["holds"]),
+                "a: median error": np.nanmedian(np.abs(by_name["a_error"])),
+                "median half-width": np.nanmedian(by_name["a_half_width"]),
+                "a holds %": 100 * np.nanmean(by_name["a_holds"]),
             }
         )
     return pd.DataFrame(rows)

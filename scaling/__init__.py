@@ -1,7 +1,7 @@
 """Train families of Transformers over a compute grid: plan, sweep, run table.
 
-    plan = scaling.isoflop_plan(budgets=[1e11, 2e11, 4e11], sizes_per_budget=5,
-    data="code") runs = scaling.sweep(plan, out="runs/mine")
+    plan = scaling.isoflop_plan(budgets=[1e11, 2e11, 4e11], data="code")
+    runs = scaling.sweep(plan, out="runs/mine")
 
 Names are imported on first use, so that the verbs that do not train never load JAX and
 Flax.

@@ -117,7 +117,8 @@ def test_a_design_beats_isoflop_profiles_of_equal_cost(
     space = make_design_space(
         config,
         BUDGET,
-        min_steps=1000,
+        min_steps=700,
+        min_tokens=0,
         min_tokens_per_parameter=4.0,
         max_tokens_per_parameter=200.0,
     )
