@@ -364,11 +364,11 @@ def test_a_plan_is_found_for_what_is_wanted(tmp_path, capsys):
     is saved as any plan, and a fit replaces the law and noise that it assumes.
     """
     path = tmp_path / "plan.json"
-    source = "--data.source markov:states=16,branching=2,tokens=1200000"
-    line = f"plan --preset quickstart {source} --no-timing --flops 2e12 --for E"
+    source = "--data.source markov:states=16,branching=2,tokens=2500000"
+    line = f"plan --preset quickstart {source} --no-timing --flops 8e12 --for E"
     planned = read_answer(f"{line} --save {path}", capsys)
-    assert planned["flops"] <= 2e12
-    assert max(run["tokens"] for run in planned["runs"]) <= 1.2e6
+    assert planned["flops"] <= 8e12
+    assert max(run["tokens"] for run in planned["runs"]) <= 2.5e6
     assert all(run["repeated_tokens"] == 0 for run in planned["runs"])
     assert planned["expected"][0]["quantity"] == "E"
     from scaling import Plan
@@ -398,8 +398,8 @@ def test_a_sweep_finds_the_plan_that_plan_finds(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("scaling.execution.sweep.sweep", keep)
     asked = (
-        "--preset quickstart --flops 2e12 --for E "
-        "--data.source markov:states=16,branching=2,tokens=1200000"
+        "--preset quickstart --flops 8e12 --for E "
+        "--data.source markov:states=16,branching=2,tokens=2500000"
     )
     path = tmp_path / "plan.json"
     planned = read_answer(f"plan {asked} --no-timing --save {path}", capsys)
