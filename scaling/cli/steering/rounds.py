@@ -138,8 +138,14 @@ def weigh_evidence(
 
     at_fit = {name: np.array([value]) for name, value in found.params.items()}
     value = float(evaluate(at_fit)[0])
-    draws = boot.evaluate(evaluate, logarithmic=want.is_loss)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # Where the law is hardly known, draws of its exponents reach beyond all numbers.
+    with np.errstate(all="ignore"):
+        draws = boot.evaluate(evaluate, logarithmic=want.is_loss)
+    draws = np.where(np.isnan(draws), np.inf, draws)
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(draws, ends, method="nearest")
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"the runs do not determine {want}: its interval has no end")
     return Evidence(found, boot, want, value, (float(low), float(high)))
 
 

@@ -337,10 +337,25 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_real_sweep_ends_with_a_report(tmp_path, capsys) -> None:
-    line = f"auto {SMALL} --flops 4e12 --target-C 2e13 --out {tmp_path} --json"
+    line = (
+        "auto --preset isoflop --model.depth 1 --widths 32 40 48 64 80 96 --flops 4e12 "
+        f"--target-C 2e13 --out {tmp_path} --json"
+    )
     assert main(line.split()) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["flops_spent"] <= 4e12
     assert answer["target"]["run"]["tokens"] > 0
     page = (tmp_path / "report.html").read_text()
     assert "Decisions" in page and "At the target" in page
+
+
+@pytest.mark.slow
+def test_runs_that_no_law_fits_are_said_to_be(tmp_path, capsys) -> None:
+    """The losses of this source hardly fall."""
+    line = f"auto {SMALL} --flops 4e12 --target-C 2e13 --out {tmp_path}"
+    status = main(line.split())
+    printed = capsys.readouterr()
+    if status == 0:
+        assert "NOT OK" in printed.out or "standard error above" in printed.out
+    else:
+        assert "do not determine the law" in printed.err
