@@ -109,7 +109,7 @@ def auto(
     )
     steering.steer()
     result = draw_conclusions(steering)
-    write_outcome(result, out, config.name)
+    write_outcome(result, out)
     return result
 
 

@@ -237,7 +237,7 @@ def _describe_short_text(best: Allocation, tokens: int) -> str:
     )
 
 
-def write_outcome(result: AutoResult, out: Path, name: str) -> dict[str, Path]:
+def write_outcome(result: AutoResult, out: Path) -> dict[str, Path]:
     """Write the report with the table of decisions, the fit and the figures."""
     newest = result.runs.iloc[-1]
     columns = ["source", "tokenizer", "device", "versions", "commit"]
@@ -248,5 +248,5 @@ def write_outcome(result: AutoResult, out: Path, name: str) -> dict[str, Path]:
         target=result.allocation,
         provenance={name: newest[name] for name in columns},
         extra={"flops_spent": result.flops},
-        title=f"Scaling law of {name}",
+        title=f"Scaling law of {out.name}",
     )
