@@ -28,9 +28,9 @@ from analysis.decisions.prior import read_default_prior
 from analysis.progress import show_progress
 from scaling import Plan, PlanConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
-from scaling.cli.steering.auto import make_settings
 from scaling.cli.steering.journal import Journal
 from scaling.cli.steering.rounds import Evidence, count_family_flops, weigh_evidence
+from scaling.cli.steering.settings import AutoSettings
 from scaling.cli.steering.simulated import SimulatedTrainer
 from scaling.cli.steering.steer import Steering
 from scaling.config import read_toml
@@ -125,7 +125,7 @@ def judge_world(
     """A row for each of the two sweeps in one world."""
     world, best_factor = draw_world(seed, args)
     train = SimulatedTrainer(config, world, seed, best_factor)
-    settings = make_settings(args.flops, target_C=args.target_C)
+    settings = AutoSettings(args.flops, target_C=args.target_C)
     steering = Steering(
         config,
         settings,

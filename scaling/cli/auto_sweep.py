@@ -11,6 +11,7 @@ import tyro
 from scaling.cli.design_plan import read_prior
 from scaling.cli.output import print_json, print_table
 from scaling.cli.plan_sweep import TrainingArgs
+from scaling.cli.steering.settings import ROUNDS, AutoSettings
 from scaling.config import ConfigError
 from scaling.planning.plan import PlanConfig
 
@@ -37,7 +38,7 @@ class AutoArgs:
     until: float | None = None
     """Stop at this half-width of the 90 % interval, of a loss as a fraction of it, as
     0.01. Default: spend the budget."""
-    rounds: int = 3
+    rounds: int = ROUNDS
     """Of design, training and fit after the pilot."""
     tune: bool = True
     """Tune the learning rate at small sizes first."""
@@ -88,9 +89,9 @@ class AutoArgs:
 
     def _sketch(self, flops: float) -> int:
         """Print what a sweep would do."""
-        from scaling.cli.steering.auto import make_settings, sketch_auto
+        from scaling.cli.steering.auto import sketch_auto
 
-        settings = make_settings(
+        settings = AutoSettings(
             flops, self.want, self.target_C, self.until, self.rounds, self.tune
         )
         steps = sketch_auto(self.config, settings, read_prior(self.prior_fit))

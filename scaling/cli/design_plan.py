@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scaling.config import ConfigError
 from scaling.planning.design_space import LARGEST_SHARE, make_design_space
-from scaling.planning.plan import Plan, PlanConfig
+from scaling.planning.plan import Plan, PlanConfig, make_model, make_run
 
 if TYPE_CHECKING:
     from analysis import DesignPrior, Expectation
@@ -40,10 +40,9 @@ def find_plan(
         DataError: there is no such data.
     """
     from analysis import design
-    from scaling.data import load_dataset
 
     # A token that is seen again does not count as a new one.
-    stream = len(load_dataset(config.data).train)
+    stream = count_train_tokens(config)
     try:
         space = make_design_space(config, LARGEST_SHARE * flops, max_tokens=stream)
     except ConfigError as error:
@@ -53,6 +52,20 @@ def find_plan(
     except ValueError as error:
         raise ConfigError(f"--flops {flops:g} --for {want}: {error}") from None
     return space.make_plan(found.table["candidate"].tolist())
+
+
+def count_train_tokens(config: PlanConfig) -> int:
+    """Length of the training stream, which is prepared if it is not yet.
+
+    Raises:
+        ConfigError, DataError: the family cannot be trained on the text.
+    """
+    from scaling.execution.sweep import prepare_data
+
+    model = make_model(config, min(config.widths))
+    tokens = config.optim.batch_size * model.context
+    smallest = make_run(config, model, tokens, budget=None)
+    return prepare_data(Plan(config.name, (smallest,))).train_tokens
 
 
 def expect_plan(

@@ -55,6 +55,12 @@ REPRODUCTIONS = {
 }
 
 
+def expand_flag(word: str) -> str:
+    """A word of a command line, with a short flag written out: --data X or --data=X."""
+    flag, separator, value = word.partition("=")
+    return SHORT_FLAGS.get(flag, flag) + separator + value
+
+
 def load_verb(name: str) -> type:
     """The class of a verb's arguments."""
     module, _, arguments = VERBS[name].partition(".")
@@ -146,7 +152,7 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
     if name in GROUPS["train"]:
         from scaling.cli.plan_sweep import read_preset
 
-        rest = [SHORT_FLAGS.get(word, word) for word in rest]
+        rest = [expand_flag(word) for word in rest]
         options["default"] = verb(config=read_preset(rest))
     return tyro.cli(verb, args=rest, prog=f"scaling {name}", **options)
 

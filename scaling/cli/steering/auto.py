@@ -1,7 +1,9 @@
 """A sweep that steers itself, from a budget to a law, a prediction and a decision.
 
-answer = scaling.auto(config, "runs/auto", flops=3e13, target_C=1e15)
-print(answer)
+    answer = scaling.auto(config, "runs/auto", flops=3e13, target_C=1e15)
+    print(answer)
+
+`config` says which family of models is trained, with which recipe and on what text.
 """
 
 from __future__ import annotations
@@ -15,15 +17,17 @@ import pandas as pd
 
 from analysis import DesignPrior
 from analysis.decisions.prior import read_default_prior
+from scaling.cli.design_plan import count_train_tokens
 from scaling.cli.steering.journal import Journal
 from scaling.cli.steering.outcome import AutoResult, draw_conclusions, write_outcome
+from scaling.cli.steering.settings import ROUNDS, AutoSettings
 from scaling.cli.steering.simulated import SimulatedTrainer
-from scaling.cli.steering.steer import AutoSettings, Steering, Trained
+from scaling.cli.steering.steer import Steering, Trained
 from scaling.config import ConfigError
 from scaling.execution.config import ClusterConfig
-from scaling.execution.sweep import SweepError, prepare_data, sweep
+from scaling.execution.sweep import SweepError, sweep
 from scaling.monitoring.progress import Show
-from scaling.planning.plan import Plan, PlanConfig, make_model, make_run
+from scaling.planning.plan import Plan, PlanConfig
 from scaling.store.table import run_table
 from scaling.training import multihost
 from scaling.training.loop import LoopConfig
@@ -39,7 +43,7 @@ def auto(
     want: str | None = None,
     target_C: float | None = None,
     until: float | None = None,
-    rounds: int = 3,
+    rounds: int = ROUNDS,
     tune: bool = True,
     prior: DesignPrior | None = None,
     workers: int | None = None,
@@ -93,7 +97,7 @@ def auto(
         )
     steering = Steering(
         config,
-        make_settings(flops, want, target_C, until, rounds, tune),
+        AutoSettings(flops, want, target_C, until, rounds, tune),
         train=functools.partial(
             train_plan,
             out=out,
@@ -111,24 +115,6 @@ def auto(
     result = draw_conclusions(steering)
     write_outcome(result, out)
     return result
-
-
-def make_settings(
-    flops: float,
-    want: str | None = None,
-    target_C: float | None = None,
-    until: float | None = None,
-    rounds: int = 3,
-    tune: bool = True,
-) -> AutoSettings:
-    """The settings of a sweep that steers itself; the arguments are those of `auto`.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-    if want is None:
-        want = "a" if target_C is None else f"loss@C={target_C!r}"
-    return AutoSettings(flops, want, target_C, until, rounds, tune)
 
 
 def sketch_auto(
@@ -160,18 +146,6 @@ def sketch_auto(
     )
     steering.steer()
     return journal.tabulate_decisions()
-
-
-def count_train_tokens(config: PlanConfig) -> int:
-    """Length of the training stream, which is prepared if it is not yet.
-
-    Raises:
-        ConfigError, DataError: the family cannot be trained on the text.
-    """
-    model = make_model(config, min(config.widths))
-    tokens = config.optim.batch_size * model.context
-    probe = make_run(config, model, tokens, budget=None)
-    return prepare_data(Plan(config.name, (probe,))).train_tokens
 
 
 def train_plan(

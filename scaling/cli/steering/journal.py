@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from scaling.cli.output import null_nonfinite
 from scaling.config import ConfigError
 from scaling.planning.plan import Plan
 from scaling.store.files import write_atomically
@@ -138,7 +139,8 @@ def _write_decisions(out: Path, decisions: tuple[Decision, ...]) -> None:
         if decision.plan is not None:
             path = _get_plan_path(out, decision.name)
             content["plan"] = path.relative_to(out).as_posix()
-        lines.append(json.dumps(content) + "\n")
+        # JSON has no infinity, which an interval that is open may hold.
+        lines.append(json.dumps(null_nonfinite(content), allow_nan=False) + "\n")
     write_atomically(out / FILE, "".join(lines))
 
 

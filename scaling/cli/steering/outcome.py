@@ -211,10 +211,11 @@ def list_remarks(
             "yourself"
         )
     else:
+        origin = "the widths that were tuned" if steering.is_tuned else "the plan's own"
         remarks.append(
-            "the rate follows the rule of "
-            f"{steering.config.model.parametrization} from the widths that were tuned, "
-            "and the batch is that of the sweep; neither was tuned at the target"
+            f"the rate follows the rule of {steering.config.model.parametrization} from "
+            f"{origin}, and the batch is that of the sweep; neither was tuned at the "
+            "target"
         )
     tokens = steering.train_tokens
     if tokens is not None and tokens < best.D:

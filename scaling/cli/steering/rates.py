@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -41,7 +42,7 @@ ROUNDING = 2.0
 WORTHWHILE = 0.005
 """Relative gain in loss for which the planned rate is left."""
 
-Z = 1.6449  # of a 90 % interval
+Z = NormalDist().inv_cdf(0.95)  # of a 90 % interval
 
 Edge = Literal["", "lower", "upper"]
 

@@ -27,6 +27,7 @@ from scaling.cli.steering.rates import (
 )
 from scaling.cli.steering.rounds import (
     LEVEL,
+    ROUNDING,
     Evidence,
     NextRuns,
     check_forecast,
@@ -35,6 +36,7 @@ from scaling.cli.steering.rounds import (
     update_prior,
     weigh_evidence,
 )
+from scaling.cli.steering.settings import AutoSettings
 from scaling.config import ConfigError, RunConfig, to_dict
 from scaling.planning.design_space import LARGEST_SHARE
 from scaling.planning.plan import Plan, PlanConfig
@@ -48,45 +50,8 @@ LARGEST_RATE_SHARE = 0.10
 PILOT_SHARES = (0.12, 0.15, 0.20)
 """Of the budget, for rate and first law together: the first that affords a law."""
 
-ROUNDS = 3
-"""After the pilot."""
-
 LEAST_GAIN = 0.05
 """The rest of the budget is not spent if it would narrow the interval by less."""
-
-ROUNDING = 1 + 1e-9  # budgets are held to rounding
-
-
-@dataclass(frozen=True)
-class AutoSettings:
-    """What a sweep that steers itself is for, and what it may spend.
-
-    Attributes:
-        flops: the whole budget.
-        want: the quantity whose interval is to be narrow, as "a" or "loss@C=1e15".
-        target_C: FLOPs of the training run that is to be decided on; None for ten times
-            the largest run of the sweep.
-        until: half-width of the interval at which the sweep stops, of a loss as a
-            fraction of it; None to spend the budget.
-        rounds: of design, training and fit after the pilot.
-        tune: whether the learning rate is tuned.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    flops: float
-    want: str
-    target_C: float | None = None
-    until: float | None = None
-    rounds: int = ROUNDS
-    tune: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("flops", "target_C", "until", "rounds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} = {value}: must be positive")
 
 
 @dataclass(frozen=True)
@@ -135,11 +100,12 @@ class Steering:
         self.journal = journal
         self.prior = prior
         self.train_tokens = train_tokens
-        self.want = parse_quantity(settings.want)
+        self.want = parse_quantity(settings.quantity)
         self.per_token = count_family_flops(config)
         self.spent = 0.0
         self.runs: list[RunConfig] = []
         self.failures: dict[str, str] = {}
+        self.is_tuned = False
         self.table = pd.DataFrame()
         self._train = train
         self._weighed: dict[int, Evidence | str] = {0: "no run yet"}
@@ -173,7 +139,10 @@ class Steering:
     def _record_settings(self) -> None:
         asked = _as_json(
             {
-                "settings": dataclasses.asdict(self.settings),
+                "settings": {
+                    **dataclasses.asdict(self.settings),
+                    "want": self.settings.quantity,
+                },
                 "config": to_dict(self.config),
                 "prior": self.prior.source,
             }
@@ -249,6 +218,7 @@ class Steering:
         assert isinstance(factor, float)
         optim = dataclasses.replace(self.config.optim, lr=self.config.optim.lr * factor)
         self.config = dataclasses.replace(self.config, optim=optim)
+        self.is_tuned = True
 
     def _decide_rates(self) -> Decision:
         budget = RATE_SHARE * self.settings.flops

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling.cli.main import GROUPS, VERBS, load_verb, main
+from scaling.cli.main import GROUPS, VERBS, expand_flag, load_verb, main
 from scaling.store import run_dirs
 
 
@@ -86,3 +86,9 @@ def test_help_gives_each_verb_a_whole_sentence(
     text = " ".join(capsys.readouterr().out.split())
     sentence = "experiment trackers: whatever they do not have yet."
     assert f"Sync a sweep's folder to {sentence}" in text
+
+
+@pytest.mark.parametrize("word", ["--data", "--data=my_texts/", "--data.source", "x"])
+def test_only_the_short_flag_is_written_out(word) -> None:
+    expected = word if "." in word else word.replace("--data", "--data.source")
+    assert expand_flag(word) == expected

@@ -17,7 +17,6 @@ from analysis.decisions.prior import read_default_prior
 from scaling import PlanConfig
 from scaling.cli.main import main
 from scaling.cli.plan_sweep import find_preset
-from scaling.cli.steering.auto import make_settings
 from scaling.cli.steering.journal import Decision, Journal
 from scaling.cli.steering.outcome import draw_conclusions, find_model, recommend_run
 from scaling.cli.steering.rates import (
@@ -27,8 +26,9 @@ from scaling.cli.steering.rates import (
     plan_rates,
 )
 from scaling.cli.steering.rounds import count_trunk_costs
+from scaling.cli.steering.settings import AutoSettings
 from scaling.cli.steering.simulated import SimulatedTrainer
-from scaling.cli.steering.steer import AutoSettings, Steering, Trained
+from scaling.cli.steering.steer import Steering, Trained
 from scaling.config import ConfigError, group_by_trunk, read_toml
 from scaling.model.flops import trunk_flops
 from scaling.planning.plan import Plan, count_matmul, make_model
@@ -84,7 +84,7 @@ def steer_simulated(
     )
     steering = Steering(
         config,
-        make_settings(**chosen),
+        AutoSettings(**chosen),
         train=trainer,
         journal=Journal(out),
         prior=read_default_prior(),
@@ -152,12 +152,17 @@ def test_other_settings_in_the_same_folder_are_an_error(finished, config, world)
         steer_simulated(other, world, out)
 
 
+def reject_constant(name: str) -> None:
+    """JSON has no NaN and no Infinity."""
+    raise ValueError(name)
+
+
 def test_every_decision_has_a_reason_and_its_runs_on_disk(finished) -> None:
     out, steering, _ = finished
     lines = (out / "decisions.jsonl").read_text().splitlines()
     assert len(lines) == len(steering.journal.decisions)
     for line in lines:
-        decision = json.loads(line)
+        decision = json.loads(line, parse_constant=reject_constant)
         assert decision["decision"] and decision["reason"]
         if decision["plan"]:
             assert len(Plan.from_json(out / decision["plan"]))
@@ -170,6 +175,18 @@ def test_a_broken_journal_names_the_line(tmp_path) -> None:
     path.write_text(path.read_text() + "{half\n")
     with pytest.raises(ConfigError, match="line 2"):
         Journal(tmp_path)
+
+
+def test_an_open_interval_is_written_as_json(tmp_path) -> None:
+    values: dict[str, object] = {"interval": [2.0, math.inf]}
+    Journal(tmp_path).decide(
+        "rate", lambda: Decision("rate", "this", "that", values=values)
+    )
+    line = (tmp_path / "decisions.jsonl").read_text()
+    assert json.loads(line, parse_constant=reject_constant)["values"] == {
+        "interval": [2.0, None]
+    }
+    assert Journal(tmp_path).decisions[0].name == "rate"
 
 
 def test_it_stops_where_the_interval_is_as_wanted(config, world) -> None:
@@ -287,7 +304,7 @@ def test_no_run_is_longer_than_the_text(config, world) -> None:
     trainer = CountingTrainer(SimulatedTrainer(config, world))
     steering = Steering(
         config,
-        make_settings(FLOPS, target_C=TARGET),
+        AutoSettings(FLOPS, target_C=TARGET),
         train=trainer,
         journal=Journal(None),
         prior=read_default_prior(),
