@@ -249,9 +249,12 @@ def solve_positive(A: jax.Array, b: jax.Array) -> jax.Array:
 def _solve_cholesky(A: jax.Array, b: jax.Array) -> jax.Array:
     """x with A x = b for a small symmetric A; NaN unless A > 0.
 
-    The loops are unrolled, so that vmap makes every operation elementwise.
+    The loops are unrolled, so that vmap makes every operation elementwise. A law whose
+    coefficients are all given asks for none.
     """
     p = A.shape[0]
+    if p == 0:
+        return b
     lower: dict[tuple[int, int], jax.Array] = {}
     for i, j in itertools.combinations_with_replacement(range(p), 2):
         rest = A[i, j] - sum(lower[i, k] * lower[j, k] for k in range(i))

@@ -294,6 +294,15 @@ def test_profiles_of_unknown_fixed_or_traded_names_are_refused(
         squares.profile("E", 90.0)
 
 
+def test_exponents_are_fitted_where_every_coefficient_is_given(
+    table: pd.DataFrame, true: dict[str, float]
+) -> None:
+    fixed = {name: true[name] for name in ("E", "A", "B")}
+    found = fit(table, fixed=fixed)
+    assert found.params["alpha"] == pytest.approx(true["alpha"], rel=0.01)
+    assert found.params["beta"] == pytest.approx(true["beta"], rel=0.01)
+
+
 def test_the_ridge_of_muennighoff_2023_is_flagged(data_dir: Path) -> None:
     """R_D = 15.4 is printed (arXiv:2305.16264); its runs do not bound it from above."""
     A, B, E = (float(np.exp(v)) for v in (6.255414, 7.3049974, 0.6254804))
