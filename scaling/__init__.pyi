@@ -11,6 +11,11 @@ from .execution.config import RayConfig as RayConfig
 from .execution.config import SlurmConfig as SlurmConfig
 from .execution.sweep import SweepError as SweepError
 from .execution.sweep import sweep as sweep
+from .inference.generation import Generation as Generation
+from .inference.load import load as load
+from .inference.model import TextLoss as TextLoss
+from .inference.model import TrainedModel as TrainedModel
+from .model.family import build_family as build_family
 from .model.flops import ParameterCounts as ParameterCounts
 from .model.flops import count_parameters as count_parameters
 from .model.flops import flops_per_token as flops_per_token
@@ -18,7 +23,6 @@ from .model.flops import forward_flops_per_token as forward_flops_per_token
 from .model.probes import compute_activation_gradients as compute_activation_gradients
 from .model.probes import measure_activation_scales as measure_activation_scales
 from .model.probes import record_activations as record_activations
-from .model.transformer import build_family as build_family
 from .monitoring.sync import TrackerSync as TrackerSync
 from .monitoring.trackers import Tracker as Tracker
 from .monitoring.watch import Snapshot as Snapshot

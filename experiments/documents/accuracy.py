@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
 from scaling.config import ModelConfig
-from scaling.model.transformer import Params, build_family
+from scaling.model.family import build_family
+from scaling.model.transformer import Params
 
 ROWS = 32
 """Windows that are evaluated at once."""

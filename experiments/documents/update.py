@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from experiments.documents.grids import Size, make_optimizer_runs
 from scaling import data
 from scaling.config import RunConfig
-from scaling.model.transformer import build_family
-from scaling.schedule import learning_rate_factor
+from scaling.config.schedule import learning_rate_factor
+from scaling.model.family import build_family
 from scaling.training.sharding import choose_strategy
 from scaling.training.step import StepRates, StepSpec, train_chunk, window_losses
 

@@ -27,6 +27,9 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
     "diff": "runs.DiffArgs",
     "watch": "runs.WatchArgs",
     "track": "runs.TrackArgs",
+    "generate": "models.GenerateArgs",
+    "evaluate": "models.EvaluateArgs",
+    "prune-checkpoints": "models.PruneCheckpointsArgs",
     "fit": "fit.FitArgs",
     "plot": "fit.PlotArgs",
     "report": "fit.ReportArgs",
@@ -38,6 +41,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
 GROUPS = {
     "train": ("plan", "sweep", "auto"),
     "look at runs": ("runs", "show", "diff", "watch", "track"),
+    "use a model": ("generate", "evaluate", "prune-checkpoints"),
     "fit": ("fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
     "reproduce": ("reproduce",),
@@ -140,7 +144,7 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
         print(f"scaling {name} is now `scaling {new}`; use that", file=sys.stderr)
         name = new
     if name not in VERBS:
-        from scaling.suggestions import did_you_mean
+        from scaling.config.suggestions import did_you_mean
 
         hint = did_you_mean(name, [*VERBS, "reproduce"], label="verbs")
         print(f"unknown verb {name!r}; {hint}\n\n{format_usage()}", file=sys.stderr)

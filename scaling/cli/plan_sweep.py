@@ -16,10 +16,10 @@ import tyro
 from scaling.cli.design_plan import expect_plan, find_plan
 from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.config import ConfigError, read_toml
+from scaling.config.suggestions import did_you_mean
 from scaling.execution.config import EXECUTORS, ClusterConfig
 from scaling.monitoring.trackers import Kind
 from scaling.planning.plan import Plan, PlanConfig, make_plan
-from scaling.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from analysis import Expectation
@@ -163,6 +163,8 @@ class LoopArgs:
     """Starts of a trunk whose process dies without progress. Default: 3."""
     members: int | None = None
     """Most runs that share a compiled program, see --pack. Default: 8."""
+    keep_parameters: bool | None = None
+    """Keep the final parameters of each run. Default: yes."""
 
     def get_given(self) -> dict[str, Any]:
         """The settings that were given."""

@@ -17,7 +17,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from scaling.suggestions import did_you_mean
+from scaling.config.suggestions import did_you_mean
 
 T = TypeVar("T")
 

@@ -33,7 +33,7 @@ DType = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
 """Those that begin with "wsd_" share a trunk and differ in their cooldown alone; the
-factors are in `scaling.schedule`.
+factors are in `scaling.config.schedule`.
 """
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from scaling.config.suggestions import did_you_mean
 from scaling.data.errors import DataError
-from scaling.suggestions import did_you_mean
 
 
 def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str]:

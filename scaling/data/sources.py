@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scaling.config.suggestions import did_you_mean
 from scaling.data.errors import DataError
 from scaling.data.options import parse_options
 from scaling.data.synthetic.protocol import SYNTHETIC
@@ -31,7 +32,6 @@ from scaling.data.text_files import (
     find_text_files,
     read_documents,
 )
-from scaling.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,9 @@ class ByteTokenizer:
 class FileTokenizer:
     """A Hugging Face `tokenizer.json`. Raises `DataError` when the file is no such
     thing.
+
+    Attributes:
+        content: of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -91,6 +94,7 @@ class FileTokenizer:
             raise DataError(
                 f"data.tokenizer = {str(path)!r}: not a tokenizer.json ({error})"
             ) from None
+        self.content = content
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = (

@@ -14,6 +14,8 @@ import pandas as pd
 
 from scaling import data
 from scaling.config import ConfigError, RunConfig
+from scaling.data.synthetic.protocol import is_synthetic
+from scaling.data.tokenizers import FileTokenizer
 from scaling.execution.base import Failure, Job, open_executor, run_jobs
 from scaling.execution.config import ClusterConfig
 from scaling.execution.in_process import train_in_process
@@ -22,6 +24,7 @@ from scaling.monitoring.progress import Progress, Show, show_progress
 from scaling.planning import timing
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
+from scaling.store.files import write_atomically
 from scaling.store.table import export_table, read_results, run_table
 from scaling.training import compile_cache, multihost, preemption
 from scaling.training.loop import LoopConfig, check_fits
@@ -128,6 +131,8 @@ def sweep(
     if pending.runs:
         if multihost.is_process_0():
             plan.save(out)
+            if loop.keep_parameters:
+                keep_tokenizers(pending, out)
         else:
             show = "quiet"
         with (
@@ -293,6 +298,20 @@ def drop_finished(plan: Plan, out: Path) -> Plan:
         run for run, is_finished in zip(plan, answers, strict=True) if not is_finished
     ]
     return dataclasses.replace(plan, runs=tuple(runs))
+
+
+def keep_tokenizers(plan: Plan, out: Path) -> None:
+    """Write the tokenizers of a plan beside its runs, so that the folder holds all that
+    its models need. The bytes need no file.
+    """
+    for config in dict.fromkeys(run.data for run in plan):
+        if is_synthetic(config.source):
+            continue
+        tokenizer = data.load_tokenizer(config)
+        if isinstance(tokenizer, FileTokenizer):
+            path = out / run_dirs.name_tokenizer_file(tokenizer.hash)
+            if not path.exists():
+                write_atomically(path, tokenizer.content)
 
 
 @dataclass(frozen=True)

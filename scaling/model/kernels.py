@@ -127,6 +127,35 @@ def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
     return dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128
 
 
+def attend_to_cache(
+    q: Float[Array, "B H T K"],
+    k: Float[Array, "B H S K"],
+    v: Float[Array, "B H S K"],
+    positions: Int[Array, "B T"],
+    scale: float,
+) -> Float[Array, "B H T K"]:
+    """Softmax attention of some positions over all keys up to each of them.
+
+    Args:
+        q: Queries.
+        k: Keys of positions 0 to S - 1; those that are not known yet may hold anything.
+        v: Their values.
+        positions: The position of each query.
+        scale: Factor on the products of queries and keys.
+
+    Returns:
+        The weighted values, computed in the precisions of `causal_attention`.
+    """
+    scores = _einsum_float32("bhtk,bhsk->bhts", q * jnp.asarray(scale, q.dtype), k)
+    S = k.shape[2]
+    is_visible = jnp.arange(S)[None, None] <= positions[..., None]
+    scores = jnp.where(is_visible[:, None], scores, _MASKED)
+    powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    share = 1.0 / powers.sum(axis=-1, keepdims=True)
+    y = _einsum_float32("bhts,bhsk->bhtk", powers.astype(v.dtype), v) * share
+    return y.astype(v.dtype)
+
+
 class QueryBlock(NamedTuple):
     """Queries from `start` to `stop`, which see the keys before `stop`."""
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scaling.config.activations import ACTIVATIONS
-from scaling.model.kernels import causal_attention, matrix_product
+from scaling.model.kernels import attend_to_cache, causal_attention, matrix_product
 
 Factor = float | Array
 
@@ -57,7 +57,7 @@ class Ops:
         return apply_multiplier(table[tokens], multiplier)
 
     def add_positions(
-        self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
+        self, x: Float[Array, "B T D"], positions: Float[Array, "_ T D"]
     ) -> Float[Array, "B T D"]:
         """Add the encodings of the positions."""
         return x + positions
@@ -107,6 +107,17 @@ class Ops:
     ) -> Float[Array, "B H T K"]:
         """Causal attention; `scale` multiplies q.k."""
         return causal_attention(q, k, v, scale)
+
+    def attend_to_cache(
+        self,
+        q: Float[Array, "B H T K"],
+        k: Float[Array, "B H S K"],
+        v: Float[Array, "B H S K"],
+        positions: Int[Array, "B T"],
+        scale: float,
+    ) -> Float[Array, "B H T K"]:
+        """`attend` for some positions, over the keys and values of a cache."""
+        return attend_to_cache(q, k, v, positions, scale)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

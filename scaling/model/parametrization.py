@@ -129,7 +129,7 @@ def _make_plain_ops(config: ModelConfig) -> Ops:
 
 
 def _make_unit_ops(config: ModelConfig) -> Ops:
-    return UnitOps(config.unit)
+    return UnitOps(config.unit, config.context)
 
 
 @dataclass(frozen=True)

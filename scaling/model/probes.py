@@ -18,7 +18,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from scaling.config import ModelConfig
-from scaling.model.transformer import Family, Params, build_family
+from scaling.model.family import Family, build_family
+from scaling.model.transformer import Params
 
 
 def record_activations(

@@ -1,12 +1,11 @@
 """The model: a decoder-only Transformer of any width and depth.
 
-It is a Flax NNX module that is used as pure functions: `build_family` splits it once
-into a graph definition and a dictionary of arrays, and `Family.apply` is a function of
-that dictionary. Every parameter carries its role and its rule as metadata.
+It is a Flax NNX module that is used as pure functions (`scaling.model.family`). Every
+parameter carries its role and its rule as metadata.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
 a matrix (O all outputs of matrices that share one product), F feed-forward,
-V vocabulary, L layers.
+V vocabulary, L layers, S positions of a cache, C context.
 """
 
 from __future__ import annotations
@@ -14,19 +13,25 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from scaling.config import ConfigError, ModelConfig
 from scaling.model.kernels import split_heads
 from scaling.model.ops import ResidualWeights, apply_multiplier
 from scaling.model.parametrization import Parametrization, Role, bind_parametrization
+from scaling.model.positions import (
+    Positions,
+    apply_rope,
+    sinusoidal_encodings,
+    take_positions,
+)
 from scaling.model.sharding_axes import split_rows
 
 Params = PyTree
@@ -48,7 +53,7 @@ _ONE_ROLES: tuple[Role, ...] = ("gain", "final_gain", "scale")
 rule."""
 
 
-def _pass_through(name: str, x: Array) -> Array:
+def pass_through(name: str, x: Array) -> Array:
     """The tap that changes nothing."""
     del name
     return x
@@ -56,6 +61,17 @@ def _pass_through(name: str, x: Array) -> Array:
 
 def _tap_in_block(tap: Tap, block: str, name: str, x: Array) -> Array:
     return tap(f"{block}.{name}", x)
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, at positions 0 to S - 1."""
+
+    keys: Float[Array, "B H S K"]
+    values: Float[Array, "B H S K"]
+
+
+Cache = tuple[LayerCache, ...]
+"""Keys and values of all layers."""
 
 
 class Weight(nnx.Param):
@@ -198,34 +214,19 @@ class Norm(nnx.Module):
         return z.astype(x.dtype)
 
 
-def apply_rope(x: Float[Array, "B H T K"]) -> Float[Array, "B H T K"]:
-    """Rotary position embedding, half-split layout (Su et al. 2021, arXiv:2104.09864)."""
-    cos_TxK, sin_TxK = _compute_angles(x.shape[2], x.shape[3])
-    cos = jnp.asarray(cos_TxK, x.dtype)[None, None]
-    sin = jnp.asarray(sin_TxK, x.dtype)[None, None]
-    left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate(
-        [left * cos - right * sin, right * cos + left * sin], axis=-1
-    )
+def _write_to_cache(
+    cached: Float[Array, "B H S K"],
+    new: Float[Array, "B H T K"],
+    starts: Int[Array, " B"],
+) -> Float[Array, "B H S K"]:
+    """The cache with T new entries of each sequence, from its own start on."""
 
+    def write_one(
+        cached: Float[Array, "H S K"], new: Float[Array, "H T K"], start: Array
+    ) -> Float[Array, "H S K"]:
+        return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
-def _compute_angles(
-    length: int, size: int
-) -> tuple[Float[np.ndarray, "T K"], Float[np.ndarray, "T K"]]:
-    """Cosine and sine of position x frequency: arrays (length, size / 2).
-
-    The frequencies are 10000^(-2i / size) (Vaswani et al. 2017, section 3.5).
-    """
-    frequency = 10_000.0 ** (-np.arange(0, size, 2) / size)
-    angle = np.arange(length)[:, None] * frequency[None, :]
-    return np.cos(angle), np.sin(angle)
-
-
-def sinusoidal_encodings(length: int, width: int) -> Float[np.ndarray, "T D"]:
-    """Fixed position encodings of Vaswani et al. 2017, section 3.5, in float32."""
-    cos, sin = _compute_angles(length, width + width % 2)
-    interleaved = np.stack([sin, cos], axis=-1).reshape(length, -1)
-    return interleaved[:, :width].astype(np.float32)
+    return jax.vmap(write_one)(cached, new.astype(cached.dtype), starts)
 
 
 def apply_dropout(x: Array, rate: float, key: Key) -> Array:
@@ -270,15 +271,41 @@ class Attention(nnx.Module):
         self.scale = rules.attention_scale
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        B, T, _ = x_BxTxD.shape
+        q, k, v = self._project(x_BxTxD, None)
+        return self._join_heads(self.ops.attend(q, k, v, self.scale))
+
+    def extend(
+        self, x_BxTxD: Float[Array, "B T D"], positions: Positions, cache: LayerCache
+    ) -> tuple[Float[Array, "B T D"], LayerCache]:
+        """Attention of new tokens to themselves and to those of the cache, and the
+        cache with them.
+        """
+        q, k, v = self._project(x_BxTxD, positions)
+        starts = positions.index[:, 0]
+        cache = LayerCache(
+            keys=_write_to_cache(cache.keys, k, starts),
+            values=_write_to_cache(cache.values, v, starts),
+        )
+        y = self.ops.attend_to_cache(
+            q, cache.keys, cache.values, positions.index, self.scale
+        )
+        return self._join_heads(y), cache
+
+    def _project(
+        self, x_BxTxD: Float[Array, "B T D"], positions: Positions | None
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each (B, H, T, K)."""
         q_k_v = jnp.split(self.qkv(x_BxTxD), 3, axis=-1)
-        q, k, v = (split_heads(x, self.heads) for x in q_k_v)  # each (B, H, T, K)
+        q, k, v = (split_heads(x, self.heads) for x in q_k_v)
         q = self.q_norm(q)
         k = self.k_norm(k)
         if self.has_rope:
-            q = apply_rope(q)
-            k = apply_rope(k)
-        y_BxHxTxK = self.ops.attend(q, k, v, self.scale)
+            q = apply_rope(q, positions)
+            k = apply_rope(k, positions)
+        return q, k, v
+
+    def _join_heads(self, y_BxHxTxK: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
+        B, _, T, _ = y_BxHxTxK.shape
         return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
 
 
@@ -333,7 +360,7 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         weights: BlockWeights,
         key: Key,
-        tap: Tap = _pass_through,
+        tap: Tap = pass_through,
     ) -> Float[Array, "B T D"]:
         keys = [None, None] if key is None else list(jax.random.split(key))
         for i, name in enumerate(_BRANCHES):
@@ -342,6 +369,23 @@ class Block(nnx.Module):
             y = tap(name, apply_dropout(y, self.dropout, keys[i]))
             x = self.ops.join_residual(skip, y, weights[i])
         return x
+
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        weights: BlockWeights,
+        positions: Positions,
+        cache: LayerCache,
+    ) -> tuple[Float[Array, "B T D"], LayerCache]:
+        """`__call__` for new tokens, whose attention reads and writes the cache."""
+        attention, feed_forward = self.branches
+        assert isinstance(attention, Attention)
+        skip, x = self.ops.split_residual(x, weights[0])
+        y, cache = attention.extend(self.norms[0](x), positions, cache)
+        x = self.ops.join_residual(skip, y, weights[0])
+        skip, x = self.ops.split_residual(x, weights[1])
+        y = feed_forward(self.norms[1](x))
+        return self.ops.join_residual(skip, y, weights[1]), cache
 
 
 class Transformer(nnx.Module):
@@ -389,27 +433,64 @@ class Transformer(nnx.Module):
         self,
         tokens_BxT: Int[Array, "B T"],
         key: Key = None,
-        tap: Tap = _pass_through,
+        tap: Tap = pass_through,
         unroll: bool = False,
     ) -> Float[Array, "B T V"]:
         """Logits in float32. Without a key there is no dropout."""
-        config = self.config
-        ops = self.rules.ops
-        table = self.embedding[...]
-        x = split_rows(ops.embed(table, split_rows(tokens_BxT), self.in_multiplier))
-        if self.position is not None:
-            positions = self.position[...][None, : x.shape[1]]
-            x = ops.add_positions(x, apply_multiplier(positions, self.in_multiplier))
-        elif config.position == "sinusoidal":
-            encodings = sinusoidal_encodings(x.shape[1], config.width)
-            x = ops.add_positions(x, jnp.asarray(encodings)[None])
+        x = self._embed(tokens_BxT)
         embedding_key = None
         layers_key = None
         if key is not None:
             embedding_key, layers_key = jax.random.split(key)
-        x = apply_dropout(x.astype(config.dtype), config.dropout, embedding_key)
+        x = apply_dropout(x, self.config.dropout, embedding_key)
         x = tap("embedding", x)
         x = self._apply_layers(x, layers_key, tap, unroll)
+        return self.read_out(x, tap)
+
+    def extend(
+        self,
+        tokens_BxT: Int[Array, "B T"],
+        starts_B: Int[Array, " B"],
+        cache: Cache,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The residual stream after the last block at new tokens, and the cache with
+        them.
+        """
+        length = tokens_BxT.shape[1]
+        index = starts_B[:, None] + jnp.arange(length)[None]
+        positions = Positions(index, self.config.context)
+        x = self._embed(tokens_BxT, positions)
+        assert isinstance(self.blocks, nnx.List)
+        layers: list[LayerCache] = []
+        for block, weights, layer in zip(
+            self.blocks, self._list_residual_weights(), cache, strict=True
+        ):
+            x, layer = block.extend(x, weights, positions, layer)
+            layers.append(layer)
+        return x, tuple(layers)
+
+    def _embed(
+        self, tokens_BxT: Int[Array, "B T"], positions: Positions | None = None
+    ) -> Float[Array, "B T D"]:
+        """The tokens' embeddings, with the encodings of their positions if there are
+        any, in the precision of the computation.
+        """
+        config = self.config
+        ops = self.rules.ops
+        table = self.embedding[...]
+        x = split_rows(ops.embed(table, split_rows(tokens_BxT), self.in_multiplier))
+        length = x.shape[1] if positions is None else config.context
+        if self.position is not None:
+            learned = take_positions(self.position[...][:length], positions)
+            x = ops.add_positions(x, apply_multiplier(learned, self.in_multiplier))
+        elif config.position == "sinusoidal":
+            encodings = jnp.asarray(sinusoidal_encodings(length, config.width))
+            x = ops.add_positions(x, take_positions(encodings, positions))
+        return x.astype(config.dtype)
+
+    def read_out(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T V"]:
+        """The logits of a residual stream, float32."""
+        ops = self.rules.ops
         x = tap("final_norm", self.norm(x))
         weight = self.embedding[...].T if self.head is None else self.head[...]
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
@@ -420,18 +501,14 @@ class Transformer(nnx.Module):
         self, x: Float[Array, "B T D"], key: Key, tap: Tap, unroll: bool
     ) -> Float[Array, "B T D"]:
         config = self.config
-        weights: list[BlockWeights] = []
-        for layer in range(config.depth):
-            attention = self.rules.residual(2 * layer)
-            feed_forward = self.rules.residual(2 * layer + 1)
-            weights.append((attention, feed_forward))
+        weights = self._list_residual_weights()
         keys = None if key is None else jax.random.split(key, config.depth)
 
         apply_block = _apply_block
         if config.remat:  # recompute the activations in the backward pass
             apply_block = jax.checkpoint(_apply_block, static_argnums=(0,))
         if isinstance(self.blocks, Block):
-            if tap is not _pass_through:
+            if tap is not pass_through:
                 raise ConfigError(
                     f"model.scan_layers = {config.scan_layers!r}: a scan hides the "
                     "activations of its layers; use 'never' to tap them"
@@ -451,7 +528,7 @@ class Transformer(nnx.Module):
 
         for layer, block in enumerate(self.blocks):
             layer_key = None if keys is None else keys[layer]
-            if tap is _pass_through:
+            if tap is pass_through:
                 graph, state = nnx.split(block)
                 x = apply_block(graph, state, x, weights[layer], layer_key)
             else:
@@ -459,6 +536,14 @@ class Transformer(nnx.Module):
                 tap_in_block = functools.partial(_tap_in_block, tap, name)
                 x = tap(name, block(x, weights[layer], layer_key, tap_in_block))
         return x
+
+    def _list_residual_weights(self) -> list[BlockWeights]:
+        weights: list[BlockWeights] = []
+        for layer in range(self.config.depth):
+            attention = self.rules.residual(2 * layer)
+            feed_forward = self.rules.residual(2 * layer + 1)
+            weights.append((attention, feed_forward))
+        return weights
 
 
 def _apply_block(
@@ -476,83 +561,3 @@ def _stack_blocks(blocks: list[Block]) -> Block:
     graph, _ = nnx.split(blocks[0])
     states = [nnx.state(block) for block in blocks]
     return nnx.merge(graph, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model as pure functions of its parameters.
-
-    Attributes:
-        config: The shape and the options.
-        graph: The structure of the module.
-        roles: A tree like the parameters, with the role of each.
-        rules: A tree like the parameters, with the `Rule` of each.
-        unroll: Compile scanned layers one after the other. The parameters are the same,
-            but the compiled program has no loop.
-    """
-
-    config: ModelConfig
-    graph: nnx.GraphDef[Transformer]
-    roles: PyTree
-    rules: PyTree
-    unroll: bool = False
-
-    def init(self, seed: int | UInt[Array, ""]) -> Params:
-        """Fresh parameters, float32."""
-        model = Transformer(self.config, nnx.Rngs(params=jax.random.key(seed)))
-        return jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model)))
-
-    def apply(
-        self,
-        params: Params,
-        tokens_BxT: Int[Array, "B T"],
-        key: Key = None,
-        tap: Tap = _pass_through,
-    ) -> Float[Array, "B T V"]:
-        """Logits, float32.
-
-        Args:
-            params: The parameters.
-            tokens_BxT: Token ids.
-            key: A key switches dropout on.
-            tap: It is called with each activation, by name, in the order of
-                computation: "embedding"; for each block i "block{i}.attention" and
-                "block{i}.feed_forward" (what the branches write) and "block{i}" (the
-                residual stream after it); "final_norm"; "logits". What it returns takes
-                the place of the activation.
-
-        Raises:
-            ConfigError: the layers are scanned, and there is a tap.
-        """
-        model = nnx.merge(self.graph, nnx.State(params))
-        return model(tokens_BxT, key, tap, self.unroll)
-
-
-def build_family(config: ModelConfig, unroll: bool = False) -> Family:
-    """Split the module once into its structure and its parameters' roles.
-
-    No parameter is computed.
-
-    Args:
-        config: The shape and the options.
-        unroll: Compile scanned layers one after the other, which is faster on a GPU
-            (docs/notes/performance.md).
-    """
-    model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0)))
-    graph, state = nnx.split(model)
-    weights = nnx.to_pure_dict(state, lambda weight: weight)
-
-    def read_metadata(name: str) -> PyTree:
-        return jax.tree.map(
-            lambda weight: weight.get_metadata()[name],
-            weights,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-        )
-
-    return Family(
-        config=config,
-        graph=graph,
-        roles=read_metadata("role"),
-        rules=read_metadata("rule"),
-        unroll=unroll,
-    )

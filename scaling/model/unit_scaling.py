@@ -103,8 +103,9 @@ class UnitOps(Ops):
     scales_gradients_by_batch = True
     reads_unit_multipliers = True
 
-    def __init__(self, multipliers: UnitMultipliers) -> None:
+    def __init__(self, multipliers: UnitMultipliers, context: int) -> None:
         self.multipliers = multipliers
+        self.context = context
 
     def read_vector(self, vector: Float[Array, " O"], x: Array) -> Float[Array, " O"]:
         """Gradient times positions^-1/2."""
@@ -118,7 +119,7 @@ class UnitOps(Ops):
         return scale_forward_backward(table, multiplier, backward)[tokens]
 
     def add_positions(
-        self, x: Float[Array, "B T D"], positions: Float[Array, "1 T D"]
+        self, x: Float[Array, "B T D"], positions: Float[Array, "_ T D"]
     ) -> Float[Array, "B T D"]:
         """The sum over sqrt 2. Each sequence reads the table of positions once."""
         table = scale_forward_backward(positions, 2**-0.5, len(x) ** -0.5)
@@ -169,10 +170,27 @@ class UnitOps(Ops):
         v: Float[Array, "B H T K"],
         scale: float,
     ) -> Float[Array, "B H T K"]:
-        """Scores times alpha_attn_softmax x `scale`, the output at unit variance."""
+        """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
+
+        The variance is that of a full context, however many positions are computed: a
+        model is one function of the tokens before.
+        """
         mult = self.multipliers.attention_softmax
         output = super().attend(q, k, v, mult * scale)
-        return output * attention_scale(q.shape[2], q.shape[3], mult)
+        return output * attention_scale(self.context, q.shape[3], mult)
+
+    def attend_to_cache(
+        self,
+        q: Float[Array, "B H T K"],
+        k: Float[Array, "B H S K"],
+        v: Float[Array, "B H S K"],
+        positions: Int[Array, "B T"],
+        scale: float,
+    ) -> Float[Array, "B H T K"]:
+        """As `attend`, over the keys and values of a cache."""
+        mult = self.multipliers.attention_softmax
+        output = super().attend_to_cache(q, k, v, positions, mult * scale)
+        return output * attention_scale(self.context, q.shape[3], mult)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scaling.config import ConfigError, DType
-from scaling.suggestions import did_you_mean
+from scaling.config.suggestions import did_you_mean
 
 UTILIZATION = 0.4
 

@@ -18,8 +18,8 @@ import jax
 
 from scaling.config import ModelConfig, RunConfig
 from scaling.model.accounting import list_saved_activations
+from scaling.model.family import build_family
 from scaling.model.flops import count_parameters
-from scaling.model.transformer import build_family
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
 from scaling.training.optimizer import make_optimizer

@@ -25,6 +25,7 @@ import pandas as pd
 
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.config.conversion import JsonObject
+from scaling.config.suggestions import find_near
 from scaling.store import run_dirs
 from scaling.store.columns import COLUMN_KINDS, COLUMN_NAMES
 from scaling.store.files import (
@@ -37,7 +38,6 @@ from scaling.store.files import (
 )
 from scaling.store.results import check_row
 from scaling.store.table import make_table
-from scaling.suggestions import find_near
 
 Which = Literal["finished", "failed", "all"]
 EXPORT_SUFFIXES = (".csv", ".parquet", ".jsonl")

@@ -46,6 +46,11 @@ def trunk_dir(out: Path, run: RunConfig) -> Path:
     return out / f"trunk-{run.trunk_id}"
 
 
+def name_tokenizer_file(tokenizer_hash: str) -> str:
+    """The name of a tokenizer's file in the folder of a sweep that trained with it."""
+    return f"tokenizer-{tokenizer_hash[:16]}.json"
+
+
 def is_finished(out: Path, run: RunConfig) -> bool:
     """Whether the run has its result."""
     return (run_dir(out, run) / "result.json").exists()
@@ -211,8 +216,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 def describe_run(run: RunConfig) -> JsonObject:
     """The columns of a run that its configuration decides."""
+    from scaling.config.schedule import is_decay_too_short
     from scaling.model.flops import count_parameters, flops_per_token
-    from scaling.schedule import is_decay_too_short
 
     model = run.model
     optim = run.optim

@@ -19,10 +19,13 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree, UInt8
 from numpy.typing import ArrayLike
 
+from scaling.store.files import StoreError
 from scaling.training import multihost
 
 _DIGEST = "digest"
 _DIGEST_BYTES = 32
+_PARAMS_PATH = "['state'].params"
+"""Before the path of a parameter in the tree that `scaling.training.loop` saves."""
 log = logging.getLogger(__name__)
 
 
@@ -128,6 +131,41 @@ class Checkpoints:
         """Wait until the latest checkpoint is written, and release the directory."""
         if self._manager is not None:
             self._manager.close()
+
+
+def list_checkpoints(directory: Path) -> list[int]:
+    """The steps that have a checkpoint in a directory, in order."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.iterdir()]
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def read_checkpoint_params(directory: Path, step: int, abstract: PyTree) -> PyTree:
+    """The parameters in a checkpoint, whatever the optimizer beside them.
+
+    Args:
+        directory: The directory of the checkpoints.
+        step: The step.
+        abstract: A tree of the parameters' structure.
+
+    Raises:
+        StoreError: the checkpoint cannot be read, or its checksum is wrong.
+    """
+    fix = "use another step"
+    try:
+        with ocp.CheckpointManager(directory.absolute()) as manager:
+            content = manager.restore(step, args=ocp.args.StandardRestore())
+        checksum = content.pop(_DIGEST)
+        if not np.array_equal(_hash_leaves(content), checksum):
+            raise ValueError("its checksum is wrong")
+        paths = _list_leaves_by_path(abstract)
+        leaves = [np.asarray(content[_PARAMS_PATH + path]) for path in paths]
+    except (ValueError, OSError, KeyError) as error:
+        raise StoreError(
+            f"{directory / str(step)}: cannot be read ({error}); {fix}"
+        ) from None
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def _list_leaves_by_path(tree: PyTree) -> dict[str, PyTree]:

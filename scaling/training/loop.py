@@ -27,6 +27,7 @@ from jaxtyping import UInt8
 
 from scaling import data
 from scaling.config import ConfigError, RunConfig, Trunk
+from scaling.config.schedule import learning_rate_factor
 from scaling.events import (
     Diverged,
     Finished,
@@ -37,8 +38,8 @@ from scaling.events import (
     Started,
 )
 from scaling.model.flops import flops_per_token
-from scaling.schedule import learning_rate_factor
 from scaling.store import provenance, run_dirs
+from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 from scaling.training import multihost, preemption
 from scaling.training.checkpoint import Checkpoints
 from scaling.training.sharding import StrategyName, choose_strategy
@@ -73,6 +74,8 @@ class LoopConfig:
         strategy: How devices share a run.
         pack: How runs of one shape train together if there are no workers.
         members: The largest number of runs that train together.
+        keep_parameters: Whether the final parameters of each run are kept, as
+            `parameters.safetensors` in its folder.
         sweep: Label of the run table.
     """
 
@@ -83,6 +86,7 @@ class LoopConfig:
     strategy: StrategyName = "auto"
     pack: PackingMode = "auto"
     members: int = 8
+    keep_parameters: bool = True
     sweep: str = ""
 
     def __post_init__(self) -> None:
@@ -235,6 +239,7 @@ class Trainer:
             )
             if not np.isfinite(evaluation.loss):
                 raise LossNotFinite(run.steps)
+            self._keep_parameters(run, end)
             seconds = end.seconds
         except LossNotFinite as diverged:
             evaluation = Evaluation(float("nan"), float("nan"), 0)
@@ -245,6 +250,25 @@ class Trainer:
         if multihost.is_process_0():
             is_first_result = run_dirs.write_result(self.out, run, row)
         self.report(Finished(row) if is_first_result else Repeated(row))
+
+    def _keep_parameters(self, run: RunConfig, end: LoopState) -> None:
+        """Write the final parameters of a run, before its result says that they exist."""
+        if not self.loop.keep_parameters:
+            return
+        state = materialize_state(end.state)
+        params = self.executable.strategy.gather(state.params)
+        if not multihost.is_process_0():
+            return
+        metadata = {
+            "run_id": run.run_id,
+            "step": str(end.step),
+            "fingerprint": self.dataset.fingerprint,
+        }
+        tokenizer_hash = self.dataset.meta["tokenizer_hash"]
+        if tokenizer_hash is not None:
+            metadata["tokenizer_hash"] = tokenizer_hash
+        path = run_dirs.run_dir(self.out, run) / PARAMETERS_FILE
+        write_parameters(path, params, metadata)
 
     def _cool_down_run(self, run: RunConfig) -> ChunkGenerator[LoopState]:
         """Train a run from its own checkpoint, or from its trunk, to its last step."""

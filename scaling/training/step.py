@@ -23,9 +23,10 @@ from jaxtyping import Array, Float, Int, UInt
 from numpy.typing import ArrayLike
 
 from scaling.config import RunConfig
+from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
 from scaling.model.parametrization import bind_parametrization
-from scaling.model.transformer import Family, Key, Params, build_family
+from scaling.model.transformer import Key, Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
 from scaling.training.sharding import CompiledFunction, Strategy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scaling.suggestions import did_you_mean, find_near
+from scaling.config.suggestions import did_you_mean, find_near
 
 
 @pytest.mark.parametrize(

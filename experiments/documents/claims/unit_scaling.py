@@ -39,8 +39,9 @@ from experiments.documents.statement import (
 from experiments.documents.stats import estimate_contrast, estimate_mean
 from experiments.groups import average_by
 from scaling.config import ModelConfig, RunConfig
+from scaling.model.family import Family, build_family
 from scaling.model.probes import measure_activation_scales
-from scaling.model.transformer import Family, Params, build_family
+from scaling.model.transformer import Params
 
 Kind = Literal["signal", "gradient"]
 KINDS: tuple[Kind, ...] = ("signal", "gradient")

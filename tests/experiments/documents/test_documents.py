@@ -44,7 +44,7 @@ from experiments.documents.statement import (
 from experiments.documents.stats import estimate_mean, fit_slopes
 from scaling.cli.main import main
 from scaling.config import ConfigError
-from scaling.model.transformer import build_family
+from scaling.model.family import build_family
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 Row = tuple[float, float, float]

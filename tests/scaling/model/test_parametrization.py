@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from scaling.config import ConfigError, ModelConfig, OptimConfig, UnitMultipliers
+from scaling.model.family import build_family
 from scaling.model.parametrization import (
     PARAMETRIZATIONS,
     ROLES,
@@ -22,7 +23,7 @@ from scaling.model.parametrization import (
     Rule,
     bind_parametrization,
 )
-from scaling.model.transformer import Params, build_family
+from scaling.model.transformer import Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
+from scaling.model.family import build_family
 from scaling.model.probes import measure_activation_scales
-from scaling.model.transformer import build_family
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 WINDOWS = jnp.arange(34, dtype=jnp.int32).reshape(2, 17) % 16

@@ -20,13 +20,9 @@ import pytest
 
 from scaling.config import ModelConfig
 from scaling.config.activations import ACTIVATIONS
-from scaling.model.transformer import (
-    Params,
-    apply_dropout,
-    apply_rope,
-    build_family,
-    sinusoidal_encodings,
-)
+from scaling.model.family import build_family
+from scaling.model.positions import apply_rope, sinusoidal_encodings
+from scaling.model.transformer import Params, apply_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]

@@ -17,8 +17,8 @@ import pytest
 from scaling.config import ModelConfig, UnitMultipliers
 from scaling.config.activations import ACTIVATIONS
 from scaling.model import unit_scaling
+from scaling.model.family import build_family
 from scaling.model.parametrization import bind_parametrization
-from scaling.model.transformer import build_family
 from scaling.model.unit_scaling import (
     UnitOps,
     activation_scale,
@@ -29,7 +29,7 @@ from scaling.model.unit_scaling import (
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 B, T, D, V = 8, 64, 48, 96
-OPS = UnitOps(UnitMultipliers())
+OPS = UnitOps(UnitMultipliers(), context=64)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
