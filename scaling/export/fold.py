@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scaling.config import ConfigError, ModelConfig, UnitMultipliers
+from scaling.config import ConfigError, ModelConfig, Norm, UnitMultipliers
+from scaling.export.architectures import USE_SAFETENSORS
 from scaling.model.parametrization import Parametrization, bind_parametrization
 from scaling.model.transformer import Params
-
-USE_SAFETENSORS = "export it with the format 'safetensors', which holds any model"
 
 
 def fold_multipliers(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
@@ -31,8 +30,8 @@ def fold_multipliers(config: ModelConfig, params: Params) -> tuple[ModelConfig, 
 
     Returns:
         The configuration and the parameters of the folded model, NumPy arrays in
-        float32. Norms without gains have gains of 1. A head that is tied to the
-        embedding stays tied, unless a learned scale tells its columns apart.
+        float32. RMSNorm without gains becomes RMSNorm with gains of 1. A head that is
+        tied to the embedding stays tied, unless its columns have learned scales.
 
     Raises:
         ConfigError: the layers are stacked, or the parametrization weights the skip
@@ -45,25 +44,26 @@ def fold_multipliers(config: ModelConfig, params: Params) -> tuple[ModelConfig, 
         blocks[layer] = _fold_block(config, rules, params["blocks"][layer], layer)
     embedding_multiplier = rules.rule("embedding", config.vocab).multiplier
     readout = rules.rule("readout", config.width, config.base_width)
-    final_gain = _read_gain(params.get("norm"), config.width)
+    final_norm = _fold_norm(config.norm, params.get("norm"), config.width)
     folded: dict[str, Any] = {
         "embedding": _scale_array(params["embedding"], embedding_multiplier),
         "blocks": blocks,
     }
     is_tied = config.tied and "head_scale" not in params
     if is_tied:
-        # The table carries the multiplier of the embedding. The gains of the last norm
-        # make up for what the head's own multiplier differs from it.
+        # The table carries the multiplier of the embedding. The last norm makes up for
+        # what the head's own multiplier differs from it.
         ratio = readout.multiplier / embedding_multiplier
-        final_gain = _scale_array(final_gain, ratio)
+        for name, vector in final_norm.items():
+            final_norm[name] = _scale_array(vector, ratio)
     else:
         head = np.asarray(params["embedding"]).T if config.tied else params["head"]
         head_scale = params.get("head_scale")
         folded["head"] = _scale_columns([head], readout.multiplier, head_scale)[0]
-    folded["norm"] = {"gain": final_gain}
+    folded["norm"] = final_norm
     plain = dataclasses.replace(
         config,
-        norm="rmsnorm",
+        norm="layernorm" if config.norm == "layernorm" else "rmsnorm",
         tied=is_tied,
         parametrization="sp",
         base_width=config.width,
@@ -79,10 +79,10 @@ def _check_foldable(
     config: ModelConfig, rules: Parametrization, params: Params
 ) -> None:
     name = f"model.parametrization = {config.parametrization!r}"
-    if config.norm not in ("rmsnorm", "nonparametric_rmsnorm"):
+    if config.norm == "none":
         raise ConfigError(
-            f"model.norm = {config.norm!r}: multipliers are folded where the norm is "
-            f"'rmsnorm' or 'nonparametric_rmsnorm'; {USE_SAFETENSORS}"
+            f"model.norm = {config.norm!r}: multipliers are folded where blocks have "
+            f"norms; {USE_SAFETENSORS}"
         )
     if 0 not in params["blocks"]:
         raise ConfigError(
@@ -129,10 +129,9 @@ def _fold_block(
         "out": _fold_linear(attention["out"], attention_out * attention_weight),
     }
     if config.qk_norm:
-        q_gain = _read_gain(attention.get("q_norm"), config.key_dim)
-        k_gain = _read_gain(attention.get("k_norm"), config.key_dim)
-        folded_attention["q_norm"] = {"gain": _scale_array(q_gain, score_factor)}
-        folded_attention["k_norm"] = {"gain": k_gain}
+        for name, factor in (("q_norm", score_factor), ("k_norm", 1.0)):
+            norm = _fold_norm(config.qk_norm_kind, attention.get(name), config.key_dim)
+            folded_attention[name] = {"gain": _scale_array(norm["gain"], factor)}
     else:
         qkv["weights"][0] = _scale_array(qkv["weights"][0], score_factor)
     folded_feed_forward = {
@@ -142,7 +141,7 @@ def _fold_block(
     norms = {}
     for branch in (0, 1):
         norm = block.get("norms", {}).get(branch)
-        norms[branch] = {"gain": _read_gain(norm, config.width)}
+        norms[branch] = _fold_norm(config.norm, norm, config.width)
     return {
         "norms": norms,
         "branches": {0: folded_attention, 1: folded_feed_forward},
@@ -177,8 +176,8 @@ def _scale_array(array: Any, factor: float | np.ndarray) -> Float[np.ndarray, ..
     return np.ascontiguousarray(product, np.float32)
 
 
-def _read_gain(norm: Mapping[str, Any] | None, size: int) -> Float[np.ndarray, " D"]:
-    """The gains of a norm; ones where it has none."""
-    if not norm or "gain" not in norm:
-        return np.ones(size, np.float32)
-    return np.asarray(norm["gain"], np.float32)
+def _fold_norm(kind: Norm, norm: Mapping[str, Any] | None, size: int) -> dict[str, Any]:
+    """The vectors of a norm; gains of 1 where it has none."""
+    if norm is None or kind == "nonparametric_rmsnorm":
+        return {"gain": np.ones(size, np.float32)}
+    return {name: np.asarray(vector, np.float32) for name, vector in norm.items()}

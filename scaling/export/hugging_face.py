@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import ConfigError, ModelConfig
+from scaling.config.activations import ACTIVATIONS
 from scaling.config.conversion import JsonObject
 from scaling.data.tokenizers import Tokenizer
 from scaling.export.architectures import (
     ARCHITECTURES,
     HIDDEN_ACTS,
+    NORM_EPSILON,
+    ROPE_THETA,
     Architecture,
     choose_architecture,
 )
@@ -39,8 +42,6 @@ from scaling.store.files import parse_json
 
 MODEL_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
-_NORM_EPSILON = 1e-6
-_ROPE_THETA = 10_000.0
 
 
 class ImportedModel(NamedTuple):
@@ -82,13 +83,22 @@ def list_tensors(architecture: Architecture, config: ModelConfig) -> list[Tensor
     D = config.width
     tensors = [
         TensorPlace("model.embed_tokens.weight", ("embedding",), (config.vocab, D)),
-        TensorPlace("model.norm.weight", ("norm", "gain"), (D,)),
+        *_list_norm_tensors(architecture, "model.norm", ("norm",), D),
     ]
     if not config.tied:
         head_shape = (D, config.vocab)
         tensors.append(TensorPlace("lm_head.weight", ("head",), head_shape, True))
     for layer in range(config.depth):
         tensors += _list_block_tensors(architecture, config, layer)
+    return tensors
+
+
+def _list_norm_tensors(
+    architecture: Architecture, name: str, path: tuple[str | int, ...], size: int
+) -> list[TensorPlace]:
+    tensors = [TensorPlace(f"{name}.weight", (*path, "gain"), (size,))]
+    if architecture.norm == "layernorm":
+        tensors.append(TensorPlace(f"{name}.bias", (*path, "bias"), (size,)))
     return tensors
 
 
@@ -104,10 +114,6 @@ def _list_block_tensors(
     feed_forward = (*block, "branches", 1)
     tensors = []
 
-    def add_vector(name: str, path: tuple[str | int, ...], size: int) -> None:
-        place = TensorPlace(f"{prefix}.{name}.weight", (*path, "gain"), (size,))
-        tensors.append(place)
-
     def add_matrix(
         name: str, path: tuple[str | int, ...], index: int, shape: tuple[int, int]
     ) -> None:
@@ -116,18 +122,19 @@ def _list_block_tensors(
         tensors.append(place)
 
     for branch, name in enumerate(architecture.norms):
-        add_vector(name, (*block, "norms", branch), D)
+        path = (*block, "norms", branch)
+        tensors += _list_norm_tensors(architecture, f"{prefix}.{name}", path, D)
     for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
         add_matrix(f"self_attn.{name}", (*attention, "qkv"), index, (D, I))
     add_matrix("self_attn.o_proj", (*attention, "out"), 0, (I, D))
     if architecture.has_qk_norm:
         for name in ("q_norm", "k_norm"):
-            add_vector(f"self_attn.{name}", (*attention, name), config.key_dim)
-    # The activation is applied to the first of two matrices.
-    up_names = ("gate_proj", "up_proj") if architecture.is_gated else ("up_proj",)
-    for index, name in enumerate(up_names):
+            full_name = f"{prefix}.self_attn.{name}.weight"
+            gain_path = (*attention, name, "gain")
+            tensors.append(TensorPlace(full_name, gain_path, (config.key_dim,)))
+    for index, name in enumerate(architecture.up):
         add_matrix(f"mlp.{name}", (*feed_forward, "up"), index, (D, F))
-    add_matrix("mlp.down_proj", (*feed_forward, "down"), 0, (F, D))
+    add_matrix(f"mlp.{architecture.down}", (*feed_forward, "down"), 0, (F, D))
     return tensors
 
 
@@ -164,10 +171,9 @@ def export_hugging_face(
     plain, folded = fold_multipliers(config, params)
     folder = open_empty_folder(folder)
     separator = None if tokenizer is None else tokenizer.separator
-    tokens = dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id"),
-        separator,
-    )
+    tokens: JsonObject = {}
+    for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        tokens[role] = separator
     tensors = {}
     for place in list_tensors(architecture, plain):
         tensor = _read_path(folded, place.path)
@@ -196,16 +202,13 @@ def _describe_model(architecture: Architecture, config: ModelConfig) -> JsonObje
         "head_dim": config.key_dim,
         "hidden_act": HIDDEN_ACTS[config.activation],
         "max_position_embeddings": config.context,
-        "rms_norm_eps": _NORM_EPSILON,
+        architecture.epsilon: NORM_EPSILON,
         # Version 5 of transformers reads the first, version 4 the second.
-        "rope_parameters": {"rope_type": "default", "rope_theta": _ROPE_THETA},
-        "rope_theta": _ROPE_THETA,
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "mlp_bias": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
+        "rope_theta": ROPE_THETA,
         "tie_word_embeddings": config.tied,
-        "use_cache": True,
         "dtype": "float32",
+        **architecture.required,
     }
 
 
@@ -231,6 +234,7 @@ def import_hugging_face(folder: str | Path) -> ImportedModel:
     folder = Path(folder)
     settings = _read_json(folder / "config.json")
     architecture = _find_architecture(settings)
+    settings = {**architecture.defaults, **settings}
     _check_settings(settings, architecture)
     config = _read_config(settings, architecture)
     tensors = _read_tensors(folder)
@@ -275,56 +279,40 @@ def _find_architecture(settings: JsonObject) -> Architecture:
 
 def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
     """Refuse what this library does not compute."""
-
-    def require_value(name: str, value: object, wanted: object, why: str) -> None:
-        if value != wanted:
-            raise ConfigError(
-                f"{name} = {value!r}: {why}; only checkpoints with {wanted!r} can be "
-                "imported"
-            )
-
     heads = settings.get("num_attention_heads")
-    require_value(
-        "num_key_value_heads",
-        settings.get("num_key_value_heads", heads),
-        heads,
-        "this library has no grouped-query attention, but keys and values for each of "
-        f"the {heads} heads",
-    )
-    # The defaults of `transformers`, for a file that leaves the field out.
-    default_epsilon = 1e-5 if architecture.model_type in ("apertus", "arcee") else 1e-6
-    require_value(
-        "rms_norm_eps",
-        settings.get("rms_norm_eps", default_epsilon),
-        _NORM_EPSILON,
-        "norms of this library add another number",
-    )
-    rope = dict(settings.get("rope_parameters") or settings.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None) or settings.get("rope_theta")
-    require_value(
-        "rope_theta",
-        float(theta or architecture.default_rope_theta),
-        _ROPE_THETA,
-        "the frequencies of this library have another base",
-    )
-    kind = rope.pop("rope_type", None) or rope.pop("type", "default")
-    require_value("rope_type", kind, "default", "frequencies are not rescaled here")
-    partial = rope.pop("partial_rotary_factor", None)
-    partial = partial or settings.get("partial_rotary_factor") or 1.0
-    require_value("partial_rotary_factor", partial, 1.0, "whole heads are rotated here")
-    for name in ("attention_bias", "mlp_bias"):
-        value = settings.get(name) or False
-        require_value(name, value, False, "matrices of this library have no biases")
+    kv_heads = settings.get("num_key_value_heads") or heads
+    if kv_heads != heads:
+        raise ConfigError(
+            f"num_key_value_heads = {kv_heads}: this library has no grouped-query "
+            f"attention; only checkpoints with keys and values for each of their "
+            f"{heads} heads can be imported"
+        )
+    found = {architecture.epsilon: settings.get(architecture.epsilon)}
+    wanted: JsonObject = {architecture.epsilon: NORM_EPSILON}
+    # Version 5 of transformers writes the first table, version 4 the second, with the
+    # base of the frequencies beside it.
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    theta = rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA
+    found["rope_theta"] = float(theta)
+    wanted["rope_theta"] = ROPE_THETA
+    found["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    wanted["rope_type"] = "default"
+    share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor")
+    found["partial_rotary_factor"] = share or 1.0
+    wanted["partial_rotary_factor"] = 1.0
     layer_types = settings.get("layer_types") or ["full_attention"]
-    has_window = settings.get("use_sliding_window") or set(layer_types) != {
-        "full_attention"
-    }
-    require_value(
-        "use_sliding_window",
-        bool(has_window),
-        False,
-        "attention of this library sees the whole context",
-    )
+    found["layer_types"] = sorted(set(layer_types))
+    wanted["layer_types"] = ["full_attention"]
+    for name, value in architecture.required.items():
+        if name not in wanted:
+            found[name] = settings.get(name, value)
+            wanted[name] = value
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ConfigError(
+                f"{name} = {found[name]!r}: models of this library have {value!r}, and "
+                "only such checkpoints can be imported"
+            )
 
 
 def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfig:
@@ -348,7 +336,7 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         ff_ratio=read_size("intermediate_size") / width,
         vocab=read_size("vocab_size"),
         context=read_size("max_position_embeddings"),
-        norm="rmsnorm",
+        norm=architecture.norm,
         position="rope",
         activation=_read_activation(settings.get("hidden_act"), architecture),
         tied=bool(settings.get("tie_word_embeddings", False)),
@@ -364,8 +352,6 @@ def _read_activation(hidden_act: object, architecture: Architecture) -> str:
     # Two names of one function.
     aliases: dict[object, str] = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}
     wanted = aliases.get(hidden_act, hidden_act)
-    from scaling.config.activations import ACTIVATIONS
-
     known = []
     for name, their_name in HIDDEN_ACTS.items():
         if ACTIVATIONS[name].is_gated == architecture.is_gated:
