@@ -93,7 +93,8 @@ def test_transformers_computes_the_same(
     assert answer["unread"] == []
     assert answer["dtype"] == "torch.float32"
     difference = np.abs(np.asarray(answer["logits"]) - model.logits).max()
-    print(f"{name}: {answer['class_name']}, largest difference {difference:.2g}")
+    largest = np.abs(model.logits).max()
+    print(f"{answer['class_name']}: {difference:.2g} of {largest:.2g} ({name})")
     assert difference <= 1e-4
 
 
