@@ -292,6 +292,11 @@ def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
     # Version 5 of transformers writes the first table, version 4 the second, with the
     # base of the frequencies beside it.
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(rope, dict) or any(isinstance(x, dict) for x in rope.values()):
+        raise ConfigError(
+            f"rope_parameters = {rope!r}: all layers of this library have the same "
+            "frequencies; only such checkpoints can be imported"
+        )
     theta = rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA
     found["rope_theta"] = float(theta)
     wanted["rope_theta"] = ROPE_THETA

@@ -4,6 +4,7 @@ imported one gives it back.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,14 @@ class Reference:
         return self.linear("lm_head", x)
 
 
+@pytest.fixture
+def checkpoint(make_trained: MakeTrained, tmp_path: Path) -> Path:
+    model = make_trained(activation="swiglu")
+    folder = tmp_path / "checkpoint"
+    export_hugging_face(model.config, model.params, None, folder)
+    return folder
+
+
 def test_the_folder_holds_the_same_function(case: Any, tmp_path: Path) -> None:
     export_hugging_face(case.config, case.params, ByteTokenizer(), tmp_path / "out")
     logits = Reference(tmp_path / "out")(case.tokens)
@@ -144,8 +153,17 @@ def test_an_exported_model_comes_back(case: Any, tmp_path: Path) -> None:
     assert jax.tree.map(jnp.shape, params) == shapes
     logits = build_family(config).apply(params, jnp.asarray(case.tokens))
     np.testing.assert_allclose(logits, case.logits, rtol=0, atol=2e-5)
-    # Another parametrization has the same multipliers at the imported shape.
-    assert (config.base_width, config.base_depth) == (config.width, config.depth)
+
+
+@pytest.mark.parametrize("parametrization", ["mup", "completep", "ntk_full"])
+def test_another_parametrization_is_the_same_function_at_the_imported_shape(
+    checkpoint: Path, make_trained: MakeTrained, parametrization: str
+) -> None:
+    model = make_trained(activation="swiglu")
+    config, params, _ = import_hugging_face(checkpoint)
+    config = dataclasses.replace(config, parametrization=parametrization)
+    logits = build_family(config).apply(params, jnp.asarray(model.tokens))
+    np.testing.assert_allclose(logits, model.logits, rtol=0, atol=2e-5)
 
 
 # --- what cannot be exported ----------------------------------------------------------
@@ -194,14 +212,6 @@ def test_nothing_is_written_into_a_folder_that_holds_something(
 # --- what cannot be imported ----------------------------------------------------------
 
 
-@pytest.fixture
-def checkpoint(make_trained: MakeTrained, tmp_path: Path) -> Path:
-    model = make_trained(activation="swiglu")
-    folder = tmp_path / "checkpoint"
-    export_hugging_face(model.config, model.params, None, folder)
-    return folder
-
-
 def change_config(folder: Path, **changes: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -220,6 +230,10 @@ def change_config(folder: Path, **changes: Any) -> None:
         (
             {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}},
             "rope_type = 'linear'",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "rope_parameters = ",
         ),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'.*gelu_pytorch_tanh"),
         ({"model_type": "gpt2"}, "model_type = 'gpt2'.*qwen3, llama"),

@@ -15,19 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scaling.data.tokenizers import ByteTokenizer, Tokenizer, train_bpe
-from scaling.export import export_hugging_face
+from scaling.export import export_hugging_face, import_hugging_face
+from scaling.export.architectures import ARCHITECTURES
 from scaling.model.transformer import build_family
 
 from .conftest import CASES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., Any]
-SCRIPT = Path(__file__).with_name("load_with_transformers.py")
+FOLDER = Path(__file__).parent
 TEXTS = ["to be", "", " Ā hé 世界\n", "<|endoftext|> x", "a  b"]
 
 
@@ -43,6 +45,21 @@ def other_python() -> str:
                 "Python that has torch and transformers"
             )
     return sys.executable
+
+
+def run_script(python: str, name: str, *arguments: str) -> str:
+    """What a script prints that needs no file of this library and downloads nothing."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [python, str(FOLDER / name), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=FOLDER,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +85,8 @@ def answers(
         given = {"tokens": model.tokens.tolist(), "texts": TEXTS}
         (folder / "tokens.json").write_text(json.dumps(given))
         folders.append(str(folder))
-    # No file of this library is on the path, and nothing is downloaded.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [other_python, str(SCRIPT), *folders],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=SCRIPT.parent,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    printed = run_script(other_python, "load_with_transformers.py", *folders)
+    found = json.loads(printed.splitlines()[-1])
     return dict(zip(CASES, found, strict=True))
 
 
@@ -103,13 +110,15 @@ def test_transformers_continues_a_text_as_this_library_does(
     answers: dict[str, Any], make_trained: MakeTrained, name: str
 ) -> None:
     model = make_trained(**CASES[name])
-    family = build_family(model.config)
-    tokens = model.tokens[:1, :4]
-    while tokens.shape[1] < len(answers[name]["continued"]):
-        logits = family.apply(model.params, jnp.asarray(tokens))
-        best = np.asarray(logits[:, -1].argmax(-1, keepdims=True), np.int32)
-        tokens = np.concatenate([tokens, best], axis=1)
-    assert tokens[0].tolist() == answers[name]["continued"]
+    apply = jax.jit(build_family(model.config).apply)
+    continued = model.tokens[0, :4].tolist()
+    while len(continued) < len(answers[name]["continued"]):
+        # What follows a position does not change its logits.
+        tokens = np.zeros((1, model.config.context), np.int32)
+        tokens[0, : len(continued)] = continued
+        logits = apply(model.params, jnp.asarray(tokens))
+        continued.append(int(logits[0, len(continued) - 1].argmax()))
+    assert continued == answers[name]["continued"]
 
 
 @pytest.mark.parametrize("i", [0, 1])
@@ -122,3 +131,20 @@ def test_transformers_gives_the_same_ids(
         assert [*ids, tokenizer.separator] == tokenizer.encode([text]).tolist()
     assert answer["texts"] == TEXTS
     assert answer["eos"] == answer["generation_eos"] == tokenizer.separator
+
+
+@pytest.fixture(scope="module")
+def saved(other_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    run_script(other_python, "save_with_transformers.py", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", [row.model_type for row in ARCHITECTURES])
+def test_a_checkpoint_of_transformers_is_imported(saved: Path, name: str) -> None:
+    config, params, tokenizer = import_hugging_face(saved / name)
+    assert tokenizer is None
+    given = json.loads((saved / name / "logits.json").read_text())
+    tokens = jnp.asarray(np.asarray(given["tokens"], np.int32))
+    logits = build_family(config).apply(params, tokens)
+    np.testing.assert_allclose(logits, given["logits"], rtol=0, atol=1e-4)
