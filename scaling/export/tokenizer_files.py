@@ -35,6 +35,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
+        # Texts of a batch are continued at their ends.
+        "padding_side": "left",
         "add_bos_token": False,
         "add_eos_token": False,
         # A marker that occurs in a text is text. Byte 0 is a byte either way, and has

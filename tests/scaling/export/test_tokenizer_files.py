@@ -71,6 +71,7 @@ def test_the_separator_of_bytes_ends_a_text(tmp_path: Path) -> None:
     assert written.get_vocab_size() == 256
     assert written.token_to_id(config["eos_token"]) == 0
     assert config["model_max_length"] == 128
+    assert config["padding_side"] == "left"
 
 
 @pytest.mark.parametrize("text", [*DOCUMENTS, "", "  é\n", "<|endoftext|>"])
