@@ -11,6 +11,10 @@ from .execution.config import RayConfig as RayConfig
 from .execution.config import SlurmConfig as SlurmConfig
 from .execution.sweep import SweepError as SweepError
 from .execution.sweep import sweep as sweep
+from .export.hugging_face import ImportedModel as ImportedModel
+from .export.hugging_face import export_hugging_face as export_hugging_face
+from .export.hugging_face import import_hugging_face as import_hugging_face
+from .export.safetensors_folder import export_safetensors as export_safetensors
 from .inference.generation import Generation as Generation
 from .inference.load import load as load
 from .inference.model import TextLoss as TextLoss

@@ -105,6 +105,7 @@ class FileTokenizer:
         found = (self._tokenizer.token_to_id(name) for name in SEPARATORS)
         self.separator: int | None = next((i for i in found if i is not None), None)
         self.hash = hashlib.sha256(content.encode()).hexdigest()
+        self.content = content
 
     def encode(self, documents: Sequence[str]) -> np.ndarray:
         """Ids of all documents, each followed by the separator if there is one."""

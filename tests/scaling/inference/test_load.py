@@ -243,3 +243,20 @@ def test_a_dry_run_removes_nothing(
     assert sorted(out.rglob("*")) == before
     assert "freed in 3 folders" in run_verb(capsys, "prune-checkpoints", str(out))
     assert len(sorted(out.rglob("*"))) < len(before)
+
+
+def test_a_run_is_exported_from_its_folder(
+    text_sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For transformers, and as plain files with the parameters of the run."""
+    where = (str(text_sweep.out), "--run", text_sweep.runs[2].run_id)
+    hf = ("--out", str(tmp_path / "hf"), "--json")
+    written = json.loads(run_verb(capsys, "export", *where, *hf))
+    assert written["class_name"] == "ApertusForCausalLM"
+    assert "model.safetensors" in written["files"]
+    plain = ("--out", str(tmp_path / "plain"), "--format", "safetensors")
+    assert PARAMETERS_FILE in run_verb(capsys, "export", *where, *plain)
+    found, _ = read_parameters(tmp_path / "plain" / PARAMETERS_FILE)
+    model = scaling.load(text_sweep.out, text_sweep.runs[2].run_id)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), found, model.params)
+    assert all(jax.tree.leaves(same))
