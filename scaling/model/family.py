@@ -58,6 +58,7 @@ class Family:
         tokens_BxT: Int[Array, "B T"],
         key: Key = None,
         tap: Tap = pass_through,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
         """Logits, float32.
 
@@ -75,7 +76,7 @@ class Family:
             ConfigError: the layers are scanned, and there is a tap.
         """
         model = nnx.merge(self.graph, nnx.State(params))
-        return model(tokens_BxT, key, tap, self.unroll)
+        return model(tokens_BxT, key, tap, self.unroll, segments)
 
     def make_cache(self, rows: int, length: int) -> Cache:
         """An empty cache.

@@ -100,6 +100,7 @@ def causal_attention(
     k: Float[Array, "B H T K"],
     v: Float[Array, "B H T K"],
     scale: float,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of each position over the positions up to it.
 
@@ -108,18 +109,20 @@ def causal_attention(
         k: Keys.
         v: Values.
         scale: Factor on the products of queries and keys.
+        segments: A position sees only those of its own segment; None means one segment.
 
     Returns:
         The weighted values, in the precision of `v`. The softmax is in float32.
     """
     on_gpu = jax.default_backend() == "gpu"
-    if on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
+    is_whole = segments is None
+    if is_whole and on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, implementation="cudnn"
         )
         return jnp.swapaxes(y, 1, 2)
-    return _compute_attention(q, k, v, scale)
+    return _compute_attention(q, k, v, segments, scale)
 
 
 def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
@@ -209,13 +212,15 @@ class SavedAttention(NamedTuple):
     blocks: list[SavedBlock]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _compute_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
-    return _attention_forward(q, k, v, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _compute_attention(
+    q: Array, k: Array, v: Array, segments: Array | None, scale: float
+) -> Array:
+    return _attention_forward(q, k, v, segments, scale)[0]
 
 
 def _attention_forward(
-    q: Array, k: Array, v: Array, scale: float
+    q: Array, k: Array, v: Array, segments: Array | None, scale: float
 ) -> tuple[Array, SavedAttention]:
     length = q.shape[2]
     causal = np.tril(np.ones((length, length), bool))[None, None]
@@ -226,7 +231,11 @@ def _attention_forward(
             q[:, :, start:stop] * jnp.asarray(scale, q.dtype),
             k[:, :, :stop],
         )
-        scores = jnp.where(causal[:, :, start:stop, :stop], scores, _MASKED)
+        is_visible = causal[:, :, start:stop, :stop]
+        if segments is not None:
+            is_same = segments[:, start:stop, None] == segments[:, None, :stop]
+            is_visible = is_visible & is_same[:, None]
+        scores = jnp.where(is_visible, scores, _MASKED)
         powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         share = 1.0 / powers.sum(axis=-1, keepdims=True)
         powers = powers.astype(v.dtype)
@@ -238,7 +247,7 @@ def _attention_forward(
 
 def _attention_backward(
     scale: float, saved: SavedAttention, dy: Array
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, None]:
     """Gradients of queries, keys and values.
 
     Those of keys and values are computed transposed, (B, H, K, S): of the two orders
@@ -268,6 +277,7 @@ def _attention_backward(
         jnp.concatenate(dq, axis=2) * factor,
         jnp.swapaxes(dk_transposed, 2, 3) * factor,
         jnp.swapaxes(dv_transposed, 2, 3),
+        None,
     )
 
 

@@ -104,9 +104,10 @@ class Ops:
         k: Float[Array, "B H T K"],
         v: Float[Array, "B H T K"],
         scale: float,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B H T K"]:
-        """Causal attention; `scale` multiplies q.k."""
-        return causal_attention(q, k, v, scale)
+        """Causal attention within each segment; `scale` multiplies q.k."""
+        return causal_attention(q, k, v, scale, segments)
 
     def attend_to_cache(
         self,

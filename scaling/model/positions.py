@@ -7,40 +7,60 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-class Positions(NamedTuple):
-    """Where the tokens of a batch are in their sequences.
+class Layout(NamedTuple):
+    """Where the tokens of a batch are, if they do not form one sequence each.
 
     Attributes:
-        index: Position of each token, 0 to context - 1.
-        context: The model's context.
+        positions: The position of each token in its sequence, 0 to C - 1.
+        segments: The number of the sequence that each token belongs to, within its row;
+            a token sees only its own sequence. None if a row is one sequence.
     """
 
-    index: Int[Array, "B T"]
-    context: int
+    positions: Int[Array, "B T"]
+    segments: Int[Array, "B T"] | None = None
+
+
+def lay_out_segments(segments: Int[Array, "B T"]) -> Layout:
+    """The layout of rows that hold several sequences one after the other."""
+    index = jnp.arange(segments.shape[1])[None]
+    is_first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
+    return Layout(index - first, segments)
 
 
 def apply_rope(
-    x: Float[Array, "B H T K"], positions: Positions | None = None
+    x: Float[Array, "B H T K"],
+    positions: Int[Array, "B T"] | None = None,
+    context: int | None = None,
 ) -> Float[Array, "B H T K"]:
     """Rotary position embedding, half-split layout (Su et al. 2021, arXiv:2104.09864).
 
     Args:
         x: Queries or keys.
-        positions: Where each of them is; without it they begin at 0.
+        positions: Where each of them is, below `context`; without it they begin at 0.
+        context: The model's context.
     """
-    length = x.shape[2] if positions is None else positions.context
-    cos_TxK, sin_TxK = _compute_angles(length, x.shape[3])
-    cos = take_positions(jnp.asarray(cos_TxK, x.dtype), positions)[:, None]
-    sin = take_positions(jnp.asarray(sin_TxK, x.dtype), positions)[:, None]
+    cos_TxK, sin_TxK = _compute_angles(context or x.shape[2], x.shape[3])
+    cos = _take_for_heads(jnp.asarray(cos_TxK, x.dtype), positions)
+    sin = _take_for_heads(jnp.asarray(sin_TxK, x.dtype), positions)
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate(
         [left * cos - right * sin, right * cos + left * sin], axis=-1
     )
+
+
+def _take_for_heads(
+    table: Float[Array, "C K"], positions: Int[Array, "B T"] | None
+) -> Float[Array, "#B 1 T K"]:
+    if positions is None:
+        return table[None, None]
+    return table[positions][:, None]
 
 
 def _compute_angles(
@@ -63,11 +83,11 @@ def sinusoidal_encodings(length: int, width: int) -> Float[np.ndarray, "T D"]:
 
 
 def take_positions(
-    table: Float[Array, "C D"], positions: Positions | None
+    table: Float[Array, "C D"], positions: Int[Array, "B T"] | None
 ) -> Float[Array, "#B T D"]:
     """The rows of a table of positions; without positions, all of it for every
     sequence.
     """
     if positions is None:
         return table[None]
-    return table[positions.index]
+    return table[positions]

@@ -27,8 +27,9 @@ from scaling.model.kernels import split_heads
 from scaling.model.ops import ResidualWeights, apply_multiplier
 from scaling.model.parametrization import Parametrization, Role, bind_parametrization
 from scaling.model.positions import (
-    Positions,
+    Layout,
     apply_rope,
+    lay_out_segments,
     sinusoidal_encodings,
     take_positions,
 )
@@ -266,33 +267,43 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.heads = config.heads
+        self.context = config.context
         self.has_rope = config.position == "rope"
         self.ops = rules.ops
         self.scale = rules.attention_scale
 
-    def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        q, k, v = self._project(x_BxTxD, None)
-        return self._join_heads(self.ops.attend(q, k, v, self.scale))
+    def __call__(
+        self, x_BxTxD: Float[Array, "B T D"], layout: Layout | None = None
+    ) -> Float[Array, "B T D"]:
+        if layout is None:
+            q, k, v = self._project(x_BxTxD)
+            return self._join_heads(self.ops.attend(q, k, v, self.scale))
+        q, k, v = self._project(x_BxTxD, layout.positions)
+        y = self.ops.attend(q, k, v, self.scale, layout.segments)
+        return self._join_heads(y)
 
     def extend(
-        self, x_BxTxD: Float[Array, "B T D"], positions: Positions, cache: LayerCache
+        self,
+        x_BxTxD: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        cache: LayerCache,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attention of new tokens to themselves and to those of the cache, and the
         cache with them.
         """
         q, k, v = self._project(x_BxTxD, positions)
-        starts = positions.index[:, 0]
+        starts = positions[:, 0]
         cache = LayerCache(
             keys=_write_to_cache(cache.keys, k, starts),
             values=_write_to_cache(cache.values, v, starts),
         )
-        y = self.ops.attend_to_cache(
-            q, cache.keys, cache.values, positions.index, self.scale
-        )
+        y = self.ops.attend_to_cache(q, cache.keys, cache.values, positions, self.scale)
         return self._join_heads(y), cache
 
     def _project(
-        self, x_BxTxD: Float[Array, "B T D"], positions: Positions | None
+        self,
+        x_BxTxD: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | None = None,
     ) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each (B, H, T, K)."""
         q_k_v = jnp.split(self.qkv(x_BxTxD), 3, axis=-1)
@@ -300,8 +311,9 @@ class Attention(nnx.Module):
         q = self.q_norm(q)
         k = self.k_norm(k)
         if self.has_rope:
-            q = apply_rope(q, positions)
-            k = apply_rope(k, positions)
+            context = None if positions is None else self.context
+            q = apply_rope(q, positions, context)
+            k = apply_rope(k, positions, context)
         return q, k, v
 
     def _join_heads(self, y_BxHxTxK: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
@@ -361,11 +373,14 @@ class Block(nnx.Module):
         weights: BlockWeights,
         key: Key,
         tap: Tap = pass_through,
+        layout: Layout | None = None,
     ) -> Float[Array, "B T D"]:
         keys = [None, None] if key is None else list(jax.random.split(key))
         for i, name in enumerate(_BRANCHES):
             skip, x = self.ops.split_residual(x, weights[i])
-            y = self.branches[i](self.norms[i](x))
+            branch = self.branches[i]
+            y = self.norms[i](x)
+            y = branch(y, layout) if isinstance(branch, Attention) else branch(y)
             y = tap(name, apply_dropout(y, self.dropout, keys[i]))
             x = self.ops.join_residual(skip, y, weights[i])
         return x
@@ -374,7 +389,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         weights: BlockWeights,
-        positions: Positions,
+        positions: Int[Array, "B T"],
         cache: LayerCache,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """`__call__` for new tokens, whose attention reads and writes the cache."""
@@ -435,16 +450,21 @@ class Transformer(nnx.Module):
         key: Key = None,
         tap: Tap = pass_through,
         unroll: bool = False,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Logits in float32. Without a key there is no dropout."""
-        x = self._embed(tokens_BxT)
+        """Logits in float32. Without a key there is no dropout.
+
+        With segments, a row holds several sequences, each of which sees itself alone.
+        """
+        layout = None if segments is None else lay_out_segments(segments)
+        x = self._embed(tokens_BxT, None if layout is None else layout.positions)
         embedding_key = None
         layers_key = None
         if key is not None:
             embedding_key, layers_key = jax.random.split(key)
         x = apply_dropout(x, self.config.dropout, embedding_key)
         x = tap("embedding", x)
-        x = self._apply_layers(x, layers_key, tap, unroll)
+        x = self._apply_layers(x, layers_key, tap, unroll, layout)
         return self.read_out(x, tap)
 
     def extend(
@@ -457,8 +477,7 @@ class Transformer(nnx.Module):
         them.
         """
         length = tokens_BxT.shape[1]
-        index = starts_B[:, None] + jnp.arange(length)[None]
-        positions = Positions(index, self.config.context)
+        positions = starts_B[:, None] + jnp.arange(length)[None]
         x = self._embed(tokens_BxT, positions)
         assert isinstance(self.blocks, nnx.List)
         layers: list[LayerCache] = []
@@ -470,7 +489,9 @@ class Transformer(nnx.Module):
         return x, tuple(layers)
 
     def _embed(
-        self, tokens_BxT: Int[Array, "B T"], positions: Positions | None = None
+        self,
+        tokens_BxT: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """The tokens' embeddings, with the encodings of their positions if there are
         any, in the precision of the computation.
@@ -498,7 +519,12 @@ class Transformer(nnx.Module):
         return ops.scale_logits(tap("logits", logits.astype(jnp.float32)))
 
     def _apply_layers(
-        self, x: Float[Array, "B T D"], key: Key, tap: Tap, unroll: bool
+        self,
+        x: Float[Array, "B T D"],
+        key: Key,
+        tap: Tap,
+        unroll: bool,
+        layout: Layout | None,
     ) -> Float[Array, "B T D"]:
         config = self.config
         weights = self._list_residual_weights()
@@ -520,7 +546,7 @@ class Transformer(nnx.Module):
                 x: Array, layer: tuple[PyTree, BlockWeights, Key]
             ) -> tuple[Array, None]:
                 layer_state, layer_weights, layer_key = layer
-                y = apply_block(graph, layer_state, x, layer_weights, layer_key)
+                y = apply_block(graph, layer_state, x, layer_weights, layer_key, layout)
                 return y, None
 
             layers = (state, stacked, keys)
@@ -530,11 +556,11 @@ class Transformer(nnx.Module):
             layer_key = None if keys is None else keys[layer]
             if tap is pass_through:
                 graph, state = nnx.split(block)
-                x = apply_block(graph, state, x, weights[layer], layer_key)
+                x = apply_block(graph, state, x, weights[layer], layer_key, layout)
             else:
                 name = f"block{layer}"
                 tap_in_block = functools.partial(_tap_in_block, tap, name)
-                x = tap(name, block(x, weights[layer], layer_key, tap_in_block))
+                x = tap(name, block(x, weights[layer], layer_key, tap_in_block, layout))
         return x
 
     def _list_residual_weights(self) -> list[BlockWeights]:
@@ -552,8 +578,9 @@ def _apply_block(
     x: Float[Array, "B T D"],
     weights: BlockWeights,
     key: Key,
+    layout: Layout | None,
 ) -> Float[Array, "B T D"]:
-    return nnx.merge(graph, state)(x, weights, key)
+    return nnx.merge(graph, state)(x, weights, key, layout=layout)
 
 
 def _stack_blocks(blocks: list[Block]) -> Block:

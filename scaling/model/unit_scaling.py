@@ -169,6 +169,7 @@ class UnitOps(Ops):
         k: Float[Array, "B H T K"],
         v: Float[Array, "B H T K"],
         scale: float,
+        segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
@@ -176,7 +177,7 @@ class UnitOps(Ops):
         model is one function of the tokens before.
         """
         mult = self.multipliers.attention_softmax
-        output = super().attend(q, k, v, mult * scale)
+        output = super().attend(q, k, v, mult * scale, segments)
         return output * attention_scale(self.context, q.shape[3], mult)
 
     def attend_to_cache(
