@@ -77,7 +77,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages, start=1):
         field = f"field 'messages', message {number}"
         if message.role not in ROLES:
-            hint = did_you_mean(message.role, ROLES)
+            hint = did_you_mean(message.role, list(ROLES))
             raise DataError(f"{field}: unknown role {message.role!r}; {hint}")
         if not message.content.strip():
             raise DataError(

@@ -82,7 +82,7 @@ def estimate_mean(
 def estimate_bootstrap(
     statistics: Float[np.ndarray, "n k"],
     documents: Int[np.ndarray, " n"],
-    measure: Callable[[Float[np.ndarray, " k"]], float],
+    measure: Callable[[Float[np.ndarray, "r k"]], Float[np.ndarray, " r"]],
     seed: int = 0,
 ) -> Estimate:
     """A function of sums over examples; its standard error by the bootstrap.
@@ -91,13 +91,14 @@ def estimate_bootstrap(
 
     Args:
         statistics: what `measure` needs the sums of.
+        measure: values from sums, of one or more samples at once.
     """
     sums = sum_documents(statistics, documents)
-    value = float(measure(sums.sum(axis=0)))
+    value = float(measure(sums.sum(axis=0, keepdims=True))[0])
     count = len(sums)
     if count < 2:
         return Estimate(value, math.nan)
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=REPLICATES)
-    replicates = [float(measure(total)) for total in weights @ sums]
+    replicates = measure(weights @ sums)
     return Estimate(value, float(np.nanstd(replicates, ddof=1)))

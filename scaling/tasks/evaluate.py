@@ -20,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,7 @@ class Scores(NamedTuple):
     tokens: Int[np.ndarray, " n"]
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """What a model offers to be evaluated."""
 

@@ -50,7 +50,7 @@ def read_task(
     """
     for name in metrics:
         if name not in TEXT_METRICS:
-            hint = did_you_mean(name, TEXT_METRICS)
+            hint = did_you_mean(name, list(TEXT_METRICS))
             raise DataError(f"metrics: unknown metric {name!r}; {hint}")
     path = Path(path)
     layout, rows = _parse_file(path)

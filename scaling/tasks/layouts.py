@@ -16,6 +16,7 @@ ignored.
 
 from __future__ import annotations
 
+import reprlib
 import string
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -137,16 +138,26 @@ def parse_row(row: Row, layout: Layout) -> Parsed:
 # --- single fields --------------------------------------------------------------------
 
 
+def show_value(value: object) -> str:
+    """A value for an error message, shortened where it is long or deep."""
+    short = reprlib.Repr()
+    short.maxstring = 80
+    short.maxother = 80
+    return short.repr(value)
+
+
 def _check_text(text: object, field: str) -> str:
     """A string that a tokenizer can read."""
     if not isinstance(text, str):
-        raise DataError(f"field {field!r} = {text!r:.60}: must be a string")
+        raise DataError(f"field {field!r} = {show_value(text)}: must be a string")
     if not text.strip():
-        raise DataError(f"field {field!r} = {text!r:.60}: is empty; remove the row")
+        raise DataError(
+            f"field {field!r} = {show_value(text)}: is empty; remove the row"
+        )
     if "\0" in text:
         raise DataError(
-            f"field {field!r} = {text!r:.60}: holds byte 0, which separates documents; "
-            "remove it"
+            f"field {field!r} = {show_value(text)}: holds byte 0, which separates "
+            "documents; remove it"
         )
     try:
         text.encode("utf-8")
@@ -171,7 +182,7 @@ def read_name(fields: dict[str, object], name: str) -> str:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(
-            f"field {name!r} = {value!r:.60}: must be a string or a whole number"
+            f"field {name!r} = {show_value(value)}: must be a string or a whole number"
         )
     return _check_text(str(value), name).strip()
 
@@ -198,16 +209,16 @@ def _read_document(fields: dict[str, object]) -> str:
 def _read_messages(value: object) -> list[Message]:
     if not isinstance(value, list):
         raise DataError(
-            f"field 'messages' = {value!r:.60}: must be a list of objects with the fields "
-            "role and content; a CSV file cannot hold one, use .jsonl"
+            f"field 'messages' = {show_value(value)}: must be a list of objects with "
+            "the fields role and content; a CSV file cannot hold one, use .jsonl"
         )
     messages = []
     for number, item in enumerate(value, start=1):
         field = f"messages, message {number}"
         if not isinstance(item, dict):
             raise DataError(
-                f"field {field!r} = {item!r:.60}: must be an object with the fields role "
-                "and content"
+                f"field {field!r} = {show_value(item)}: must be an object with the "
+                "fields role and content"
             )
         role = _check_text(item.get("role"), f"{field}, role")
         content = _check_text(item.get("content"), f"{field}, content")
@@ -243,7 +254,7 @@ def _read_choices(value: object, field: str) -> tuple[list[str], list[str] | Non
         if len(names) < 2 or len(set(names)) < len(names):
             raise DataError(
                 f"field {field!r}: needs two or more choices with different {part}; "
-                f"found {names!r:.60}"
+                f"found {show_value(names)}"
             )
     if letters is not None and len(letters) != len(texts):
         raise DataError(
@@ -256,8 +267,8 @@ def _read_choices(value: object, field: str) -> tuple[list[str], list[str] | Non
 def _read_names(value: object, field: str) -> list[str]:
     if not isinstance(value, list):
         raise DataError(
-            f"field {field!r} = {value!r:.60}: must be a list; a CSV file cannot hold "
-            "one, use .jsonl"
+            f"field {field!r} = {show_value(value)}: must be a list; a CSV file "
+            "cannot hold one, use .jsonl"
         )
     return [read_name({field: item}, field) for item in value]
 
@@ -289,15 +300,15 @@ def _find_answer(
         # A whole number of JSON is an index, even where choices are numbers.
         return meanings["index"]
     if not meanings:
+        means = "a label" if letters else "an index from 0, a letter"
         raise DataError(
-            f"field {field!r} = {name!r:.60}: is not among the {len(texts)} choices; "
-            f"give {'a label' if letters else 'an index from 0, a letter'} or the text "
-            f"of one of {texts!r:.200}"
+            f"field {field!r} = {show_value(name)}: is not among the {len(texts)} "
+            f"choices; give {means} or the text of one of {show_value(texts)}"
         )
     if len(set(meanings.values())) > 1:
         read_as = " and ".join(f"{i} as {what}" for what, i in meanings.items())
         raise DataError(
-            f"field {field!r} = {name!r:.60}: means choice {read_as}; give the index as "
-            "a number"
+            f"field {field!r} = {show_value(name)}: means choice {read_as}; give "
+            "the index as a number"
         )
     return next(iter(meanings.values()))

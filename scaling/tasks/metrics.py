@@ -57,14 +57,15 @@ def measure_accuracy(
 
 
 def compute_class_scores(
-    counts: Float[np.ndarray, "3 classes"],
-) -> Float[np.ndarray, "3 classes"]:
+    counts: Float[np.ndarray, "r 3 classes"],
+) -> Float[np.ndarray, "3 r classes"]:
     """Precision, recall and F1 of each class; NaN for a class that does not occur.
 
     Args:
-        counts: how often each class was rightly predicted, predicted, and the answer.
+        counts: how often each class was rightly predicted, predicted, and the answer,
+            in each of r samples.
     """
-    right, predicted, actual = counts
+    right, predicted, actual = np.moveaxis(counts, 1, 0)
     occurs = predicted + actual > 0
     # A denominator of 0 has the numerator 0, and the score is 0.
     precision = right / np.maximum(predicted, 1)
@@ -87,9 +88,11 @@ def measure_macro_averages(
     found = {}
     for row, name in enumerate(("macro_precision", "macro_recall", "macro_f1")):
 
-        def average_classes(sums: Float[np.ndarray, " k"], row: int = row) -> float:
-            scores = compute_class_scores(sums.reshape(3, classes))
-            return float(np.nanmean(scores[row]))
+        def average_classes(
+            sums: Float[np.ndarray, "r k"], row: int = row
+        ) -> Float[np.ndarray, " r"]:
+            scores = compute_class_scores(sums.reshape(-1, 3, classes))
+            return np.nanmean(scores[row], axis=1)
 
         found[name] = estimate_bootstrap(flat, documents, average_classes)
     return found

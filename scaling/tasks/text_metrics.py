@@ -75,9 +75,10 @@ def _measure_corpus(
     # against its corpus_score.
     counts = scorer._extract_corpus_statistics(stripped, references)
 
-    def score_counts(sums: Float[np.ndarray, " k"]) -> float:
-        whole = [round(count) for count in sums.tolist()]
-        return scorer._compute_score_from_stats(whole).score
+    def score_counts(sums: Float[np.ndarray, "r k"]) -> Float[np.ndarray, " r"]:
+        whole = np.rint(sums).astype(int).tolist()
+        scores = [scorer._compute_score_from_stats(row).score for row in whole]
+        return np.array(scores, float)
 
     return estimate_bootstrap(np.array(counts, float), documents, score_counts)
 

@@ -30,10 +30,8 @@ def open_perplexity(options: TaskOptions) -> TaskData:
     text_source = open_source(source)
     examples = []
     for text in text_source.documents():
-        content = text.encode("utf-8", "replace")
-        # A document with byte 0 is no training text either, see `spool.py`.
-        if content and b"\0" not in content:
-            digest = hashlib.sha256(content).hexdigest()
+        if is_document(text):
+            digest = hashlib.sha256(text.encode()).hexdigest()
             examples.append(PerplexityExample(text, document=digest))
     split = split_examples(examples, fraction, bytes.fromhex)
     if not split.heldout:
@@ -49,3 +47,12 @@ def open_perplexity(options: TaskOptions) -> TaskData:
         origin=TextOrigin(source, fraction),
         about={**text_source.about, "source": source, "duplicates": split.duplicates},
     )
+
+
+def is_document(text: str) -> bool:
+    """Whether a text is one that `spool.py` would keep: encodable, without byte 0."""
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return bool(content) and b"\0" not in content
