@@ -106,8 +106,9 @@ class TaskResult:
         documents: number of their documents, over which standard errors are.
         metrics: see the table of this module.
         baselines: metrics of what needs no model. `chance` picks any choice; `majority`
-            gives the most frequent answer of the training examples; `uniform` gives
-            every byte the same probability.
+            gives the most frequent answer of the training examples (without fixed
+            labels, the most frequent place of the answer); `uniform` gives every byte
+            the same probability.
         predictions: one row per example: prompt, answer, predicted, and what the
             metrics were computed from.
         confusion: counts by right (rows) and predicted label, for fixed labels.
@@ -149,7 +150,8 @@ def evaluate_task(
     """Evaluate a model on the held-out examples of a task.
 
     Args:
-        shots: solved training examples before each prompt.
+        shots: solved training examples before each prompt. Whether the prompt then
+            fits the context is the model's business.
         limit: evaluate the first so many examples. They are in the order of their
             hashes, so the choice is fair and the same for every model.
         seed: of the draw of shots.
@@ -279,7 +281,8 @@ def _evaluate_choices(
     if task.labels is not None:
         count = len(task.labels)
         metrics |= measure_macro_averages(answers, predictions, documents, count)
-        confusion = make_confusion_table(answers, predictions, task.labels)
+        labels = [label.strip() for label in task.labels]
+        confusion = make_confusion_table(answers, predictions, labels)
     table = pd.DataFrame(
         {
             "prompt": [example.prompt for example in examples],

@@ -6,7 +6,6 @@ an example puts the space where it belongs, as in `("Capital of Peru?", " Lima")
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import random
@@ -183,8 +182,10 @@ class TaskData:
 
 def hash_example(example: Example) -> bytes:
     """sha256 of what a model sees of an example and of the right answer."""
-    content = dataclasses.asdict(example)
-    del content["document"]
+    # `dataclasses.asdict` copies every field, which takes ten times as long.
+    content = {
+        name: value for name, value in vars(example).items() if name != "document"
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 

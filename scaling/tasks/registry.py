@@ -89,7 +89,7 @@ def open_task(spec: str) -> TaskData:
         task = entry.open_named(read_options(text, spec, entry.options))
         return dataclasses.replace(task, name=spec)
     path, text = _part_path(spec)
-    if path.suffix in ROW_SUFFIXES or path.exists():
+    if path.suffix in ROW_SUFFIXES or _exists(path):
         return _open_file(path, text, spec)
     hint = did_you_mean(name, sorted(TASKS))
     raise DataError(
@@ -101,9 +101,17 @@ def open_task(spec: str) -> TaskData:
 def _part_path(spec: str) -> tuple[Path, str]:
     """The path and the options of `PATH:key=value`."""
     path, colon, text = spec.rpartition(":")
-    if not colon or "=" not in text or Path(spec).expanduser().exists():
+    if not colon or "=" not in text or _exists(Path(spec)):
         path, text = spec, ""
     return Path(path).expanduser(), text
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is none."""
+    try:
+        return path.expanduser().exists()
+    except OSError:
+        return False
 
 
 def _open_file(path: Path, text: str, spec: str) -> TaskData:
@@ -143,7 +151,7 @@ def check_pretraining(task: TaskData, data: DataConfig) -> None:
 def _name_same_source(one: str, other: str) -> bool:
     if one == other:
         return True
-    paths = [Path(one).expanduser(), Path(other).expanduser()]
-    if not all(path.exists() for path in paths):
+    paths = [Path(one), Path(other)]
+    if not all(_exists(path) for path in paths):
         return False
-    return paths[0].resolve() == paths[1].resolve()
+    return paths[0].expanduser().resolve() == paths[1].expanduser().resolve()

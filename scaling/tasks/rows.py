@@ -55,7 +55,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Place and text of each line, its end included."""
     number = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror}); check its permissions"
+        ) from None
+    with file:
         while line := file.readline(LONGEST_ROW + 1):
             number += 1
             where = f"{path}, line {number}"

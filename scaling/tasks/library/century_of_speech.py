@@ -11,6 +11,7 @@ import csv
 import hashlib
 import random
 import re
+from collections import Counter
 from pathlib import PurePosixPath
 
 from scaling.data.sources import read_speeches
@@ -35,7 +36,7 @@ YEAR = re.compile(r"\d{3}")
 @register_task("century_of_speech", "label", "pieces", "bytes", "heldout_fraction")
 def open_century_of_speech(options: TaskOptions) -> TaskData:
     """Sentences with 40 to `bytes` bytes, at most `pieces` of each address; the label is
-    `century` or `party`.
+    `century` or `party`. A sentence of several addresses is left out.
     """
     by_party = options.read_word("label", "century", ("century", "party")) == "party"
     pieces = options.read_integer("pieces", 20, least=1, most=1000)
@@ -47,14 +48,25 @@ def open_century_of_speech(options: TaskOptions) -> TaskData:
     names = PARTIES if by_party else tuple(CENTURIES.values())
     question = "Party" if by_party else "Century"
     choices = tuple(f" {name}" for name in names)
+    speeches = list(read_speeches())
+    uses: Counter[str] = Counter()
+    for speech in speeches:
+        uses.update(set(find_sentences(speech.text)))
     examples: list[ChoiceExample] = []
-    for _, path, text in read_speeches():
+    for _, path, text in speeches:
         row = rows[PurePosixPath(path).stem]
         name = row["party"] if by_party else CENTURIES[row["year"][:2]]
         if name not in names:
             continue
+        sentences = []
+        for sentence in sorted(set(find_sentences(text))):
+            fits = SMALLEST_SENTENCE <= len(sentence.encode()) <= size
+            # Presidents repeat each other.
+            if fits and uses[sentence] == 1 and not YEAR.search(sentence):
+                sentences.append(sentence)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        for sentence in draw_sentences(text, size, pieces, seed=digest):
+        drawn = random.Random(digest).sample(sentences, min(pieces, len(sentences)))
+        for sentence in drawn:
             prompt = f"{sentence}\n{question}:"
             answer = names.index(name)
             examples.append(ChoiceExample(prompt, choices, answer, document=digest))
@@ -77,12 +89,6 @@ def read_metadata(wanted_by: str) -> dict[str, dict[str, str]]:
         return {row["fileid"]: row for row in csv.DictReader(file)}
 
 
-def draw_sentences(text: str, size: int, count: int, seed: str) -> list[str]:
-    """Different sentences without a year, drawn at random."""
-    found = []
-    for sentence in SENTENCE.findall(" ".join(text.split())):
-        fits = SMALLEST_SENTENCE <= len(sentence.encode()) <= size
-        if fits and not YEAR.search(sentence):
-            found.append(sentence)
-    distinct = sorted(set(found))
-    return random.Random(seed).sample(distinct, min(count, len(distinct)))
+def find_sentences(text: str) -> list[str]:
+    """The sentences of an address, on one line each."""
+    return SENTENCE.findall(" ".join(text.split()))

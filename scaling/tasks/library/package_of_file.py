@@ -13,7 +13,7 @@ import random
 from collections import Counter
 
 from scaling.config import DataConfig
-from scaling.data.sources import read_code_files
+from scaling.data.sources import InstalledFile, read_code_files
 from scaling.tasks.examples import ChoiceExample, TaskData, TextOrigin
 from scaling.tasks.options import TaskOptions
 from scaling.tasks.registry import register_task
@@ -43,25 +43,30 @@ def open_package_of_file(options: TaskOptions) -> TaskData:
     """Pieces of whole lines, with at most `bytes` bytes, at most `pieces` from each
     file.
 
-    A piece that several files hold, as a license, is left out.
+    Every piece has a line that no other file holds, so neither a license nor a copied
+    function is in the task. One in a hundred held-out pieces still stands inside longer
+    lines of other files.
     """
     most = options.read_integer("pieces", 10, least=1, most=1000)
     size = options.read_integer("bytes", 90, least=SMALLEST_PIECE, most=100_000)
     fraction = options.read_fraction("heldout_fraction", DataConfig.heldout_fraction)
-    files: dict[str, tuple[str, list[str]]] = {}
+    files: dict[str, InstalledFile] = {}
     uses: Counter[str] = Counter()
-    for package, _, text in read_code_files():
-        if package in PACKAGES:
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            pieces = sorted(set(cut_lines(text, size)))
-            files[digest] = (package, pieces)
-            uses.update(pieces)
+    for file in read_code_files():
+        files[hashlib.sha256(file.text.encode()).hexdigest()] = file
+        uses.update({line.strip() for line in file.text.splitlines()})
     choices = tuple(f" {package}" for package in PACKAGES)
     examples: list[ChoiceExample] = []
-    for digest, (package, pieces) in files.items():
-        usable = [piece for piece in pieces if uses[piece] == 1 and is_telling(piece)]
-        answer = PACKAGES.index(package)
-        for piece in random.Random(digest).sample(usable, min(most, len(usable))):
+    for digest, file in files.items():
+        if file.package not in PACKAGES:
+            continue
+        answer = PACKAGES.index(file.package)
+        pieces = []
+        for piece in sorted(set(cut_lines(file.text, size))):
+            is_copy = all(uses[line.strip()] > 1 for line in piece.split("\n"))
+            if is_telling(piece) and not is_copy:
+                pieces.append(piece)
+        for piece in random.Random(digest).sample(pieces, min(most, len(pieces))):
             prompt = f"{piece}\n# package:"
             examples.append(ChoiceExample(prompt, choices, answer, document=digest))
     split = split_examples(examples, fraction, bytes.fromhex)
