@@ -2,7 +2,7 @@
 
 A held-out fact does not follow from those to train on. The task measures what a model
 knows from its training text, and what one question about a country teaches for another
-about it.
+about it. Two in three questions ask for the country of a region.
 """
 
 from __future__ import annotations
@@ -118,18 +118,22 @@ def read_table(table: str, wanted_by: str) -> list[dict[str, str]]:
 
 
 def add_distractors(facts: list[Fact], choices: int, seed: int) -> list[Example]:
-    """Examples with wrong answers drawn from the right ones of the same relation."""
-    pools: dict[int, set[str]] = {}
+    """Examples with wrong answers, drawn from the right ones of the same relation.
+
+    An answer is drawn as often as it is right, so frequent answers give nothing away.
+    """
+    pools: dict[int, list[str]] = {}
     for fact in facts:
-        pools.setdefault(fact.relation, set()).add(fact.answer)
-    ordered = {relation: sorted(pool) for relation, pool in pools.items()}
+        pools.setdefault(fact.relation, []).append(fact.answer)
     examples: list[Example] = []
     for fact in facts:
         rng = random.Random(f"{seed} {fact.question}")
-        drawn = rng.sample(ordered[fact.relation], choices)
-        wrong = [answer for answer in drawn if answer != fact.answer]
+        texts: list[str] = []
+        while len(texts) < choices - 1:
+            wrong = rng.choice(pools[fact.relation])
+            if wrong != fact.answer and wrong not in texts:
+                texts.append(wrong)
         answer = rng.randrange(choices)
-        texts = wrong[: choices - 1]
         texts.insert(answer, fact.answer)
         spaced = tuple(f" {text}" for text in texts)
         examples.append(ChoiceExample(fact.question, spaced, answer))
