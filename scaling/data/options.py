@@ -8,20 +8,23 @@ from scaling.config.suggestions import did_you_mean
 from scaling.data.errors import DataError
 
 
-def parse_options(text: str, source: str, known: Iterable[str]) -> dict[str, str]:
+def parse_options(
+    text: str, source: str, known: Iterable[str], field: str = "data.source"
+) -> dict[str, str]:
     """Parse `key=value,key=value`.
 
     Args:
         text: the options alone; empty for none.
         source: the whole name, which error messages show.
         known: the keys that the source has.
+        field: what holds the name, for error messages.
 
     Raises:
         DataError: an item is malformed, or its key is repeated or unknown.
     """
     options: dict[str, str] = {}
     known = sorted(known)
-    field = f"data.source = {source!r}"
+    field = f"{field} = {source!r}"
     for item in text.split(","):
         if not item:
             continue

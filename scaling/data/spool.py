@@ -15,6 +15,14 @@ from scaling.data.errors import DataError
 BATCH_BYTES = 4_000_000  # of text handed out at a time
 
 
+def is_heldout(digest: bytes, fraction: float) -> bool:
+    """Whether the document with this sha256 is held out at this fraction.
+
+    What is held out at a fraction is held out at every larger one.
+    """
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
 @dataclass
 class Spool:
     """Distinct documents in a file, found by the hash of their text."""
@@ -59,9 +67,7 @@ class Spool:
         """Hashes of the training and of the held-out documents, each in order."""
         ordered = sorted(self.places)
         below = bisect_left(
-            ordered,
-            fraction * 2**64,
-            key=lambda digest: int.from_bytes(digest[:8], "big"),
+            ordered, True, key=lambda digest: not is_heldout(digest, fraction)
         )
         return ordered[below:], ordered[:below]
 
