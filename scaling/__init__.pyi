@@ -4,11 +4,15 @@ from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
 from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
+from .config import ParentConfig as ParentConfig
 from .config import RunConfig as RunConfig
 from .config import UnitMultipliers as UnitMultipliers
 from .data import DataError as DataError
 from .execution.config import RayConfig as RayConfig
 from .execution.config import SlurmConfig as SlurmConfig
+from .execution.finetune import FinetuneConfig as FinetuneConfig
+from .execution.finetune import finetune as finetune
+from .execution.finetune import select_best as select_best
 from .execution.sweep import SweepError as SweepError
 from .execution.sweep import sweep as sweep
 from .export.hugging_face import ImportedModel as ImportedModel
@@ -19,6 +23,7 @@ from .inference.generation import Generation as Generation
 from .inference.load import load as load
 from .inference.model import TextLoss as TextLoss
 from .inference.model import TrainedModel as TrainedModel
+from .inference.task_scorer import evaluate_on_task as evaluate_on_task
 from .model.family import build_family as build_family
 from .model.flops import ParameterCounts as ParameterCounts
 from .model.flops import count_parameters as count_parameters
@@ -50,5 +55,8 @@ from .planning.plan import isoflop_plan as isoflop_plan
 from .planning.plan import make_plan as make_plan
 from .store.files import StoreError as StoreError
 from .store.table import run_table as run_table
+from .tasks.evaluate import TaskResult as TaskResult
+from .tasks.registry import list_tasks as list_tasks
+from .tasks.registry import open_task as open_task
 from .training.loop import LoopConfig as LoopConfig
 from .training.multihost import join_processes as join_processes

@@ -29,6 +29,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
     "track": "runs.TrackArgs",
     "generate": "models.GenerateArgs",
     "evaluate": "models.EvaluateArgs",
+    "finetune": "finetune.FinetuneArgs",
     "export": "export.ExportArgs",
     "prune-checkpoints": "models.PruneCheckpointsArgs",
     "fit": "fit.FitArgs",
@@ -42,7 +43,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
 GROUPS = {
     "train": ("plan", "sweep", "auto"),
     "look at runs": ("runs", "show", "diff", "watch", "track"),
-    "use a model": ("generate", "evaluate", "export", "prune-checkpoints"),
+    "use a model": ("generate", "evaluate", "finetune", "export", "prune-checkpoints"),
     "fit": ("fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
     "reproduce": ("reproduce",),

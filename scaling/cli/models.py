@@ -20,6 +20,7 @@ from scaling.config import ConfigError
 if TYPE_CHECKING:
     from scaling.inference.generation import Draft, Generation
     from scaling.inference.model import TextLoss, TrainedModel
+    from scaling.tasks import TaskResult
 
 Texts = tyro.conf.UseAppendAction[tuple[str, ...]]  # one per flag
 
@@ -152,10 +153,11 @@ def print_generations(texts: list[Generation]) -> None:
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Measure the loss of a trained model on text, by default on the held-out slice of
-    its own data.
+    """Measure a trained model: its loss on text, by default on the held-out slice of its
+    own data, or what it does on a task.
 
-    Example: scaling evaluate runs/quickstart --run best --data my_texts/
+    Examples: scaling evaluate runs/quickstart --run best --data my_texts/
+              scaling evaluate runs/addition --run best --task addition --shots 2
     """
 
     model: Annotated[ModelArgs, tyro.conf.arg(name="")]
@@ -166,9 +168,19 @@ class EvaluateArgs:
     more context. Default: the context."""
     per_document: Path | None = None
     """Write the loss of each document to this .csv file."""
+    task: str | None = None
+    """A task's name, or a file of examples, see `scaling finetune --help`."""
+    shots: int = 0
+    """Solved training examples of the task before each prompt."""
+    limit: int | None = None
+    """Evaluate the first so many examples of the task."""
+    predictions: Path | None = None
+    """Write what the model answered to each example to this .csv file."""
     json: bool = False
 
     def __call__(self) -> int:
+        if self.task is not None:
+            return self._evaluate_task(self.task)
         with self.model.open_model() as model:
             if self.data is None:
                 if self.stride is not None or self.per_document is not None:
@@ -190,6 +202,55 @@ class EvaluateArgs:
         else:
             print_loss(answer, name)
         return 0
+
+    def _evaluate_task(self, task: str) -> int:
+        from scaling.inference.task_scorer import evaluate_on_task
+
+        if self.data is not None:
+            raise ConfigError("--data, --task: give one of the two")
+        with self.model.open_model() as model:
+            result = evaluate_on_task(model, task, shots=self.shots, limit=self.limit)
+        if self.predictions is not None:
+            result.predictions.to_csv(self.predictions, index=False)
+        if self.json:
+            print_json(describe_task_result(result))
+        else:
+            print_task_result(result)
+        return 0
+
+
+def describe_task_result(result: TaskResult) -> dict[str, object]:
+    """The result of a task as plain data."""
+    metrics = {}
+    for name, estimate in result.metrics.items():
+        metrics[name] = {
+            "value": estimate.value,
+            "standard_error": estimate.standard_error,
+        }
+    return {
+        "task": result.task,
+        "examples": result.n,
+        "documents": result.documents,
+        "shots": result.shots,
+        "metrics": metrics,
+        "baselines": result.baselines,
+    }
+
+
+def print_task_result(result: TaskResult) -> None:
+    """Print each metric with its standard error, beside what needs no model."""
+    print(f"{result.task}: {result.n:,} examples, {result.shots} shots")
+    for name, estimate in result.metrics.items():
+        line = f"{name:<22}{estimate.value:9.4f} ± {estimate.standard_error:.4f}"
+        beside = [
+            f"{baseline} {values[name]:.4f}"
+            for baseline, values in result.baselines.items()
+            if name in values
+        ]
+        print(f"{line}   {', '.join(beside)}".rstrip())
+    if result.confusion is not None:
+        print("\nright (rows) and predicted label")
+        print(result.confusion.to_string())
 
 
 def open_documents(source: str) -> Iterator[str]:

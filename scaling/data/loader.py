@@ -18,50 +18,25 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scaling.data.errors import DataError
 
 
-class Windows:
-    """Training windows of `context + 1` tokens, starting every `stride` tokens.
+class Rows:
+    """Rows of `context + 1` tokens in batches, each row once per epoch.
 
-    With the default stride every token of the stream (but the first, and an unfinished
-    last window) is a target exactly once per epoch. Epochs follow each other without a
-    gap: a batch may hold the last windows of one epoch and the first of the next, so
-    that no window is ever left out. Each epoch has its own order.
-
-    Raises `DataError` when the stream holds less than one batch.
+    Epochs follow each other without a gap: a batch may hold the last rows of one epoch
+    and the first of the next, so that no row is ever left out. Each epoch has its own
+    order.
     """
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        context: int,
-        batch_size: int,
-        seed: int = 0,
-        stride: int | None = None,
-    ) -> None:
-        stride = context if stride is None else stride
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int = 0) -> None:
         if seed < 0:
             raise DataError(f"data.seed = {seed}: must not be negative")
-        for name, value in (
-            ("context", context),
-            ("batch_size", batch_size),
-            ("stride", stride),
-        ):
-            if value < 1:
-                raise DataError(f"{name} = {value}: must be at least 1")
-        self.context = context
+        if batch_size < 1:
+            raise DataError(f"batch_size = {batch_size}: must be at least 1")
+        self.context = rows.shape[1] - 1
         self.batch_size = batch_size
         self.seed = seed
-        self.stride = stride
-        # Windows per epoch.
-        self.count = max(0, (len(tokens) - context - 1) // stride + 1)
-        if self.count < batch_size:
-            raise DataError(
-                f"the stream of {len(tokens):,} tokens holds {self.count:,} windows of "
-                f"context = {context}, "
-                f"less than one batch of {batch_size}: use more text, raise "
-                "data.unique_tokens, or lower "
-                "optim.batch_size or model.context"
-            )
-        self._views = sliding_window_view(np.asarray(tokens), context + 1)[::stride]
+        # Rows per epoch.
+        self.count = len(rows)
+        self._rows = rows
 
     @property
     def tokens_per_epoch(self) -> int:
@@ -115,8 +90,43 @@ class Windows:
             here = epoch == number
             window[here] = self.order(int(number))[rank[here]]
         # Gather in the file's own, narrower dtype; widening afterwards is cheap.
-        tokens = self._views[window]
+        tokens = self._rows[window]
         return tokens.astype(np.int32).reshape(count, -1, self.context + 1)
+
+
+class Windows(Rows):
+    """Training windows of `context + 1` tokens, starting every `stride` tokens.
+
+    With the default stride every token of the stream (but the first, and an unfinished
+    last window) is a target exactly once per epoch.
+
+    Raises `DataError` when the stream holds less than one batch.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context: int,
+        batch_size: int,
+        seed: int = 0,
+        stride: int | None = None,
+    ) -> None:
+        stride = context if stride is None else stride
+        for name, value in (("context", context), ("stride", stride)):
+            if value < 1:
+                raise DataError(f"{name} = {value}: must be at least 1")
+        self.stride = stride
+        count = max(0, (len(tokens) - context - 1) // stride + 1)
+        if count < batch_size:
+            raise DataError(
+                f"the stream of {len(tokens):,} tokens holds {count:,} windows of "
+                f"context = {context}, "
+                f"less than one batch of {batch_size}: use more text, raise "
+                "data.unique_tokens, or lower "
+                "optim.batch_size or model.context"
+            )
+        views = sliding_window_view(np.asarray(tokens), context + 1)[::stride]
+        super().__init__(views, batch_size, seed)
 
 
 @lru_cache(maxsize=4)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 
 from scaling.config import DataConfig
 from scaling.config.conversion import JsonObject
@@ -35,12 +36,24 @@ from scaling.data.cache import (
     write_json,
 )
 from scaling.data.errors import DataError
+from scaling.data.examples import (
+    COUNTS,
+    EncodedExamples,
+    ExampleSplits,
+    ReadExamples,
+    count_answer_bytes,
+    encode_examples,
+    pack_rows,
+    read_examples,
+    write_examples,
+)
 from scaling.data.identity import (
     Part,
     check_fingerprint,
     combine_parts,
     list_parts,
 )
+from scaling.data.loader import Rows, Windows, heldout_windows
 from scaling.data.sources import Source, open_source
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
@@ -69,6 +82,9 @@ class Dataset:
         document_length: windows must hold whole documents of so many tokens; None: any
             window will do.
         meta: all of meta.json.
+        train_examples: the examples of a task, whose ids are then those of `train`;
+            None for text.
+        heldout_examples: the same of `heldout`.
     """
 
     train: np.ndarray
@@ -80,6 +96,34 @@ class Dataset:
     entropy: float | None
     document_length: int | None
     meta: JsonObject
+    train_examples: EncodedExamples | None = None
+    heldout_examples: EncodedExamples | None = None
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether the rows hold examples, with flags in their ids."""
+        return self.train_examples is not None
+
+    def make_windows(self, context: int, batch_size: int, seed: int) -> Rows:
+        """The rows to train on, in a replayable order.
+
+        Raises:
+            DataError: the stream holds less than one batch.
+        """
+        if self.train_examples is None:
+            return Windows(self.train, context, batch_size, seed)
+        rows = pack_rows(self.train_examples.list_arrays(), context)
+        return Rows(rows, batch_size, seed)
+
+    def make_heldout_windows(
+        self, context: int, limit_tokens: int | None = None
+    ) -> Int32[np.ndarray, "M window"]:
+        """The rows to evaluate on: of text at most `limit_tokens` targets, of a task
+        all.
+        """
+        if self.heldout_examples is None:
+            return heldout_windows(self.heldout, context, limit_tokens)
+        return pack_rows(self.heldout_examples.list_arrays(), context)
 
     @property
     def fingerprint(self) -> str:
@@ -127,7 +171,10 @@ def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
     if is_synthetic(config.source):
         entry = _find_synthetic_entry(config, root)
     else:
-        entry = _find_text_entry(config, root)
+        source = open_source(config.source)
+        if source.examples is not None:
+            return _load_examples(config, source, source.examples, root)
+        entry = _find_text_entry(config, source, root)
     meta = json.loads((entry / "meta.json").read_text()) | {"source": config.source}
     train = np.memmap(entry / "train.bin", meta["dtype"], "r")
     if config.unique_tokens is not None and config.unique_tokens > len(train):
@@ -159,18 +206,23 @@ def load_tokenizer(
             f"data.source = {config.source!r}: a synthetic source emits ids and has no "
             "tokenizer"
         )
+    if not tokenizers.is_bpe(config.tokenizer):
+        return tokenizers.open_tokenizer(config.tokenizer)
     root = cache_root() if cache is None else Path(cache)
-    return tokenizers.open_tokenizer(config.tokenizer, _find_text_entry(config, root))
+    source = open_source(config.source)
+    if source.examples is not None:
+        _refuse_training_tokenizer(config)
+    entry = _find_text_entry(config, source, root)
+    return tokenizers.open_tokenizer(config.tokenizer, entry)
 
 
 # --- text -----------------------------------------------------------------------------
 
 
-def _find_text_entry(config: DataConfig, root: Path) -> Path:
+def _find_text_entry(config: DataConfig, source: Source, root: Path) -> Path:
     """The entry of a text source, from the index if nothing changed, else by reading
     the documents.
     """
-    source = open_source(config.source)
     is_trained = tokenizers.is_bpe(config.tokenizer)
     tokenizer = (
         config.tokenizer
@@ -292,6 +344,94 @@ def _write_ids(
             ids.tofile(file)
             count += len(ids)
     return count
+
+
+# --- examples -------------------------------------------------------------------------
+
+
+def _load_examples(
+    config: DataConfig, source: Source, read: ReadExamples, root: Path
+) -> Dataset:
+    """The dataset of a task."""
+    if tokenizers.is_bpe(config.tokenizer):
+        _refuse_training_tokenizer(config)
+    tokenizer = tokenizers.open_tokenizer(config.tokenizer)
+    key = entry_key("examples", source.signature(), tokenizer.hash)
+    entry = publish_entry(
+        root,
+        key,
+        lambda folder: _write_examples(config, source, read(), tokenizer, folder),
+    )
+    meta = json.loads((entry / "meta.json").read_text()) | {"source": config.source}
+    train = read_examples(entry, "train")
+    heldout = read_examples(entry, "heldout")
+    if config.examples is not None:
+        if config.examples > len(train.ends):
+            raise DataError(
+                f"data.examples = {config.examples}: {config.source!r} has "
+                f"{len(train.ends):,} examples to train on; lower it"
+            )
+        train = train.take_first(config.examples)
+    return Dataset(
+        train=train.ids,
+        heldout=heldout.ids,
+        vocab=meta["vocab"],
+        parts=list_parts(config, meta["fingerprint"], meta["tokenizer_hash"]),
+        bytes_per_token=meta["bytes_per_token"],
+        loss_range=None,
+        entropy=None,
+        document_length=None,
+        meta=meta,
+        train_examples=train,
+        heldout_examples=heldout,
+    )
+
+
+def _refuse_training_tokenizer(config: DataConfig) -> None:
+    raise DataError(
+        f"data.tokenizer = {config.tokenizer!r}: a task does not train a tokenizer; "
+        "use 'bytes' or the path of a tokenizer.json, such as the one in the folder of "
+        "the sweep that the model comes from"
+    )
+
+
+def _write_examples(
+    config: DataConfig,
+    source: Source,
+    splits: ExampleSplits,
+    tokenizer: tokenizers.Tokenizer,
+    folder: Path,
+) -> JsonObject:
+    """Fill a cache entry from examples; returns its metadata."""
+    for name, pairs in (("training", splits.train), ("held-out", splits.heldout)):
+        if not pairs:
+            raise DataError(
+                f"data.source = {config.source!r}: the task has no {name} examples; "
+                "give it more, or another held-out fraction"
+            )
+    train = encode_examples(tokenizer, splits.train)
+    heldout = encode_examples(tokenizer, splits.heldout)
+    write_examples(folder, "train", train)
+    write_examples(folder, "heldout", heldout)
+    counted = int((heldout.ids & COUNTS > 0).sum())
+    size = count_answer_bytes(tokenizer, splits.heldout)
+    return {
+        "fingerprint": splits.fingerprint,
+        "tokenizer": config.tokenizer,
+        "tokenizer_hash": tokenizer.hash,
+        "vocab": tokenizer.vocab,
+        "separator": tokenizer.separator,
+        "dtype": "int32",
+        "bytes_per_token": size / counted,
+        "documents": len(splits.train) + len(splits.heldout),
+        "heldout_documents": len(splits.heldout),
+        "train_tokens": len(train.ids),
+        "heldout_tokens": len(heldout.ids),
+        "loss_range": None,
+        "entropy": None,
+        "document_length": None,
+        **source.about,
+    }
 
 
 # --- synthetic sources ----------------------------------------------------------------

@@ -15,6 +15,7 @@ A new source is a function that returns a `Source`, decorated with `register_sou
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 from scaling.config.suggestions import did_you_mean
 from scaling.data.errors import DataError
+from scaling.data.examples import ReadExamples
 from scaling.data.options import parse_options
 from scaling.data.synthetic.protocol import SYNTHETIC
 from scaling.data.text_files import (
@@ -43,11 +45,14 @@ class Source:
         signature: returns a string that changes whenever the text may have changed, and
             is found without reading the text. Text is tokenized again only then.
         about: provenance for the metadata, for example versions of packages.
+        examples: returns prompts with completions; such a source has no documents. None
+            for a source of documents.
     """
 
     documents: Callable[[], Iterator[str]]
     signature: Callable[[], str]
     about: dict[str, object] = field(default_factory=dict)
+    examples: ReadExamples | None = None
 
 
 class RegisteredSource(NamedTuple):
@@ -273,6 +278,20 @@ def _describe_record(files: Iterable[importlib.metadata.PackagePath]) -> str:
         if file.hash is None:
             unhashed.append(Path(str(file.locate())))
     return json.dumps(recorded) + describe_state(unhashed)
+
+
+# --- tasks ----------------------------------------------------------------------------
+
+
+@register_source("task", usage="task:NAME")
+def open_task_source(spec: str) -> Source:
+    """The examples of a task, to fine-tune on (`scaling.tasks`).
+
+    The module is found by its name when a task is asked for, since tasks are made of
+    sources.
+    """
+    module = importlib.import_module("scaling.tasks.source")
+    return module.open_task_source(spec)
 
 
 # --- Hugging Face ---------------------------------------------------------------------

@@ -136,7 +136,8 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    compiled = get_executable(run, strategy, load_dataset(run.data).loss_range)
+    dataset = load_dataset(run.data)
+    compiled = get_executable(run, strategy, dataset.loss_range, dataset.has_examples)
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 

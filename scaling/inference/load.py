@@ -13,12 +13,10 @@ from scaling.config import ConfigError, RunConfig
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import FileTokenizer, Tokenizer, open_tokenizer
 from scaling.inference.model import TrainedModel
-from scaling.model.family import build_family, unstack_layers
-from scaling.model.transformer import Params
+from scaling.model.family import unstack_layers
 from scaling.store import query, run_dirs
 from scaling.store.files import StoreError
-from scaling.store.parameters import PARAMETERS_FILE, read_parameters
-from scaling.training.checkpoint import list_checkpoints, read_checkpoint_params
+from scaling.training.trained_params import read_trained_params
 
 
 def load(
@@ -39,24 +37,15 @@ def load(
         StoreError: a file cannot be read.
     """
     folder = find_run_folder(Path(path), run)
-    try:
-        config = query.read_config(folder.parent, folder.name)
-    except query.UnreadableFile as error:
-        raise StoreError(str(error)) from None
-    metadata: dict[str, str] = {}
-    if step is None or step == config.steps:
-        params, metadata = _read_final_params(folder, config)
-        step = config.steps
-    else:
-        params = _read_params_at(folder, config, step)
-    _check_shapes(folder, config, params)
-    model, params = unstack_layers(config.model, params)
+    trained = read_trained_params(folder, step)
+    model, params = unstack_layers(trained.run.model, trained.params)
+    expected = trained.metadata.get("tokenizer_hash")
     return TrainedModel(
-        run=config,
+        run=trained.run,
         config=model,
         params=jax.tree.map(jnp.asarray, params),
-        tokenizer=_open_run_tokenizer(folder, config, metadata.get("tokenizer_hash")),
-        step=step,
+        tokenizer=_open_run_tokenizer(folder, trained.run, expected),
+        step=trained.step,
         folder=folder,
     )
 
@@ -96,59 +85,6 @@ def _find_best_run(path: Path) -> str:
     if losses.empty or not math.isfinite(losses.min()):
         raise ConfigError(f"{path}: run = 'best': no run has finished with a loss")
     return str(table.loc[losses.idxmin(), "run_id"])
-
-
-def _read_final_params(folder: Path, run: RunConfig) -> tuple[Params, dict[str, str]]:
-    path = folder / PARAMETERS_FILE
-    if path.is_file():
-        return read_parameters(path)
-    steps = list_checkpoints(folder / "checkpoints")
-    if run.steps in steps:
-        return _read_params_at(folder, run, run.steps), {}
-    state = "is not finished"
-    if run_dirs.is_finished(folder.parent, run):
-        state = "was trained without keeping its parameters"
-    raise ConfigError(f"{folder}: the run {state}; {_describe_steps(folder, run)}")
-
-
-def _list_sources(folder: Path, run: RunConfig) -> dict[int, Path]:
-    """The checkpoints of a run and, up to its branch step, of its trunk."""
-    trunk = run_dirs.trunk_dir(folder.parent, run) / "checkpoints"
-    own = folder / "checkpoints"
-    sources = {
-        step: trunk for step in list_checkpoints(trunk) if step <= run.branch_step
-    }
-    sources.update(dict.fromkeys(list_checkpoints(own), own))
-    return dict(sorted(sources.items()))
-
-
-def _describe_steps(folder: Path, run: RunConfig) -> str:
-    steps = ", ".join(str(step) for step in _list_sources(folder, run))
-    if not steps:
-        return "no checkpoint is there either; train it again into another folder"
-    return f"step = one of {steps} opens a checkpoint"
-
-
-def _read_params_at(folder: Path, run: RunConfig, step: int) -> Params:
-    sources = _list_sources(folder, run)
-    if step not in sources:
-        raise ConfigError(
-            f"step = {step}: no checkpoint of {folder} or of its trunk has it; "
-            f"{_describe_steps(folder, run)}"
-        )
-    abstract = jax.eval_shape(lambda: build_family(run.model).init(0))
-    return read_checkpoint_params(sources[step], step, abstract)
-
-
-def _check_shapes(folder: Path, run: RunConfig, params: Params) -> None:
-    """Check that the parameters are those of the run's model."""
-    expected = jax.eval_shape(lambda: build_family(run.model).init(0))
-    shapes = jax.tree.map(lambda x: x.shape, expected)
-    if jax.tree.map(lambda x: x.shape, params) != shapes:
-        raise StoreError(
-            f"{folder / PARAMETERS_FILE}: holds parameters of another model than "
-            "config.json describes"
-        )
 
 
 def _open_run_tokenizer(

@@ -276,11 +276,13 @@ class TrainedModel:
             DataError: the data have changed since the run was trained.
         """
         dataset = data.load_dataset(self.run.data)
-        run = dataclasses.replace(self.run, model=self.config)
-        windows = data.heldout_windows(
-            dataset.heldout, self.context, self.run.eval_tokens
+        # The parameters are those of the model itself, with all adapters added.
+        optim = dataclasses.replace(self.run.optim, lora_rank=None)
+        run = dataclasses.replace(self.run, model=self.config, optim=optim)
+        windows = dataset.make_heldout_windows(self.context, self.run.eval_tokens)
+        executable = get_executable(
+            run, Single(), dataset.loss_range, dataset.has_examples
         )
-        executable = get_executable(run, Single(), dataset.loss_range)
         state = TrainState(self.params, opt_state=(), step=jnp.int32(self.step))
         found = executable.evaluate(state, windows)
         size = found.tokens * dataset.bytes_per_token

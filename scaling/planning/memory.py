@@ -18,12 +18,10 @@ import jax
 
 from scaling.config import ModelConfig, RunConfig
 from scaling.model.accounting import list_saved_activations
-from scaling.model.family import build_family
 from scaling.model.flops import count_parameters
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
-from scaling.training.optimizer import make_optimizer
-from scaling.training.step import CACHED_TOKENS, StepSpec, TrainState
+from scaling.training.step import CACHED_TOKENS, TrainState, make_step_spec
 
 _FLOAT = 4  # bytes of a parameter, a gradient and a logit
 _TOKEN = 4  # bytes of a token id
@@ -99,8 +97,7 @@ def count_layer_bytes(model: ModelConfig) -> int:
 
 def _make_abstract_state(run: RunConfig) -> TrainState:
     """The training state as shapes and dtypes, without values."""
-    family = build_family(run.model)
-    spec = StepSpec(family, make_optimizer(run.optim, family), 1, None)
+    spec = make_step_spec(run)
     return jax.eval_shape(lambda: spec.init(0))
 
 

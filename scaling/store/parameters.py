@@ -60,6 +60,19 @@ def read_parameters(path: Path) -> tuple[PyTree, dict[str, str]]:
     return unflatten_parameters(arrays), metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts beside the arrays of a file.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StoreError(f"{path}: cannot be read ({error})") from None
+
+
 def flatten_parameters(params: PyTree) -> dict[str, np.ndarray]:
     """The arrays of a tree by their path, with dots between its keys."""
     return dict(_walk_tree(params, ()))

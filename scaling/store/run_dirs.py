@@ -249,4 +249,17 @@ def describe_run(run: RunConfig) -> JsonObject:
         "source": run.data.source,
         "tokenizer": run.data.tokenizer,
         "undercooled": is_decay_too_short(run),
+        **describe_finetuning(run),
     }
+
+
+def describe_finetuning(run: RunConfig) -> JsonObject:
+    """The columns of a run on a task or from a parent; none for other runs."""
+    columns: JsonObject = {}
+    name, _, task = run.data.source.partition(":")
+    if name == "task":
+        columns["task"] = task
+        columns["examples"] = run.data.examples
+    if run.parent is not None:
+        columns["parent"] = run.parent.run
+    return columns

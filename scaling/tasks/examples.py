@@ -14,15 +14,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from scaling.data.errors import DataError
+from scaling.data.examples import Pair
 
 Kind = Literal["choice", "completion", "perplexity"]
-
-
-class Pair(NamedTuple):
-    """What an example is as training text: a loss counts on the completion alone."""
-
-    prompt: str
-    completion: str
 
 
 @dataclass(frozen=True)

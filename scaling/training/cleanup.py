@@ -12,14 +12,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-
 from scaling.config import RunConfig
-from scaling.model.family import build_family
 from scaling.store import query, run_dirs
 from scaling.store.leases import Leases
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
-from scaling.training.checkpoint import list_checkpoints, read_checkpoint_params
+from scaling.training.checkpoint import list_checkpoints
+from scaling.training.trained_params import read_params_at
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ def remove_checkpoints(disposable: Disposable) -> None:
     """
     run = disposable.run
     if run is not None:
-        abstract = jax.eval_shape(lambda: build_family(run.model).init(0))
-        params = read_checkpoint_params(disposable.folder, run.steps, abstract)
-        path = disposable.folder.parent / PARAMETERS_FILE
-        write_parameters(path, params, {"run_id": run.run_id, "step": str(run.steps)})
+        folder = disposable.folder.parent
+        params = read_params_at(folder, run, run.steps)
+        metadata = {"run_id": run.run_id, "step": str(run.steps)}
+        write_parameters(folder / PARAMETERS_FILE, params, metadata)
     shutil.rmtree(disposable.folder)
 
 

@@ -14,6 +14,8 @@ executable.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
 import time
 from collections.abc import Generator
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict, TypeVar
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -38,7 +41,7 @@ from scaling.events import (
     Started,
 )
 from scaling.model.flops import flops_per_token
-from scaling.store import provenance, run_dirs
+from scaling.store import provenance, query, run_dirs
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 from scaling.training import multihost, preemption
 from scaling.training.checkpoint import Checkpoints
@@ -53,6 +56,9 @@ from scaling.training.step import (
     TrainState,
     get_executable,
 )
+from scaling.training.trained_params import TrainedParams, read_trained_params
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["trunk", "run"]
 
@@ -202,16 +208,18 @@ class Trainer:
             f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
         )
         check_fits(run, self.dataset)
-        self.windows = data.Windows(
-            self.dataset.train, run.model.context, run.optim.batch_size, run.data.seed
+        self.windows = self.dataset.make_windows(
+            run.model.context, run.optim.batch_size, run.data.seed
         )
-        self.heldout = data.heldout_windows(
-            self.dataset.heldout, run.model.context, run.eval_tokens
+        self.heldout = self.dataset.make_heldout_windows(
+            run.model.context, run.eval_tokens
         )
         strategy = choose_strategy(
             loop.strategy, run.optim.batch_size, run.optim.accumulate
         )
-        self.executable = get_executable(run, strategy, self.dataset.loss_range)
+        self.executable = get_executable(
+            run, strategy, self.dataset.loss_range, self.dataset.has_examples
+        )
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: LoopState | None = None
         self.trunk_diverged: LossNotFinite | None = None
@@ -232,6 +240,7 @@ class Trainer:
         if multihost.is_process_0():
             run_dirs.open_run(self.out, run)
         start = time.monotonic()
+        pretraining_loss = math.nan
         try:
             end = yield from self._cool_down_run(run)
             evaluation = self.executable.evaluate(
@@ -240,12 +249,17 @@ class Trainer:
             if not np.isfinite(evaluation.loss):
                 raise LossNotFinite(run.steps)
             self._keep_parameters(run, end)
+            pretraining_loss = self._measure_pretraining_loss(run, end)
             seconds = end.seconds
         except LossNotFinite as diverged:
             evaluation = Evaluation(float("nan"), float("nan"), 0)
             seconds = time.monotonic() - start
             self.report(Diverged(run.run_id, diverged.step))
         row = self._make_row(run, evaluation, seconds)
+        if run.parent is not None:
+            row["pretraining_loss"] = pretraining_loss
+        if self.dataset.train_examples is not None:
+            row["examples"] = len(self.dataset.train_examples.ends)
         is_first_result = True
         if multihost.is_process_0():
             is_first_result = run_dirs.write_result(self.out, run, row)
@@ -257,6 +271,7 @@ class Trainer:
             return
         state = materialize_state(end.state)
         params = self.executable.strategy.gather(state.params)
+        params = jax.device_get(self.executable.spec.make_model(params))
         if not multihost.is_process_0():
             return
         metadata = {
@@ -269,6 +284,24 @@ class Trainer:
             metadata["tokenizer_hash"] = tokenizer_hash
         path = run_dirs.run_dir(self.out, run) / PARAMETERS_FILE
         write_parameters(path, params, metadata)
+
+    def _measure_pretraining_loss(self, run: RunConfig, end: LoopState) -> float:
+        """The loss on the held-out text that the parent was trained on; NaN without a
+        parent, or if that text is not there any more.
+        """
+        if run.parent is None:
+            return math.nan
+        parent = read_parent_config(run)
+        try:
+            dataset = data.load_dataset(parent.data)
+        except data.DataError as error:
+            log.warning("the text of the parent %s: %s", run.parent.run, error)
+            return math.nan
+        windows = dataset.make_heldout_windows(run.model.context, parent.eval_tokens)
+        executable = get_executable(
+            run, self.executable.strategy, dataset.loss_range, dataset.has_examples
+        )
+        return executable.evaluate(materialize_state(end.state), windows).loss
 
     def _cool_down_run(self, run: RunConfig) -> ChunkGenerator[LoopState]:
         """Train a run from its own checkpoint, or from its trunk, to its last step."""
@@ -312,7 +345,7 @@ class Trainer:
             if start is None:
                 start = self._restore_checkpoint(checkpoints, run.branch_step)
             if start is None:
-                start = LoopState(0, self.executable.init(run.seed), 0.0)
+                start = LoopState(0, self._make_first_state(run), 0.0)
             else:
                 self._report_restored(trunk_steps=start.step, cooldown_steps=0)
             has_steps_left = start.step < run.branch_step
@@ -333,6 +366,14 @@ class Trainer:
         finally:
             checkpoints.close()
         return self.trunk
+
+    def _make_first_state(self, run: RunConfig) -> TrainState:
+        """The state before the first step: fresh, or with the parent's parameters."""
+        if run.parent is None:
+            return self.executable.init(run.seed)
+        parent = read_parent(run)
+        state = self.executable.spec.start_from(parent.params, run.seed)
+        return self.executable.strategy.place(jax.device_get(state))
 
     def _advance(
         self,
@@ -469,6 +510,43 @@ class Trainer:
             "wall_seconds": seconds,
             **provenance.read_provenance(),
         }
+
+
+def read_parent_config(run: RunConfig) -> RunConfig:
+    """The configuration of a run's parent.
+
+    Raises:
+        ConfigError: it is not where the configuration says, or its model has another
+            shape.
+    """
+    parent = run.parent
+    assert parent is not None
+    try:
+        config = query.read_config(Path(parent.folder), parent.run)
+    except query.UnreadableFile as error:
+        raise ConfigError(
+            f"parent.folder = {parent.folder!r}: run {parent.run} is not there ({error});"
+            " give the folder of its sweep"
+        ) from None
+    if dataclasses.replace(config.model, dropout=run.model.dropout) != run.model:
+        raise ConfigError(
+            f"model: differs from that of parent.run = {parent.run}; a run has the model "
+            "of its parent, with any dropout"
+        )
+    return config
+
+
+def read_parent(run: RunConfig) -> TrainedParams:
+    """The model that a run starts from.
+
+    Raises:
+        ConfigError: see `read_parent_config`; or the parent has no such step.
+    """
+    read_parent_config(run)
+    assert run.parent is not None
+    return read_trained_params(
+        Path(run.parent.folder) / run.parent.run, run.parent.step
+    )
 
 
 class CheckpointTree(TypedDict):

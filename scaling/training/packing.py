@@ -335,12 +335,13 @@ def measure_modes(
         dtype=np.int32,
     )
     rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
-    loss_range = load_dataset(run.data).loss_range
+    dataset = load_dataset(run.data)
+    options = (dataset.loss_range, dataset.has_examples)
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    solo_executable = get_executable(run, strategy, loss_range)
-    packed_executable = get_executable(run, Single(), loss_range)
+    solo_executable = get_executable(run, strategy, *options)
+    packed_executable = get_executable(run, Single(), *options)
 
     def make_chunk(state: State) -> Chunk:
         return Chunk(

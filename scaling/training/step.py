@@ -23,8 +23,10 @@ from jaxtyping import Array, Float, Int, UInt
 from numpy.typing import ArrayLike
 
 from scaling.config import RunConfig
+from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
+from scaling.model.lora import Lora
 from scaling.model.parametrization import bind_parametrization
 from scaling.model.transformer import Key, Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
@@ -56,21 +58,48 @@ class TrainState(NamedTuple):
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What the compiled step depends on. Rates, lengths and seeds are its inputs."""
+    """What the compiled step depends on. Rates, lengths and seeds are its inputs.
+
+    Attributes:
+        family: The model.
+        optimizer: Of what is trained.
+        accumulate: Micro-batches of a step.
+        loss_range: Which targets count.
+        lora: The adapters that are trained; None if the model itself is.
+        has_examples: Whether the ids of the windows carry the flags of examples.
+    """
 
     family: Family
     optimizer: optax.GradientTransformationExtraArgs
     accumulate: int
     loss_range: LossRange
+    lora: Lora | None = None
+    has_examples: bool = False
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
-        """The state before the first step."""
-        params = self.family.init(seed)
+        """The state before the first step, with fresh parameters."""
+        return self.start_from(self.family.init(seed), seed)
+
+    def start_from(self, model: Params, seed: int | UInt[Array, ""]) -> TrainState:
+        """The state before the first step, with the parameters of a trained model."""
+        params = model if self.lora is None else self.lora.init(model, seed)
         return TrainState(
             params=params,
-            opt_state=self.optimizer.init(params),
+            opt_state=self.optimizer.init(self.select_trained(params)),
             step=jnp.zeros((), jnp.int32),
         )
+
+    def select_trained(self, params: Params) -> Params:
+        """The part of the parameters that is trained."""
+        return params if self.lora is None else params.adapters
+
+    def replace_trained(self, params: Params, trained: Params) -> Params:
+        """The parameters with another trained part."""
+        return trained if self.lora is None else params._replace(adapters=trained)
+
+    def make_model(self, params: Params) -> Params:
+        """The parameters of the model that they make: those of `family`."""
+        return params if self.lora is None else self.lora.merge(params)
 
 
 class StepRates(NamedTuple):
@@ -120,11 +149,14 @@ def token_losses(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Cross-entropy of each target in nats, and its weight.
 
-    The weight is 1 where the target counts (`spec.loss_range`); elsewhere both are 0.
+    The weight is 1 where the target counts (`spec.loss_range`, or the flags of
+    examples); elsewhere both are 0.
     """
+    if spec.has_examples:
+        return example_losses(spec, params, windows, key)
     inputs = windows[:, :-1].astype(jnp.int32)
     targets = windows[:, 1:].astype(jnp.int32)
-    logits = spec.family.apply(params, inputs, key)
+    logits = spec.family.apply(spec.make_model(params), inputs, key)
     losses = cross_entropy(logits, targets)
     if spec.loss_range is None:
         return losses, jnp.ones_like(losses)
@@ -133,20 +165,42 @@ def token_losses(
     return losses * weights, weights
 
 
+def example_losses(
+    spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """`token_losses` of rows of examples, each of which sees itself alone."""
+    windows = windows.astype(jnp.int32)
+    tokens = windows & TOKEN_MASK
+    segments = jnp.cumsum((windows & BEGINS) != 0, axis=1)
+    logits = spec.family.apply(
+        spec.make_model(params), tokens[:, :-1], key, segments=segments[:, :-1]
+    )
+    losses = cross_entropy(logits, tokens[:, 1:])
+    counts = (windows[:, 1:] & COUNTS) != 0
+    is_predicted = counts & (segments[:, 1:] == segments[:, :-1])
+    weights = is_predicted.astype(losses.dtype)
+    return losses * weights, weights
+
+
 def compute_gradient_sum(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key
 ) -> GradientSum:
-    """Losses and gradient of a batch, computed in `spec.accumulate` micro-batches."""
+    """Losses and gradient of a batch, computed in `spec.accumulate` micro-batches.
+
+    The gradient is that of the trained part of the parameters.
+    """
 
     def sum_losses(
-        params: Params, windows: Int[Array, "b T1"], key: Key
+        trained: Params, windows: Int[Array, "b T1"], key: Key
     ) -> tuple[Array, Array]:
-        losses, weights = token_losses(spec, params, windows, key)
+        whole = spec.replace_trained(params, trained)
+        losses, weights = token_losses(spec, whole, windows, key)
         return losses.sum(), weights.sum()
 
+    trained = spec.select_trained(params)
     value_and_gradient = jax.value_and_grad(sum_losses, has_aux=True)
     if spec.accumulate == 1:
-        (loss, count), grads = value_and_gradient(params, windows, key)
+        (loss, count), grads = value_and_gradient(trained, windows, key)
         return loss, count, grads
 
     def add_micro_batch(
@@ -154,10 +208,10 @@ def compute_gradient_sum(
     ) -> tuple[GradientSum, None]:
         micro_batch, index = piece
         micro_key = None if key is None else jax.random.fold_in(key, index)
-        (loss, count), grads = value_and_gradient(params, micro_batch, micro_key)
+        (loss, count), grads = value_and_gradient(trained, micro_batch, micro_key)
         return jax.tree.map(jnp.add, total, (loss, count, grads)), None
 
-    zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
     # Each micro-batch takes every A-th row. Where rows are split over devices, every
     # device then has an equal part of every micro-batch.
     micro_batches = windows.reshape(-1, spec.accumulate, windows.shape[1])
@@ -187,11 +241,13 @@ def train_step(
         loss, count, grads = jax.lax.psum((loss, count, grads), axis)
     count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
     grads = jax.tree.map(lambda g: g / count, grads)
+    trained = spec.select_trained(state.params)
     updates, opt_state = spec.optimizer.update(
-        grads, state.opt_state, state.params, rate=rate, decay=decay
+        grads, state.opt_state, trained, rate=rate, decay=decay
     )
-    params = optax.apply_updates(state.params, updates)
-    params = apply_constraints(spec.family, params)
+    params = spec.replace_trained(state.params, optax.apply_updates(trained, updates))
+    if spec.lora is None:
+        params = apply_constraints(spec.family, params)
     metrics = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
     return TrainState(params, opt_state, state.step + 1), metrics
 
@@ -331,22 +387,32 @@ class Executable:
 
 
 def get_executable(
-    run: RunConfig, strategy: Strategy, loss_range: LossRange
+    run: RunConfig,
+    strategy: Strategy,
+    loss_range: LossRange,
+    has_examples: bool = False,
 ) -> Executable:
-    """The executable of a run's shape, one per process and shape."""
-    return _build_executable(run.shape, strategy, loss_range)
+    """The executable of a run's shape, one per process and shape.
+
+    Args:
+        run: The run.
+        strategy: How the devices are used.
+        loss_range: Which targets count.
+        has_examples: Whether the windows hold examples.
+    """
+    return _build_executable(run.shape, strategy, loss_range, has_examples)
 
 
 @functools.lru_cache(maxsize=32)
 def _build_executable(
-    shape: RunConfig, strategy: Strategy, loss_range: LossRange
+    shape: RunConfig, strategy: Strategy, loss_range: LossRange, has_examples: bool
 ) -> Executable:
-    family = build_family(shape.model, unroll=strategy.platform == "gpu")
-    spec = StepSpec(
-        family=family,
-        optimizer=make_optimizer(shape.optim, family),
+    spec = make_step_spec(
+        shape,
+        unroll=strategy.platform == "gpu",
         accumulate=count_micro_batches(shape, strategy),
         loss_range=loss_range,
+        has_examples=has_examples,
     )
     tokens = CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS
     rows_per_device = max(1, tokens // shape.model.context)
@@ -360,6 +426,31 @@ def _build_executable(
         chunk=strategy.compile_chunk(chunk),
         evaluator=strategy.compile_evaluation(evaluate),
         rows_per_device=rows_per_device,
+    )
+
+
+def make_step_spec(
+    run: RunConfig,
+    *,
+    unroll: bool = False,
+    accumulate: int = 1,
+    loss_range: LossRange = None,
+    has_examples: bool = False,
+) -> StepSpec:
+    """What the compiled step of a run depends on; see `StepSpec`."""
+    family = build_family(run.model, unroll)
+    lora = None
+    trained = family
+    if run.optim.lora_rank is not None:
+        lora = Lora(family, run.optim.lora_rank, run.optim.lora_alpha)
+        trained = lora.describe_adapters()
+    return StepSpec(
+        family=family,
+        optimizer=make_optimizer(run.optim, trained),
+        accumulate=accumulate,
+        loss_range=loss_range,
+        lora=lora,
+        has_examples=has_examples,
     )
 
 
