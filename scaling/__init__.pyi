@@ -18,11 +18,17 @@ from .execution.sweep import sweep as sweep
 from .export.hugging_face import ImportedModel as ImportedModel
 from .export.hugging_face import export_hugging_face as export_hugging_face
 from .export.hugging_face import import_hugging_face as import_hugging_face
+from .export.imported_run import import_run as import_run
 from .export.safetensors_folder import export_safetensors as export_safetensors
+from .inference.cost import InferenceCost as InferenceCost
+from .inference.cost import count_cost as count_cost
+from .inference.cost import measure_speed as measure_speed
 from .inference.generation import Generation as Generation
 from .inference.load import load as load
 from .inference.model import TextLoss as TextLoss
 from .inference.model import TrainedModel as TrainedModel
+from .inference.repeated_sampling import Coverage as Coverage
+from .inference.repeated_sampling import measure_coverage as measure_coverage
 from .inference.task_scorer import evaluate_on_task as evaluate_on_task
 from .model.family import build_family as build_family
 from .model.flops import ParameterCounts as ParameterCounts

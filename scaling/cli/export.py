@@ -1,4 +1,6 @@
-"""The verb of the `scaling` command that hands a trained model on: export."""
+"""Verbs of the `scaling` command that hand trained models on and take them in: export,
+import.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from scaling.cli.fit import Positional
 from scaling.cli.models import ModelArgs
 from scaling.cli.output import print_json
 from scaling.config import to_dict
@@ -50,4 +53,24 @@ class ExportArgs:
             return 0
         what = f"{class_name} of transformers" if class_name else "plain safetensors"
         print(f"{self.out}: {what}; {', '.join(files)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    """Take in a checkpoint of transformers as a run, to fine-tune, evaluate and generate
+    from.
+
+    Example: scaling import my_checkpoint --out runs/imported
+    """
+
+    folder: Positional[Path]
+    """The folder of the checkpoint: config.json, safetensors and a tokenizer."""
+    out: Path = Path("runs/imported")
+    """The folder in which the run is written, as that of a sweep."""
+
+    def __call__(self) -> int:
+        from scaling.export import import_run
+
+        print(import_run(self.folder, self.out))
         return 0

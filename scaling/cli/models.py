@@ -89,12 +89,17 @@ class GenerateArgs:
     prompt: Texts = ()
     """The beginning of the text; repeat the flag for more. Default: standard input, or
     the beginning of a document if that is a terminal."""
+    chat: bool = False
+    """Answer messages from standard input, one a line, by the template of
+    docs/guides/models.md; for models that were fine-tuned on messages."""
     sampling: Annotated[SamplingArgs, tyro.conf.arg(name="")] = field(
         default_factory=SamplingArgs
     )
     json: bool = False
 
     def __call__(self) -> int:
+        if self.chat:
+            return self._chat()
         prompts = list(self.prompt)
         if not prompts:
             prompts = ["" if sys.stdin.isatty() else sys.stdin.read()]
@@ -113,6 +118,41 @@ class GenerateArgs:
         else:
             print_generations(texts)
         return 0
+
+    def _chat(self) -> int:
+        """Answer each line of standard input, with the conversation so far before it."""
+        from scaling.tasks.chat import STOP, Message, format_chat_prompt
+
+        if self.prompt or self.json or self.sampling.samples > 1:
+            raise ConfigError("--chat: takes neither --prompt, --json nor --samples")
+        settings = vars(self.sampling)
+        if self.sampling.beams is None:
+            settings = {**settings, "stop": (STOP, *self.sampling.stop)}
+        messages: list[Message] = []
+        with self.model.open_model() as model:
+            while True:
+                question = read_line("User: ")
+                if question is None:
+                    return 0
+                messages.append(Message("user", question))
+                (text,) = model.generate(format_chat_prompt(messages), **settings)
+                answer = text.text.strip()
+                print(f"Assistant: {answer}", flush=True)
+                messages.append(Message("assistant", answer or "..."))
+
+
+def read_line(prompt: str) -> str | None:
+    """A line of standard input that is not empty; None at its end. A terminal shows the
+    prompt.
+    """
+    while True:
+        if sys.stdin.isatty():
+            print(prompt, end="", flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        if line.strip():
+            return line.strip()
 
 
 class StreamPrinter:
@@ -174,6 +214,9 @@ class EvaluateArgs:
     """Solved training examples of the task before each prompt."""
     limit: int | None = None
     """Evaluate the first so many examples of the task."""
+    samples: int | None = None
+    """Sample so many answers to each example, and print how often one of the first k is
+    right."""
     predictions: Path | None = None
     """Write what the model answered to each example to this .csv file."""
     json: bool = False
@@ -208,6 +251,8 @@ class EvaluateArgs:
 
         if self.data is not None:
             raise ConfigError("--data, --task: give one of the two")
+        if self.samples is not None:
+            return self._sample_answers(task, self.samples)
         with self.model.open_model() as model:
             result = evaluate_on_task(model, task, shots=self.shots, limit=self.limit)
         if self.predictions is not None:
@@ -216,6 +261,28 @@ class EvaluateArgs:
             print_json(describe_task_result(result))
         else:
             print_task_result(result)
+        return 0
+
+    def _sample_answers(self, task: str, samples: int) -> int:
+        from scaling.inference.repeated_sampling import list_powers, measure_coverage
+        from scaling.tasks import open_task
+
+        k = list_powers(samples)
+        with self.model.open_model() as model:
+            found = measure_coverage(
+                model, open_task(task), samples=samples, k=k, limit=self.limit
+            )
+        rows: list[dict[str, float]] = []
+        for number, rate, error in zip(
+            k, found.coverage, found.standard_error, strict=True
+        ):
+            rows.append({"k": number, "coverage": rate, "standard_error": error})
+        if self.json:
+            print_json(rows)
+            return 0
+        print(f"{task}: {len(found.right):,} examples, {samples} samples of each")
+        for row in rows:
+            print(f"{row['k']:6d}  {row['coverage']:.4f} ± {row['standard_error']:.4f}")
         return 0
 
 
@@ -307,6 +374,55 @@ def write_documents(answer: TextLoss, path: Path) -> None:
         }
     )
     table.to_csv(path, index=False)
+
+
+@dataclass(frozen=True)
+class InferenceCostArgs:
+    """Count what a trained model computes and holds to write text, and time it here.
+
+    Example: scaling inference-cost runs/quickstart --run best --batch 1 16
+    """
+
+    model: Annotated[ModelArgs, tyro.conf.arg(name="")]
+    prompt_tokens: int = 64
+    """Tokens of each prompt."""
+    new_tokens: int = 64
+    """Tokens that are written after it."""
+    batch: tuple[int, ...] = (1, 16)
+    """Numbers of sequences that are written at once."""
+    rounds: int = 5
+    """Timed rounds, of which the median is taken; 0 times nothing."""
+    json: bool = False
+
+    def __call__(self) -> int:
+        import pandas as pd
+
+        from scaling.inference.cost import count_cost, measure_speed
+
+        rows: list[dict[str, float]] = []
+        with self.model.open_model() as model:
+            for batch in self.batch:
+                cost = count_cost(
+                    model.config, self.prompt_tokens, self.new_tokens, batch
+                )
+                row = {"batch": float(batch), **cost._asdict()}
+                if self.rounds:
+                    speed = measure_speed(
+                        model.config,
+                        model.params,
+                        self.prompt_tokens,
+                        self.new_tokens,
+                        batch,
+                        self.rounds,
+                    )
+                    row |= speed._asdict()
+                rows.append(row)
+        table = pd.DataFrame(rows).T
+        if self.json:
+            print_json(rows)
+        else:
+            print(table.to_string(header=False, float_format="{:.4g}".format))
+        return 0
 
 
 @dataclass(frozen=True)

@@ -222,15 +222,12 @@ def _choose_rate(parent: RunConfig, config: FinetuneConfig) -> float:
 
 
 def find_tokenizer(folder: Path, parent: RunConfig) -> str:
-    """The name of a parent's tokenizer: the file that its sweep kept if it was trained
-    on the text.
+    """The name of a parent's tokenizer: the file that its sweep kept, if it kept one.
 
     Raises:
         StoreError: there is no such file.
     """
     name = parent.data.tokenizer
-    if not is_bpe(name):
-        return name
     path = folder / PARAMETERS_FILE
     tokenizer_hash = (
         read_metadata(path).get("tokenizer_hash") if path.is_file() else None
@@ -239,10 +236,12 @@ def find_tokenizer(folder: Path, parent: RunConfig) -> str:
         kept = folder.parent / run_dirs.name_tokenizer_file(tokenizer_hash)
         if kept.is_file():
             return str(kept)
-    raise StoreError(
-        f"{folder}: the sweep kept no file of its tokenizer {name!r}; train it again "
-        "with this version"
-    )
+    if is_bpe(name):
+        raise StoreError(
+            f"{folder}: the sweep kept no file of its tokenizer {name!r}; train it again "
+            "with this version"
+        )
+    return name
 
 
 def may_improve(

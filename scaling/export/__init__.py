@@ -10,6 +10,7 @@ from scaling.export.hugging_face import (
     export_hugging_face,
     import_hugging_face,
 )
+from scaling.export.imported_run import import_run
 from scaling.export.safetensors_folder import export_safetensors
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "export_safetensors",
     "fold_multipliers",
     "import_hugging_face",
+    "import_run",
 ]

@@ -35,7 +35,7 @@ def write_parameters(
         metadata: Texts to store beside them.
     """
     arrays = flatten_parameters(params)
-    described = {**(metadata or {}), _CHECKSUM: _hash_arrays(arrays)}
+    described = {**(metadata or {}), _CHECKSUM: hash_arrays(arrays)}
     with replace_file(path) as aside:
         aside.write_bytes(safetensors.numpy.save(arrays, described))
 
@@ -55,7 +55,7 @@ def read_parameters(path: Path) -> tuple[PyTree, dict[str, str]]:
     except (OSError, safetensors.SafetensorError) as error:
         raise StoreError(f"{path}: cannot be read ({error})") from None
     checksum = metadata.pop(_CHECKSUM, None)
-    if checksum is not None and checksum != _hash_arrays(arrays):
+    if checksum is not None and checksum != hash_arrays(arrays):
         raise StoreError(f"{path}: its checksum is wrong; the file is damaged")
     return unflatten_parameters(arrays), metadata
 
@@ -102,7 +102,7 @@ def _parse_key(key: str) -> str | int:
     return int(key) if key.isdecimal() else key
 
 
-def _hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(name.encode())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -260,3 +262,48 @@ def test_a_run_is_exported_from_its_folder(
     model = scaling.load(text_sweep.out, text_sweep.runs[2].run_id)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), found, model.params)
     assert all(jax.tree.leaves(same))
+
+
+def test_a_conversation_is_the_prompt_of_its_next_answer(
+    text_sweep: Sweep,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = scaling.load(text_sweep.out, "best")
+    monkeypatch.setattr("sys.stdin", io.StringIO("red?\n\nblue?\n"))
+    settings = ("--temperature", "0", "--max-tokens", "6")
+    printed = run_verb(
+        capsys, "generate", str(text_sweep.out), "--run", "best", "--chat", *settings
+    )
+    answers = []
+    prompt = "User: red?\nAssistant:"
+    for question in ("blue?", None):
+        found = model.generate(prompt, temperature=0.0, max_tokens=6, stop="\nUser:")[
+            0
+        ].text.strip()
+        answers.append(found)
+        prompt = f"{prompt} {found or '...'}\nUser: {question}\nAssistant:"
+    assert printed == "".join(f"Assistant: {answer}\n" for answer in answers)
+
+
+def test_a_checkpoint_becomes_a_run(
+    text_sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the logits of the model that was exported, and can be a parent."""
+    model = scaling.load(text_sweep.out, "best")
+    scaling.export_hugging_face(
+        model.config, model.params, model.tokenizer, tmp_path / "hf"
+    )
+    out = tmp_path / "imported"
+    printed = run_verb(capsys, "import", str(tmp_path / "hf"), "--out", str(out))
+    imported = scaling.load(out)
+    assert Path(printed.strip()).name == imported.run.run_id
+    assert np.allclose(imported.logits("red"), model.logits("red"), atol=1e-4)
+    again = scaling.import_run(tmp_path / "hf", out)
+    assert again.name == imported.run.run_id
+    config = scaling.FinetuneConfig("addition:digits=1", epochs=(1.0,))
+    table = scaling.finetune(
+        again, config, tmp_path / "tuned", workers=0, loop=LOOP, show="quiet"
+    )
+    assert table["parent"].tolist() == [imported.run.run_id]
+    assert math.isnan(table["pretraining_loss"][0])
