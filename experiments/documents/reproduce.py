@@ -32,6 +32,7 @@ from experiments.documents.claims import (
     activations,
     arithmetic,
     distributed,
+    models,
     recipe,
     scale,
     unit_scaling,
@@ -43,7 +44,7 @@ from scaling.cli.output import print_plan
 from scaling.config import ConfigError
 from scaling.execution.sweep import drop_finished
 
-MODULES = (scale, activations, distributed, recipe, unit_scaling, arithmetic)
+MODULES = (scale, activations, distributed, recipe, unit_scaling, arithmetic, models)
 
 
 def get_claim_number(claim_id: str) -> int:
@@ -75,19 +76,9 @@ WAITING = {
     claim.id: claim
     for claim in (
         PendingClaim(
-            id="S11",
-            documents="B, C, D",
-            statement="pre-training then fine-tuning beats training on the task alone",
-        ),
-        PendingClaim(
             id="S17",
             documents="A, C, D",
             statement="compression (pruning, quantization) saves memory at little loss",
-        ),
-        PendingClaim(
-            id="S19",
-            documents="A",
-            statement="beam search gives better text than greedy decoding",
         ),
     )
 }

@@ -22,6 +22,7 @@ from experiments.documents.claims import (
     activations,
     arithmetic,
     distributed,
+    models,
     recipe,
     scale,
     unit_scaling,
@@ -60,6 +61,8 @@ OVER = (activations.OVER_SHALLOW, activations.OVER_LAST)
 RESIDUALS = (activations.WITHOUT, activations.WITH)
 S6 = [f"gradient kept, {name}" for name in (activations.SCALED, activations.UNSCALED)]
 S7 = (distributed.EQUAL, distributed.SPEED_UP, distributed.APART)
+S11 = [models.name_gain(task) for task in models.TASKS]
+S19 = (models.LIKELIER, models.LESS_REPEATED)
 S8 = (recipe.RATE, recipe.METHOD, recipe.BATCH)
 ARMS = [arm for arm in grids.REMEDIES if arm != "none"]
 S12 = [
@@ -164,6 +167,11 @@ CASES: dict[str, dict[str, dict[str, Row]]] = {
         SUPPORTED: {"parameters": (6.9e11, 6.9e11, 6.9e11)},
         REFUTED: {"parameters": (6.7e9, 6.7e9, 6.7e9)},
     },
+    "S11": {
+        SUPPORTED: _named(S11, UP, UP),
+        REFUTED: _named(S11, UP, DOWN),
+        UNDECIDED: _named(S11, UP, OPEN),
+    },
     "S12": {
         SUPPORTED: dict.fromkeys(S12, UP),
         REFUTED: dict.fromkeys(S12, UP) | {S12[0]: DOWN},
@@ -190,6 +198,11 @@ CASES: dict[str, dict[str, dict[str, Row]]] = {
         SUPPORTED: {"share of pairs that agree": (0.97, 0.95, 0.98)},
         REFUTED: {"share of pairs that agree": (0.6, 0.5, 0.7)},
         UNDECIDED: {"share of pairs that agree": (0.9, 0.8, 0.95)},
+    },
+    "S19": {
+        SUPPORTED: _named(S19, UP, UP),
+        REFUTED: _named(S19, UP, DOWN),
+        UNDECIDED: _named(S19, UP, OPEN),
     },
 }
 
