@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from scaling.config import ConfigError, ModelConfig
 from scaling.model.family import build_family
@@ -70,7 +70,7 @@ def read_matrices(
 
 
 def replace_matrices(
-    params: Params, matrices: Mapping[str, Float[Array | np.ndarray, "I O"]]
+    params: Params, matrices: Mapping[str, Shaped[Array | np.ndarray, "I O"]]
 ) -> Params:
     """The parameters with other values of some matrices, which have their inputs first."""
 

@@ -78,14 +78,14 @@ def write_texts(folder: Path) -> str:
 
 @pytest.fixture(scope="session")
 def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, trained for 150 steps: one as ever, one with weights of four bits."""
+    """Models that are trained for 150 steps: as ever, and with weights of few bits."""
     source = DataConfig(
         write_texts(tmp_path_factory.mktemp("texts")), heldout_fraction=0.1
     )
     out = tmp_path_factory.mktemp("sweep")
     optim = OptimConfig(batch_size=4, warmup_tokens=512, lr=1e-2)
     runs = []
-    for bits in (None, 4):
+    for bits in (None, 8, 4, 2):
         model = ModelConfig(width=16, depth=2, n_heads=4, context=32, weight_bits=bits)
         run = RunConfig(model, source, optim, tokens=128 * 150, eval_tokens=4096)
         runs.append(run)

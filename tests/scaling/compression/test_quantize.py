@@ -237,3 +237,13 @@ def test_training_at_four_bits_beats_rounding_afterwards(
 ) -> None:
     rounded = quantize_model(trained, QuantizationConfig(bits=4)).dequantize()
     assert get_loss(trained_at_four_bits) < get_loss(rounded)
+
+
+def test_eight_bits_train_as_well_and_two_bits_worse(sweep_folder: Path) -> None:
+    table = scaling.run_table(sweep_folder)
+    assert (table["status"] == "finished").all()
+    full = table[table["weight_bits"].isna()].iloc[0]
+    losses = table.set_index("weight_bits")["loss"]
+    noise = 2 * full["loss_se"]
+    assert losses[8] == pytest.approx(full["loss"], abs=noise)
+    assert losses[2] > full["loss"] + noise
