@@ -30,6 +30,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
     "generate": "models.GenerateArgs",
     "evaluate": "models.EvaluateArgs",
     "export": "export.ExportArgs",
+    "compress": "compress.CompressArgs",
     "prune-checkpoints": "models.PruneCheckpointsArgs",
     "fit": "fit.FitArgs",
     "plot": "fit.PlotArgs",
@@ -42,7 +43,13 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
 GROUPS = {
     "train": ("plan", "sweep", "auto"),
     "look at runs": ("runs", "show", "diff", "watch", "track"),
-    "use a model": ("generate", "evaluate", "export", "prune-checkpoints"),
+    "use a model": (
+        "generate",
+        "evaluate",
+        "export",
+        "compress",
+        "prune-checkpoints",
+    ),
     "fit": ("fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
     "reproduce": ("reproduce",),

@@ -30,6 +30,7 @@ from scaling.model.kernels import cross_entropy
 from scaling.model.matrices import list_matrices, read_matrices
 from scaling.store.files import StoreError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., TrainedModel]
 Compute = Callable[[TrainedModel], np.ndarray]
 

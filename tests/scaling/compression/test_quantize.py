@@ -29,6 +29,7 @@ from scaling.inference.model import TrainedModel
 from scaling.model.matrices import list_matrices, read_matrices
 from scaling.store.files import StoreError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., TrainedModel]
 Compute = Callable[[TrainedModel], np.ndarray]
 
@@ -216,7 +217,7 @@ def test_storing_a_model_of_four_bits_at_four_bits_changes_nothing(
     settings = QuantizationConfig(bits=4, scale_dtype="float32")
     stored = quantize_model(trained_at_four_bits, settings).dequantize()
     assert stored.config.weight_bits is None
-    assert get_loss(stored) == pytest.approx(get_loss(trained_at_four_bits), rel=1e-6)
+    assert get_loss(stored) == pytest.approx(get_loss(trained_at_four_bits), rel=1e-5)
 
 
 def test_a_run_with_weight_bits_loads_as_it_was_evaluated(
@@ -226,7 +227,7 @@ def test_a_run_with_weight_bits_loads_as_it_was_evaluated(
     row = table.loc[trained_at_four_bits.run.run_id]
     assert row["weight_bits"] == 4
     assert table["weight_bits"].isna().sum() == 1
-    assert get_loss(trained_at_four_bits) == pytest.approx(row["loss"], rel=1e-6)
+    assert get_loss(trained_at_four_bits) == pytest.approx(row["loss"], rel=1e-5)
     logits = trained_at_four_bits.logits("red")
     (text,) = trained_at_four_bits.generate("red", max_tokens=1, temperature=0.0)
     assert text.tokens[0] == logits[-1].argmax()
