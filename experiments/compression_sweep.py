@@ -403,7 +403,8 @@ def plot_rises(table: pd.DataFrame) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("Tokens per weight D/N")
     axes[0].set_ylabel("Rise of the loss (nats per token)")
-    axes[0].legend()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 
