@@ -1,5 +1,16 @@
 from .cli.steering.auto import auto as auto
 from .cli.steering.outcome import AutoResult as AutoResult
+from .compression.prune import PrunedModel as PrunedModel
+from .compression.prune import PruningConfig as PruningConfig
+from .compression.prune import apply_masks as apply_masks
+from .compression.prune import prune_model as prune_model
+from .compression.prune import read_pruned as read_pruned
+from .compression.prune import write_pruned as write_pruned
+from .compression.quantize import QuantizationConfig as QuantizationConfig
+from .compression.quantize import QuantizedModel as QuantizedModel
+from .compression.quantize import quantize_model as quantize_model
+from .compression.quantize import read_quantized as read_quantized
+from .compression.quantize import write_quantized as write_quantized
 from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
 from .config import ModelConfig as ModelConfig

@@ -103,6 +103,9 @@ class ModelConfig:
     remat: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     scan_layers: Literal["auto", "always", "never"] = "auto"
+    weight_bits: int | None = None
+    """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
+    they multiply activations; None: they are not rounded."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "model")
@@ -112,6 +115,9 @@ class ModelConfig:
         require_positive(self, "model", "ff_ratio")
         in_range = 0 <= self.dropout < 1
         require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
+        bits = self.weight_bits
+        ok = bits is None or 2 <= bits <= 8
+        require(ok, "model.weight_bits", bits, "must lie in 2 to 8, or be absent")
         self._check_heads()
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0

@@ -37,6 +37,7 @@ from scaling.export.tokenizer_files import (
     write_json,
     write_tokenizer,
 )
+from scaling.model.matrices import fix_weight_bits
 from scaling.model.transformer import Params
 from scaling.store.files import parse_json
 from scaling.store.parameters import write_parameters
@@ -152,7 +153,8 @@ def export_hugging_face(
 
     The folder then holds `config.json`, `generation_config.json`, `model.safetensors`
     (float32) and, if there is one, the tokenizer. Multipliers of the parametrization
-    are folded into the weights. The logits are those of this library up to rounding.
+    are folded into the weights, which are rounded first if `model.weight_bits` is set.
+    The logits are those of this library up to rounding.
 
     Args:
         config: The shape and the options. A model that computes in bfloat16 is written
@@ -169,6 +171,7 @@ def export_hugging_face(
             folder holds something.
     """
     architecture = choose_architecture(config)
+    config, params = fix_weight_bits(config, params)
     plain, folded = fold_multipliers(config, params)
     folder = open_empty_folder(folder)
     separator = None if tokenizer is None else tokenizer.separator

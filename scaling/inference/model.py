@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from scaling import data
 from scaling.config import ConfigError, ModelConfig, RunConfig
@@ -36,7 +37,7 @@ from scaling.inference.tokens import (
 from scaling.model.family import Family, build_family
 from scaling.model.transformer import Params
 from scaling.training.sharding import Single
-from scaling.training.step import TrainState, get_executable
+from scaling.training.step import Executable, TrainState, get_executable
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ class TextLoss:
     def perplexity(self) -> float:
         """The exponential of the loss."""
         return math.exp(self.loss)
+
+
+class HeldoutSlice(NamedTuple):
+    """What a run was evaluated on.
+
+    Attributes:
+        executable: Its compiled evaluation.
+        windows: The windows.
+        bytes_per_token: NaN for a synthetic source.
+    """
+
+    executable: Executable
+    windows: Int[np.ndarray, "M T1"]
+    bytes_per_token: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,18 +290,11 @@ class TrainedModel:
         Raises:
             DataError: the data have changed since the run was trained.
         """
-        dataset = data.load_dataset(self.run.data)
-        # The parameters are those of the model itself, with all adapters added.
-        optim = dataclasses.replace(self.run.optim, lora_rank=None)
-        run = dataclasses.replace(self.run, model=self.config, optim=optim)
-        windows = dataset.make_heldout_windows(self.context, self.run.eval_tokens)
-        executable = get_executable(
-            run, Single(), dataset.loss_range, dataset.has_examples
-        )
+        heldout = self.open_heldout()
         state = TrainState(self.params, opt_state=(), step=jnp.int32(self.step))
-        found = executable.evaluate(state, windows)
-        size = found.tokens * dataset.bytes_per_token
-        bits = found.loss / math.log(2) / dataset.bytes_per_token
+        found = heldout.executable.evaluate(state, heldout.windows)
+        size = found.tokens * heldout.bytes_per_token
+        bits = found.loss / math.log(2) / heldout.bytes_per_token
         whole = [[found.loss * found.tokens, found.tokens, size]]
         return TextLoss(
             loss=found.loss,
@@ -295,6 +303,25 @@ class TrainedModel:
             tokens=found.tokens,
             bytes=size,
             documents=np.array(whole, np.float64),
+        )
+
+    def open_heldout(self) -> HeldoutSlice:
+        """The windows over which the run was evaluated, and the program that evaluates.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+        dataset = data.load_dataset(self.run.data)
+        # The parameters are those of the model itself, with all adapters added.
+        optim = dataclasses.replace(self.run.optim, lora_rank=None)
+        run = dataclasses.replace(self.run, model=self.config, optim=optim)
+        executable = get_executable(
+            run, Single(), dataset.loss_range, dataset.has_examples
+        )
+        return HeldoutSlice(
+            executable=executable,
+            windows=dataset.make_heldout_windows(self.context, self.run.eval_tokens),
+            bytes_per_token=dataset.bytes_per_token,
         )
 
 

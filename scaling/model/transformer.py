@@ -33,6 +33,7 @@ from scaling.model.positions import (
     sinusoidal_encodings,
     take_positions,
 )
+from scaling.model.quantization import read_matrix
 from scaling.model.sharding_axes import split_rows
 
 Params = PyTree
@@ -161,10 +162,12 @@ class Linear(nnx.Module):
         self.scale = _make_learned_scale(rules, rngs, sum(fan_outs))
         self.ops = rules.ops
         self.multiplier = rules.rule(role, fan_in, base_fan_in).multiplier
+        self.weight_bits = rules.config.weight_bits
 
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
         x = split_rows(x)
-        weights = [weight[...] for weight in self.weights]
+        bits = self.weight_bits
+        weights = [read_matrix(weight[...], bits) for weight in self.weights]
         y = split_rows(self.ops.linear(x, weights, self.multiplier))
         return _multiply_by_scale(y, self.scale)
 
@@ -499,6 +502,9 @@ class Transformer(nnx.Module):
         config = self.config
         ops = self.rules.ops
         table = self.embedding[...]
+        if config.tied and config.weight_bits is not None:
+            # It is the matrix of the head as well, and is stored once.
+            table = read_matrix(table.T, config.weight_bits).T
         x = split_rows(ops.embed(table, split_rows(tokens_BxT), self.in_multiplier))
         length = x.shape[1] if positions is None else config.context
         if self.position is not None:
@@ -514,6 +520,7 @@ class Transformer(nnx.Module):
         ops = self.rules.ops
         x = tap("final_norm", self.norm(x))
         weight = self.embedding[...].T if self.head is None else self.head[...]
+        weight = read_matrix(weight, self.config.weight_bits)
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
         logits = _multiply_by_scale(logits, self.head_scale)
         return ops.scale_logits(tap("logits", logits.astype(jnp.float32)))

@@ -235,6 +235,7 @@ def describe_run(run: RunConfig) -> JsonObject:
         "context": model.context,
         "n_heads": model.heads,
         "parametrization": model.parametrization,
+        "weight_bits": model.weight_bits,
         **dataclasses.asdict(counts),
         "tokens": tokens,
         "flops": tokens * flops_per_token(model),

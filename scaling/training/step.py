@@ -303,6 +303,13 @@ def window_losses(
     return losses.reshape(-1), counts.reshape(-1)
 
 
+class WindowLosses(NamedTuple):
+    """The loss of each of M windows, in nats, and its number of targets that count."""
+
+    nats: Float[np.ndarray, " M"]
+    tokens: Float[np.ndarray, " M"]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The loss on the held-out slice.
@@ -362,6 +369,20 @@ class Executable:
         """Shapes and types of a state."""
         return jax.eval_shape(lambda: self.spec.init(0))
 
+    def measure_windows(
+        self, params: Params, windows_MxT: Int[np.ndarray, "M T1"]
+    ) -> WindowLosses:
+        """The summed loss of each held-out window."""
+        M = len(windows_MxT)
+        unit = self.rows_per_device * self.strategy.devices
+        padded_rows = -(-M // unit) * unit
+        padded = np.resize(windows_MxT, (padded_rows, windows_MxT.shape[1]))
+        result = self.evaluator(params, self.strategy.shard_windows(padded))
+        return WindowLosses(
+            nats=np.asarray(result[0], np.float64).reshape(-1)[:M],
+            tokens=np.asarray(result[1], np.float64).reshape(-1)[:M],
+        )
+
     def evaluate(
         self, state: TrainState, windows_MxT: Int[np.ndarray, "M T1"]
     ) -> Evaluation:
@@ -370,13 +391,8 @@ class Executable:
         All runs see the same windows, so that differences of losses are differences of
         models.
         """
-        M = len(windows_MxT)
-        unit = self.rows_per_device * self.strategy.devices
-        padded_rows = -(-M // unit) * unit
-        padded = np.resize(windows_MxT, (padded_rows, windows_MxT.shape[1]))
-        result = self.evaluator(state.params, self.strategy.shard_windows(padded))
-        losses = np.asarray(result[0], np.float64).reshape(-1)[:M]
-        counts = np.asarray(result[1], np.float64).reshape(-1)[:M]
+        losses, counts = self.measure_windows(state.params, windows_MxT)
+        M = len(losses)
         loss = losses.sum() / counts.sum()
         # The loss is a ratio of two sums over windows: its standard error follows from
         # the residuals of the ratio estimator. One window gives no spread.

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
         "tied": True,
     },
     "qwen3, learned scales": {"activation": "geglu", "parametrization": "normalized"},
+    "qwen3, weights of four bits": {"activation": "swiglu", "weight_bits": 4},
     "llama": {"activation": "swiglu", "qk_norm": False},
     "llama, muP": {"activation": "swiglu", "qk_norm": False, "parametrization": "mup"},
     "llama, tied, weighted branches": {

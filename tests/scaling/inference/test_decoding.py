@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "scanned layers": {"scan_layers": "always"},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
+    "rounded, tied": {"weight_bits": 4, "tied": True},
 }
 
 

@@ -52,6 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
         "remat": True,
     },
+    "rounded, tied": {"weight_bits": 3, "tied": True},
     "deep": {
         "depth": 9,
         "dtype": "bfloat16",

@@ -1,0 +1,430 @@
+"""What rounding and pruning cost the models of a sweep, and how that depends on their
+size and on the tokens that they have seen.
+
+    python -m experiments.compression_sweep --runs runs/quickstart --out runs/compression
+
+Every finished run is rounded to several bits, by several methods, and pruned; the rise of
+its held-out loss goes into `compression.csv`, a row for each. Then two laws of that rise
+are fitted by least squares of its logarithm, for each method:
+
+- k D^gamma_D / N^gamma_N exp(-P / gamma_post) (Kumar et al. 2024, arXiv:2411.04330,
+  section 3);
+- k D^beta / (N^alpha P^gamma) (Ouyang et al. 2024, arXiv:2411.17691).
+
+N are the weights that multiply activations, D the tokens, P the bits. Only rows whose
+rise is above zero by twice its standard error are fitted, since the others have no
+logarithm to speak of; the laws therefore describe visible damage. Intervals come from a
+bootstrap over runs: all rows of a model are drawn together. The question is the sign of
+the exponent of D: above zero, models that were trained for longer lose more.
+
+docs/guides/compress.md says what was found on a small sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+import scaling
+from analysis.plots.style import (
+    draw_points,
+    format_count,
+    make_figure,
+    sample_colors,
+    save_figure,
+    set_log_axis,
+    use_style,
+)
+from scaling import PruningConfig, QuantizationConfig, prune_model, quantize_model
+from scaling.compression.losses import compare_windows, measure_heldout_windows
+from scaling.compression.prune import count_sparse_bytes
+from scaling.inference.model import TrainedModel
+from scaling.store import query
+
+COLUMNS = (
+    "run_id",
+    "n_matmul",
+    "tokens",
+    "method",
+    "bits",
+    "group_size",
+    "sparsity",
+    "loss",
+    "loss_increase",
+    "loss_increase_se",
+    "bytes",
+)
+LEVEL = 0.90
+
+
+@dataclass(frozen=True)
+class CompressionSweep:
+    """What to compress.
+
+    Attributes:
+        runs: folder of a finished sweep.
+        out: folder of the table, the fits and the figure.
+        bits: that weights are rounded to.
+        group_size: of rounding in groups.
+        sparsities: of pruning by magnitude.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+    """
+
+    runs: Path
+    out: Path = Path("runs/compression")
+    bits: tuple[int, ...] = (3, 4, 6, 8)
+    group_size: int = 32
+    sparsities: tuple[float, ...] = (0.25, 0.5, 0.75)
+    draws: int = 1000
+    seed: int = 0
+
+
+# --- the table ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model and its row of the table, but for the losses."""
+
+    model: TrainedModel
+    method: str
+    bytes: int
+    bits: int | None = None
+    group_size: int | None = None
+    sparsity: float = 0.0
+
+
+def list_quantizations(args: CompressionSweep) -> list[QuantizationConfig]:
+    """Every way of rounding."""
+    listed = []
+    for bits in args.bits:
+        listed.append(QuantizationConfig(bits))
+        listed.append(QuantizationConfig(bits, args.group_size))
+        listed.append(QuantizationConfig(bits, method="gptq"))
+    return listed
+
+
+def list_prunings(args: CompressionSweep) -> list[PruningConfig]:
+    """Every way of pruning."""
+    listed = [PruningConfig(sparsity=sparsity) for sparsity in args.sparsities]
+    return [*listed, PruningConfig("2:4")]
+
+
+def compress_model(model: TrainedModel, args: CompressionSweep) -> Iterator[Compressed]:
+    """A model, compressed in every way."""
+    for settings in list_quantizations(args):
+        quantized = quantize_model(model, settings)
+        yield Compressed(
+            model=quantized.dequantize(),
+            method=settings.method,
+            bytes=quantized.nbytes,
+            bits=settings.bits,
+            group_size=settings.group_size,
+        )
+    for settings in list_prunings(args):
+        pruned = prune_model(model, settings)
+        yield Compressed(
+            model=pruned.model,
+            method=settings.pattern,
+            bytes=count_sparse_bytes(pruned.model),
+            sparsity=pruned.sparsity,
+        )
+
+
+def measure_sweep(args: CompressionSweep) -> pd.DataFrame:
+    """The rise of the loss of every run of a folder under every compression."""
+    runs, _ = query.list_runs(args.runs)
+    rows = []
+    for run in runs.loc[runs["status"] == "finished"].to_dict("records"):
+        model = scaling.load(args.runs, run["run_id"])
+        before = measure_heldout_windows(model)
+        for compressed in compress_model(model, args):
+            change = compare_windows(before, measure_heldout_windows(compressed.model))
+            rows.append(
+                {
+                    "run_id": run["run_id"],
+                    "n_matmul": run["n_matmul"],
+                    "tokens": run["tokens"],
+                    "method": compressed.method,
+                    "bits": compressed.bits,
+                    "group_size": compressed.group_size,
+                    "sparsity": compressed.sparsity,
+                    "loss": change.loss,
+                    "loss_increase": change.increase,
+                    "loss_increase_se": change.increase_se,
+                    "bytes": compressed.bytes,
+                }
+            )
+        print(f"{run['run_id']}  {len(rows)} rows", flush=True)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+# --- the laws -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PrecisionLaw:
+    """A law of the rise of the loss whose logarithm is linear in its coefficients.
+
+    Attributes:
+        name: of its paper.
+        exponents: the names of its parameters, in the order of `regressors`; that of D
+            is the first.
+        regressors: their columns, without the constant.
+        read: the parameters from the coefficients, which begin with the constant.
+    """
+
+    name: str
+    exponents: tuple[str, ...]
+    regressors: Callable[[pd.DataFrame], Float[np.ndarray, "rows 3"]]
+    read: Callable[[Float[np.ndarray, " 4"]], dict[str, float]]
+
+
+def _list_kumar_regressors(rows: pd.DataFrame) -> Float[np.ndarray, "rows 3"]:
+    logs = np.log(rows[["tokens", "n_matmul"]].to_numpy(float))
+    return np.column_stack([logs[:, 0], -logs[:, 1], -rows["bits"].to_numpy(float)])
+
+
+def _read_kumar(coefficients: Float[np.ndarray, " 4"]) -> dict[str, float]:
+    constant, data, size, bits = coefficients
+    return {
+        "gamma_D": float(data),
+        "gamma_N": float(size),
+        "gamma_post": float(1 / bits),
+        "k": float(np.exp(constant)),
+    }
+
+
+def _list_ouyang_regressors(rows: pd.DataFrame) -> Float[np.ndarray, "rows 3"]:
+    logs = np.log(rows[["tokens", "n_matmul", "bits"]].to_numpy(float))
+    return np.column_stack([logs[:, 0], -logs[:, 1], -logs[:, 2]])
+
+
+def _read_ouyang(coefficients: Float[np.ndarray, " 4"]) -> dict[str, float]:
+    constant, data, size, bits = coefficients
+    return {
+        "beta": float(data),
+        "alpha": float(size),
+        "gamma": float(bits),
+        "k": float(np.exp(constant)),
+    }
+
+
+LAWS = (
+    PrecisionLaw(
+        "kumar",
+        ("gamma_D", "gamma_N", "gamma_post"),
+        _list_kumar_regressors,
+        _read_kumar,
+    ),
+    PrecisionLaw(
+        "ouyang", ("beta", "alpha", "gamma"), _list_ouyang_regressors, _read_ouyang
+    ),
+)
+
+
+@dataclass(frozen=True)
+class PrecisionFit:
+    """A fitted law of the rise of the loss under rounding.
+
+    Attributes:
+        law: its name.
+        params: of the law.
+        intervals: the central 90 % of each parameter over resampled runs.
+        residual: standard deviation of the log rise about the law.
+        rows: that were fitted.
+        runs: that have such a row.
+        exponent_of_data: the name of the exponent of D.
+    """
+
+    law: str
+    params: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    residual: float
+    rows: int
+    runs: int
+    exponent_of_data: str
+
+    def answer(self) -> str:
+        """Whether models that were trained for longer lose more."""
+        low, high = self.intervals[self.exponent_of_data]
+        if low > 0:
+            return "trained for longer, a model loses more"
+        if high < 0:
+            return "trained for longer, a model loses less"
+        return "these runs do not tell whether training for longer matters"
+
+
+def select_visible(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of rounding whose loss rises by more than two standard errors."""
+    is_rounded = table["bits"].notna()
+    is_visible = table["loss_increase"] > 2 * table["loss_increase_se"]
+    return table.loc[is_rounded & is_visible]
+
+
+def fit_law(
+    table: pd.DataFrame, law: PrecisionLaw, draws: int = 1000, seed: int = 0
+) -> PrecisionFit:
+    """Fit the log rise by least squares, with a bootstrap over runs.
+
+    Args:
+        table: rows of one method.
+        law: the law.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the visible rows do not determine the law.
+    """
+    rows = select_visible(table)
+    design = np.column_stack([np.ones(len(rows)), law.regressors(rows)])
+    rises = np.log(rows["loss_increase"].to_numpy(float))
+    if np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError(
+            f"{len(rows)} rows with a visible rise do not determine {law.name}'s law; "
+            "compress runs of several sizes and token budgets, to several bits"
+        )
+    coefficients = _solve(design, rises)
+    residuals = rises - design @ coefficients
+    owners = pd.factorize(rows["run_id"])[0]
+    samples = _resample_runs(design, rises, owners, draws, seed)
+    drawn = [law.read(sample) for sample in samples]
+    params = law.read(coefficients)
+    intervals = {}
+    for name in params:
+        values = np.array([draw[name] for draw in drawn])
+        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        intervals[name] = (float(low), float(high))
+    freedom = max(1, len(rows) - design.shape[1])
+    return PrecisionFit(
+        law=law.name,
+        params=params,
+        intervals=intervals,
+        residual=float(np.sqrt(np.square(residuals).sum() / freedom)),
+        rows=len(rows),
+        runs=int(owners.max()) + 1,
+        exponent_of_data=law.exponents[0],
+    )
+
+
+def _solve(
+    design: Float[np.ndarray, "rows 4"], rises: Float[np.ndarray, " rows"]
+) -> Float[np.ndarray, " 4"]:
+    return np.linalg.lstsq(design, rises, rcond=None)[0]
+
+
+def _resample_runs(
+    design: Float[np.ndarray, "rows 4"],
+    rises: Float[np.ndarray, " rows"],
+    owners: np.ndarray,
+    draws: int,
+    seed: int,
+) -> list[Float[np.ndarray, " 4"]]:
+    """Coefficients of draws of runs; those that do not determine them are left out."""
+    rng = np.random.default_rng(seed)
+    runs = int(owners.max()) + 1
+    members = [np.flatnonzero(owners == run) for run in range(runs)]
+    samples = []
+    for _ in range(draws):
+        chosen = rng.integers(0, runs, runs)
+        index = np.concatenate([members[run] for run in chosen])
+        if np.linalg.matrix_rank(design[index]) == design.shape[1]:
+            samples.append(_solve(design[index], rises[index]))
+    return samples
+
+
+def split_by_method(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each method of rounding, with its name in words."""
+    rounded = table.loc[table["bits"].notna()]
+    for keys, rows in rounded.groupby(["method", "group_size"], dropna=False):
+        yield name_method(*keys), rows
+
+
+def name_method(method: Hashable, group_size: Hashable) -> str:
+    """A method of rounding in words."""
+    if pd.isna(group_size):  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+        return f"{method}, per output"
+    return f"{method}, groups of {group_size:g}"
+
+
+# --- what is shown --------------------------------------------------------------------
+
+
+def format_fit(method: str, fit: PrecisionFit) -> str:
+    """A fit in a few lines."""
+    lines = [f"{method}: {fit.law}, {fit.rows} rows of {fit.runs} runs"]
+    for name, value in fit.params.items():
+        low, high = fit.intervals[name]
+        lines.append(f"  {name:<10} {value:9.3g}  90 % [{low:.3g}, {high:.3g}]")
+    lines.append(f"  residual   {fit.residual:9.3g}  of the log rise")
+    lines.append(f"  {fit.answer()}")
+    return "\n".join(lines)
+
+
+def summarize_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The median rise of the loss and of the bytes, by compression."""
+    keys = ["method", "bits", "group_size", "sparsity"]
+    rounded = table.assign(sparsity=table["sparsity"].round(2))
+    values = rounded.groupby(keys, dropna=False)[["loss_increase", "bytes"]]
+    return values.median().reset_index()
+
+
+@use_style
+def plot_rises(table: pd.DataFrame) -> Figure:
+    """The visible rise of the loss against tokens per weight, a panel for each method
+    of rounding and a color for each number of bits.
+    """
+    methods = list(split_by_method(table))
+    figure = make_figure(2.9)
+    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    bits = sorted(table["bits"].dropna().unique())
+    for ax, (method, rows) in zip(axes, methods, strict=True):
+        for count, color in zip(bits, sample_colors(len(bits)), strict=True):
+            shown = select_visible(rows.loc[rows["bits"] == count])
+            titles = []
+            for row in shown.to_dict("records"):
+                titles.append(f"run {row['run_id']}\nN {format_count(row['n_matmul'])}")
+            ratio = shown["tokens"] / shown["n_matmul"]
+            rises = shown["loss_increase"]
+            label = f"{count:g} bits"
+            draw_points(ax, ratio, rises, titles, marker="o", color=color, label=label)
+        ax.set_title(method)
+        set_log_axis(ax, "x", "count")
+        ax.set_yscale("log")
+        ax.set_xlabel("Tokens per weight D/N")
+    axes[0].set_ylabel("Rise of the loss (nats per token)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure
+
+
+def main() -> None:
+    """Compress, fit, draw."""
+    args = tyro.cli(CompressionSweep, description=__doc__)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "compression.csv"
+    table = pd.read_csv(path) if path.is_file() else measure_sweep(args)
+    table.to_csv(path, index=False)
+    print(summarize_table(table).to_string(index=False))
+    fits = []
+    for method, rows in split_by_method(table):
+        for law in LAWS:
+            fit = fit_law(rows, law, args.draws, args.seed)
+            print(format_fit(method, fit))
+            fits.append({"method": method, **dataclasses.asdict(fit)})
+    (args.out / "fits.json").write_text(json.dumps(fits, indent=1))
+    print(save_figure(plot_rises(table), args.out / "compression.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Attention heads: which matter least, and the model without them.
+
+Axes: D width, K head dimension, H heads, L layers, O outputs, M windows of T1 tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from scaling.compression.calibration import draw_calibration_windows
+from scaling.config import ConfigError, ModelConfig
+from scaling.inference.model import TrainedModel
+from scaling.inference.scoring import Row, sum_losses
+from scaling.model.family import build_family
+from scaling.model.matrices import read_matrices, replace_matrices
+from scaling.model.parametrization import bind_parametrization
+from scaling.model.transformer import Params
+
+Heads = tuple[tuple[int, ...], ...]
+"""The heads that stay, by layer."""
+
+
+def name_output_matrix(layer: int) -> str:
+    """The name of the matrix that writes the outputs of a layer's heads."""
+    return f"blocks.{layer}.branches.0.out.weights.0"
+
+
+def choose_heads(
+    model: TrainedModel,
+    removed: int,
+    importance: Literal["norm", "loss"],
+    calibration: Int[np.ndarray, "M T1"] | None,
+    calibration_tokens: int,
+) -> Heads:
+    """The heads that stay when each layer loses the least important ones.
+
+    Raises:
+        ConfigError: no head would stay.
+    """
+    heads = model.config.heads
+    if not 0 < removed < heads:
+        raise ConfigError(
+            f"pruning.heads = {removed}: must lie in 1 to {heads - 1}; the model has "
+            f"{heads} heads"
+        )
+    if importance == "norm":
+        scores = measure_output_norms(model)
+    else:
+        if calibration is None:
+            calibration = draw_calibration_windows(model, calibration_tokens)
+        scores = measure_loss_without(model, calibration)
+    chosen = []
+    for layer in scores:
+        order = np.argsort(layer, kind="stable")
+        chosen.append(tuple(sorted(int(head) for head in order[removed:])))
+    return tuple(chosen)
+
+
+def measure_output_norms(model: TrainedModel) -> Float[np.ndarray, "L H"]:
+    """The norm of the weights that write each head's output."""
+    config = model.config
+    names = [name_output_matrix(layer) for layer in range(config.depth)]
+    norms = []
+    for matrix in read_matrices(model.params, names).values():
+        heads = np.asarray(matrix).reshape(config.heads, -1)
+        norms.append(np.linalg.norm(heads, axis=1))
+    return np.stack(norms)
+
+
+def measure_loss_without(
+    model: TrainedModel, windows: Int[np.ndarray, "M T1"]
+) -> Float[np.ndarray, "L H"]:
+    """The mean loss on some windows without each head alone, in nats per token."""
+    config = model.config
+    rows = [Row(0, window.astype(np.int32)) for window in windows]
+    tokens = len(windows) * (windows.shape[1] - 1)
+    losses = np.zeros((config.depth, config.heads))
+    everything = tuple(range(config.heads))
+    for layer in range(config.depth):
+        for head in range(config.heads):
+            stay = [everything] * config.depth
+            stay[layer] = tuple(other for other in everything if other != head)
+            params = _silence_heads(config, model.params, tuple(stay))
+            losses[layer, head] = sum_losses(config, params, rows, 1)[0] / tokens
+    return losses
+
+
+def list_masked_rows(
+    config: ModelConfig, heads: Heads
+) -> dict[str, Int[np.ndarray, " rows"]]:
+    """The rows of each output matrix that read a head which does not stay."""
+    rows = {}
+    for layer, stay in enumerate(heads):
+        gone = [head for head in range(config.heads) if head not in stay]
+        rows[name_output_matrix(layer)] = _list_units(config, gone)
+    return rows
+
+
+def _list_units(
+    config: ModelConfig, heads: list[int] | tuple[int, ...]
+) -> Int[np.ndarray, " units"]:
+    """The places of some heads on the axis of all heads' outputs."""
+    units = np.arange(config.heads * config.key_dim).reshape(config.heads, -1)
+    return units[list(heads)].ravel()
+
+
+def _silence_heads(config: ModelConfig, params: Params, heads: Heads) -> Params:
+    masked = list_masked_rows(config, heads)
+    silenced = {}
+    for name, matrix in read_matrices(params, list(masked)).items():
+        silenced[name] = jnp.asarray(matrix).at[masked[name]].set(0.0)
+    return replace_matrices(params, silenced)
+
+
+def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
+    """The model with the given heads alone, as smaller matrices.
+
+    The number of heads enters some forward multipliers and attention scales. The output
+    weights and the gains of the queries make up for what they change by, so the
+    function is that of the model whose other heads write nothing.
+
+    Args:
+        model: A trained model without `model.weight_bits`.
+        heads: The heads that stay, as many in every layer.
+
+    Raises:
+        ConfigError: the layers do not keep equally many heads, or the attention scale
+            changes and queries have a norm without gains.
+    """
+    config = model.config
+    counts = {len(stay) for stay in heads}
+    if len(counts) != 1:
+        raise ConfigError(
+            f"heads = {heads}: every layer must keep equally many; mask them instead"
+        )
+    smaller = dataclasses.replace(config, n_heads=counts.pop(), head_dim=config.key_dim)
+    old = bind_parametrization(config)
+    new = bind_parametrization(smaller)
+    query_factor = old.attention_scale / new.attention_scale
+    output_factor = _read_output_multiplier(config) / _read_output_multiplier(smaller)
+    blocks = {}
+    for layer, stay in enumerate(heads):
+        units = _list_units(config, stay)
+        block = model.params["blocks"][layer]
+        attention = _shrink_attention(block["branches"][0], units, output_factor)
+        if query_factor != 1.0:
+            _scale_queries(config, attention, query_factor)
+        branches = {**block["branches"], 0: attention}
+        blocks[layer] = {**block, "branches": branches}
+    params = {**model.params, "blocks": blocks}
+    return dataclasses.replace(model, config=smaller, params=params)
+
+
+def _read_output_multiplier(config: ModelConfig) -> float:
+    """The forward multiplier of the matrices that write the outputs of heads."""
+    rules = build_family(dataclasses.replace(config, scan_layers="never")).rules
+    rule = rules["blocks"][0]["branches"][0]["out"]["weights"][0]
+    return rule.multiplier
+
+
+def _shrink_attention(
+    attention: Params, units: Int[np.ndarray, " units"], output_factor: float
+) -> dict[str, Params]:
+    """The parameters of an attention branch for some of its units."""
+    qkv = dict(attention["qkv"])
+    matrices = attention["qkv"]["weights"]
+    qkv["weights"] = {place: matrix[:, units] for place, matrix in matrices.items()}
+    if "scale" in qkv:
+        qkv["scale"] = qkv["scale"].reshape(3, -1)[:, units].ravel()
+    rows = output_factor * attention["out"]["weights"][0][units]
+    out = {**attention["out"], "weights": {0: rows}}
+    return {**attention, "qkv": qkv, "out": out}
+
+
+def _scale_queries(config: ModelConfig, attention: Params, factor: float) -> None:
+    """Multiply the queries of an attention branch in place of its scores."""
+    if "gain" in attention.get("q_norm", {}):
+        gain = factor * attention["q_norm"]["gain"]
+        attention["q_norm"] = {**attention["q_norm"], "gain": gain}
+        return
+    if config.qk_norm_kind != "none":
+        raise ConfigError(
+            f"model.norm = {config.norm!r}: the attention scale depends on the number "
+            "of heads, and queries have no gains to make up for it; mask the heads "
+            "instead"
+        )
+    weights = attention["qkv"]["weights"]
+    attention["qkv"]["weights"] = {**weights, 0: factor * weights[0]}

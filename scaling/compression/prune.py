@@ -1,0 +1,303 @@
+"""A trained model with weights set to zero.
+
+A mask is a tree like the parameters, true where a weight stays. `apply_masks` may be
+called after each step of a fine-tuning, which then leaves the removed weights at zero.
+
+Axes: I inputs and O outputs of a matrix, D width, K head dimension, H heads, L layers,
+M windows of T1 tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scaling.compression.files import (
+    describe_origin,
+    read_folder,
+    store_as_multiplied,
+    write_folder,
+)
+from scaling.compression.heads import (
+    Heads,
+    choose_heads,
+    list_masked_rows,
+    remove_heads,
+)
+from scaling.config import ConfigError, ModelConfig
+from scaling.config.conversion import convert_fields, require, require_positive
+from scaling.inference.model import TrainedModel
+from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
+from scaling.model.transformer import Params
+from scaling.store.files import StoreError
+from scaling.store.parameters import flatten_parameters, unflatten_parameters
+
+_KIND = "pruned"
+
+Masks = dict[str, Bool[np.ndarray, "I O"]]
+"""By the name of a matrix, inputs first: true where a weight stays."""
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """Which weights are removed.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    pattern: Literal["magnitude", "2:4", "heads"] = "magnitude"
+    """magnitude: the smallest ones. 2:4: the two smallest of each four consecutive
+    inputs of an output (Mishra et al. 2021, arXiv:2104.08378). heads: whole attention
+    heads."""
+    sparsity: float = 0.5
+    """Of magnitude: the share of the weights that is removed."""
+    scope: Literal["matrix", "global"] = "matrix"
+    """Of magnitude: weights are compared within a matrix, or over all matrices."""
+    heads: int = 1
+    """Of heads: how many each layer loses."""
+    importance: Literal["norm", "loss"] = "norm"
+    """Of heads. norm: of the weights that write a head's output. loss: what the loss on
+    calibration text rises by without the head."""
+    calibration_tokens: int = 16_384
+    """Of the training text, for the importance by loss."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "pruning")
+        in_range = 0 <= self.sparsity < 1
+        require(in_range, "pruning.sparsity", self.sparsity, "must lie in [0, 1)")
+        require_positive(self, "pruning", "heads", "calibration_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """A model with weights set to zero.
+
+    Attributes:
+        model: The model; its shapes are those of before.
+        masks: A tree like its parameters, true where a weight stays.
+        heads: The heads that stay in each layer; None if the pattern is not heads.
+    """
+
+    model: TrainedModel
+    masks: Params
+    heads: Heads | None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros among the weights that multiply activations."""
+        return measure_sparsity(self.model)
+
+    def shrink(self) -> TrainedModel:
+        """The same function with smaller matrices, without the heads that are masked.
+
+        Raises:
+            ConfigError: the pattern is not heads, or the model's parametrization cannot
+                express the smaller model.
+        """
+        if self.heads is None:
+            raise ConfigError(
+                "pruning.pattern: only 'heads' leaves smaller matrices; write the zeros "
+                "by write_pruned"
+            )
+        return remove_heads(self.model, self.heads)
+
+
+def prune_model(
+    model: TrainedModel,
+    config: PruningConfig | None = None,
+    calibration: Int[np.ndarray, "M T1"] | None = None,
+) -> PrunedModel:
+    """Set weights of a trained model to zero.
+
+    Args:
+        model: One from `scaling.load`. If it was trained with `model.weight_bits`, its
+            matrices are rounded first.
+        config: Which weights. Default: `PruningConfig()`.
+        calibration: Windows of tokens for the importance by loss. Default:
+            `calibration_tokens` of the text that the run was trained on.
+
+    Raises:
+        ConfigError: a matrix does not allow the pattern.
+        DataError: the calibration text has changed or is gone.
+    """
+    config = PruningConfig() if config is None else config
+    model = store_as_multiplied(model)
+    matrices = {}
+    names = list_matrices(model.config)
+    for name, matrix in read_matrices(model.params, names).items():
+        matrices[name] = np.asarray(matrix)
+    heads = None
+    if config.pattern == "magnitude":
+        kept = _mask_smallest(matrices, config.sparsity, config.scope)
+    elif config.pattern == "2:4":
+        kept = {name: mask_two_of_four(name, x) for name, x in matrices.items()}
+    else:
+        heads = choose_heads(
+            model,
+            config.heads,
+            config.importance,
+            calibration,
+            config.calibration_tokens,
+        )
+        kept = _mask_heads(model.config, matrices, heads)
+    masks = _spread_masks(model.params, kept)
+    params = apply_masks(model.params, masks)
+    return PrunedModel(model.replace_params(params), masks, heads)
+
+
+def apply_masks(params: Params, masks: Params) -> Params:
+    """The parameters with zeros where the masks are false.
+
+    Args:
+        params: A tree of arrays.
+        masks: A tree of the same structure and shapes, of booleans.
+    """
+    return jax.tree.map(lambda x, mask: jnp.where(mask, x, 0), params, masks)
+
+
+def measure_sparsity(model: TrainedModel) -> float:
+    """The share of zeros among the weights that multiply activations."""
+    names = list_matrices(model.config)
+    matrices = read_matrices(model.params, names).values()
+    zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
+    return zeros / sum(matrix.size for matrix in matrices)
+
+
+def _mask_smallest(
+    matrices: Mapping[str, Float[np.ndarray, "I O"]],
+    sparsity: float,
+    scope: Literal["matrix", "global"],
+) -> Masks:
+    """Masks that remove the share of the smallest weights, rounded down."""
+    if scope == "matrix":
+        return {name: _keep_largest(x, sparsity) for name, x in matrices.items()}
+    flat = np.concatenate([x.ravel() for x in matrices.values()])
+    kept = _keep_largest(flat, sparsity)
+    masks = {}
+    start = 0
+    for name, matrix in matrices.items():
+        part = kept[start : start + matrix.size]
+        masks[name] = part.reshape(matrix.shape)
+        start += matrix.size
+    return masks
+
+
+def _keep_largest(
+    weights: Float[np.ndarray, "*shape"], sparsity: float
+) -> Bool[np.ndarray, "*shape"]:
+    kept = np.ones(weights.size, bool)
+    order = np.argsort(np.abs(weights).ravel(), kind="stable")
+    kept[order[: int(sparsity * weights.size)]] = False
+    return kept.reshape(weights.shape)
+
+
+def mask_two_of_four(
+    name: str, matrix: Float[np.ndarray, "I O"]
+) -> Bool[np.ndarray, "I O"]:
+    """Keep the two largest of each four consecutive inputs of every output.
+
+    Raises:
+        ConfigError: the number of inputs is no multiple of four.
+    """
+    inputs, outputs = matrix.shape
+    if inputs % 4:
+        raise ConfigError(
+            f"pruning.pattern = '2:4': {name} has {inputs} inputs, which is no multiple "
+            "of 4; use 'magnitude'"
+        )
+    sizes = np.abs(matrix).reshape(inputs // 4, 4, outputs)
+    order = np.argsort(-sizes, axis=1, kind="stable")
+    kept = np.zeros(sizes.shape, bool)
+    np.put_along_axis(kept, order[:, :2], True, axis=1)
+    return kept.reshape(inputs, outputs)
+
+
+def _mask_heads(
+    config: ModelConfig, matrices: Mapping[str, Float[np.ndarray, "I O"]], heads: Heads
+) -> Masks:
+    """Masks over the weights that write the outputs of the heads."""
+    masks: Masks = {}
+    for name, rows in list_masked_rows(config, heads).items():
+        kept = np.ones(matrices[name].shape, bool)
+        kept[rows] = False
+        masks[name] = kept
+    return masks
+
+
+def _spread_masks(params: Params, kept: Masks) -> Params:
+    """A mask for every parameter; those of other parameters are true."""
+    full = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+    return replace_matrices(full, {name: jnp.asarray(x) for name, x in kept.items()})
+
+
+def write_pruned(model: TrainedModel, folder: str | Path) -> int:
+    """Write a model, each array in the smaller of two forms.
+
+    They are float32 values, and a bit for each value with those values that are not
+    zero.
+
+    Args:
+        model: `PrunedModel.model`, or what `shrink` gives.
+        folder: It is created. It must be empty. `read_pruned` opens it.
+
+    Returns:
+        The size of the file of the parameters, in bytes.
+
+    Raises:
+        ConfigError: the folder holds something.
+    """
+    arrays = {}
+    shapes = {}
+    for name, array in flatten_parameters(model.params).items():
+        encoded = encode_zeros(array)
+        if sum(part.nbytes for part in encoded.values()) >= array.nbytes:
+            arrays[name] = array
+            continue
+        for part, values in encoded.items():
+            arrays[f"{name}.{part}"] = values
+        shapes[name] = list(array.shape)
+    encoding = {"kind": _KIND, "shapes": shapes}
+    return write_folder(folder, describe_origin(model), arrays, encoding)
+
+
+def encode_zeros(array: Float[np.ndarray, "*shape"]) -> dict[str, np.ndarray]:
+    """An array as its values that are not zero, and a bit for each value."""
+    is_kept = array.ravel() != 0
+    return {"values": array.ravel()[is_kept], "kept": np.packbits(is_kept)}
+
+
+def count_sparse_bytes(model: TrainedModel) -> int:
+    """Bytes of a model's arrays as `write_pruned` stores them."""
+    total = 0
+    for array in flatten_parameters(model.params).values():
+        encoded = encode_zeros(array)
+        total += min(array.nbytes, sum(part.nbytes for part in encoded.values()))
+    return total
+
+
+def read_pruned(folder: str | Path) -> TrainedModel:
+    """Open what `write_pruned` has written, equal to the bit.
+
+    Raises:
+        StoreError: a file is missing or damaged.
+    """
+    origin, arrays, encoding = read_folder(folder, _KIND)
+    try:
+        for name, shape in encoding["shapes"].items():
+            size = int(np.prod(shape))
+            values = arrays.pop(f"{name}.values")
+            kept = np.unpackbits(arrays.pop(f"{name}.kept"), count=size).astype(bool)
+            flat = np.zeros(size, np.float32)
+            flat[kept] = values
+            arrays[name] = flat.reshape(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{folder}: is no pruned model ({error})") from None
+    return origin.make_model(unflatten_parameters(arrays))

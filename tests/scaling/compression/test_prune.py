@@ -1,0 +1,226 @@
+"""Laws of pruning: what is removed is the smallest, stays removed, and is not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scaling.compression.files import count_bytes
+from scaling.compression.heads import measure_loss_without
+from scaling.compression.prune import (
+    PruningConfig,
+    apply_masks,
+    count_sparse_bytes,
+    mask_two_of_four,
+    prune_model,
+    read_pruned,
+    write_pruned,
+)
+from scaling.config import ConfigError
+from scaling.data.loader import heldout_windows
+from scaling.inference.model import TrainedModel
+from scaling.model.family import build_family
+from scaling.model.kernels import cross_entropy
+from scaling.model.matrices import list_matrices, read_matrices
+from scaling.store.files import StoreError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+MakeModel = Callable[..., TrainedModel]
+Compute = Callable[[TrainedModel], np.ndarray]
+
+
+def read_all(model: TrainedModel) -> dict[str, np.ndarray]:
+    names = list_matrices(model.config)
+    matrices = read_matrices(model.params, names)
+    return {name: np.asarray(matrix) for name, matrix in matrices.items()}
+
+
+@pytest.mark.parametrize("scope", ["matrix", "global"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_smallest_weights_go(
+    make_random: MakeModel, scope: str, sparsity: float, tied: bool
+) -> None:
+    model = make_random(tied=tied)
+    settings = PruningConfig("magnitude", sparsity=sparsity, scope=scope)
+    pruned = prune_model(model, settings)
+    assert pruned.sparsity == pytest.approx(sparsity, abs=0.01)
+    removed = []
+    kept = []
+    for name, matrix in read_all(pruned.model).items():
+        before = read_all(model)[name]
+        is_kept = matrix != 0
+        assert np.array_equal(matrix[is_kept], before[is_kept])
+        removed.append(np.abs(before[~is_kept]))
+        kept.append(np.abs(before[is_kept]))
+        if scope == "matrix" and sparsity > 0:
+            assert removed[-1].max() <= kept[-1].min()
+    if scope == "global" and sparsity > 0:
+        assert np.concatenate(removed).max() <= np.concatenate(kept).min()
+
+
+def test_two_of_each_four_inputs_stay(make_random: MakeModel) -> None:
+    model = make_random()
+    pruned = prune_model(model, PruningConfig("2:4"))
+    assert pruned.sparsity == 0.5
+    for name, matrix in read_all(pruned.model).items():
+        fours = matrix.reshape(-1, 4, matrix.shape[1])
+        assert np.all((fours != 0).sum(axis=1) == 2)
+        before = np.abs(read_all(model)[name]).reshape(fours.shape)
+        gone = np.where(fours == 0, before, 0.0).max(axis=1)
+        stay = np.where(fours == 0, np.inf, before).min(axis=1)
+        assert np.all(gone <= stay)
+
+
+def test_inputs_that_are_no_multiple_of_four_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"head has 6 inputs, .* use 'magnitude'"):
+        mask_two_of_four("head", np.ones((6, 2), np.float32))
+
+
+def test_fine_tuning_under_the_masks_keeps_the_zeros(trained: TrainedModel) -> None:
+    """And repairs a part of the loss."""
+    pruned = prune_model(trained, PruningConfig("magnitude", sparsity=0.6))
+    family = build_family(trained.config)
+    rng = np.random.default_rng(0)
+    text = np.frombuffer(b"red green blue one two three " * 100, np.uint8)
+    windows = heldout_windows(text.astype(np.int32), trained.context, 2048)
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state, batch):
+        def loss(params):
+            logits = family.apply(params, batch[:, :-1])
+            return cross_entropy(logits, batch[:, 1:]).mean()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        return apply_masks(params, pruned.masks), state, value
+
+    params = pruned.model.params
+    state = optimizer.init(params)
+    losses = []
+    for _ in range(20):
+        batch = jnp.asarray(windows[rng.integers(0, len(windows), 4)])
+        params, state, value = step(params, state, batch)
+        losses.append(float(value))
+    tuned = trained.replace_params(params)
+    for name, matrix in read_all(tuned).items():
+        assert np.array_equal(matrix == 0, read_all(pruned.model)[name] == 0)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+HEADS = {
+    "default": {},
+    "heads of their own size": {"head_dim": 8},
+    "muP": {"parametrization": "mup", "base_width": 8},
+    "no norm of queries": {"parametrization": "mup", "qk_norm": False},
+    "multipliers of the fan-in": {"parametrization": "mean_field_full"},
+    "learned scales": {"parametrization": "normalized", "base_width": 8},
+    "unit-scaled": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
+    "tied": {"tied": True, "activation": "swiglu"},
+}
+
+
+@pytest.mark.parametrize("changes", HEADS.values(), ids=HEADS)
+def test_removing_heads_is_masking_them(
+    make_random: MakeModel, compute_logits: Compute, changes: dict[str, object]
+) -> None:
+    model = make_random(**changes)
+    pruned = prune_model(model, PruningConfig("heads", heads=2))
+    assert pruned.heads is not None
+    assert [len(stay) for stay in pruned.heads] == [2, 2]
+    smaller = pruned.shrink()
+    assert smaller.config.heads == 2
+    assert count_bytes(smaller.params) < count_bytes(model.params)
+    expected = compute_logits(pruned.model)
+    assert not np.allclose(expected, compute_logits(model), atol=1e-2)
+    assert np.allclose(compute_logits(smaller), expected, atol=1e-4)
+    shapes = jax.eval_shape(lambda: build_family(smaller.config).init(0))
+    assert jax.tree.map(jnp.shape, smaller.params) == jax.tree.map(jnp.shape, shapes)
+
+
+def test_heads_whose_scale_cannot_be_kept_are_named(make_random: MakeModel) -> None:
+    model = make_random(parametrization="mup", norm="nonparametric_rmsnorm")
+    pruned = prune_model(model, PruningConfig("heads", heads=2))
+    with pytest.raises(ConfigError, match="queries have no gains"):
+        pruned.shrink()
+
+
+def test_the_head_that_does_nothing_goes_first(make_random: MakeModel) -> None:
+    model = make_random()
+    for layer, idle in enumerate((2, 1)):
+        out = model.params["blocks"][layer]["branches"][0]["out"]["weights"]
+        rows = slice(4 * idle, 4 * idle + 4)
+        out[0] = out[0].at[rows].set(1e-4 * out[0][rows])
+    windows = np.random.default_rng(0).integers(0, 64, (8, 17)).astype(np.int32)
+    for importance in ("norm", "loss"):
+        settings = PruningConfig("heads", heads=1, importance=importance)
+        pruned = prune_model(model, settings, windows)
+        if importance == "norm":
+            assert pruned.heads == ((0, 1, 3), (0, 2, 3))
+    losses = measure_loss_without(model, windows)
+    full = prune_model(model, PruningConfig(sparsity=0.0)).model
+    idle = measure_loss_without(full, windows)[0, 2]
+    assert losses[0, 2] == pytest.approx(idle)
+    assert np.abs(losses - idle).max() > 1e-3
+
+
+def test_at_least_one_head_stays(make_random: MakeModel) -> None:
+    with pytest.raises(ConfigError, match=r"pruning.heads = 4: must lie in 1 to 3"):
+        prune_model(make_random(), PruningConfig("heads", heads=4))
+    with pytest.raises(ConfigError, match=r"pruning.sparsity = 1.0"):
+        PruningConfig(sparsity=1.0)
+    with pytest.raises(ConfigError, match="only 'heads' leaves smaller matrices"):
+        prune_model(make_random()).shrink()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PruningConfig("magnitude", sparsity=0.75),
+        PruningConfig("2:4"),
+        PruningConfig("heads", heads=2),
+    ],
+)
+def test_zeros_are_not_stored(
+    make_random: MakeModel,
+    compute_logits: Compute,
+    tmp_path: Path,
+    settings: PruningConfig,
+) -> None:
+    pruned = prune_model(make_random(), settings)
+    model = pruned.model if pruned.heads is None else pruned.shrink()
+    size = write_pruned(model, tmp_path / "model")
+    expected = count_sparse_bytes(model)
+    assert expected < count_bytes(pruned.model.params)
+    assert expected < size < expected + 12_000
+    found = read_pruned(tmp_path / "model")
+    assert found.config == model.config
+    assert np.array_equal(compute_logits(found), compute_logits(model))
+
+
+def test_a_folder_of_another_kind_names_its_reader(
+    make_random: MakeModel, tmp_path: Path
+) -> None:
+    from scaling.compression.quantize import read_quantized
+
+    write_pruned(make_random(), tmp_path / "model")
+    with pytest.raises(StoreError, match=r"open it with scaling.read_pruned"):
+        read_quantized(tmp_path / "model")
+
+
+def test_a_model_of_four_bits_is_rounded_before_it_is_pruned(
+    trained_at_four_bits: TrainedModel,
+) -> None:
+    same = prune_model(trained_at_four_bits, PruningConfig(sparsity=0.0)).model
+    assert same.config.weight_bits is None
+    assert np.allclose(
+        same.logits("red"), trained_at_four_bits.logits("red"), atol=1e-4
+    )
