@@ -39,7 +39,7 @@ from experiments.documents.claims import (
 )
 from experiments.documents.evidence import Evidence
 from experiments.documents.grids import FULL, QUICK
-from experiments.documents.statement import PENDING, Claim, Estimate, Result
+from experiments.documents.statement import Claim, Estimate, Result
 from scaling.cli.output import print_plan
 from scaling.config import ConfigError
 from scaling.execution.sweep import drop_finished
@@ -59,30 +59,7 @@ CLAIMS: dict[str, Claim] = {
         key=lambda claim: get_claim_number(claim.id),
     )
 }
-"""The claims that have an experiment, by id."""
-
-
-@dataclass(frozen=True)
-class PendingClaim:
-    """A claim without an experiment; the fields are those of `Claim`."""
-
-    id: str
-    documents: str
-    statement: str
-    verdict: str = PENDING
-
-
-WAITING = {
-    claim.id: claim
-    for claim in (
-        PendingClaim(
-            id="S17",
-            documents="A, C, D",
-            statement="compression (pruning, quantization) saves memory at little loss",
-        ),
-    )
-}
-"""The claims that wait for an experiment, by id."""
+"""All claims, by id."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +70,7 @@ class Documents:
         quick: minutes on two cores; the default.
         full: larger models, more tokens and seeds; prints its cost first.
         out: folder of the runs and the report.
-        claims: which claims to test. Default: all that have an experiment.
+        claims: which claims to test. Default: all.
         workers: processes. Default: one per core on CPU.
     """
 
@@ -108,10 +85,6 @@ class Documents:
             raise ConfigError("--quick and --full: give one of the two")
         known = ", ".join(CLAIMS)
         for name in self.claims:
-            if name in WAITING:
-                raise ConfigError(
-                    f"claim {name!r} has no experiment yet; claims with one are {known}"
-                )
             if name not in CLAIMS:
                 raise ConfigError(f"claim {name!r}: unknown; claims are {known}")
 
@@ -187,7 +160,6 @@ def write_report(results: Sequence[Result], size: str, out: Path) -> Path:
     """Write `claims.json` and the page; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     claims = [to_json_data(result) for result in results]
-    claims += [dataclasses.asdict(claim) for claim in WAITING.values()]
     content = {"size": size, "claims": claims}
     (out / "claims.json").write_text(
         json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
@@ -207,7 +179,6 @@ def write_report(results: Sequence[Result], size: str, out: Path) -> Path:
     page = environment.get_template("documents.html.j2").render(
         results=results,
         pictures=pictures,
-        pending=list(WAITING.values()),
         size=size,
         counts=collections.Counter(result.verdict for result in results),
         documents=DOCUMENTS,
@@ -229,10 +200,6 @@ def print_verdicts(results: Sequence[Result]) -> None:
             result.headline,
         )
         for result in results
-    ]
-    rows += [
-        (claim.id, claim.documents, claim.statement, claim.verdict, "")
-        for claim in WAITING.values()
     ]
     rows.sort(key=lambda row: get_claim_number(row[0]))
     titles = ("id", "document", "claim", "verdict", "number with 95 % interval")

@@ -19,7 +19,6 @@ SUPPORTED = "supported"
 REFUTED = "refuted"
 UNDECIDED = "undecided at this scale"
 NOT_TESTABLE = "not testable here"
-PENDING = "pending"
 
 
 @dataclass(frozen=True)

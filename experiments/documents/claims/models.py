@@ -1,4 +1,5 @@
-"""S11, S19: what trained models are used for: fine-tuning, and writing text.
+"""S11, S17, S19: what trained models are used for: fine-tuning, compression, and writing
+text.
 
 The models are those of the family, at its largest token budget.
 """
@@ -12,9 +13,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.plots.style import BLUE, VERMILLION, make_figure, use_style
+from analysis.plots.style import (
+    BLUE,
+    GRAY,
+    MARKERS,
+    VERMILLION,
+    make_figure,
+    sample_colors,
+    use_style,
+)
 from experiments.documents.evidence import Evidence
-from experiments.documents.figures import FREE, HEIGHT
+from experiments.documents.figures import FREE, HEIGHT, set_value_ticks
 from experiments.documents.statement import (
     Claim,
     Finding,
@@ -23,6 +32,9 @@ from experiments.documents.statement import (
     name_verdict,
 )
 from experiments.documents.stats import estimate_mean
+from experiments.groups import average_by
+from scaling.compression.prune import PruningConfig, prune_model
+from scaling.compression.quantize import QuantizationConfig, quantize_model
 from scaling.execution.finetune import FinetuneConfig, finetune, select_best
 from scaling.inference.generation import Generation
 from scaling.inference.load import load
@@ -145,6 +157,91 @@ def plot_finetuning(losses: pd.DataFrame) -> Figure:
     return fig
 
 
+# --- S17 ------------------------------------------------------------------------------
+
+LITTLE = 0.01
+"""A rise of the loss by less than this share is little."""
+
+SMALLEST_BITS = 4
+
+COMPRESSIONS: dict[str, QuantizationConfig | PruningConfig] = {
+    "8 bits": QuantizationConfig(bits=8),
+    "4 bits": QuantizationConfig(bits=SMALLEST_BITS),
+    "a quarter pruned": PruningConfig(sparsity=0.25),
+    "a half pruned": PruningConfig(sparsity=0.5),
+}
+ROUNDED = "8 bits"
+PRUNED = "a half pruned"
+"""What the rule reads: the gentler of both that hold the matrices in half their bytes."""
+
+
+def name_rise(compression: str) -> str:
+    """The name of a compression's number."""
+    return f"relative rise of the loss, {compression}"
+
+
+def _examine_s17(evidence: Evidence) -> Finding:
+    rises = pd.DataFrame(evidence.measured("compression", lambda: _compress(evidence)))
+    order = [ROUNDED, PRUNED, *(name for name in COMPRESSIONS)]
+    numbers = {}
+    for name in dict.fromkeys(order):
+        rows = rises.loc[rises["compression"] == name]
+        numbers[name_rise(name)] = estimate_mean(rows["rise"])
+    return Finding(
+        numbers=numbers,
+        remark=(
+            "The models of all widths and seeds at the largest budget. The matrices that "
+            "multiply activations are rounded to nearest with a scale for each output, "
+            "or lose their smallest weights, without training afterwards."
+        ),
+        figure=plot_compression(rises),
+        caption="Relative rise of the held-out loss of each model. The dashed line is "
+        "what counts as little.",
+    )
+
+
+def _compress(evidence: Evidence) -> dict[str, list]:
+    """The relative rise of the loss of every model and compression, as columns."""
+    table = evidence.table("family")
+    longest = table.loc[table["tokens"] == table["tokens"].max()]
+    rows = []
+    for run_id, width in zip(longest["run_id"], longest["width"], strict=True):
+        model = load(evidence.out / "runs" / run_id)
+        before = model.evaluate_heldout().loss
+        for name, settings in COMPRESSIONS.items():
+            if isinstance(settings, QuantizationConfig):
+                smaller = quantize_model(model, settings).dequantize()
+            else:
+                smaller = prune_model(model, settings).model
+            rise = smaller.evaluate_heldout().loss / before - 1
+            rows.append({"compression": name, "width": width, "rise": rise})
+    return pd.DataFrame(rows).to_dict("list")
+
+
+def _decide_s17(n: Numbers) -> str:
+    little = [n[name_rise(name)].below(LITTLE) for name in (ROUNDED, PRUNED)]
+    return name_verdict(all_hold(*little))
+
+
+@use_style
+def plot_compression(rises: pd.DataFrame) -> Figure:
+    """The rise of the loss over width, a line for each compression."""
+    fig = make_figure(HEIGHT)
+    ax = fig.add_subplot()
+    names = list(COMPRESSIONS)
+    for name, color, marker in zip(
+        names, sample_colors(len(names)), MARKERS, strict=False
+    ):
+        rows = rises.loc[rises["compression"] == name]
+        means = average_by(rows, "width", "rise")
+        ax.plot(means.index, means, color=color, marker=marker, label=name)
+    ax.axhline(LITTLE, color=GRAY, linestyle="--", zorder=1)
+    set_value_ticks(ax, rises["width"])
+    ax.set(yscale="log", xlabel="Width", ylabel="Relative rise of the loss")
+    fig.legend(loc="outside right upper")
+    return fig
+
+
 # --- S19 ------------------------------------------------------------------------------
 
 BEAMS = 4
@@ -255,6 +352,26 @@ CLAIMS = (
             "could give. A target that has nothing in common with the text."
         ),
         experiment=_examine_s11,
+        needs=("family",),
+    ),
+    Claim(
+        id="S17",
+        documents="A, C, D",
+        short="compression saves memory at little loss",
+        statement=(
+            "Compression, by pruning and by quantization, saves memory at little loss."
+        ),
+        rule=(
+            "Supported if the loss rises by less than 1 % both where the matrices are "
+            "rounded to 8 bits and where half of their weights are pruned (95 % "
+            "intervals over models); refuted if it rises by more under one of them."
+        ),
+        decide=_decide_s17,
+        change=(
+            "Training after pruning, or larger models, which have weights to spare: "
+            "half of theirs go at little loss."
+        ),
+        experiment=_examine_s17,
         needs=("family",),
     ),
     Claim(
