@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.config import ConfigError, ModelConfig, RunConfig, from_dict, to_dict
+from scaling.config import ModelConfig, RunConfig, from_dict, to_dict
 from scaling.config.conversion import JsonObject
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
@@ -26,6 +26,7 @@ from scaling.model.matrices import fix_weight_bits
 from scaling.model.transformer import Params
 from scaling.store.files import (
     StoreError,
+    open_empty_folder,
     parse_json,
     read_plain_file,
     write_atomically,
@@ -116,9 +117,7 @@ def write_folder(
     Raises:
         ConfigError: the folder holds something.
     """
-    folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"{folder}: it is not an empty folder; name a new one")
+    folder = open_empty_folder(folder)
     metadata = {"encoding": json.dumps(encoding, sort_keys=True)}
     write_parameters(folder / COMPRESSED_FILE, dict(arrays), metadata)
     if isinstance(origin.tokenizer, FileTokenizer):

@@ -91,9 +91,8 @@ def _check_foldable(
         )
     if rules.ops.reads_unit_multipliers:
         raise ConfigError(
-            f"{name}: unit scaling weights the skip connections, and scales the output "
-            "of attention by the length of the text; no weight can hold either; "
-            f"{USE_SAFETENSORS}"
+            f"{name}: unit scaling weights the skip connections, which no weight can "
+            f"hold; {USE_SAFETENSORS}"
         )
     for branch in range(2 * config.depth):
         skip = rules.residual(branch).skip

@@ -30,7 +30,7 @@ from scaling.export.architectures import (
     choose_architecture,
 )
 from scaling.export.fold import fold_multipliers
-from scaling.export.safetensors_folder import FORMAT, open_empty_folder
+from scaling.export.safetensors_folder import FORMAT
 from scaling.export.tokenizer_files import (
     TOKENIZER_FILE,
     name_tokenizer,
@@ -39,7 +39,7 @@ from scaling.export.tokenizer_files import (
 )
 from scaling.model.matrices import fix_weight_bits
 from scaling.model.transformer import Params
-from scaling.store.files import parse_json
+from scaling.store.files import open_empty_folder, parse_json
 from scaling.store.parameters import write_parameters
 
 MODEL_FILE = "model.safetensors"

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scaling.config import ConfigError
 from scaling.config.conversion import JsonObject
 from scaling.data.tokenizers import Tokenizer
 from scaling.export.tokenizer_files import write_json, write_tokenizer
 from scaling.model.transformer import Params
+from scaling.store.files import open_empty_folder
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 
 FORMAT = {"format": "pt"}
@@ -41,16 +41,3 @@ def export_safetensors(
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder, run["model"]["context"])
     write_json(folder / "config.json", run)
-
-
-def open_empty_folder(folder: str | Path) -> Path:
-    """Create a folder to export to.
-
-    Raises:
-        ConfigError: it holds something, or it is a file.
-    """
-    folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"{folder}: it is not an empty folder; name a new one")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scaling.config import ConfigError
+
 MAX_BYTES = 2**20
 """Limit for a result or a configuration, which have one or two thousand bytes."""
 
@@ -65,6 +67,19 @@ def replace_file(path: Path) -> Iterator[Path]:
             aside.unlink()
         raise
     _sync_path(path.parent, os.O_RDONLY)
+
+
+def open_empty_folder(folder: str | Path) -> Path:
+    """Create a folder to write something new into.
+
+    Raises:
+        ConfigError: it holds something, or it is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigError(f"{folder}: it is not an empty folder; name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def create_file(path: Path, text: str) -> bool:
