@@ -17,6 +17,7 @@ from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import ParentConfig as ParentConfig
 from .config import RunConfig as RunConfig
+from .config import TeacherConfig as TeacherConfig
 from .config import UnitMultipliers as UnitMultipliers
 from .data import DataError as DataError
 from .execution.config import RayConfig as RayConfig

@@ -21,6 +21,7 @@ from scaling.config.run import (
     Position,
     RunConfig,
     Schedule,
+    TeacherConfig,
     UnitMultipliers,
 )
 from scaling.config.trunk import Trunk, group_by_trunk
@@ -38,6 +39,7 @@ __all__ = [
     "Position",
     "RunConfig",
     "Schedule",
+    "TeacherConfig",
     "Trunk",
     "UnitMultipliers",
     "canonical_json",

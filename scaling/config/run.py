@@ -305,13 +305,42 @@ class ParentConfig:
     folder: str = field(default="", metadata={"label": True})
     """Where the run is: the folder of its sweep. It does not enter the run id."""
 
+    # No annotation: it is not a field.
+    field_path = "parent"
+
     def __post_init__(self) -> None:
-        convert_fields(self, "parent")
+        convert_fields(self, self.field_path)
         is_id = len(self.run) == 16 and set(self.run) <= set("0123456789abcdef")
-        require(
-            is_id, "parent.run", self.run, "must be a run's id, 16 digits of 0-9a-f"
-        )
-        require_at_least_one(self, "parent", "step")
+        fix = "must be a run's id, 16 digits of 0-9a-f"
+        require(is_id, f"{self.field_path}.run", self.run, fix)
+        require_at_least_one(self, self.field_path, "step")
+
+
+@dataclass(frozen=True)
+class TeacherConfig(ParentConfig):
+    """The trained model whose distribution a run learns from (Hinton et al. 2015,
+    arXiv:1503.02531).
+
+    The loss of a token is (1 - weight) times the cross-entropy of the text plus weight
+    times temperature^2 times that of the teacher's distribution, both distributions at
+    the temperature.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range.
+    """
+
+    weight: float = 1.0
+    """Of the teacher's distribution against the text, in (0, 1]."""
+    temperature: float = 1.0
+    """That the logits of both are divided by."""
+
+    field_path = "teacher"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range = 0 < self.weight <= 1
+        require(in_range, "teacher.weight", self.weight, "must lie in (0, 1]")
+        require_positive(self, "teacher", "temperature")
 
 
 @dataclass(frozen=True)
@@ -335,6 +364,8 @@ class RunConfig:
     """The nominal IsoFLOP budget in FLOPs, a label that does not enter the run id."""
     parent: ParentConfig | None = None
     """The model to start from; None means fresh parameters."""
+    teacher: TeacherConfig | None = None
+    """The model to learn from beside the text; None means the text alone."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "")
@@ -347,6 +378,9 @@ class RunConfig:
             "(optim.batch_size x model.context)"
         )
         require(self.tokens >= self.batch_tokens, "tokens", self.tokens, fix)
+        ok = self.teacher is None or self.optim.lora_rank is None
+        fix = "a run with a teacher trains all of its parameters; leave one of them out"
+        require(ok, "optim.lora_rank", self.optim.lora_rank, fix)
 
     @property
     def batch_tokens(self) -> int:

@@ -18,8 +18,8 @@ from scaling.store.leases import Lease, LeaseLost, Leases
 from scaling.training import compile_cache, multihost, packing
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.lowering import lower_chunk
+from scaling.training.relatives import open_executable
 from scaling.training.sharding import choose_strategy, count_local_devices
-from scaling.training.step import get_executable
 
 
 class InProcess:
@@ -137,7 +137,7 @@ def compile_ahead(run: RunConfig, loop: LoopConfig) -> None:
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
     dataset = load_dataset(run.data)
-    compiled = get_executable(run, strategy, dataset.loss_range, dataset.has_examples)
+    compiled = open_executable(run, strategy, dataset)
     lower_chunk(compiled, run, loop.chunk_steps).stages.compile()
 
 

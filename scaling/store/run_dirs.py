@@ -255,7 +255,7 @@ def describe_run(run: RunConfig) -> JsonObject:
 
 
 def describe_finetuning(run: RunConfig) -> JsonObject:
-    """The columns of a run on a task or from a parent; none for other runs."""
+    """The columns of a run on a task, from a parent or with a teacher; none for others."""
     columns: JsonObject = {}
     name, _, task = run.data.source.partition(":")
     if name == "task":
@@ -263,4 +263,6 @@ def describe_finetuning(run: RunConfig) -> JsonObject:
         columns["examples"] = run.data.examples
     if run.parent is not None:
         columns["parent"] = run.parent.run
+    if run.teacher is not None:
+        columns["teacher"] = run.teacher.run
     return columns

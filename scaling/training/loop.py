@@ -14,7 +14,6 @@ executable.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -40,11 +39,17 @@ from scaling.events import (
     Restored,
     Started,
 )
-from scaling.model.flops import flops_per_token
-from scaling.store import provenance, query, run_dirs
+from scaling.model.flops import flops_per_token, forward_flops_per_token
+from scaling.store import provenance, run_dirs
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 from scaling.training import multihost, preemption
 from scaling.training.checkpoint import Checkpoints
+from scaling.training.relatives import (
+    open_executable,
+    read_parent_params,
+    read_relative_config,
+    read_relative_params,
+)
 from scaling.training.sharding import StrategyName, choose_strategy
 from scaling.training.step import (
     Chunk,
@@ -54,9 +59,7 @@ from scaling.training.step import (
     State,
     StepRates,
     TrainState,
-    get_executable,
 )
-from scaling.training.trained_params import TrainedParams, read_trained_params
 
 log = logging.getLogger(__name__)
 
@@ -217,9 +220,7 @@ class Trainer:
         strategy = choose_strategy(
             loop.strategy, run.optim.batch_size, run.optim.accumulate
         )
-        self.executable = get_executable(
-            run, strategy, self.dataset.loss_range, self.dataset.has_examples
-        )
+        self.executable = open_executable(run, strategy, self.dataset)
         self.flops_per_step = flops_per_token(run.model) * run.batch_tokens
         self.trunk: LoopState | None = None
         self.trunk_diverged: LossNotFinite | None = None
@@ -258,6 +259,10 @@ class Trainer:
         row = self._make_row(run, evaluation, seconds)
         if run.parent is not None:
             row["pretraining_loss"] = pretraining_loss
+        if run.teacher is not None:
+            teacher = read_relative_config(run.teacher).model
+            tokens = run.steps * run.batch_tokens
+            row["teacher_flops"] = tokens * forward_flops_per_token(teacher)
         if self.dataset.train_examples is not None:
             row["examples"] = len(self.dataset.train_examples.ends)
         is_first_result = True
@@ -291,16 +296,14 @@ class Trainer:
         """
         if run.parent is None:
             return math.nan
-        parent = read_parent_config(run)
+        parent = read_relative_config(run.parent)
         try:
             dataset = data.load_dataset(parent.data)
         except data.DataError as error:
             log.warning("the text of the parent %s: %s", run.parent.run, error)
             return math.nan
         windows = dataset.make_heldout_windows(run.model.context, parent.eval_tokens)
-        executable = get_executable(
-            run, self.executable.strategy, dataset.loss_range, dataset.has_examples
-        )
+        executable = open_executable(run, self.executable.strategy, dataset)
         return executable.evaluate(materialize_state(end.state), windows).loss
 
     def _cool_down_run(self, run: RunConfig) -> ChunkGenerator[LoopState]:
@@ -368,11 +371,19 @@ class Trainer:
         return self.trunk
 
     def _make_first_state(self, run: RunConfig) -> TrainState:
-        """The state before the first step: fresh, or with the parent's parameters."""
-        if run.parent is None:
+        """The state before the first step: fresh, or with the parent's parameters, and
+        with those of the teacher.
+        """
+        if run.parent is None and run.teacher is None:
             return self.executable.init(run.seed)
-        parent = read_parent(run)
-        state = self.executable.spec.start_from(parent.params, run.seed)
+        spec = self.executable.spec
+        model = spec.family.init(run.seed)
+        if run.parent is not None:
+            model = read_parent_params(run)
+        teacher = None
+        if run.teacher is not None:
+            teacher = read_relative_params(run.teacher)
+        state = spec.start_from(model, run.seed, teacher)
         return self.executable.strategy.place(jax.device_get(state))
 
     def _advance(
@@ -510,43 +521,6 @@ class Trainer:
             "wall_seconds": seconds,
             **provenance.read_provenance(),
         }
-
-
-def read_parent_config(run: RunConfig) -> RunConfig:
-    """The configuration of a run's parent.
-
-    Raises:
-        ConfigError: it is not where the configuration says, or its model has another
-            shape.
-    """
-    parent = run.parent
-    assert parent is not None
-    try:
-        config = query.read_config(Path(parent.folder), parent.run)
-    except query.UnreadableFile as error:
-        raise ConfigError(
-            f"parent.folder = {parent.folder!r}: run {parent.run} is not there ({error});"
-            " give the folder of its sweep"
-        ) from None
-    if dataclasses.replace(config.model, dropout=run.model.dropout) != run.model:
-        raise ConfigError(
-            f"model: differs from that of parent.run = {parent.run}; a run has the model "
-            "of its parent, with any dropout"
-        )
-    return config
-
-
-def read_parent(run: RunConfig) -> TrainedParams:
-    """The model that a run starts from.
-
-    Raises:
-        ConfigError: see `read_parent_config`; or the parent has no such step.
-    """
-    read_parent_config(run)
-    assert run.parent is not None
-    return read_trained_params(
-        Path(run.parent.folder) / run.parent.run, run.parent.step
-    )
 
 
 class CheckpointTree(TypedDict):

@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from scaling.training.loop import (
     select_unfinished,
 )
 from scaling.training.preemption import Preempted
+from scaling.training.relatives import open_executable
 from scaling.training.sharding import (
     Single,
     choose_strategy,
@@ -55,7 +56,6 @@ from scaling.training.step import (
     StepRates,
     StepSpec,
     TrainState,
-    get_executable,
     train_chunk,
 )
 
@@ -71,10 +71,10 @@ def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
 
     The groups have the order of their first trunks, grouped by shape.
     """
-    groups_of_shape: dict[tuple[RunConfig, str, str], list[list[Trunk]]] = {}
+    groups_of_shape: dict[Hashable, list[list[Trunk]]] = {}
     for trunk in trunks:
         run = trunk.runs[0]
-        key = (run.shape, run.data.source, run.data.tokenizer)
+        key = (run.shape, run.data.source, run.data.tokenizer, run.teacher)
         groups = groups_of_shape.setdefault(key, [[]])
         if len(groups[-1]) == members:
             groups.append([])
@@ -336,12 +336,11 @@ def measure_modes(
     )
     rates = StepRates(np.full(S, 1e-6, np.float32), np.zeros(S, np.float32))
     dataset = load_dataset(run.data)
-    options = (dataset.loss_range, dataset.has_examples)
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    solo_executable = get_executable(run, strategy, *options)
-    packed_executable = get_executable(run, Single(), *options)
+    solo_executable = open_executable(run, strategy, dataset)
+    packed_executable = open_executable(run, Single(), dataset)
 
     def make_chunk(state: State) -> Chunk:
         return Chunk(

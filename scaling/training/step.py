@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 from numpy.typing import ArrayLike
 
-from scaling.config import RunConfig
+from scaling.config import ModelConfig, RunConfig
 from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
@@ -56,6 +56,38 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
 
 
+class TaughtParams(NamedTuple):
+    """The parameters of a model that learns from another.
+
+    Attributes:
+        student: What is trained.
+        teacher: Those of the other model, which stay.
+    """
+
+    student: Params
+    teacher: Params
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """How a model learns from another; see `scaling.config.TeacherConfig`.
+
+    Attributes:
+        config: The other model.
+        weight: Of its distribution against the text.
+        temperature: Of both distributions.
+    """
+
+    config: ModelConfig
+    weight: float
+    temperature: float
+
+    @functools.cached_property
+    def family(self) -> Family:
+        """The other model as functions of its parameters."""
+        return build_family(self.config)
+
+
 @dataclass(frozen=True)
 class StepSpec:
     """What the compiled step depends on. Rates, lengths and seeds are its inputs.
@@ -67,6 +99,7 @@ class StepSpec:
         loss_range: Which targets count.
         lora: The adapters that are trained; None if the model itself is.
         has_examples: Whether the ids of the windows carry the flags of examples.
+        teacher: The model that it learns from beside the text; None if from none.
     """
 
     family: Family
@@ -75,14 +108,26 @@ class StepSpec:
     loss_range: LossRange
     lora: Lora | None = None
     has_examples: bool = False
+    teacher: Teacher | None = None
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step, with fresh parameters."""
-        return self.start_from(self.family.init(seed), seed)
+        teacher = None if self.teacher is None else self.teacher.family.init(0)
+        return self.start_from(self.family.init(seed), seed, teacher)
 
-    def start_from(self, model: Params, seed: int | UInt[Array, ""]) -> TrainState:
-        """The state before the first step, with the parameters of a trained model."""
+    def start_from(
+        self, model: Params, seed: int | UInt[Array, ""], teacher: Params = None
+    ) -> TrainState:
+        """The state before the first step, with the parameters of a trained model.
+
+        Args:
+            model: The parameters to begin with.
+            seed: Of adapters.
+            teacher: The parameters of the teacher, if there is one.
+        """
         params = model if self.lora is None else self.lora.init(model, seed)
+        if self.teacher is not None:
+            params = TaughtParams(params, teacher)
         return TrainState(
             params=params,
             opt_state=self.optimizer.init(self.select_trained(params)),
@@ -91,14 +136,20 @@ class StepSpec:
 
     def select_trained(self, params: Params) -> Params:
         """The part of the parameters that is trained."""
+        if self.teacher is not None:
+            return params.student
         return params if self.lora is None else params.adapters
 
     def replace_trained(self, params: Params, trained: Params) -> Params:
         """The parameters with another trained part."""
+        if self.teacher is not None:
+            return params._replace(student=trained)
         return trained if self.lora is None else params._replace(adapters=trained)
 
     def make_model(self, params: Params) -> Params:
         """The parameters of the model that they make: those of `family`."""
+        if self.teacher is not None:
+            return params.student
         return params if self.lora is None else self.lora.merge(params)
 
 
@@ -144,6 +195,41 @@ class Chunk(NamedTuple):
     seed: np.uint32
 
 
+class WindowRows(NamedTuple):
+    """Windows as the model reads them.
+
+    Attributes:
+        inputs: The tokens to read.
+        targets: The tokens to predict.
+        counts: Which of them count; None if all do.
+        segments: Which example each input belongs to; None if a row is one sequence.
+    """
+
+    inputs: Int[Array, "B T"]
+    targets: Int[Array, "B T"]
+    counts: Bool[Array, "B T"] | None
+    segments: Int[Array, "B T"] | None
+
+
+def read_rows(spec: StepSpec, windows: Int[Array, "B T1"]) -> WindowRows:
+    """Inputs and targets of windows of text or of examples."""
+    if spec.has_examples:
+        windows = windows.astype(jnp.int32)
+        tokens = windows & TOKEN_MASK
+        segments = jnp.cumsum((windows & BEGINS) != 0, axis=1)
+        counts = (windows[:, 1:] & COUNTS) != 0
+        # The first token of an example is not predicted from the one before it.
+        counts &= segments[:, 1:] == segments[:, :-1]
+        return WindowRows(tokens[:, :-1], tokens[:, 1:], counts, segments[:, :-1])
+    inputs = windows[:, :-1].astype(jnp.int32)
+    targets = windows[:, 1:].astype(jnp.int32)
+    if spec.loss_range is None:
+        return WindowRows(inputs, targets, counts=None, segments=None)
+    low, high = spec.loss_range
+    counts = (targets >= low) & (targets < high)
+    return WindowRows(inputs, targets, counts, segments=None)
+
+
 def token_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -152,34 +238,45 @@ def token_losses(
     The weight is 1 where the target counts (`spec.loss_range`, or the flags of
     examples); elsewhere both are 0.
     """
-    if spec.has_examples:
-        return example_losses(spec, params, windows, key)
-    inputs = windows[:, :-1].astype(jnp.int32)
-    targets = windows[:, 1:].astype(jnp.int32)
-    logits = spec.family.apply(spec.make_model(params), inputs, key)
-    losses = cross_entropy(logits, targets)
-    if spec.loss_range is None:
+    rows = read_rows(spec, windows)
+    logits = spec.family.apply(
+        spec.make_model(params), rows.inputs, key, segments=rows.segments
+    )
+    return weigh_losses(cross_entropy(logits, rows.targets), rows)
+
+
+def weigh_losses(
+    losses: Float[Array, "B T"], rows: WindowRows
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Losses of the targets that count, 0 elsewhere, and their weights."""
+    if rows.counts is None:
         return losses, jnp.ones_like(losses)
-    low, high = spec.loss_range
-    weights = ((targets >= low) & (targets < high)).astype(losses.dtype)
+    weights = rows.counts.astype(losses.dtype)
     return losses * weights, weights
 
 
-def example_losses(
+def training_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """`token_losses` of rows of examples, each of which sees itself alone."""
-    windows = windows.astype(jnp.int32)
-    tokens = windows & TOKEN_MASK
-    segments = jnp.cumsum((windows & BEGINS) != 0, axis=1)
-    logits = spec.family.apply(
-        spec.make_model(params), tokens[:, :-1], key, segments=segments[:, :-1]
+    """What training lowers, and the weight of each target: `token_losses`, or with a
+    teacher their mixture with the cross-entropy of its distribution.
+    """
+    if spec.teacher is None:
+        return token_losses(spec, params, windows, key)
+    rows = read_rows(spec, windows)
+    student = spec.family.apply(
+        params.student, rows.inputs, key, segments=rows.segments
     )
-    losses = cross_entropy(logits, tokens[:, 1:])
-    counts = (windows[:, 1:] & COUNTS) != 0
-    is_predicted = counts & (segments[:, 1:] == segments[:, :-1])
-    weights = is_predicted.astype(losses.dtype)
-    return losses * weights, weights
+    teacher = spec.teacher.family.apply(
+        jax.lax.stop_gradient(params.teacher), rows.inputs, segments=rows.segments
+    )
+    temperature = spec.teacher.temperature
+    shares = jax.nn.softmax(teacher / temperature, axis=-1)
+    log_shares = jax.nn.log_softmax(student / temperature, axis=-1)
+    taught = -(shares * log_shares).sum(axis=-1) * temperature**2
+    weight = spec.teacher.weight
+    losses = (1 - weight) * cross_entropy(student, rows.targets) + weight * taught
+    return weigh_losses(losses, rows)
 
 
 def compute_gradient_sum(
@@ -194,7 +291,7 @@ def compute_gradient_sum(
         trained: Params, windows: Int[Array, "b T1"], key: Key
     ) -> tuple[Array, Array]:
         whole = spec.replace_trained(params, trained)
-        losses, weights = token_losses(spec, whole, windows, key)
+        losses, weights = training_losses(spec, whole, windows, key)
         return losses.sum(), weights.sum()
 
     trained = spec.select_trained(params)
@@ -245,9 +342,10 @@ def train_step(
     updates, opt_state = spec.optimizer.update(
         grads, state.opt_state, trained, rate=rate, decay=decay
     )
-    params = spec.replace_trained(state.params, optax.apply_updates(trained, updates))
+    trained = optax.apply_updates(trained, updates)
     if spec.lora is None:
-        params = apply_constraints(spec.family, params)
+        trained = apply_constraints(spec.family, trained)
+    params = spec.replace_trained(state.params, trained)
     metrics = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
     return TrainState(params, opt_state, state.step + 1), metrics
 
@@ -407,6 +505,7 @@ def get_executable(
     strategy: Strategy,
     loss_range: LossRange,
     has_examples: bool = False,
+    teacher: Teacher | None = None,
 ) -> Executable:
     """The executable of a run's shape, one per process and shape.
 
@@ -415,13 +514,18 @@ def get_executable(
         strategy: How the devices are used.
         loss_range: Which targets count.
         has_examples: Whether the windows hold examples.
+        teacher: The model that it learns from beside the text.
     """
-    return _build_executable(run.shape, strategy, loss_range, has_examples)
+    return _build_executable(run.shape, strategy, loss_range, has_examples, teacher)
 
 
 @functools.lru_cache(maxsize=32)
 def _build_executable(
-    shape: RunConfig, strategy: Strategy, loss_range: LossRange, has_examples: bool
+    shape: RunConfig,
+    strategy: Strategy,
+    loss_range: LossRange,
+    has_examples: bool,
+    teacher: Teacher | None,
 ) -> Executable:
     spec = make_step_spec(
         shape,
@@ -429,6 +533,7 @@ def _build_executable(
         accumulate=count_micro_batches(shape, strategy),
         loss_range=loss_range,
         has_examples=has_examples,
+        teacher=teacher,
     )
     tokens = CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS
     rows_per_device = max(1, tokens // shape.model.context)
@@ -452,6 +557,7 @@ def make_step_spec(
     accumulate: int = 1,
     loss_range: LossRange = None,
     has_examples: bool = False,
+    teacher: Teacher | None = None,
 ) -> StepSpec:
     """What the compiled step of a run depends on; see `StepSpec`."""
     family = build_family(run.model, unroll)
@@ -467,6 +573,7 @@ def make_step_spec(
         loss_range=loss_range,
         lora=lora,
         has_examples=has_examples,
+        teacher=teacher,
     )
 
 

@@ -17,7 +17,7 @@ from scaling.store import query, run_dirs
 from scaling.store.files import StoreError
 from scaling.store.parameters import PARAMETERS_FILE, read_parameters
 from scaling.training.checkpoint import list_checkpoints, read_checkpoint_params
-from scaling.training.step import make_step_spec
+from scaling.training.step import TaughtParams, make_step_spec
 
 
 class TrainedParams(NamedTuple):
@@ -89,6 +89,10 @@ def read_params_at(folder: Path, run: RunConfig, step: int) -> Params:
         )
     spec = make_step_spec(run)
     abstract = jax.eval_shape(lambda: spec.init(0)).params
+    if run.teacher is not None:
+        # The checkpoint holds the teacher too, which is not read.
+        taught = TaughtParams(student=abstract, teacher={})
+        return read_checkpoint_params(sources[step], step, taught).student
     return spec.make_model(read_checkpoint_params(sources[step], step, abstract))
 
 
