@@ -59,8 +59,9 @@ class FinetuneArgs:
     """Longer runs are not trained once so many in a row were no better on the held-out
     examples; 0: train all."""
     lr: float | None = None
-    """Peak learning rate. Default: three tenths of the parent's, and the parent's own
-    for adapters and from scratch."""
+    """Peak learning rate. Default: --lr-factor times the parent's."""
+    lr_factor: float | None = None
+    """Default: three tenths, and 1 for adapters and from scratch."""
     batch_size: int = 8
     """Rows of a step; a row holds as many examples as the context takes."""
     lora_rank: int | None = None

@@ -53,8 +53,9 @@ class FinetuneConfig:
         seeds: Of the order of the examples, of dropout, and of fresh parameters.
         patience: Runs in a row that may be no better than the best before them; then
             longer ones are not trained. None trains all.
-        lr: Peak learning rate. None means three tenths of the parent's, and the
-            parent's own where adapters or fresh parameters are trained.
+        lr: Peak learning rate. None means `lr_factor` times the parent's.
+        lr_factor: None means three tenths, and 1 where adapters or fresh parameters are
+            trained.
         batch_size: Rows of a step. A row holds as many examples as the context takes.
         lora_rank: Train adapters of this rank; None trains everything.
         from_scratch: Begin with fresh parameters of the parent's model: the control.
@@ -69,6 +70,7 @@ class FinetuneConfig:
     seeds: tuple[int, ...] = (0,)
     patience: int | None = 1
     lr: float | None = None
+    lr_factor: float | None = None
     batch_size: int = 8
     lora_rank: int | None = None
     from_scratch: bool = False
@@ -82,6 +84,10 @@ class FinetuneConfig:
             raise ConfigError(
                 f"patience = {self.patience}: must be at least 1, or None for no end"
             )
+        for name in ("lr", "lr_factor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} = {value}: must be positive")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size = {self.batch_size}: must be at least 1")
         if self.from_scratch and self.lora_rank is not None:
@@ -217,6 +223,8 @@ def _make_group(
 def _choose_rate(parent: RunConfig, config: FinetuneConfig) -> float:
     if config.lr is not None:
         return config.lr
+    if config.lr_factor is not None:
+        return parent.optim.lr * config.lr_factor
     trains_everything = config.lora_rank is None and not config.from_scratch
     return parent.optim.lr * (_RATE_OF_PARENT if trains_everything else 1.0)
 

@@ -6,8 +6,8 @@ The models are those of the family, at its largest token budget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,10 +35,13 @@ from experiments.documents.stats import estimate_mean
 from experiments.groups import average_by
 from scaling.compression.prune import PruningConfig, prune_model
 from scaling.compression.quantize import QuantizationConfig, quantize_model
-from scaling.execution.finetune import FinetuneConfig, finetune, select_best
+from scaling.config import RunConfig
+from scaling.execution.finetune import FinetuneConfig, plan_finetuning
+from scaling.execution.sweep import sweep
 from scaling.inference.generation import Generation
 from scaling.inference.load import load
 from scaling.inference.model import TrainedModel
+from scaling.planning.plan import Plan
 
 # --- S11 ------------------------------------------------------------------------------
 
@@ -47,7 +50,7 @@ TASKS = ("package_of_file", "addition:digits=2")
 need nothing that is not installed with the library."""
 
 EXAMPLES = 1000
-EPOCHS = (2.0, 4.0, 8.0, 16.0, 32.0)
+EPOCHS = (2.0, 8.0, 32.0)
 RATES = (0.3, 1.0)
 """Learning rates over the parent's; each side takes its best."""
 
@@ -70,7 +73,7 @@ def _examine_s11(evidence: Evidence) -> Finding:
             f"{EXAMPLES:,} examples of each task, on which models of "
             f"{losses['width'].nunique()} widths were trained from fresh parameters and "
             "from those of pre-training on source code. Each side takes the best of "
-            f"{len(RATES)} learning rates and of up to {len(EPOCHS)} numbers of epochs "
+            f"{len(RATES)} learning rates and {len(EPOCHS)} numbers of epochs "
             "on the held-out examples. The loss is that of the answers."
         ),
         figure=plot_finetuning(losses),
@@ -81,49 +84,52 @@ def _examine_s11(evidence: Evidence) -> Finding:
 
 def _tune_all(evidence: Evidence) -> dict[str, list]:
     """The best loss of every model and task, as columns."""
+    parents = select_parents(evidence)
     rows = []
-    for run in select_parents(evidence):
-        folder = evidence.out / "runs" / run["run_id"]
-        for task in TASKS:
-            tuned = _find_best_loss(evidence, folder, task, from_scratch=False)
-            alone = _find_best_loss(evidence, folder, task, from_scratch=True)
-            rows.append(
-                {"task": task, "width": run["width"], "tuned": tuned, "alone": alone}
-            )
+    for task in TASKS:
+        tuned = _find_best_losses(evidence, parents, task, from_scratch=False)
+        alone = _find_best_losses(evidence, parents, task, from_scratch=True)
+        for parent, width in zip(parents["run_id"], parents["width"], strict=True):
+            losses = {"tuned": tuned[parent], "alone": alone[parent]}
+            rows.append({"task": task, "width": width, **losses})
     return pd.DataFrame(rows).to_dict("list")
 
 
-def select_parents(evidence: Evidence) -> list[dict]:
+def select_parents(evidence: Evidence) -> pd.DataFrame:
     """The models of every second width, the widest among them, with all seeds."""
     table = evidence.table("family")
-    longest = table.loc[table["tokens"] == table["tokens"].max()]
+    longest: pd.DataFrame = table.loc[table["tokens"] == table["tokens"].max()]
     widths = sorted(longest["width"].unique())[::-2]
-    chosen = longest.loc[longest["width"].isin(widths)]
-    return chosen.to_dict("records")
+    return longest.loc[longest["width"].isin(widths)]
 
 
-def _find_best_loss(
-    evidence: Evidence, folder: Path, task: str, from_scratch: bool
-) -> float:
-    losses = []
-    parent = load(folder)
-    for factor in RATES:
-        config = FinetuneConfig(
-            task,
-            examples=(EXAMPLES,),
-            epochs=EPOCHS,
-            lr=factor * parent.run.optim.lr,
-            from_scratch=from_scratch,
-        )
-        table = finetune(
-            parent.folder,
-            config,
-            evidence.out / "finetuned",
-            workers=evidence.workers,
-            show="quiet",
-        )
-        losses.append(select_best(table)["loss"].min())
-    return float(min(losses))
+def _find_best_losses(
+    evidence: Evidence, parents: pd.DataFrame, task: str, from_scratch: bool
+) -> dict[str, float]:
+    """The lowest held-out loss of each parent, over learning rates and epochs."""
+    owners: dict[RunConfig, str] = {}
+    for row in parents.to_dict("records"):
+        parent = str(row["run_id"])
+        for factor in RATES:
+            config = FinetuneConfig(
+                task,
+                examples=(EXAMPLES,),
+                epochs=EPOCHS,
+                seeds=(int(row["seed"]),),
+                lr_factor=factor,
+                from_scratch=from_scratch,
+            )
+            (group,) = plan_finetuning(evidence.out / "runs" / parent, config)
+            for run in group:
+                owners[run] = parent
+    plan = Plan("finetuning", tuple(owners))
+    table = sweep(plan, evidence.out / "finetuned", workers=evidence.workers)
+    losses = dict(zip(table["run_id"], table["loss"], strict=True))
+    best = {parent: math.inf for parent in owners.values()}
+    for run, parent in owners.items():
+        # A run that diverged has no loss.
+        best[parent] = np.fmin(best[parent], losses[run.run_id]).item()
+    return best
 
 
 def _decide_s11(n: Numbers) -> str:

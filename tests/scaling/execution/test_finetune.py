@@ -251,6 +251,8 @@ def test_what_cannot_be_a_parent_is_named(
         ({"seeds": ()}, "seeds"),
         ({"patience": 0}, "patience = 0"),
         ({"batch_size": 0}, "batch_size = 0"),
+        ({"lr": 0.0}, "lr = 0.0"),
+        ({"lr_factor": -1.0}, "lr_factor = -1.0"),
         ({"from_scratch": True, "lora_rank": 2}, "lora_rank = 2"),
     ],
 )
