@@ -49,7 +49,7 @@ TASKS = ("package_of_file", "addition:digits=2")
 """The small target corpora: which package a piece of source comes from, and sums. They
 need nothing that is not installed with the library."""
 
-EXAMPLES = 1000
+EXAMPLES = 250
 EPOCHS = (2.0, 8.0, 32.0)
 RATES = (0.3, 1.0)
 """Learning rates over the parent's; each side takes its best."""
