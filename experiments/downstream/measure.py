@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from experiments.downstream.settings import PERPLEXITY, Settings, TaskChoice
-from experiments.downstream.training import Child, open_task_once
-from scaling import TrainedModel, load
+from experiments.downstream.training import Child
+from scaling import TrainedModel, load, open_task
 from scaling.inference.task_scorer import ModelScorer
 from scaling.store.files import write_atomically
 from scaling.tasks.evaluate import TaskResult, evaluate_task
@@ -95,7 +95,7 @@ def list_parent_measurements(
         for task in (*settings.tasks, PERPLEXITY):
             yield Measurement(folder, task, "zero-shot", 0, 0, row)
             if task is not PERPLEXITY:
-                shots = choose_shots(open_task_once(task.spec), parent["context"])
+                shots = choose_shots(open_task(task.spec), parent["context"])
                 if shots:
                     yield Measurement(folder, task, "few-shot", shots, 0, row)
 
@@ -167,7 +167,7 @@ def read_or_measure(settings: Settings, item: Measurement) -> list[dict[str, obj
     path = item.name_file(settings)
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    task = open_task_once(item.task.spec)
+    task = open_task(item.task.spec)
     model: TrainedModel = load(item.folder)
     check_pretraining(task, model.run.data)
     found = evaluate_task(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import tyro
+
 from scaling.tasks.examples import TaskData
 
 
@@ -18,7 +20,7 @@ class TaskChoice(NamedTuple):
     Attributes:
         spec: as `scaling.open_task` takes it.
         title: for tables and figures.
-        metric: the main metric, a share between 0 and 1; one minus it is the error.
+        metric: the main metric; one minus its share of the largest value is the error.
         loss: the metric that changes smoothly with the model.
         is_ladder: whether models are fine-tuned on several numbers of examples.
     """
@@ -54,8 +56,13 @@ TASKS = (
     ),
 )
 
+METRIC_SCALE = {"chrf": 100.0}
+"""The largest value of metrics that are no shares."""
+
 PERPLEXITY = TaskChoice("perplexity:source=sotu", "speeches", "", "bits_per_byte")
 """Measured on the parents alone."""
+
+QUICK_TASKS = tuple(task for task in TASKS if task.is_ladder)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Settings:
 
     Attributes:
         out: folder of everything; what is in it is not done again.
+        source: of the text that the parents are trained on.
         widths: of the models; the widest is held out from all laws.
         tokens: pre-training budgets of every width.
         task_tokens: the training examples of a task have about this many tokens, so
@@ -79,10 +87,12 @@ class Settings:
         max_tokens: of generated text.
         draws: of each step of the laws.
         workers: processes. Default: one per core on CPU.
+        tasks: to fine-tune on and to measure.
         quick: fewer sizes, shorter budgets and fewer tasks.
     """
 
     out: Path = Path("runs/downstream")
+    source: str = "code"
     widths: tuple[int, ...] = (16, 24, 40, 64, 96)
     tokens: tuple[int, ...] = (750_000, 3_000_000)
     task_tokens: int = 32_000
@@ -97,6 +107,7 @@ class Settings:
     max_tokens: int = 48
     draws: int = 1000
     workers: int | None = None
+    tasks: tyro.conf.Suppress[tuple[TaskChoice, ...]] = TASKS
     quick: bool = False
 
     @property
@@ -114,13 +125,6 @@ class Settings:
         """The folder of what was measured, one file for each measurement."""
         return self.out / "evaluations"
 
-    @property
-    def tasks(self) -> tuple[TaskChoice, ...]:
-        """The tasks to fine-tune on."""
-        if self.quick:
-            return tuple(task for task in TASKS if task.is_ladder)
-        return TASKS
-
 
 def make_quick(settings: Settings) -> Settings:
     """Settings that take about a quarter of the time; the parents are others."""
@@ -132,6 +136,7 @@ def make_quick(settings: Settings) -> Settings:
         fewer=(8,),
         limit=128,
         draws=200,
+        tasks=QUICK_TASKS,
     )
 
 

@@ -5,7 +5,6 @@ All children are trained by one sweep, so that no core waits for another.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -36,9 +35,6 @@ RATES_TASKS = ("word_sentiment", "name_translation:to=de", "addition:digits=2")
 """Where learning rates are tried."""
 LORA_TASKS = ("word_sentiment", "name_translation:to=de")
 
-open_task_once = functools.cache(open_task)
-"""A task is parsed once in a process: some take half a minute."""
-
 
 class Child(NamedTuple):
     """A model that is trained on a task.
@@ -67,7 +63,7 @@ def plan_parents(settings: Settings) -> Plan:
         min_tokens_per_parameter=2.0,
         warmup_fraction=0.05,
         model=ModelConfig(depth=2, n_heads=4, head_dim=16),
-        data=DataConfig(source="code"),
+        data=DataConfig(source=settings.source),
         optim=OptimConfig(batch_size=BATCH_SIZE, lr=0.0035),
     )
     return make_plan(config)
@@ -95,7 +91,7 @@ def list_children(settings: Settings) -> Iterator[Child]:
     parents = plan_parents(settings).runs
     most = max(settings.tokens)
     for choice in settings.tasks:
-        count = count_examples(open_task_once(choice.spec), settings.task_tokens)
+        count = count_examples(open_task(choice.spec), settings.task_tokens)
         maker = ChildMaker(settings, choice)
         for parent in parents:
             yield from maker.make(parent, "fine-tuned", count)
@@ -115,7 +111,7 @@ def _list_comparisons(
             few = count // divisor
             yield from maker.make(parent, "fine-tuned", few, settings.fewer_epochs)
             yield from maker.make(parent, "from scratch", few, settings.fewer_epochs)
-        available = len(open_task_once(choice.spec).train)
+        available = len(open_task(choice.spec).train)
         many = min(available, settings.more * count)
         yield from maker.make(parent, "from scratch", many)
     if choice.spec in LORA_TASKS:
@@ -140,7 +136,7 @@ class ChildMaker(NamedTuple):
     @property
     def task(self) -> TaskData:
         """Its examples."""
-        return open_task_once(self.choice.spec)
+        return open_task(self.choice.spec)
 
     def make(
         self,
