@@ -2,7 +2,7 @@
 
     loss_fit = fit(runs, law="chinchilla")  # the task's loss from N and D
     error_fit = fit(models, law="downstream", residual="raw")  # its error from its loss
-    print(predict_downstream(loss_fit, error_fit, N=1e9, D=2e10))
+    print(predict_downstream(loss_fit, error_fit, {"N": 1e9, "D": 2e10}))
 
 The loss of a task falls smoothly with size and data, and its error follows from its loss
 (Gadre et al. 2024, arXiv:2403.08540, from the loss on other text; Bhagia et al. 2024,
@@ -13,6 +13,7 @@ Axes: R draws.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +78,12 @@ def _format_interval(interval: tuple[float, float]) -> str:
 def predict_downstream(
     loss_fit: Fit,
     error_fit: Fit,
+    at: Mapping[str, float],
     *,
     n: int = 1000,
     seed: int = 0,
     level: float = 0.90,
     sampling_error: float = 0.0,
-    **x: float,
 ) -> DownstreamPrediction:
     """Predict the error on a task of a model that neither law was fitted to.
 
@@ -99,12 +100,12 @@ def predict_downstream(
     Args:
         loss_fit: the task's loss, of any law.
         error_fit: the error from the loss, of a law whose one variable is `loss`.
+        at: variable of the first law -> its value for the model.
         n: draws.
         seed: of the draws.
         level: of the intervals.
         sampling_error: standard error of the new measurement. Where it is below the
             scatter of the second law, the scatter counts.
-        x: the variables of the first law, as N= and D=.
 
     Raises:
         ValueError: the second law is not one of the loss, or a fit has no degree of
@@ -119,8 +120,8 @@ def predict_downstream(
     loss_bootstrap = draw_fit(loss_fit, n, seed)
     error_bootstrap = draw_fit(error_fit, n, seed + 1)
     rng = np.random.default_rng([seed, 2])
-    loss = float(loss_fit.predict(**x))
-    drawn = loss_bootstrap.predictions(**x)
+    loss = float(loss_fit.predict(**at))
+    drawn = loss_bootstrap.predictions(**at)
     loss_draws = add_noise(widen(loss_bootstrap, drawn, loss, rng), loss_bootstrap)
     # Draw r of the second law is asked at draw r of the loss.
     drawn = np.diagonal(error_bootstrap.predictions(loss=loss_draws))
@@ -135,7 +136,7 @@ def predict_downstream(
     least, most = find_central_interval(error_draws, level)
     fitted = error_fit.data["loss"]
     return DownstreamPrediction(
-        at=dict(x),
+        at=dict(at),
         loss=loss,
         error=float(error_fit.predict(loss=loss)),
         loss_interval=(float(low), float(high)),

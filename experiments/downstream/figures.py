@@ -72,11 +72,11 @@ def draw_metric(ax: Axes, table: pd.DataFrame, choice: TaskChoice) -> None:
         (table["task"] == choice.spec) & (table["metric"] == choice.metric)
     ]
     scale = METRIC_SCALE.get(choice.metric, 1.0)
-    looks = {
-        "zero-shot": {"color": VERMILLION, "marker": "s", "mfc": "white"},
-        "fine-tuned": {"color": BLUE, "marker": "o"},
-    }
-    for mode, look in looks.items():
+    looks = (
+        ("zero-shot", VERMILLION, "s", "white"),
+        ("fine-tuned", BLUE, "o", BLUE),
+    )
+    for mode, color, marker, fill in looks:
         rows = chosen.loc[chosen["mode"] == mode]
         ax.errorbar(
             rows["pretraining_loss"],
@@ -85,7 +85,9 @@ def draw_metric(ax: Axes, table: pd.DataFrame, choice: TaskChoice) -> None:
             linestyle="none",
             markersize=4,
             elinewidth=0.8,
-            **look,
+            color=color,
+            marker=marker,
+            mfc=fill,
         )
     baseline = chosen[["chance", "majority"]].max(axis=None) / scale
     ax.axhline(baseline, color=GRAY, linestyle="--", linewidth=0.9, zorder=1)

@@ -109,9 +109,9 @@ def fit_two_steps(
             found = analysis.predict_downstream(
                 loss_fit,
                 error_fit,
+                at,
                 n=settings.draws,
                 sampling_error=float(row["error_se"]),
-                **at,
             )
             predictions.append(found)
     return TwoSteps(

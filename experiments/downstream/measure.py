@@ -141,11 +141,11 @@ def list_child_measurements(
     for parent in known.values():
         if parent["tokens"] == widest_budget:
             by_width[parent["width"]] = parent
-    largest: dict[tuple[str, str], int] = {}
+    largest: dict[str, int] = {}
     for child in children:
         if child.mode == "fine-tuned":
-            key = child.task.spec
-            largest[key] = max(largest.get(key, 0), child.examples)
+            known_count = largest.get(child.task.spec, 0)
+            largest[child.task.spec] = max(known_count, child.examples)
     for child in children:
         is_measured = child.mode in TRAINED_MODES
         if not is_measured or child.examples != largest[child.task.spec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ def write_perplexity(table: pd.DataFrame, settings: Settings) -> str:
     lines = []
     for tokens, found in rows.groupby("pretraining_tokens"):
         values = found.sort_values("width")["value"]
-        name = f"{format_count(int(str(tokens)))} tokens"
+        name = f"{format_count(float(str(tokens)))} tokens"
         lines.append([name, *[f"{value:.2f}" for value in values]])
     return write_markdown(header, lines)
 
@@ -104,9 +105,9 @@ def write_transfer(laws: Sequence[TransferLaw]) -> str:
     header = ["task", "measured", "left out", "p (D_F)", "q (N)", "held out"]
     rows = []
     for law in laws:
-        outcomes = law.rows["outcome"].value_counts()
-        measured = int(outcomes.get("measured", 0))
-        left = [f"{n} {why}" for why, n in outcomes.items() if why != "measured"]
+        outcomes = Counter(law.rows["outcome"])
+        measured = outcomes.pop("measured", 0)
+        left = [f"{count} {why}" for why, count in outcomes.items()]
         exponents = [MISSING, MISSING]
         if law.fit is not None:
             errors = law.fit.standard_errors

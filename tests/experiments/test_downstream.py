@@ -59,7 +59,7 @@ def test_the_widest_models_are_predicted_and_not_fitted(first: str) -> None:
     step = fit_two_steps(table, CHOICE, "fine-tuned", first, settings)
     assert step.loss_fit is not None and len(step.loss_fit.residuals) == 8
     found = tabulate_two_steps([step])
-    assert len(found) == 2 and found["is_covered"].all()
+    assert found["is_covered"].tolist() == [True, True]
     # The measured values of the widest models do not enter what is predicted.
     is_widest = table["width"] == WIDTHS[-1]
     table.loc[is_widest, "value"] *= 2
@@ -102,7 +102,7 @@ def test_the_law_of_transfer_is_found_again() -> None:
     columns = ["mode", "width", "n_matmul", "pretraining_tokens", "examples", "loss"]
     children = pd.DataFrame(rows, columns=columns).assign(task="t")
     measured = measure_transfer(children)
-    assert (measured["outcome"] == "measured").all() and len(measured) == 15
+    assert measured["outcome"].tolist() == ["measured"] * 15
     law = next(fit_transfer(measured, draws=50))
     assert law.fit is not None
     assert law.fit.params["p_D_F"] == pytest.approx(0.4, abs=1e-3)
@@ -110,6 +110,7 @@ def test_the_law_of_transfer_is_found_again() -> None:
     assert np.allclose(law.held_out["predicted"], law.held_out["D_T"], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_a_tiny_experiment_runs_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +126,9 @@ def test_a_tiny_experiment_runs_and_resumes(
     monkeypatch.setattr(
         measure,
         "PERPLEXITY",
-        measure.PERPLEXITY._replace(spec=f"perplexity:source={texts},heldout_fraction=0.02"),
+        measure.PERPLEXITY._replace(
+            spec=f"perplexity:source={texts},heldout_fraction=0.02"
+        ),
     )
     settings = dataclasses.replace(
         make_quick(Settings()),
@@ -147,7 +150,8 @@ def test_a_tiny_experiment_runs_and_resumes(
     table = pd.read_csv(settings.out / "table.csv")
     modes = {"zero-shot", "few-shot", "fine-tuned", "from scratch"}
     assert set(table["mode"]) == modes
-    assert table["value"].notna().all() and table["run_id"].nunique() == 10
+    assert np.isfinite(table["value"].to_numpy(float)).all()
+    assert len(set(table["run_id"])) == 10
     for name in ("metrics", "two_steps", "transfer"):
         assert (settings.out / f"{name}.png").stat().st_size > 1000
 

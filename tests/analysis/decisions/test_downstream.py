@@ -61,7 +61,7 @@ def draw_world(seed: int) -> World:
 
 def predict_largest(world: World, sampling_error: float = 0.0) -> DownstreamPrediction:
     return predict_downstream(
-        world.loss_fit, world.error_fit, n=200, sampling_error=sampling_error, **LARGEST
+        world.loss_fit, world.error_fit, LARGEST, n=200, sampling_error=sampling_error
     )
 
 
@@ -100,11 +100,14 @@ def test_a_coarse_measurement_widens_the_interval_of_the_error_alone() -> None:
 def test_a_loss_below_all_fitted_ones_is_said_to_be_outside() -> None:
     found = predict_largest(draw_world(1))
     assert found.is_outside and "outside" in str(found)
-    inside = predict_downstream(*draw_world(1)[:2], n=50, N=2e5, D=2e6)
+    world = draw_world(1)
+    inside = predict_downstream(
+        world.loss_fit, world.error_fit, {"N": 2e5, "D": 2e6}, n=50
+    )
     assert not inside.is_outside and "outside" not in str(inside)
 
 
 def test_the_second_law_must_be_one_of_the_loss() -> None:
     world = draw_world(0)
     with pytest.raises(ValueError, match="one of the loss alone"):
-        predict_downstream(world.loss_fit, world.loss_fit, **LARGEST)
+        predict_downstream(world.loss_fit, world.loss_fit, LARGEST)
