@@ -87,7 +87,7 @@ def predict_downstream(
 ) -> DownstreamPrediction:
     """Predict the error on a task of a model that neither law was fitted to.
 
-    Each draw of the first law, with the scatter of one more run, is pushed through a
+    The error is a share, between 0 and 1. Each draw of the first law, with the scatter of one more run, is pushed through a
     draw of the second law. The second law's own scatter holds the sampling error of the
     fitted models' errors; if the new error is measured on fewer examples, say so by
     `sampling_error`.
@@ -131,7 +131,7 @@ def predict_downstream(
     own = measure_scatter(error_bootstrap, error_draws)
     missing = np.sqrt(np.maximum(0.0, sampling_error**2 - own**2))
     error_draws = error_draws + missing * rng.standard_normal(n)
-    error_draws = np.clip(error_draws, 0.0, None)
+    error_draws = np.clip(error_draws, 0.0, 1.0)
     low, high = find_central_interval(loss_draws, level)
     least, most = find_central_interval(error_draws, level)
     fitted = error_fit.data["loss"]

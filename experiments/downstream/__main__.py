@@ -32,6 +32,7 @@ from experiments.downstream.laws import (
     fit_transfer,
     fit_two_steps,
     measure_transfer,
+    tabulate_first_steps,
     tabulate_forgetting,
     tabulate_two_steps,
 )
@@ -40,6 +41,7 @@ from experiments.downstream.settings import Settings, make_quick
 from experiments.downstream.tables import (
     count_covered,
     list_unlearned,
+    write_first_steps,
     write_forgetting,
     write_metrics,
     write_perplexity,
@@ -68,10 +70,12 @@ def run_experiment(settings: Settings) -> Path:
     steps: list[TwoSteps] = []
     for choice in settings.tasks:
         for mode in MODES:
-            for first in FIRST_STEPS:
-                steps.append(fit_two_steps(table, choice, mode, first, settings))
+            for first_step in FIRST_STEPS:
+                steps.append(fit_two_steps(table, choice, mode, first_step, settings))
     predicted = tabulate_two_steps(steps)
     predicted.to_csv(settings.out / "two_steps.csv", index=False)
+    first = tabulate_first_steps(steps, settings.draws)
+    first.to_csv(settings.out / "first_step.csv", index=False)
     transferred = measure_transfer(children)
     transferred.to_csv(settings.out / "transfer.csv", index=False)
     transfer = list(fit_transfer(transferred, settings.draws))
@@ -79,6 +83,7 @@ def run_experiment(settings: Settings) -> Path:
     sections = {
         "Main metrics": write_metrics(table, settings),
         "Bits per byte of speeches": write_perplexity(table, settings),
+        "First step": write_first_steps(first),
         "Two steps": write_two_steps(predicted),
         "Covered": count_covered(predicted),
         "Without a prediction": list_unlearned(predicted),

@@ -188,6 +188,36 @@ def tabulate_two_steps(steps: list[TwoSteps]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def tabulate_first_steps(steps: list[TwoSteps], draws: int) -> pd.DataFrame:
+    """The loss of every task for the held-out models, with a 90 % interval, where the
+    first law was fitted; also of tasks at the baseline.
+    """
+    rows = []
+    for step in steps:
+        fit = step.loss_fit
+        if fit is None:
+            continue
+        held_out = step.rows.loc[step.rows["width"] == step.rows["width"].max()]
+        bootstrap = fit.bootstrap(draws, unit="row", method="parametric")
+        for row in held_out.to_dict("records"):
+            at = {name: float(row[name]) for name in fit.law.variables}
+            low, high = bootstrap.predict_interval(new_run=True, **at)
+            rows.append(
+                {
+                    "task": step.choice.title,
+                    "mode": step.mode,
+                    "first": step.first,
+                    "D": row["D"],
+                    "loss": row["loss"],
+                    "loss_predicted": fit.predict(**at),
+                    "loss_low": low,
+                    "loss_high": high,
+                    "is_covered": low <= row["loss"] <= high,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 # --- transfer -------------------------------------------------------------------------
 
 

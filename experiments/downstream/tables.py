@@ -84,6 +84,23 @@ def write_two_steps(found: pd.DataFrame) -> str:
     return write_markdown(header, rows)
 
 
+def write_first_steps(found: pd.DataFrame) -> str:
+    """The loss of the widest model of the largest budget, measured and predicted."""
+    header = ["task", "mode", "loss", "from N and D", "from the pre-training loss"]
+    kept = found.loc[found["D"] == found["D"].max()]
+    rows = []
+    for _, pair in kept.groupby(["task", "mode"], sort=False):
+        records = pair.to_dict("records")
+        cells = []
+        for row in records:
+            missed = "" if row["is_covered"] else ", missed"
+            error = 100 * (row["loss_predicted"] / row["loss"] - 1)
+            cells.append(f"{write_interval(row, 'loss')}, {error:+.0f} %{missed}")
+        first = records[0]
+        rows.append([first["task"], first["mode"], f"{first['loss']:.3f}", *cells])
+    return write_markdown(header, rows)
+
+
 def write_interval(row: dict[str, float], name: str) -> str:
     """A prediction with its interval."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
