@@ -87,10 +87,10 @@ def predict_downstream(
 ) -> DownstreamPrediction:
     """Predict the error on a task of a model that neither law was fitted to.
 
-    The error is a share, between 0 and 1. Each draw of the first law, with the scatter of one more run, is pushed through a
-    draw of the second law. The second law's own scatter holds the sampling error of the
-    fitted models' errors; if the new error is measured on fewer examples, say so by
-    `sampling_error`.
+    The error is a share, between 0 and 1. Each draw of the first law, with the scatter
+    of one more run, is pushed through a draw of the second law. The second law's own
+    scatter holds the sampling error of the fitted models' errors; if the new error is
+    measured on fewer examples, say so by `sampling_error`.
 
     Parameters are drawn by refitting tables with new Gaussian noise (by the delta method
     for fits with trunk effects). With few rows the noise itself is uncertain, so that

@@ -16,6 +16,7 @@ from analysis.plots.style import (
     BLUE,
     GRAY,
     MARKERS,
+    MINUS,
     VERMILLION,
     format_count,
     make_figure,
@@ -27,7 +28,9 @@ from experiments.downstream.laws import TransferLaw, TwoSteps
 from experiments.downstream.settings import METRIC_SCALE, Settings, TaskChoice
 
 COLUMNS = 3
-MOST_TASKS = 3
+BUDGET_LOOKS = (("o", ("white", "white")), ("s", (BLUE, BLACK)))
+"""Marker of a budget, and how it is filled for fitted and for held-out models."""
+MOST_TASKS = 4
 """Rows of the figure of the two steps."""
 METRIC_NAMES = {
     "accuracy": "Accuracy",
@@ -109,122 +112,145 @@ def plot_two_steps(steps: Sequence[TwoSteps]) -> Figure:
         fig = make_figure(1.0)
         fig.text(0.5, 0.5, "no task was learned: nothing to predict", ha="center")
         return fig
-    fig = make_figure(2.3 * len(shown) + 0.4)
+    fig = make_figure(2.0 * len(shown) + 0.5)
     axes = fig.subplots(len(shown), 2, squeeze=False)
     for (left, right), step in zip(axes, shown, strict=True):
         draw_first_step(left, step)
         draw_second_step(right, step)
     handles = [
-        Line2D([], [], color=BLUE, marker="o", ls="", label="fitted"),
-        Line2D([], [], color=BLACK, marker="*", ms=9, ls="", label="held out"),
         Line2D([], [], color=GRAY, label="law"),
         Line2D([], [], color=VERMILLION, lw=2, label="predicted, 90 %"),
     ]
-    fig.legend(handles=handles, loc="outside upper center", ncols=4)
+    budgets = sorted(shown[0].rows["D"].unique())
+    for budget, (marker, fill) in zip(budgets, BUDGET_LOOKS, strict=False):
+        title = f"{format_count(budget)} tokens"
+        handles.append(
+            Line2D([], [], label=title, marker=marker, ls="", mfc=fill[0], color=BLUE)
+        )
+    handles.append(
+        Line2D([], [], color=BLACK, marker="*", ms=9, ls="", label="held out")
+    )
+    fig.legend(handles=handles, loc="outside upper center", ncols=5)
     return fig
 
 
 def choose_steps(steps: Sequence[TwoSteps]) -> list[TwoSteps]:
-    """The fine-tuned tasks whose error falls most from the baseline, by N and D."""
+    """The fine-tuned tasks of which the fitted models reach the lowest errors, as a
+    share of the baseline's; by N and D.
+    """
     usable = []
     for step in steps:
         if step.mode == "fine-tuned" and step.first == "N and D" and step.predictions:
             usable.append(step)
-    usable.sort(key=lambda step: step.rows["error"].min() / step.rows["baseline"].min())
+    usable.sort(key=find_least_error)
     return usable[:MOST_TASKS]
+
+
+def find_least_error(step: TwoSteps) -> float:
+    """The lowest error of the fitted models over the baseline's."""
+    assert step.error_fit is not None
+    return float(step.error_fit.data["error"].min() / step.rows["baseline"].iloc[0])
 
 
 def draw_first_step(ax: Axes, step: TwoSteps) -> None:
     """The task's loss over size, a curve for each budget."""
     assert step.loss_fit is not None
     rows = step.rows
-    widest = rows["width"].max()
-    held_out = rows.loc[rows["width"] == widest]
     sizes = np.geomspace(rows["N"].min() * 0.9, rows["N"].max() * 1.1, 60)
-    budgets = sorted(rows["D"].unique())
-    for budget, marker in zip(budgets, MARKERS, strict=False):
+    for budget in sorted(rows["D"].unique()):
         ax.plot(sizes, step.loss_fit.predict(N=sizes, D=budget), color=GRAY, zorder=1)
-        at = rows.loc[(rows["D"] == budget) & (rows["width"] != widest)]
-        ax.errorbar(
-            at["N"],
-            at["loss"],
-            at["loss_se_of_task"],
-            color=BLUE,
-            marker=marker,
-            linestyle="none",
-            markersize=4,
-            elinewidth=0.8,
-        )
-        ax.annotate(
-            format_count(budget),
-            (sizes[0], step.loss_fit.predict(N=sizes[0], D=budget)),
-            xytext=(-2, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=7.5,
-            color=GRAY,
-        )
+    draw_models(ax, rows, "N", "loss")
+    held_out = rows.loc[rows["width"] == rows["width"].max()]
     for row, found in zip(held_out.to_dict("records"), step.predictions, strict=True):
         low, high = found.loss_interval
         ax.plot([row["N"]] * 2, [low, high], color=VERMILLION, linewidth=2, zorder=2)
-        ax.plot(row["N"], row["loss"], color=BLACK, marker="*", markersize=9)
     set_log_axis(ax, "x", "count")
-    ax.set_xlim(sizes[0] * 0.72, sizes[-1] * 1.1)
     ax.set_xlabel("Model size N (parameters)")
     ax.set_ylabel(LOSS_NAMES[step.choice.loss])
     ax.set_title(step.choice.title)
 
 
+def draw_models(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """The models of both budgets; those that are held out as stars."""
+    is_widest = rows["width"] == rows["width"].max()
+    for budget, (marker, fill) in zip(
+        sorted(rows["D"].unique()), BUDGET_LOOKS, strict=False
+    ):
+        of_budget = rows["D"] == budget
+        fitted = rows.loc[of_budget & ~is_widest]
+        ax.errorbar(
+            fitted[x],
+            fitted[y],
+            fitted[f"{y}_se"],
+            color=BLUE,
+            marker=marker,
+            mfc=fill[0],
+            linestyle="none",
+            markersize=4,
+            elinewidth=0.8,
+        )
+        held_out = rows.loc[of_budget & is_widest]
+        ax.plot(
+            held_out[x],
+            held_out[y],
+            color=BLACK,
+            marker="*",
+            mfc=fill[1],
+            linestyle="none",
+            markersize=9,
+            zorder=4,
+        )
+
+
 def draw_second_step(ax: Axes, step: TwoSteps) -> None:
-    """The error over the task's loss."""
+    """The error over the task's loss; the crosses are the predictions."""
     assert step.error_fit is not None
     rows = step.rows
-    widest = rows["width"].max()
-    fitted = rows.loc[rows["width"] != widest]
-    held_out = rows.loc[rows["width"] == widest]
     losses = [rows["loss"].min(), *[found.loss for found in step.predictions]]
-    line = np.linspace(min(losses) * 0.97, rows["loss"].max() * 1.02, 100)
-    ax.plot(line, step.error_fit.predict(loss=line), color=GRAY, zorder=1)
-    ax.errorbar(
-        fitted["loss"],
-        fitted["error"],
-        fitted["error_se"],
-        color=BLUE,
-        marker="o",
-        linestyle="none",
-        markersize=4,
-        elinewidth=0.8,
-    )
-    for row, found in zip(held_out.to_dict("records"), step.predictions, strict=True):
+    line = np.linspace(min(losses) * 0.97, rows["loss"].max() * 1.02, 200)
+    errors = np.asarray(step.error_fit.predict(loss=line))
+    # The law knows nothing of an error below 0.
+    ax.plot(line, np.where(errors >= 0, errors, np.nan), color=GRAY, zorder=1)
+    draw_models(ax, rows, "loss", "error")
+    for found in step.predictions:
         low, high = found.error_interval
         ax.plot([found.loss] * 2, [low, high], color=VERMILLION, linewidth=2, zorder=2)
         ax.plot(found.loss_interval, [found.error] * 2, color=VERMILLION, linewidth=0.8)
-        ax.plot(row["loss"], row["error"], color=BLACK, marker="*", markersize=9)
     ax.axhline(rows["baseline"].iloc[0], color=GRAY, linestyle="--", linewidth=0.9)
     ax.set_xlabel(LOSS_NAMES[step.choice.loss])
-    ax.set_ylabel(f"1 {chr(0x2212)} {METRIC_NAMES[step.choice.metric]}")
+    ax.set_ylabel(f"1 {MINUS} {METRIC_NAMES[step.choice.metric]}")
 
 
 @use_style
 def plot_transfer(laws: Sequence[TransferLaw]) -> Figure:
-    """The examples that pre-training is worth, over the examples of the task."""
-    fig = make_figure(2.9)
-    if not laws:
-        fig.text(0.5, 0.5, "no task was trained on several numbers of examples")
+    """The examples that pre-training is worth, over the examples of the task, for the
+    tasks with a law.
+    """
+    shown = [law for law in laws if law.fit is not None]
+    if not shown:
+        fig = make_figure(1.0)
+        fig.text(0.5, 0.5, "no task has a law of transfer", ha="center")
         return fig
-    axes = fig.subplots(1, len(laws), squeeze=False)[0]
-    widths = sorted({width for law in laws for width in law.rows["width"]})
+    rows = math.ceil(len(shown) / 2)
+    fig = make_figure(2.3 * rows + 0.6)
+    axes = fig.subplots(rows, 2, squeeze=False).ravel()
+    widths = sorted({width for law in shown for width in law.rows["width"]})
     colors = dict(zip(widths, sample_colors(len(widths)), strict=True))
-    for ax, law in zip(axes, laws, strict=True):
+    for ax, law in zip(axes, shown, strict=False):
         draw_transfer(ax, law, colors)
-    axes[0].set_ylabel("Effective data transferred D_T (examples)", parse_math=False)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    fig.supxlabel("Examples of the task D_F", fontsize=9, parse_math=False)
+    fig.supylabel(
+        "Effective data transferred D_T (examples)", fontsize=9, parse_math=False
+    )
     handles = []
     for width, marker in zip(widths, MARKERS, strict=False):
         label = f"width {width}" + (" (held out)" if width == widths[-1] else "")
-        look = {"color": colors[width], "marker": marker}
-        handles.append(Line2D([], [], label=label, **look))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(widths))
+        color = colors[width]
+        handles.append(Line2D([], [], label=label, color=color, marker=marker))
+    handles.append(Line2D([], [], color=VERMILLION, label="predicted, 90 %"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=3)
     return fig
 
 
@@ -247,4 +273,3 @@ def draw_transfer(
     set_log_axis(ax, "x", "count")
     set_log_axis(ax, "y", "count")
     ax.set_title(law.task)
-    ax.set_xlabel("Examples of the task D_F", parse_math=False)

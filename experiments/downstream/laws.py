@@ -17,6 +17,7 @@ from experiments.downstream.settings import (
     METRIC_SCALE,
     Settings,
     TaskChoice,
+    find_title,
 )
 
 FIRST_STEPS: dict[str, Law] = {
@@ -80,7 +81,7 @@ def select_models(table: pd.DataFrame, choice: TaskChoice, mode: str) -> pd.Data
             "D": loss["pretraining_tokens"],
             "pretraining_loss": loss["pretraining_loss"],
             "loss": loss["value"],
-            "loss_se_of_task": loss["standard_error"],
+            "loss_se": loss["standard_error"],
             "error": 1 - metric["value"] / scale,
             "error_se": metric["standard_error"] / scale,
             "baseline": 1 - best / scale,
@@ -304,7 +305,7 @@ class TransferLaw(NamedTuple):
     """The law of transfer of one task.
 
     Attributes:
-        task: its name.
+        task: its title.
         rows: what was measured of it.
         fit: to all widths but the largest; None where too little was measured.
         held_out: the widest models, with columns predicted, low and high.
@@ -328,7 +329,7 @@ def fit_transfer(measured: pd.DataFrame, draws: int) -> Iterator[TransferLaw]:
             at = {name: held_out[name].to_numpy(float) for name in ("D_F", "N")}
             low, high = bootstrap.predict_interval(new_run=True, **at)
             held_out = held_out.assign(predicted=fit.predict(**at), low=low, high=high)
-        yield TransferLaw(str(task), rows, fit, held_out)
+        yield TransferLaw(find_title(str(task)), rows, fit, held_out)
 
 
 # --- forgetting -----------------------------------------------------------------------

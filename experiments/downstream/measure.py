@@ -15,7 +15,7 @@ from experiments.downstream.training import Child
 from scaling import TrainedModel, load, open_task
 from scaling.inference.task_scorer import ModelScorer
 from scaling.store.files import write_atomically
-from scaling.tasks.evaluate import TaskResult, evaluate_task
+from scaling.tasks.evaluate import Normalize, TaskResult, evaluate_task
 from scaling.tasks.examples import TaskData
 from scaling.tasks.registry import check_pretraining
 
@@ -49,8 +49,17 @@ class Measurement(NamedTuple):
         limit = self.get_limit(settings)
         parts = [self.folder.name, self.task.spec, self.shots, limit]
         parts.append(settings.max_tokens)
+        if self.normalize != "bytes" and self.task.metric == "accuracy":
+            parts.append(self.normalize)
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return settings.evaluations / f"{digest[:16]}.json"
+
+    @property
+    def normalize(self) -> Normalize:
+        """A model that was trained on the answers knows how likely each is as a whole;
+        one that was not finds long answers unlikely.
+        """
+        return "none" if self.mode in TRAINED_MODES else "bytes"
 
     def get_limit(self, settings: Settings) -> int:
         """The number of held-out examples."""
@@ -175,6 +184,7 @@ def read_or_measure(settings: Settings, item: Measurement) -> list[dict[str, obj
         ModelScorer(model),
         shots=item.shots,
         limit=item.get_limit(settings),
+        normalize=item.normalize,
         max_tokens=settings.max_tokens,
     )
     metrics = list(list_metrics(found))

@@ -127,6 +127,12 @@ class Settings:
         return self.out / "evaluations"
 
 
+def find_title(spec: str) -> str:
+    """The title of a task, or its spec if it has none."""
+    titles = {task.spec: task.title for task in TASKS}
+    return titles.get(spec, spec)
+
+
 def make_quick(settings: Settings) -> Settings:
     """Settings that take about a quarter of the time; the parents are others."""
     return dataclasses.replace(

@@ -10,7 +10,12 @@ import pandas as pd
 
 from analysis.plots.style import format_count
 from experiments.downstream.laws import TransferLaw
-from experiments.downstream.settings import METRIC_SCALE, PERPLEXITY, Settings
+from experiments.downstream.settings import (
+    METRIC_SCALE,
+    PERPLEXITY,
+    Settings,
+    find_title,
+)
 
 MISSING = "-"
 
@@ -169,7 +174,9 @@ def write_forgetting(forgotten: pd.DataFrame, tasks: Sequence[str]) -> str:
         for width in widths:
             row = by_width.loc[width]
             cells.append(f"{row['forgotten']:.2f} ({row['loss']:.2f})")
-        rows.append([str(task), trained, f"{examples}", f"{epochs:g}", *cells])
+        rows.append(
+            [find_title(str(task)), trained, f"{examples}", f"{epochs:g}", *cells]
+        )
     return write_markdown(header, rows)
 
 
@@ -187,7 +194,7 @@ def write_rates(children: pd.DataFrame, settings: Settings) -> str:
         for row in ordered.to_dict("records"):
             risen = row["pretraining_loss"] - row["parent_loss"]
             cells.append(f"{row['loss']:.3f} ± {row['loss_se']:.3f} ({risen:.2f})")
-        rows.append([f"{task}, width {middle}", *cells])
+        rows.append([f"{find_title(str(task))}, width {middle}", *cells])
     return write_markdown(header, rows)
 
 
