@@ -92,7 +92,7 @@ def open_task(spec: str) -> TaskData:
     name, _, text = spec.partition(":")
     if name in TASKS:
         entry = TASKS[name]
-        open_entry = _open_once if entry.is_fixed else _open_registered
+        open_entry = open_registered_once if entry.is_fixed else open_registered
         return open_entry(entry, text, spec)
     path, text = _part_path(spec)
     if path.suffix in ROW_SUFFIXES or _exists(path):
@@ -104,13 +104,14 @@ def open_task(spec: str) -> TaskData:
     )
 
 
-def _open_registered(entry: RegisteredTask, text: str, spec: str) -> TaskData:
+def open_registered(entry: RegisteredTask, text: str, spec: str) -> TaskData:
+    """The task of a registered name, with the options after its colon."""
     task = entry.open_named(read_options(text, spec, entry.options))
     return dataclasses.replace(task, name=spec)
 
 
 # A sweep asks for the task of each of its runs, and some take half a minute to parse.
-_open_once = functools.lru_cache(maxsize=32)(_open_registered)
+open_registered_once = functools.lru_cache(maxsize=32)(open_registered)
 
 
 def _part_path(spec: str) -> tuple[Path, str]:
