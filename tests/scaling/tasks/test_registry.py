@@ -80,6 +80,24 @@ def test_a_file_is_a_task_with_options(tmp_path: Path) -> None:
         open_task(f"{path}:heldotu={other}")
 
 
+@pytest.mark.parametrize(("is_fixed", "times"), [(True, 1), (False, 2)])
+def test_a_fixed_task_is_opened_once(
+    monkeypatch: pytest.MonkeyPatch, is_fixed: bool, times: int
+) -> None:
+    monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
+    opened: list[str] = []
+
+    @register_task("mine", "size", is_fixed=is_fixed)
+    def open_mine(options: TaskOptions) -> TaskData:
+        opened.append(options.spec)
+        return TaskData("mine", "completion", (), (EXAMPLE,))
+
+    first, second = open_task("mine:size=1"), open_task("mine:size=1")
+    assert first.fingerprint == second.fingerprint and len(opened) == times
+    assert open_task("mine:size=2").name == "mine:size=2"
+    assert len(opened) == times + 1
+
+
 def test_a_model_trained_on_held_out_documents_is_found(tmp_path: Path) -> None:
     task = TaskData(
         "t",
