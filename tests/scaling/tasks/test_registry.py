@@ -23,6 +23,9 @@ from scaling.tasks.registry import (
 
 EXAMPLE = CompletionExample("a", "b")
 
+# The library registers its tasks once, and tests put a copy in the registry's place.
+registry.load_library()
+
 
 def test_a_new_task_is_one_decorated_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
