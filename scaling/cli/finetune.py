@@ -60,8 +60,8 @@ class FinetuneArgs:
     examples; 0: train all."""
     lr: float | None = None
     """Peak learning rate. Default: --lr-factor times the parent's."""
-    lr_factor: float | None = None
-    """Default: three tenths, and 1 for adapters and from scratch."""
+    lr_factor: float = 1.0
+    """Over the parent's peak learning rate."""
     batch_size: int = 8
     """Rows of a step; a row holds as many examples as the context takes."""
     lora_rank: int | None = None

@@ -37,9 +37,6 @@ from scaling.training.loop import LoopConfig
 _WARMUP = 0.05
 """Share of the shortest run."""
 
-_RATE_OF_PARENT = 0.3
-"""Learning rate over the parent's, if everything is trained."""
-
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -54,8 +51,7 @@ class FinetuneConfig:
         patience: Runs in a row that may be no better than the best before them; then
             longer ones are not trained. None trains all.
         lr: Peak learning rate. None means `lr_factor` times the parent's.
-        lr_factor: None means three tenths, and 1 where adapters or fresh parameters are
-            trained.
+        lr_factor: Over the parent's peak learning rate (docs/notes/downstream.md).
         batch_size: Rows of a step. A row holds as many examples as the context takes.
         lora_rank: Train adapters of this rank; None trains everything.
         from_scratch: Begin with fresh parameters of the parent's model: the control.
@@ -70,7 +66,7 @@ class FinetuneConfig:
     seeds: tuple[int, ...] = (0,)
     patience: int | None = 1
     lr: float | None = None
-    lr_factor: float | None = None
+    lr_factor: float = 1.0
     batch_size: int = 8
     lora_rank: int | None = None
     from_scratch: bool = False
@@ -221,12 +217,7 @@ def _make_group(
 
 
 def _choose_rate(parent: RunConfig, config: FinetuneConfig) -> float:
-    if config.lr is not None:
-        return config.lr
-    if config.lr_factor is not None:
-        return parent.optim.lr * config.lr_factor
-    trains_everything = config.lora_rank is None and not config.from_scratch
-    return parent.optim.lr * (_RATE_OF_PARENT if trains_everything else 1.0)
+    return parent.optim.lr * config.lr_factor if config.lr is None else config.lr
 
 
 def find_tokenizer(folder: Path, parent: RunConfig) -> str:

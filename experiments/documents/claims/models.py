@@ -188,7 +188,7 @@ def name_rise(compression: str) -> str:
 
 def _examine_s17(evidence: Evidence) -> Finding:
     rises = pd.DataFrame(evidence.measured("compression", lambda: _compress(evidence)))
-    order = [ROUNDED, PRUNED, *(name for name in COMPRESSIONS)]
+    order = [PRUNED, ROUNDED, *COMPRESSIONS]
     numbers = {}
     for name in dict.fromkeys(order):
         rows = rises.loc[rises["compression"] == name]
@@ -269,8 +269,8 @@ def _examine_s19(evidence: Evidence) -> Finding:
         found["beams_repeated"]
     )
     numbers = {
-        LIKELIER: estimate_mean(gains),
         LESS_REPEATED: estimate_mean(repeated),
+        LIKELIER: estimate_mean(gains),
     }
     return Finding(
         numbers=numbers,
