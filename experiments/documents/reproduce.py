@@ -7,8 +7,9 @@ Trains small Transformers on source code as bytes, and measures what can be meas
 without training. --quick, the default, takes about 14 minutes on two cores; --full
 prints its cost first and takes hours. Finished runs below --out are kept, so that the
 command can be interrupted, and a second call takes a minute. It prints the verdicts, and
-writes `claims.json` and `report.html`. Each verdict follows from the numbers by the claim's
-rule, which can support or refute the claim; the rules of S5 and S6 were restated once.
+writes `claims.json` and `report.html`. Each verdict follows from the numbers by the
+claim's rule, which can support or refute the claim; the rules of S5 and S6 were restated
+once.
 """
 
 from __future__ import annotations
