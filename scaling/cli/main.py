@@ -49,6 +49,7 @@ GROUPS = {
     "use a model": (
         "generate",
         "evaluate",
+        "inference-cost",
         "finetune",
         "compress",
         "export",
