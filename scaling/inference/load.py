@@ -16,7 +16,7 @@ from scaling.inference.model import TrainedModel
 from scaling.model.family import unstack_layers
 from scaling.store import query, run_dirs
 from scaling.store.files import StoreError
-from scaling.training.trained_params import read_trained_params
+from scaling.training.trained_params import TrainedParams, read_trained_params
 
 
 def load(
@@ -47,7 +47,18 @@ def load(
         tokenizer=_open_run_tokenizer(folder, trained.run, expected),
         step=trained.step,
         folder=folder,
+        fingerprint=_read_fingerprint(folder, trained),
     )
+
+
+def _read_fingerprint(folder: Path, trained: TrainedParams) -> str | None:
+    """The fingerprint of a run's data: beside its parameters, else in its result."""
+    if "fingerprint" in trained.metadata:
+        return trained.metadata["fingerprint"]
+    try:
+        return query.read_result(folder.parent, folder.name).get("fingerprint")
+    except query.UnreadableFile:
+        return None
 
 
 def find_run_folder(path: Path, run: str | None) -> Path:

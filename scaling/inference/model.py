@@ -93,6 +93,7 @@ class TrainedModel:
         tokenizer: From text to ids; None for a synthetic source.
         step: The optimizer steps that the parameters have seen.
         folder: The folder of the run.
+        fingerprint: Of the data that the run was trained on; None if it is not known.
     """
 
     run: RunConfig
@@ -101,6 +102,7 @@ class TrainedModel:
     tokenizer: Tokenizer | None
     step: int
     folder: Path
+    fingerprint: str | None = None
 
     @functools.cached_property
     def family(self) -> Family:
@@ -309,9 +311,12 @@ class TrainedModel:
         """The windows over which the run was evaluated, and the program that evaluates.
 
         Raises:
-            DataError: the data cannot be read.
+            DataError: the data cannot be read, or have changed since the run was
+                trained.
         """
         dataset = data.load_dataset(self.run.data)
+        if self.fingerprint is not None:
+            dataset.check_trained_on(self.fingerprint, self.run.run_id)
         # The parameters are those of the model itself, with all adapters added.
         optim = dataclasses.replace(self.run.optim, lora_rank=None)
         run = dataclasses.replace(self.run, model=self.config, optim=optim)

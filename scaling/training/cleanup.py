@@ -40,7 +40,8 @@ def find_disposable_checkpoints(out: Path, trunks: bool = False) -> list[Disposa
     """The checkpoints below a sweep's folder that nothing needs.
 
     A finished run that kept neither its parameters nor a checkpoint of its last step
-    keeps what it has.
+    keeps what it has. So does a run whose files cannot be read, and with one of these in
+    the folder every trunk, since the run may need any of them.
 
     Args:
         out: The folder of the sweep.
@@ -51,17 +52,18 @@ def find_disposable_checkpoints(out: Path, trunks: bool = False) -> list[Disposa
     for run_id in query.list_run_ids(out):
         try:
             run = query.read_config(out, run_id)
+            if not run_dirs.is_finished(out, run):
+                busy_trunks.add(run.trunk_id)
+                continue
+            has_diverged = query.read_result(out, run_id)["loss"] is None
         except query.UnreadableFile:
-            continue
-        if not run_dirs.is_finished(out, run):
-            busy_trunks.add(run.trunk_id)
+            trunks = False
             continue
         folder = out / run_id
         steps = list_checkpoints(folder / "checkpoints")
         if not steps:
             continue
         has_parameters = (folder / PARAMETERS_FILE).is_file()
-        has_diverged = query.read_result(out, run_id)["loss"] is None
         size = _count_bytes(folder / "checkpoints")
         if has_parameters or has_diverged:
             found.append(Disposable(folder / "checkpoints", size))

@@ -17,6 +17,7 @@ import pytest
 import scaling
 from scaling.cli.main import main
 from scaling.config import ConfigError, DataConfig, RunConfig, Trunk
+from scaling.data import DataError
 from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
 from scaling.store.files import StoreError
@@ -167,6 +168,17 @@ def test_a_tree_of_parameters_survives_its_file(tmp_path: Path) -> None:
     assert all(jax.tree.leaves(same))
 
 
+def test_a_changed_text_is_no_held_out_slice(text_folder: Path, tmp_path: Path) -> None:
+    texts = Path(shutil.copytree(text_folder, tmp_path / "texts"))
+    model = scaling.ModelConfig(width=8, depth=1, n_heads=2, context=16)
+    source = DataConfig(str(texts), heldout_fraction=0.2)
+    run = RunConfig(model, source, tokens=64 * 4, eval_tokens=256)
+    sweep([run], tmp_path / "sweep", workers=0, loop=LOOP, show="quiet")
+    (texts / "00.txt").write_text("other words")
+    with pytest.raises(DataError, match="changed"):
+        scaling.load(tmp_path / "sweep").evaluate_heldout()
+
+
 # --- removing checkpoints -------------------------------------------------------------
 
 
@@ -201,6 +213,17 @@ def test_checkpoints_that_a_run_needs_stay(text_sweep: Sweep, tmp_path: Path) ->
     names = {item.folder.parent.name for item in find_disposable_checkpoints(out, True)}
     assert names == {scanned.run_id, run_dirs.trunk_dir(out, scanned).name}
     assert find_disposable_checkpoints(out / "nothing") == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json"])
+def test_a_run_that_cannot_be_read_keeps_every_trunk(
+    text_sweep: Sweep, tmp_path: Path, name: str
+) -> None:
+    out = copy_sweep(text_sweep, tmp_path)
+    run_id = text_sweep.runs[0].run_id
+    (out / run_id / name).write_text("{")
+    kept = {item.folder.parent.name for item in find_disposable_checkpoints(out, True)}
+    assert kept == {run.run_id for run in text_sweep.runs[1:]}
 
 
 # --- the verbs ------------------------------------------------------------------------
