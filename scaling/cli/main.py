@@ -112,6 +112,7 @@ def run_reproduction(argv: Sequence[str]) -> int:
 def format_usage() -> str:
     """The verbs by group, each with the first sentence of its docstring."""
     lines = ["usage: scaling VERB [--help] ...", "       scaling --version"]
+    width = max(len(name) for names in GROUPS.values() for name in names)
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
         for name in names:
@@ -119,7 +120,9 @@ def format_usage() -> str:
             text = " ".join((verb.__doc__ or "").split())
             summary = text.partition(". ")[0].partition(" Example")[0].rstrip(".")
             lines += textwrap.wrap(
-                f"  {name:<9} {summary}.", width=88, subsequent_indent=" " * 12
+                f"  {name:<{width}} {summary}.",
+                width=88,
+                subsequent_indent=" " * (width + 3),
             )
     return "\n".join(lines) + "\n"
 

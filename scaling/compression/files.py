@@ -19,6 +19,7 @@ import numpy as np
 
 from scaling.config import ModelConfig, RunConfig, from_dict, to_dict
 from scaling.config.conversion import JsonObject
+from scaling.config.strict_json import parse_json
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from scaling.inference.model import TrainedModel
@@ -27,7 +28,6 @@ from scaling.model.transformer import Params
 from scaling.store.files import (
     StoreError,
     open_empty_folder,
-    parse_json,
     read_plain_file,
     write_atomically,
 )

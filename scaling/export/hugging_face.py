@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from scaling.config import ConfigError, ModelConfig
 from scaling.config.activations import ACTIVATIONS
 from scaling.config.conversion import JsonObject
+from scaling.config.strict_json import parse_json
 from scaling.data.tokenizers import Tokenizer
 from scaling.export.architectures import (
     ARCHITECTURES,
@@ -39,7 +40,7 @@ from scaling.export.tokenizer_files import (
 )
 from scaling.model.matrices import fix_weight_bits
 from scaling.model.transformer import Params
-from scaling.store.files import open_empty_folder, parse_json
+from scaling.store.files import open_empty_folder
 from scaling.store.parameters import write_parameters
 
 MODEL_FILE = "model.safetensors"

@@ -8,14 +8,12 @@ and its JSON must be strict: no NaN, and no key twice.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
 
 from scaling.config import ConfigError
 
@@ -177,33 +175,3 @@ def read_plain_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
     if not left:
         raise ValueError(f"it has more than {limit:,} bytes")
     return b"".join(pieces)
-
-
-def parse_json(content: bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON, is nested too deeply, or has a key twice.
-    """
-    try:
-        return _DECODER.decode(content.decode())
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _reject_repeated_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has {name!r:.60} twice")
-        found[name] = value
-    return found
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_reject_repeated_keys, parse_constant=_reject_constant
-)

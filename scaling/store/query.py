@@ -25,12 +25,12 @@ import pandas as pd
 
 from scaling.config import ConfigError, RunConfig, from_dict
 from scaling.config.conversion import JsonObject
+from scaling.config.strict_json import parse_json
 from scaling.config.suggestions import find_near
 from scaling.store import run_dirs
 from scaling.store.columns import COLUMN_KINDS, COLUMN_NAMES
 from scaling.store.files import (
     MAX_BYTES,
-    parse_json,
     read_plain_file,
     replace_file,
     replace_unprintable,

@@ -18,10 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from scaling.config.conversion import JsonObject
+from scaling.config.strict_json import parse_json
 from scaling.store.columns import COLUMNS, Column
 from scaling.store.files import (
     StoreError,
-    parse_json,
     read_plain_file,
     replace_unprintable,
 )

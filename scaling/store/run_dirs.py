@@ -23,10 +23,10 @@ import pandas as pd
 
 from scaling.config import DataConfig, RunConfig, from_dict, to_dict
 from scaling.config.conversion import JsonObject
+from scaling.config.strict_json import parse_json
 from scaling.store.files import (
     StoreError,
     create_file,
-    parse_json,
     read_plain_file,
     replace_unprintable,
     write_atomically,

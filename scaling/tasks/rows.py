@@ -7,11 +7,11 @@ broken line is an error, and no field is there twice.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
+from scaling.config.strict_json import parse_json
 from scaling.data.errors import DataError
 
 ROW_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -89,12 +89,8 @@ def _read_json_rows(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            record = json.loads(
-                line,
-                object_pairs_hook=_make_object,
-                parse_constant=_reject_constant,
-            )
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise DataError(
                 f"{where}: not valid JSON ({error}); correct or remove the line"
             ) from None
@@ -104,20 +100,6 @@ def _read_json_rows(path: Path) -> Iterator[Row]:
                 f"{type(record).__name__}"
             )
         yield Row(where, record)
-
-
-def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON, unless a field is there twice."""
-    fields: dict[str, object] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise ValueError(f"field {name!r} is given twice")
-        fields[name] = value
-    return fields
-
-
-def _reject_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
 
 
 # --- CSV ------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_an_empty_side_names_the_fix(tmp_path: Path) -> None:
         (b"\n \n", "a.jsonl: holds no rows"),
         (b'{"text": "a"', "line 1: not valid JSON"),
         (b'{"text": "a", "label": NaN}', "line 1: not valid JSON .*NaN"),
-        (b'\n{"text": "a", "text": "b"}', "line 2: .*'text' is given twice"),
+        (b'\n{"text": "a", "text": "b"}', "line 2: .*it has 'text' twice"),
         (b"[" * 100_000, "line 1: not valid JSON"),
         (b'["a"]', "line 1: needs an object with named fields; found list"),
         (b'{"text": "\xff"}', "line 1: not UTF-8"),
