@@ -8,9 +8,9 @@ task whose answers can be checked. The coverage is the share of examples that on
 samples solves (Chen et al. 2021, arXiv:2107.03374), and the law is that of Brown et al.
 2024 (arXiv:2407.21787), ln coverage = -a k^-b, fitted by least squares to the k for which
 it lies between 1 and 99 per cent. Writes `coverage.csv`, `coverage.json` and
-`coverage.png` below --out. Expect coverage to rise over all k that are tried, and the
-best model for a budget of a few samples' FLOPs to be the largest that has learned the
-task.
+`coverage.png` below --out. Expect the law to hold over all k that are tried, and one
+sample of a model that has learned the task to be worth more than many of one that has
+not. docs/notes/downstream.md has the numbers.
 """
 
 from __future__ import annotations
