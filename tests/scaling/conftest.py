@@ -1,4 +1,4 @@
-"""Results of runs that were never trained, for the tests of what reads them."""
+"""Results and models of runs that were never trained, for the tests of what reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from scaling.config import RunConfig
+from scaling.config import ModelConfig, RunConfig
+from scaling.data.tokenizers import ByteTokenizer
+from scaling.inference.model import TrainedModel
+from scaling.model.family import unstack_layers
+from scaling.model.transformer import Params
 from scaling.store import run_dirs
 
 MakeRow = Callable[..., dict[str, Any]]
@@ -52,3 +56,21 @@ def record(make_row: MakeRow) -> RecordRun:
         return folder
 
     return record_run
+
+
+@pytest.fixture(scope="session")
+def wrap_model() -> Callable[..., TrainedModel]:
+    """A model of bytes with some parameters, which no run has trained."""
+
+    def wrap(config: ModelConfig, params: Params) -> TrainedModel:
+        listed, params = unstack_layers(config, params)
+        return TrainedModel(
+            run=RunConfig(config),
+            config=listed,
+            params=params,
+            tokenizer=ByteTokenizer(),
+            step=0,
+            folder=Path("none"),
+        )
+
+    return wrap

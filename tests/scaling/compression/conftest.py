@@ -13,16 +13,16 @@ import pytest
 
 import scaling
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.data.tokenizers import ByteTokenizer
 from scaling.execution.sweep import sweep
 from scaling.inference.model import TrainedModel
-from scaling.model.family import build_family, unstack_layers
+from scaling.model.family import build_family
 
 MakeModel = Callable[..., TrainedModel]
+WrapModel = Callable[..., TrainedModel]
 
 
 @pytest.fixture(scope="session")
-def make_random() -> MakeModel:
+def make_random(wrap_model: WrapModel) -> MakeModel:
     """A model of random parameters, none of which has its initial value."""
 
     def make(seed: int = 0, **changes: Any) -> TrainedModel:
@@ -35,15 +35,7 @@ def make_random() -> MakeModel:
             noise = 0.2 * rng.standard_normal(weight.shape)
             return weight + jnp.asarray(noise, jnp.float32)
 
-        config, params = unstack_layers(config, jax.tree.map(add_noise, params))
-        return TrainedModel(
-            run=RunConfig(config),
-            config=config,
-            params=params,
-            tokenizer=ByteTokenizer(),
-            step=0,
-            folder=Path("none"),
-        )
+        return wrap_model(config, jax.tree.map(add_noise, params))
 
     return make
 

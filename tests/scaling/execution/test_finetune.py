@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -36,6 +37,7 @@ from scaling.training.loop import LoopConfig, train_trunk
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
+RecordRun = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -173,17 +175,6 @@ def test_adapters_open_at_a_checkpoint_too(
     assert jax.tree.structure(earlier.params) == jax.tree.structure(end.params)
 
 
-def write_losses(out: Path, runs: list[RunConfig], losses: list[float | None]) -> None:
-    """Results with these losses and no training."""
-    for run, loss in zip(runs, losses, strict=True):
-        row = {**run_dirs.describe_run(run), "sweep": "", "status": "finished"}
-        row |= {"unique_tokens": 1, "epochs": 1.0, "loss": loss, "loss_se": 0.1}
-        row |= {"bits_per_byte": 1.0, "diverged": loss is None, "wall_seconds": 1.0}
-        row |= {"device": "", "versions": "", "commit": ""}
-        run_dirs.open_run(out, run)
-        run_dirs.write_result(out, run, row)
-
-
 @pytest.mark.parametrize(
     ("losses", "patience", "goes_on"),
     [
@@ -200,13 +191,15 @@ def test_longer_runs_are_trained_while_they_may_be_better(
     tmp_path: Path,
     parent: Path,
     task: Path,
+    record: RecordRun,
     losses: list[float | None],
     patience: int | None,
     goes_on: bool,
 ) -> None:
     epochs = (1.0, 2.0, 4.0, 8.0)
     (group,) = plan_finetuning(parent, FinetuneConfig(str(task), epochs=epochs))
-    write_losses(tmp_path, group[: len(losses)], losses)
+    for run, loss in zip(group, losses, strict=False):
+        record(tmp_path, run, loss=loss)
     assert may_improve(tmp_path, group, len(losses) - 1, patience) == goes_on
     assert not may_improve(tmp_path, group, 3, patience)
 

@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from scaling.data.tokenizers import ByteTokenizer
 from scaling.execution.sweep import sweep
 from scaling.inference.model import TrainedModel
-from scaling.model.family import build_family, unstack_layers
+from scaling.model.family import build_family
 from scaling.training.loop import LoopConfig
 
 MakeTrained = Callable[..., TrainedModel]
+WrapModel = Callable[..., TrainedModel]
 
 
 @pytest.fixture(scope="session")
-def make_trained() -> MakeTrained:
+def make_trained(wrap_model: WrapModel) -> MakeTrained:
     """A model of bytes with random parameters, which are ten times as large as at
     initialization, so that its distributions are far from uniform.
     """
@@ -34,15 +34,7 @@ def make_trained() -> MakeTrained:
         params["embedding"] = 10 * params["embedding"]
         if "head" in params:
             params["head"] = 10 * params["head"]
-        model, params = unstack_layers(config, params)
-        return TrainedModel(
-            run=RunConfig(config),
-            config=model,
-            params=params,
-            tokenizer=ByteTokenizer(),
-            step=0,
-            folder=Path("none"),
-        )
+        return wrap_model(config, params)
 
     return make
 
