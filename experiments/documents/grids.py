@@ -135,6 +135,7 @@ FULL = replace(
     epochs=(1, 2, 4, 8, 16, 32, 64),
     probe_depths=(2, 4, 8, 16, 32),
     deep=32,
+    head_dims=(4, 16, 64, 256, 1024, 4096),
     eval_tokens=131_072,
 )
 
