@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from analysis.plots.style import (
     set_log_axis,
     use_style,
 )
+from experiments.rise_laws import RiseLaw, fit_law, format_fit, select_visible
 from scaling import PruningConfig, QuantizationConfig, prune_model, quantize_model
 from scaling.compression.losses import compare_windows, measure_heldout_windows
 from scaling.compression.prune import count_sparse_bytes
@@ -63,7 +64,6 @@ COLUMNS = (
     "loss_increase_se",
     "bytes",
 )
-LEVEL = 0.90
 
 
 @dataclass(frozen=True)
@@ -172,24 +172,6 @@ def measure_sweep(args: CompressionSweep) -> pd.DataFrame:
 # --- the laws -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PrecisionLaw:
-    """A law of the rise of the loss whose logarithm is linear in its coefficients.
-
-    Attributes:
-        name: of its paper.
-        exponents: the names of its parameters, in the order of `regressors`; that of D
-            is the first.
-        regressors: their columns, without the constant.
-        read: the parameters from the coefficients, which begin with the constant.
-    """
-
-    name: str
-    exponents: tuple[str, ...]
-    regressors: Callable[[pd.DataFrame], Float[np.ndarray, "rows 3"]]
-    read: Callable[[Float[np.ndarray, " 4"]], dict[str, float]]
-
-
 def _list_kumar_regressors(rows: pd.DataFrame) -> Float[np.ndarray, "rows 3"]:
     logs = np.log(rows[["tokens", "n_matmul"]].to_numpy(float))
     return np.column_stack([logs[:, 0], -logs[:, 1], -rows["bits"].to_numpy(float)])
@@ -221,126 +203,16 @@ def _read_ouyang(coefficients: Float[np.ndarray, " 4"]) -> dict[str, float]:
 
 
 LAWS = (
-    PrecisionLaw(
+    RiseLaw(
         "kumar",
         ("gamma_D", "gamma_N", "gamma_post"),
         _list_kumar_regressors,
         _read_kumar,
     ),
-    PrecisionLaw(
+    RiseLaw(
         "ouyang", ("beta", "alpha", "gamma"), _list_ouyang_regressors, _read_ouyang
     ),
 )
-
-
-@dataclass(frozen=True)
-class PrecisionFit:
-    """A fitted law of the rise of the loss under rounding.
-
-    Attributes:
-        law: its name.
-        params: of the law.
-        intervals: the central 90 % of each parameter over resampled runs.
-        residual: standard deviation of the log rise about the law.
-        rows: that were fitted.
-        runs: that have such a row.
-        exponent_of_data: the name of the exponent of D.
-    """
-
-    law: str
-    params: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    residual: float
-    rows: int
-    runs: int
-    exponent_of_data: str
-
-    def answer(self) -> str:
-        """Whether models that were trained for longer lose more."""
-        low, high = self.intervals[self.exponent_of_data]
-        if low > 0:
-            return "trained for longer, a model loses more"
-        if high < 0:
-            return "trained for longer, a model loses less"
-        return "these runs do not tell whether training for longer matters"
-
-
-def select_visible(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of rounding whose loss rises by more than two standard errors."""
-    is_rounded = table["bits"].notna()
-    is_visible = table["loss_increase"] > 2 * table["loss_increase_se"]
-    return table.loc[is_rounded & is_visible]
-
-
-def fit_law(
-    table: pd.DataFrame, law: PrecisionLaw, draws: int = 1000, seed: int = 0
-) -> PrecisionFit:
-    """Fit the log rise by least squares, with a bootstrap over runs.
-
-    Args:
-        table: rows of one method.
-        law: the law.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
-
-    Raises:
-        ValueError: the visible rows do not determine the law.
-    """
-    rows = select_visible(table)
-    design = np.column_stack([np.ones(len(rows)), law.regressors(rows)])
-    rises = np.log(rows["loss_increase"].to_numpy(float))
-    if np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError(
-            f"{len(rows)} rows with a visible rise do not determine {law.name}'s law; "
-            "compress runs of several sizes and token budgets, to several bits"
-        )
-    coefficients = _solve(design, rises)
-    residuals = rises - design @ coefficients
-    owners = pd.factorize(rows["run_id"])[0]
-    samples = _resample_runs(design, rises, owners, draws, seed)
-    drawn = [law.read(sample) for sample in samples]
-    params = law.read(coefficients)
-    intervals = {}
-    for name in params:
-        values = np.array([draw[name] for draw in drawn])
-        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        intervals[name] = (float(low), float(high))
-    freedom = max(1, len(rows) - design.shape[1])
-    return PrecisionFit(
-        law=law.name,
-        params=params,
-        intervals=intervals,
-        residual=float(np.sqrt(np.square(residuals).sum() / freedom)),
-        rows=len(rows),
-        runs=int(owners.max()) + 1,
-        exponent_of_data=law.exponents[0],
-    )
-
-
-def _solve(
-    design: Float[np.ndarray, "rows 4"], rises: Float[np.ndarray, " rows"]
-) -> Float[np.ndarray, " 4"]:
-    return np.linalg.lstsq(design, rises, rcond=None)[0]
-
-
-def _resample_runs(
-    design: Float[np.ndarray, "rows 4"],
-    rises: Float[np.ndarray, " rows"],
-    owners: np.ndarray,
-    draws: int,
-    seed: int,
-) -> list[Float[np.ndarray, " 4"]]:
-    """Coefficients of draws of runs; those that do not determine them are left out."""
-    rng = np.random.default_rng(seed)
-    runs = int(owners.max()) + 1
-    members = [np.flatnonzero(owners == run) for run in range(runs)]
-    samples = []
-    for _ in range(draws):
-        chosen = rng.integers(0, runs, runs)
-        index = np.concatenate([members[run] for run in chosen])
-        if np.linalg.matrix_rank(design[index]) == design.shape[1]:
-            samples.append(_solve(design[index], rises[index]))
-    return samples
 
 
 def split_by_method(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -358,17 +230,6 @@ def name_method(method: Hashable, group_size: Hashable) -> str:
 
 
 # --- what is shown --------------------------------------------------------------------
-
-
-def format_fit(method: str, fit: PrecisionFit) -> str:
-    """A fit in a few lines."""
-    lines = [f"{method}: {fit.law}, {fit.rows} rows of {fit.runs} runs"]
-    for name, value in fit.params.items():
-        low, high = fit.intervals[name]
-        lines.append(f"  {name:<10} {value:9.3g}  90 % [{low:.3g}, {high:.3g}]")
-    lines.append(f"  residual   {fit.residual:9.3g}  of the log rise")
-    lines.append(f"  {fit.answer()}")
-    return "\n".join(lines)
 
 
 def summarize_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -68,6 +68,11 @@ class FinetuneArgs:
     """Train adapters of this rank instead of all parameters."""
     from_scratch: bool = False
     """Begin with fresh parameters: the control."""
+    sparsity: float = 0.0
+    """Remove this share of the parent's weights first, and keep them at zero."""
+    pattern: Literal["magnitude", "2:4", "heads"] = "magnitude"
+    """Of --sparsity: the smallest weights, two of each four (--sparsity 0.5), or whole
+    attention heads."""
     training: Annotated[TrainingArgs, tyro.conf.arg(name="")] = field(
         default_factory=TrainingArgs
     )

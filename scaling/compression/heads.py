@@ -17,17 +17,16 @@ from scaling.config import ConfigError, ModelConfig
 from scaling.inference.model import TrainedModel
 from scaling.inference.scoring import Row, sum_losses
 from scaling.model.family import build_family
+from scaling.model.masks import (
+    Heads,
+    keep_best_heads,
+    list_masked_rows,
+    list_units,
+    measure_output_norms,
+)
 from scaling.model.matrices import read_matrices, replace_matrices
 from scaling.model.parametrization import bind_parametrization
 from scaling.model.transformer import Params
-
-Heads = tuple[tuple[int, ...], ...]
-"""The heads that stay, by layer."""
-
-
-def name_output_matrix(layer: int) -> str:
-    """The name of the matrix that writes the outputs of a layer's heads."""
-    return f"blocks.{layer}.branches.0.out.weights.0"
 
 
 def choose_heads(
@@ -49,27 +48,12 @@ def choose_heads(
             f"{heads} heads"
         )
     if importance == "norm":
-        scores = measure_output_norms(model)
+        scores = measure_output_norms(model.config, model.params)
     else:
         if calibration is None:
             calibration = draw_calibration_windows(model, calibration_tokens)
         scores = measure_loss_without(model, calibration)
-    chosen = []
-    for layer in scores:
-        order = np.argsort(layer, kind="stable")
-        chosen.append(tuple(sorted(int(head) for head in order[removed:])))
-    return tuple(chosen)
-
-
-def measure_output_norms(model: TrainedModel) -> Float[np.ndarray, "L H"]:
-    """The norm of the weights that write each head's output."""
-    config = model.config
-    names = [name_output_matrix(layer) for layer in range(config.depth)]
-    norms = []
-    for matrix in read_matrices(model.params, names).values():
-        heads = np.asarray(matrix).reshape(config.heads, -1)
-        norms.append(np.linalg.norm(heads, axis=1))
-    return np.stack(norms)
+    return keep_best_heads(scores, removed)
 
 
 def measure_loss_without(
@@ -88,25 +72,6 @@ def measure_loss_without(
             params = _silence_heads(config, model.params, tuple(stay))
             losses[layer, head] = sum_losses(config, params, rows, 1)[0] / tokens
     return losses
-
-
-def list_masked_rows(
-    config: ModelConfig, heads: Heads
-) -> dict[str, Int[np.ndarray, " rows"]]:
-    """The rows of each output matrix that read a head which does not stay."""
-    rows = {}
-    for layer, stay in enumerate(heads):
-        gone = [head for head in range(config.heads) if head not in stay]
-        rows[name_output_matrix(layer)] = _list_units(config, gone)
-    return rows
-
-
-def _list_units(
-    config: ModelConfig, heads: list[int] | tuple[int, ...]
-) -> Int[np.ndarray, " units"]:
-    """The places of some heads on the axis of all heads' outputs."""
-    units = np.arange(config.heads * config.key_dim).reshape(config.heads, -1)
-    return units[list(heads)].ravel()
 
 
 def _silence_heads(config: ModelConfig, params: Params, heads: Heads) -> Params:
@@ -145,7 +110,7 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
     output_factor = _read_output_multiplier(config) / _read_output_multiplier(smaller)
     blocks = {}
     for layer, stay in enumerate(heads):
-        units = _list_units(config, stay)
+        units = list_units(config, stay)
         block = model.params["blocks"][layer]
         attention = _shrink_attention(block["branches"][0], units, output_factor)
         if query_factor != 1.0:

@@ -1,7 +1,7 @@
 """A trained model with weights set to zero.
 
-A mask is a tree like the parameters, true where a weight stays. `apply_masks` may be
-called after each step of a fine-tuning, which then leaves the removed weights at zero.
+A mask is a tree like the parameters, true where a weight stays. A run that begins from a
+pruned model and keeps its zeros is one of `ParentConfig.sparsity`.
 
 Axes: I inputs and O outputs of a matrix, D width, K head dimension, H heads, L layers,
 M windows of T1 tokens.
@@ -9,7 +9,6 @@ M windows of T1 tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from scaling.compression.files import (
     describe_origin,
@@ -25,24 +24,23 @@ from scaling.compression.files import (
     store_as_multiplied,
     write_folder,
 )
-from scaling.compression.heads import (
-    Heads,
-    choose_heads,
-    list_masked_rows,
-    remove_heads,
-)
-from scaling.config import ConfigError, ModelConfig
+from scaling.compression.heads import choose_heads, remove_heads
+from scaling.config import ConfigError
 from scaling.config.conversion import convert_fields, require, require_positive
 from scaling.inference.model import TrainedModel
+from scaling.model.masks import (
+    Heads,
+    Masks,
+    mask_heads,
+    mask_smallest,
+    mask_two_of_four,
+)
 from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
 from scaling.model.transformer import Params
 from scaling.store.files import StoreError
 from scaling.store.parameters import flatten_parameters, unflatten_parameters
 
 _KIND = "pruned"
-
-Masks = dict[str, Bool[np.ndarray, "I O"]]
-"""By the name of a matrix, inputs first: true where a weight stays."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,9 @@ def prune_model(
         matrices[name] = np.asarray(matrix)
     heads = None
     if config.pattern == "magnitude":
-        kept = _mask_smallest(matrices, config.sparsity, config.scope)
+        kept = mask_smallest(matrices, config.sparsity, config.scope)
     elif config.pattern == "2:4":
-        kept = {name: mask_two_of_four(name, x) for name, x in matrices.items()}
+        kept = mask_two_of_four(matrices)
     else:
         heads = choose_heads(
             model,
@@ -147,13 +145,13 @@ def prune_model(
             calibration,
             config.calibration_tokens,
         )
-        kept = _mask_heads(model.config, matrices, heads)
+        kept = mask_heads(model.config, matrices, heads)
     masks = _spread_masks(model.params, kept)
-    params = apply_masks(model.params, masks)
+    params = _apply_masks(model.params, masks)
     return PrunedModel(model.replace_params(params), masks, heads)
 
 
-def apply_masks(params: Params, masks: Params) -> Params:
+def _apply_masks(params: Params, masks: Params) -> Params:
     """The parameters with zeros where the masks are false.
 
     Args:
@@ -169,67 +167,6 @@ def measure_sparsity(model: TrainedModel) -> float:
     matrices = read_matrices(model.params, names).values()
     zeros = sum(int((matrix == 0).sum()) for matrix in matrices)
     return zeros / sum(matrix.size for matrix in matrices)
-
-
-def _mask_smallest(
-    matrices: Mapping[str, Float[np.ndarray, "I O"]],
-    sparsity: float,
-    scope: Literal["matrix", "global"],
-) -> Masks:
-    """Masks that remove the share of the smallest weights, rounded down."""
-    if scope == "matrix":
-        return {name: _keep_largest(x, sparsity) for name, x in matrices.items()}
-    flat = np.concatenate([x.ravel() for x in matrices.values()])
-    kept = _keep_largest(flat, sparsity)
-    masks = {}
-    start = 0
-    for name, matrix in matrices.items():
-        part = kept[start : start + matrix.size]
-        masks[name] = part.reshape(matrix.shape)
-        start += matrix.size
-    return masks
-
-
-def _keep_largest(
-    weights: Float[np.ndarray, "*shape"], sparsity: float
-) -> Bool[np.ndarray, "*shape"]:
-    kept = np.ones(weights.size, bool)
-    order = np.argsort(np.abs(weights).ravel(), kind="stable")
-    kept[order[: int(sparsity * weights.size)]] = False
-    return kept.reshape(weights.shape)
-
-
-def mask_two_of_four(
-    name: str, matrix: Float[np.ndarray, "I O"]
-) -> Bool[np.ndarray, "I O"]:
-    """Keep the two largest of each four consecutive inputs of every output.
-
-    Raises:
-        ConfigError: the number of inputs is no multiple of four.
-    """
-    inputs, outputs = matrix.shape
-    if inputs % 4:
-        raise ConfigError(
-            f"pruning.pattern = '2:4': {name} has {inputs} inputs, which is no multiple "
-            "of 4; use 'magnitude'"
-        )
-    sizes = np.abs(matrix).reshape(inputs // 4, 4, outputs)
-    order = np.argsort(-sizes, axis=1, kind="stable")
-    kept = np.zeros(sizes.shape, bool)
-    np.put_along_axis(kept, order[:, :2], True, axis=1)
-    return kept.reshape(inputs, outputs)
-
-
-def _mask_heads(
-    config: ModelConfig, matrices: Mapping[str, Float[np.ndarray, "I O"]], heads: Heads
-) -> Masks:
-    """Masks over the weights that write the outputs of the heads."""
-    masks: Masks = {}
-    for name, rows in list_masked_rows(config, heads).items():
-        kept = np.ones(matrices[name].shape, bool)
-        kept[rows] = False
-        masks[name] = kept
-    return masks
 
 
 def _spread_masks(params: Params, kept: Masks) -> Params:

@@ -31,6 +31,7 @@ else:
     Activation = Literal[tuple(ACTIVATIONS)]
 DType = Literal["float32", "bfloat16"]
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
+SparsityPattern = Literal["magnitude", "2:4", "heads"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
 """Those that begin with "wsd_" share a trunk and differ in their cooldown alone; the
 factors are in `scaling.config.schedule`.
@@ -291,8 +292,8 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class ParentConfig:
-    """The trained model whose parameters a run starts from.
+class RelativeConfig:
+    """A trained model that a run needs.
 
     Raises:
         ConfigError: a value has the wrong type or is out of range.
@@ -306,7 +307,7 @@ class ParentConfig:
     """Where the run is: the folder of its sweep. It does not enter the run id."""
 
     # No annotation: it is not a field.
-    field_path = "parent"
+    field_path = "relative"
 
     def __post_init__(self) -> None:
         convert_fields(self, self.field_path)
@@ -317,7 +318,38 @@ class ParentConfig:
 
 
 @dataclass(frozen=True)
-class TeacherConfig(ParentConfig):
+class ParentConfig(RelativeConfig):
+    """The trained model whose parameters a run starts from, pruned or as they are.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range, or contradicts
+            another one.
+    """
+
+    sparsity: float = 0.0
+    """Remove this share before the first step. What is removed stays zero."""
+    pattern: SparsityPattern = "magnitude"
+    """What the sparsity is of. magnitude: the smallest weights of each matrix. 2:4: the
+    two smallest of each four consecutive inputs of an output; the sparsity is 0.5 (Mishra
+    et al. 2021, arXiv:2104.08378). heads: the attention heads of each layer whose output
+    weights have the least norm."""
+
+    field_path = "parent"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range = 0 <= self.sparsity < 1
+        require(in_range, "parent.sparsity", self.sparsity, "must lie in [0, 1)")
+        ok = self.pattern != "2:4" or self.sparsity == 0.5
+        fix = "must be 0.5 for parent.pattern = '2:4'"
+        require(ok, "parent.sparsity", self.sparsity, fix)
+        ok = self.pattern != "heads" or self.sparsity > 0
+        fix = "give the share of the heads for parent.pattern = 'heads'"
+        require(ok, "parent.sparsity", self.sparsity, fix)
+
+
+@dataclass(frozen=True)
+class TeacherConfig(RelativeConfig):
     """The trained model whose distribution a run learns from (Hinton et al. 2015,
     arXiv:1503.02531).
 
@@ -378,9 +410,17 @@ class RunConfig:
             "(optim.batch_size x model.context)"
         )
         require(self.tokens >= self.batch_tokens, "tokens", self.tokens, fix)
+        ok = not self.keeps_zeros or self.optim.lora_rank is None
+        fix = "adapters would fill what parent.sparsity removes; leave one of them out"
+        require(ok, "optim.lora_rank", self.optim.lora_rank, fix)
         ok = self.teacher is None or self.optim.lora_rank is None
         fix = "a run with a teacher trains all of its parameters; leave one of them out"
         require(ok, "optim.lora_rank", self.optim.lora_rank, fix)
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the weights that are zero at the start are never trained."""
+        return self.parent is not None and self.parent.sparsity > 0
 
     @property
     def batch_tokens(self) -> int:

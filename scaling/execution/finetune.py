@@ -22,6 +22,7 @@ from scaling.config import (
     OptimConfig,
     ParentConfig,
     RunConfig,
+    SparsityPattern,
 )
 from scaling.data.tokenizers import is_bpe
 from scaling.execution.config import ClusterConfig
@@ -55,6 +56,8 @@ class FinetuneConfig:
         batch_size: Rows of a step. A row holds as many examples as the context takes.
         lora_rank: Train adapters of this rank; None trains everything.
         from_scratch: Begin with fresh parameters of the parent's model: the control.
+        sparsity: Remove this share of the parent's weights first, and keep them removed.
+        pattern: Which weights; see `scaling.config.ParentConfig`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -70,6 +73,8 @@ class FinetuneConfig:
     batch_size: int = 8
     lora_rank: int | None = None
     from_scratch: bool = False
+    sparsity: float = 0.0
+    pattern: SparsityPattern = "magnitude"
 
     def __post_init__(self) -> None:
         if not self.epochs or min(self.epochs) <= 0:
@@ -89,6 +94,11 @@ class FinetuneConfig:
         if self.from_scratch and self.lora_rank is not None:
             raise ConfigError(
                 f"lora_rank = {self.lora_rank}: adapters need a trained model; leave it "
+                "or from_scratch out"
+            )
+        if self.from_scratch and self.sparsity > 0:
+            raise ConfigError(
+                f"sparsity = {self.sparsity}: only a trained model is pruned; leave it "
                 "or from_scratch out"
             )
 
@@ -166,7 +176,12 @@ def plan_finetuning(folder: Path, config: FinetuneConfig) -> list[list[RunConfig
         raise ConfigError(f"{folder}: the run is not finished; finish its sweep first")
     start = None
     if not config.from_scratch:
-        start = ParentConfig(run=parent.run_id, folder=str(folder.parent))
+        start = ParentConfig(
+            run=parent.run_id,
+            folder=str(folder.parent),
+            sparsity=config.sparsity,
+            pattern=config.pattern,
+        )
     groups = []
     for examples in config.examples or (None,):
         for seed in config.seeds:

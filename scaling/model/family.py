@@ -146,6 +146,18 @@ def unstack_layers(config: ModelConfig, params: Params) -> tuple[ModelConfig, Pa
     return unscanned, {**params, "blocks": blocks}
 
 
+def stack_layers(config: ModelConfig, params: Params) -> Params:
+    """Parameters whose layers are in a list, as a model with this configuration has them.
+
+    They are the argument if the model does not scan its layers.
+    """
+    if not config.scanned:
+        return params
+    layers = [params["blocks"][layer] for layer in range(config.depth)]
+    blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return {**params, "blocks": blocks}
+
+
 def build_family(config: ModelConfig, unroll: bool = False) -> Family:
     """Split the module once into its structure and its parameters' roles.
 

@@ -74,7 +74,9 @@ def replace_matrices(
 ) -> Params:
     """The parameters with other values of some matrices, which have their inputs first."""
 
-    def choose(path: tuple[object, ...], leaf: Array) -> Array | np.ndarray:
+    def choose(
+        path: tuple[object, ...], leaf: Array | np.ndarray
+    ) -> Array | np.ndarray:
         name = _format_path(path)
         if name not in matrices:
             return leaf

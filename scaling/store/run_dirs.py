@@ -263,6 +263,9 @@ def describe_finetuning(run: RunConfig) -> JsonObject:
         columns["examples"] = run.data.examples
     if run.parent is not None:
         columns["parent"] = run.parent.run
+    if run.parent is not None and run.keeps_zeros:
+        columns["sparsity"] = run.parent.sparsity
+        columns["pattern"] = run.parent.pattern
     if run.teacher is not None:
         columns["teacher"] = run.teacher.run
     return columns

@@ -74,7 +74,13 @@ def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
     groups_of_shape: dict[Hashable, list[list[Trunk]]] = {}
     for trunk in trunks:
         run = trunk.runs[0]
-        key = (run.shape, run.data.source, run.data.tokenizer, run.teacher)
+        key = (
+            run.shape,
+            run.data.source,
+            run.data.tokenizer,
+            run.teacher,
+            run.keeps_zeros,
+        )
         groups = groups_of_shape.setdefault(key, [[]])
         if len(groups[-1]) == members:
             groups.append([])

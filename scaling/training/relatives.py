@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from scaling.config import ConfigError, ParentConfig, RunConfig
+from scaling.config import ConfigError, RelativeConfig, RunConfig
 from scaling.data import Dataset
+from scaling.model.masks import prune_params
 from scaling.model.transformer import Params
 from scaling.store import query
 from scaling.training.sharding import Strategy
@@ -29,7 +30,7 @@ def open_executable(run: RunConfig, strategy: Strategy, dataset: Dataset) -> Exe
     )
 
 
-def read_relative_config(relative: ParentConfig) -> RunConfig:
+def read_relative_config(relative: RelativeConfig) -> RunConfig:
     """The configuration of a parent or teacher.
 
     Raises:
@@ -44,7 +45,7 @@ def read_relative_config(relative: ParentConfig) -> RunConfig:
         ) from None
 
 
-def read_relative_params(relative: ParentConfig) -> Params:
+def read_relative_params(relative: RelativeConfig) -> Params:
     """The parameters of a parent or teacher, on the host.
 
     Raises:
@@ -56,11 +57,11 @@ def read_relative_params(relative: ParentConfig) -> Params:
 
 
 def read_parent_params(run: RunConfig) -> Params:
-    """The parameters that a run starts from.
+    """The parameters that a run starts from, pruned if it is to be sparse.
 
     Raises:
-        ConfigError: the parent is not where the configuration says, or its model has
-            another shape.
+        ConfigError: the parent is not where the configuration says, its model has
+            another shape, or it cannot be pruned so.
     """
     parent = run.parent
     assert parent is not None
@@ -70,7 +71,10 @@ def read_parent_params(run: RunConfig) -> Params:
             f"model: differs from that of parent.run = {parent.run}; a run has the model "
             "of its parent, with any dropout"
         )
-    return read_relative_params(parent)
+    params = read_relative_params(parent)
+    if not run.keeps_zeros:
+        return params
+    return prune_params(run.model, params, parent.pattern, parent.sparsity)
 
 
 def make_teacher(run: RunConfig) -> Teacher | None:

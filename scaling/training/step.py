@@ -27,6 +27,7 @@ from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
 from scaling.model.lora import Lora
+from scaling.model.masks import drop_zeros
 from scaling.model.parametrization import bind_parametrization
 from scaling.model.transformer import Key, Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
@@ -100,6 +101,7 @@ class StepSpec:
         lora: The adapters that are trained; None if the model itself is.
         has_examples: Whether the ids of the windows carry the flags of examples.
         teacher: The model that it learns from beside the text; None if from none.
+        keeps_zeros: Whether weights that are zero stay zero.
     """
 
     family: Family
@@ -109,6 +111,7 @@ class StepSpec:
     lora: Lora | None = None
     has_examples: bool = False
     teacher: Teacher | None = None
+    keeps_zeros: bool = False
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step, with fresh parameters."""
@@ -145,6 +148,12 @@ class StepSpec:
         if self.teacher is not None:
             return params._replace(student=trained)
         return trained if self.lora is None else params._replace(adapters=trained)
+
+    def drop_pruned(self, params: Params, values: Params) -> Params:
+        """Gradients or updates of what is trained, without those of pruned weights."""
+        if not self.keeps_zeros:
+            return values
+        return drop_zeros(self.family, self.select_trained(params), values)
 
     def make_model(self, params: Params) -> Params:
         """The parameters of the model that they make: those of `family`."""
@@ -338,10 +347,12 @@ def train_step(
         loss, count, grads = jax.lax.psum((loss, count, grads), axis)
     count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
     grads = jax.tree.map(lambda g: g / count, grads)
+    grads = spec.drop_pruned(state.params, grads)
     trained = spec.select_trained(state.params)
     updates, opt_state = spec.optimizer.update(
         grads, state.opt_state, trained, rate=rate, decay=decay
     )
+    updates = spec.drop_pruned(state.params, updates)
     trained = optax.apply_updates(trained, updates)
     if spec.lora is None:
         trained = apply_constraints(spec.family, trained)
@@ -516,7 +527,9 @@ def get_executable(
         has_examples: Whether the windows hold examples.
         teacher: The model that it learns from beside the text.
     """
-    return _build_executable(run.shape, strategy, loss_range, has_examples, teacher)
+    return _build_executable(
+        run.shape, strategy, loss_range, has_examples, teacher, run.keeps_zeros
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -526,6 +539,7 @@ def _build_executable(
     loss_range: LossRange,
     has_examples: bool,
     teacher: Teacher | None,
+    keeps_zeros: bool,
 ) -> Executable:
     spec = make_step_spec(
         shape,
@@ -534,6 +548,7 @@ def _build_executable(
         loss_range=loss_range,
         has_examples=has_examples,
         teacher=teacher,
+        keeps_zeros=keeps_zeros,
     )
     tokens = CACHED_TOKENS if strategy.platform == "cpu" else _EVALUATED_TOKENS
     rows_per_device = max(1, tokens // shape.model.context)
@@ -558,6 +573,7 @@ def make_step_spec(
     loss_range: LossRange = None,
     has_examples: bool = False,
     teacher: Teacher | None = None,
+    keeps_zeros: bool = False,
 ) -> StepSpec:
     """What the compiled step of a run depends on; see `StepSpec`."""
     family = build_family(run.model, unroll)
@@ -574,6 +590,7 @@ def make_step_spec(
         lora=lora,
         has_examples=has_examples,
         teacher=teacher,
+        keeps_zeros=keeps_zeros,
     )
 
 

@@ -13,14 +13,12 @@ from experiments.compression_sweep import (
     COLUMNS,
     LAWS,
     CompressionSweep,
-    PrecisionLaw,
-    fit_law,
     measure_sweep,
     name_method,
     plot_rises,
-    select_visible,
     split_by_method,
 )
+from experiments.rise_laws import RiseLaw, fit_law, select_visible
 from scaling import DataConfig, ModelConfig, OptimConfig, RunConfig, sweep
 from scaling.training.loop import LoopConfig
 
@@ -71,7 +69,7 @@ def make_table(
 
 
 @pytest.mark.parametrize("law", LAWS, ids=["kumar", "ouyang"])
-def test_a_table_without_noise_gives_its_exponents_back(law: PrecisionLaw) -> None:
+def test_a_table_without_noise_gives_its_exponents_back(law: RiseLaw) -> None:
     fit = fit_law(make_table(law.name), law, draws=20)
     assert fit.params == pytest.approx(TRUTH[law.name], rel=1e-6)
     assert fit.residual < 1e-6
@@ -79,7 +77,7 @@ def test_a_table_without_noise_gives_its_exponents_back(law: PrecisionLaw) -> No
 
 
 @pytest.mark.parametrize("law", LAWS, ids=["kumar", "ouyang"])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(law: PrecisionLaw) -> None:
+def test_intervals_hold_the_truth_about_as_often_as_they_say(law: RiseLaw) -> None:
     """The rows of a run share an effect, which an interval over rows would miss."""
     held = 0
     for seed in range(60):

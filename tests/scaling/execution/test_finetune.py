@@ -106,7 +106,9 @@ def test_training_on_the_task_is_learned_and_the_text_forgotten(
     assert forgotten > before.evaluate_heldout().loss
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_rank": 2}, {"from_scratch": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_rank": 2}, {"from_scratch": True}, {"sparsity": 0.5}]
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     parent: Path, task: Path, tmp_path: Path, settings: dict[str, object]
 ) -> None:
@@ -247,6 +249,7 @@ def test_what_cannot_be_a_parent_is_named(
         ({"lr": 0.0}, "lr = 0.0"),
         ({"lr_factor": -1.0}, "lr_factor = -1.0"),
         ({"from_scratch": True, "lora_rank": 2}, "lora_rank = 2"),
+        ({"from_scratch": True, "sparsity": 0.5}, "sparsity = 0.5"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> None:

@@ -45,8 +45,8 @@ def report(event):
 
 
 losses = []
-for rank in (None, 2):
-    config = FinetuneConfig("addition:digits=1,examples=60", epochs=(6.0,), lora_rank=rank)
+for settings in ({}, {"lora_rank": 2}, {"sparsity": 0.5}):
+    config = FinetuneConfig("addition:digits=1,examples=60", epochs=(6.0,), **settings)
     ((run,),) = plan_finetuning(folder, config)
     loop = LoopConfig(strategy=name, **quick)
     target = out / sys.argv[5]
