@@ -245,12 +245,7 @@ def load_plotted_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
     """
     if not isinstance(runs, Runs):
         runs = load_runs(runs)
-    missing = [name for name in needed if name not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"the figure needs {', '.join(missing)}, which {runs.source} lacks; name "
-            "its column in load_runs"
-        )
+    runs.require(needed, "the figure")
     return runs
 
 
