@@ -4,9 +4,17 @@ Metrics of each kind of task, all over the held-out examples:
 
 | kind | metrics |
 |---|---|
-| choice | accuracy, choice_nats, answer_bits_per_byte; with fixed labels also macro_precision, macro_recall, macro_f1 |
+| choice | accuracy, accuracy_per_byte, choice_nats, answer_bits_per_byte; with fixed labels also macro_precision, macro_recall, macro_f1 |
 | completion | those of the task (`text_metrics.py`), answer_bits_per_byte |
 | perplexity | nats_per_token, perplexity, bits_per_byte |
+
+`accuracy` picks the choice of the largest probability, `accuracy_per_byte` that of the
+largest log-probability over its UTF-8 bytes: acc and acc_norm of lm-evaluation-harness.
+The headline is `accuracy`, and predictions, macro averages and confusion go with it: a
+model that was trained on the task has learned how likely each choice is as a whole. One
+that was not finds long choices unlikely; where choices differ in length,
+`accuracy_per_byte` is fairer to it. Without an end after it, a choice that begins another
+one is never less likely than that one.
 
 `answer_bits_per_byte` is the negative log-probability of the right answers in bits over
 their bytes, both summed. `choice_nats` is the mean negative logarithm of the probability
@@ -20,7 +28,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -50,8 +58,6 @@ from scaling.tasks.metrics import (
 )
 from scaling.tasks.split import name_document
 from scaling.tasks.text_metrics import TEXT_METRICS
-
-Normalize = Literal["none", "bytes", "tokens"]
 
 UNIFORM_BITS = 8.0
 """Bits per byte of a model that gives every byte the same probability."""
@@ -113,7 +119,6 @@ class TaskResult:
             metrics were computed from.
         confusion: counts by right (rows) and predicted label, for fixed labels.
         shots: solved examples in each prompt.
-        normalize: what the log-probability of a choice was divided by.
     """
 
     task: str
@@ -125,7 +130,6 @@ class TaskResult:
     predictions: pd.DataFrame
     confusion: pd.DataFrame | None
     shots: int
-    normalize: Normalize
 
 
 class _Outcome(NamedTuple):
@@ -144,7 +148,6 @@ def evaluate_task(
     shots: int = 0,
     limit: int | None = None,
     seed: int = 0,
-    normalize: Normalize = "bytes",
     max_tokens: int | None = None,
 ) -> TaskResult:
     """Evaluate a model on the held-out examples of a task.
@@ -155,8 +158,6 @@ def evaluate_task(
         limit: evaluate the first so many examples. They are in the order of their
             hashes, so the choice is fair and the same for every model.
         seed: of the draw of shots.
-        normalize: what the log-probability of a choice is divided by before the largest
-            is picked: nothing, its UTF-8 bytes, or its tokens.
         max_tokens: of generated text. Default: the bytes of the longest completion of
             the training examples, or of the held-out ones if there are none.
 
@@ -182,7 +183,7 @@ def evaluate_task(
         shown = draw_shots(task.train, shots, seed, index)
         prompts.append(make_few_shot_prompt(example, shown))
     if task.kind == "choice":
-        outcome = _evaluate_choices(task, scorer, prompts, documents, normalize)
+        outcome = _evaluate_choices(task, scorer, prompts, documents)
     elif task.kind == "completion":
         outcome = _evaluate_completions(task, scorer, prompts, documents, max_tokens)
     else:
@@ -197,7 +198,6 @@ def evaluate_task(
         predictions=outcome.predictions,
         confusion=outcome.confusion,
         shots=shots,
-        normalize=normalize,
     )
 
 
@@ -244,7 +244,6 @@ def _evaluate_choices(
     scorer: Scorer,
     prompts: Sequence[str],
     documents: Int[np.ndarray, " n"],
-    normalize: Normalize,
 ) -> _Outcome:
     examples = _select_choices(task.heldout[: len(prompts)])
     repeated: list[str] = []
@@ -255,16 +254,12 @@ def _evaluate_choices(
     scores = _check_scores(
         scorer.score_completions(repeated, choices), len(choices), "score_completions"
     )
-    sizes: Float[np.ndarray, " n"] = np.ones(len(choices))
-    if normalize == "bytes":
-        sizes = count_bytes(choices)
-    elif normalize == "tokens":
-        sizes = scores.tokens.astype(float)
     ends = np.cumsum([len(example.choices) for example in examples])[:-1]
     sums = np.split(scores.log_probs, ends)
-    normalized = np.split(scores.log_probs / sizes, ends)
+    per_byte = np.split(scores.log_probs / count_bytes(choices), ends)
     answers = np.array([example.answer for example in examples])
-    predictions = np.array([int(np.argmax(values)) for values in normalized])
+    predictions = np.array([int(np.argmax(values)) for values in sums])
+    predictions_per_byte = np.array([int(np.argmax(values)) for values in per_byte])
     answer_nats = np.array([-x[a] for x, a in zip(sums, answers, strict=True)])
     choice_nats = np.array(
         [_score_choice(x, int(a)) for x, a in zip(sums, answers, strict=True)]
@@ -272,6 +267,7 @@ def _evaluate_choices(
     right = [example.pair.completion for example in examples]
     metrics = {
         "accuracy": measure_accuracy(answers, predictions, documents),
+        "accuracy_per_byte": measure_accuracy(answers, predictions_per_byte, documents),
         "choice_nats": estimate_mean(choice_nats, documents),
         "answer_bits_per_byte": measure_bits_per_byte(
             answer_nats, count_bytes(right), documents
@@ -288,6 +284,7 @@ def _evaluate_choices(
             "prompt": [example.prompt for example in examples],
             "answer": answers,
             "predicted": predictions,
+            "predicted_per_byte": predictions_per_byte,
             "log_probs": [values.tolist() for values in sums],
             "choice_nats": choice_nats,
             "answer_nats": answer_nats,
@@ -313,6 +310,7 @@ def _find_choice_baselines(
     sizes = np.array([len(example.choices) for example in examples], float)
     chance = {
         "accuracy": float(np.mean(1 / sizes)),
+        "accuracy_per_byte": float(np.mean(1 / sizes)),
         "choice_nats": float(np.mean(np.log(sizes))),
     }
     baselines = {
@@ -326,7 +324,8 @@ def _find_choice_baselines(
     most_frequent = min(counts, key=lambda answer: (-counts[answer], answer))
     answers = np.array([example.answer for example in examples])
     guesses = np.full(len(answers), most_frequent)
-    majority = {"accuracy": float(np.mean(answers == guesses))}
+    share = float(np.mean(answers == guesses))
+    majority = {"accuracy": share, "accuracy_per_byte": share}
     if task.labels is not None:
         apart = np.arange(len(answers))
         averages = measure_macro_averages(answers, guesses, apart, len(task.labels))
