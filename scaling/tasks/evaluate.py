@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -61,6 +61,12 @@ from scaling.tasks.text_metrics import TEXT_METRICS
 
 UNIFORM_BITS = 8.0
 """Bits per byte of a model that gives every byte the same probability."""
+
+CONSTANT_CANDIDATES = 20
+"""Training completions of which the baseline `constant` is one."""
+
+CONSTANT_REFERENCES = 100
+"""Training completions, at most, by which it is chosen."""
 
 
 class Scores(NamedTuple):
@@ -113,8 +119,10 @@ class TaskResult:
         metrics: see the table of this module.
         baselines: metrics of what needs no model. `chance` picks any choice; `majority`
             gives the most frequent answer of the training examples (without fixed
-            labels, the most frequent place of the answer); `uniform` gives every byte
-            the same probability.
+            labels, the most frequent place of the answer); `constant` gives the
+            training completion that scores best (`find_best_constant`), for metrics
+            that reward texts that are near, as chrf and rougeL do; `uniform` gives
+            every byte the same probability.
         predictions: one row per example: prompt, answer, predicted, and what the
             metrics were computed from.
         confusion: counts by right (rows) and predicted label, for fixed labels.
@@ -367,13 +375,18 @@ def _evaluate_completions(
     )
     baselines = {"uniform": {"answer_bits_per_byte": UNIFORM_BITS}}
     if task.train:
-        counts = Counter(pair.completion for pair in list_pairs(task.train))
-        guess = min(counts, key=lambda text: (-counts[text], text))
-        guesses = [guess] * len(right)
-        baselines["majority"] = {
-            name: TEXT_METRICS[name](guesses, right, documents).value
-            for name in task.metrics
-        }
+        known = [pair.completion for pair in list_pairs(task.train)]
+        counts = Counter(known)
+        most_frequent = min(counts, key=lambda text: (-counts[text], text))
+        constants = {}
+        for name in task.metrics:
+            # No other constant has more exact matches than the most frequent text.
+            if name != "exact_match":
+                constants[name] = find_best_constant(known, name)
+        majority = dict.fromkeys(task.metrics, most_frequent)
+        baselines["majority"] = _score_constants(majority, right, documents)
+        if constants:
+            baselines["constant"] = _score_constants(constants, right, documents)
     table = pd.DataFrame(
         {
             "prompt": [pair.prompt for pair in pairs],
@@ -383,6 +396,41 @@ def _evaluate_completions(
         }
     )
     return _Outcome(metrics, baselines, table)
+
+
+def find_best_constant(completions: Sequence[str], metric: str) -> str:
+    """The text that scores best if it is the answer to everything.
+
+    The candidates are the most frequent completions, the first ones where many are
+    equally frequent. They are scored against completions at even distances.
+
+    Args:
+        completions: of the training examples, at least one.
+        metric: a name of `TEXT_METRICS`.
+    """
+    counts = Counter(completions).most_common(CONSTANT_CANDIDATES)
+    candidates = [text for text, _ in counts]
+    references = completions[:: math.ceil(len(completions) / CONSTANT_REFERENCES)]
+    # One document, so that no standard error is computed.
+    document = np.zeros(len(references), int)
+    scores = []
+    for text in candidates:
+        guesses = [text] * len(references)
+        scores.append(TEXT_METRICS[metric](guesses, references, document).value)
+    return candidates[int(np.argmax(scores))]
+
+
+def _score_constants(
+    constants: Mapping[str, str],
+    right: Sequence[str],
+    documents: Int[np.ndarray, " n"],
+) -> dict[str, float]:
+    """The value of each metric if its text is the answer to everything."""
+    values = {}
+    for name, text in constants.items():
+        guesses = [text] * len(right)
+        values[name] = TEXT_METRICS[name](guesses, right, documents).value
+    return values
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scaling.data.errors import DataError
-from scaling.tasks.evaluate import Scores, evaluate_task
+from scaling.tasks.evaluate import Scores, evaluate_task, find_best_constant
 from scaling.tasks.examples import (
     ChoiceExample,
     CompletionExample,
@@ -267,6 +267,20 @@ def test_a_constant_text_reaches_the_majority_baseline() -> None:
     for name, value in seven.baselines["majority"].items():
         assert seven.metrics[name].value == pytest.approx(value)
     assert seven.metrics["exact_match"].value == pytest.approx(1 / 50)
+
+
+def test_the_best_constant_is_a_text_that_is_near_to_many() -> None:
+    """The most frequent text has nothing in common with the others."""
+    near = [f"The capital of {name}" for name in ("Peru", "Chile", "Cuba", "Mali")]
+    completions = ["zzz", "zzz", *near]
+    assert find_best_constant(completions, "exact_match") == "zzz"
+    assert find_best_constant(completions, "chrf") in near
+    train = tuple(CompletionExample(f"{i}", t) for i, t in enumerate(completions))
+    heldout = tuple(CompletionExample(f"{i}?", f"The capital of {i}") for i in range(9))
+    task = TaskData("c", "completion", train, heldout, metrics=("exact_match", "chrf"))
+    found = evaluate_task(task, Constant("The capital of Peru")).baselines
+    assert found["constant"]["chrf"] > 50 > found["majority"]["chrf"]
+    assert "exact_match" not in found["constant"]
 
 
 # --- texts ----------------------------------------------------------------------------
