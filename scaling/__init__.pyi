@@ -4,7 +4,6 @@ from .compression.prune import PrunedModel as PrunedModel
 from .compression.prune import PruningConfig as PruningConfig
 from .compression.prune import apply_masks as apply_masks
 from .compression.prune import prune_model as prune_model
-from .compression.prune import read_pruned as read_pruned
 from .compression.prune import write_pruned as write_pruned
 from .compression.quantize import QuantizationConfig as QuantizationConfig
 from .compression.quantize import QuantizedModel as QuantizedModel
