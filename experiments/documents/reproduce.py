@@ -4,7 +4,7 @@ number, interval, rule, figure.
     scaling reproduce documents [--quick | --full] [--claims S1 S2 ...]
 
 Trains small Transformers on source code as bytes, and measures what can be measured
-without training. --quick, the default, takes about 14 minutes on two cores; --full
+without training. --quick, the default, takes about 9 minutes on two idle cores; --full
 prints its cost first and takes hours. Finished runs below --out are kept, so that the
 command can be interrupted, and a second call takes a minute. It prints the verdicts, and
 writes `claims.json` and `report.html`. Each verdict follows from the numbers by the
