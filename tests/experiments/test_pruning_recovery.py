@@ -19,7 +19,6 @@ from experiments.pruning_recovery import (
 )
 from experiments.rise_laws import fit_law
 from scaling import DataConfig, ModelConfig, OptimConfig, RunConfig, sweep
-from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
 
@@ -116,8 +115,6 @@ def test_a_sweep_is_pruned_recovered_and_drawn(tmp_path: Path) -> None:
     # The control has no stage without training: 6 runs x (2 x 3 + 1) rows.
     assert len(table) == 42
     assert set(table["pattern"]) == {"none", "magnitude", "2:4", "heads"}
-    dense = run_table(folder)
-    ratios = pd.concat([table.assign(size_ratio=1.0)])
-    summary = summarize_table(table, ratios)
-    assert len(summary) == 3 and len(dense) == 6
+    summary = summarize_table(table, table.assign(size_ratio=1.0))
+    assert len(summary) == 3
     assert plot_recovery(table).axes
