@@ -94,10 +94,17 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
         heads: The heads that stay, as many in every layer.
 
     Raises:
-        ConfigError: the layers do not keep equally many heads, or the attention scale
-            changes and queries have a norm without gains.
+        ConfigError: the layers do not keep equally many heads, heads share their keys
+            and values, or the attention scale changes and queries have a norm without
+            gains.
     """
     config = model.config
+    if config.kv_heads != config.heads:
+        raise ConfigError(
+            f"model.n_kv_heads = {config.kv_heads}: {config.heads} heads share their "
+            "keys and values, which stay as long as one of them does; mask the heads "
+            "instead, by write_pruned"
+        )
     counts = {len(stay) for stay in heads}
     if len(counts) != 1:
         raise ConfigError(

@@ -107,10 +107,14 @@ class ModelConfig:
     weight_bits: int | None = None
     """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
     they multiply activations; None: they are not rounded."""
+    n_kv_heads: int | None = None
+    """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
+    (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "model")
         require_at_least_one(self, "model", "width", "depth", "n_heads", "head_dim")
+        require_at_least_one(self, "model", "n_kv_heads")
         require_at_least_one(self, "model", "vocab", "context")
         require_at_least_one(self, "model", "base_width", "base_depth")
         require_positive(self, "model", "ff_ratio")
@@ -125,7 +129,15 @@ class ModelConfig:
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
 
     def _check_heads(self) -> None:
-        """Hold the width against whichever of n_heads and head_dim is set."""
+        """Hold the width against whichever of n_heads and head_dim is set, and the heads
+        of queries against those of keys.
+        """
+        self._check_width()
+        fix = f"must divide the number of heads, {self.heads}"
+        divides = self.heads % self.kv_heads == 0
+        require(divides, "model.n_kv_heads", self.n_kv_heads, fix)
+
+    def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
             return
         if self.n_heads is not None:
@@ -148,6 +160,11 @@ class ModelConfig:
             return self.n_heads
         assert self.head_dim is not None  # checked on construction
         return self.width // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and of values."""
+        return self.heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def key_dim(self) -> int:

@@ -111,6 +111,7 @@ def _list_block_tensors(
     D = config.width
     F = config.d_ff
     I = config.heads * config.key_dim  # noqa: E741
+    shared = config.kv_heads * config.key_dim
     prefix = f"model.layers.{layer}"
     block = ("blocks", layer)
     attention = (*block, "branches", 0)
@@ -127,8 +128,9 @@ def _list_block_tensors(
     for branch, name in enumerate(architecture.norms):
         path = (*block, "norms", branch)
         tensors += _list_norm_tensors(architecture, f"{prefix}.{name}", path, D)
-    for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        add_matrix(f"self_attn.{name}", (*attention, "qkv"), index, (D, I))
+    outputs = {"q_proj": I, "k_proj": shared, "v_proj": shared}
+    for index, (name, size) in enumerate(outputs.items()):
+        add_matrix(f"self_attn.{name}", (*attention, "qkv"), index, (D, size))
     add_matrix("self_attn.o_proj", (*attention, "out"), 0, (I, D))
     if architecture.has_qk_norm:
         for name in ("q_norm", "k_norm"):
@@ -203,7 +205,7 @@ def _describe_model(architecture: Architecture, config: ModelConfig) -> JsonObje
         "intermediate_size": config.d_ff,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
         "head_dim": config.key_dim,
         "hidden_act": HIDDEN_ACTS[config.activation],
         "max_position_embeddings": config.context,
@@ -284,14 +286,6 @@ def _find_architecture(settings: JsonObject) -> Architecture:
 
 def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
     """Refuse what this library does not compute."""
-    heads = settings.get("num_attention_heads")
-    kv_heads = settings.get("num_key_value_heads") or heads
-    if kv_heads != heads:
-        raise ConfigError(
-            f"num_key_value_heads = {kv_heads}: this library has no grouped-query "
-            f"attention; only checkpoints with keys and values for each of their "
-            f"{heads} heads can be imported"
-        )
     found = {architecture.epsilon: settings.get(architecture.epsilon)}
     wanted: JsonObject = {architecture.epsilon: NORM_EPSILON}
     # Version 5 of transformers writes the first table, version 4 the second, with the
@@ -335,6 +329,9 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
     width = read_size("hidden_size")
     depth = read_size("num_hidden_layers")
     heads = read_size("num_attention_heads")
+    kv_heads = heads
+    if settings.get("num_key_value_heads") is not None:
+        kv_heads = read_size("num_key_value_heads")
     head_dim = settings.get("head_dim")
     if head_dim is None and width % heads == 0:
         head_dim = width // heads
@@ -342,6 +339,7 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         width=width,
         depth=depth,
         n_heads=heads,
+        n_kv_heads=None if kv_heads == heads else kv_heads,
         head_dim=None if head_dim == width / heads else head_dim,
         ff_ratio=read_size("intermediate_size") / width,
         vocab=read_size("vocab_size"),

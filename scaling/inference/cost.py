@@ -103,7 +103,7 @@ def count_forward_flops(
 
 def count_cache_bytes(config: ModelConfig) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    values = 2 * config.depth * config.heads * config.key_dim
+    values = 2 * config.depth * config.kv_heads * config.key_dim
     return values * _BYTES[config.dtype]
 
 

@@ -62,6 +62,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     F = config.d_ff
     V = config.vocab
     inner = config.heads * config.key_dim
+    shared = config.kv_heads * config.key_dim
 
     def in_block(
         name: str, role: Role, shape: tuple[int, ...], copies: int = 1
@@ -73,7 +74,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     products = {
         "queries, keys, values": [
             in_block("queries", "hidden", (D, inner)),
-            in_block("keys, values", "hidden", (D, inner), copies=2),
+            in_block("keys, values", "hidden", (D, shared), copies=2),
         ],
         "attention out": [in_block("attention out", "residual_out", (inner, D))],
         "feed-forward in": [
@@ -159,8 +160,9 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     D = config.width
     F = config.d_ff
     inner = config.heads * config.key_dim
+    shared = config.kv_heads * config.key_dim
     saved = [
-        SavedActivation("queries, keys, values", 3 * inner),
+        SavedActivation("queries, keys, values", inner + 2 * shared),
         SavedActivation("input of attention out", inner),
         SavedActivation("attention branch", D),
         SavedActivation("hidden units", (3 if config.gated else 2) * F),
@@ -168,7 +170,7 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         SavedActivation("residual stream after each branch", 2 * D),
     ]
     if config.qk_norm or config.position == "rope":
-        saved.append(SavedActivation("queries and keys as multiplied", 2 * inner))
+        saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
         saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
     if not has_cudnn_attention(config.dtype, config.key_dim):

@@ -86,7 +86,7 @@ class Family:
             length: Positions of each, at most the model's context.
         """
         config = self.config
-        shape = (rows, config.heads, length, config.key_dim)
+        shape = (rows, config.kv_heads, length, config.key_dim)
         empty = jnp.zeros(shape, config.dtype)
         return tuple(LayerCache(empty, empty) for _ in range(config.depth))
 

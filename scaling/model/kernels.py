@@ -5,8 +5,8 @@ products are fast only where the left operand is contracted over its last axis, 
 copies of transposed arrays are slow (docs/notes/performance.md). On a GPU, attention in
 bfloat16 is computed by cuDNN.
 
-Axes: B batch, T and S position, H heads, K head dimension, I and O the two sides of a
-matrix, V vocabulary.
+Axes: B batch, T and S position, H heads, G heads of keys and values, K head dimension,
+I and O the two sides of a matrix, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ _split_last_axis.defvjp(_split_forward, _split_backward)
 
 def causal_attention(
     q: Float[Array, "B H T K"],
-    k: Float[Array, "B H T K"],
-    v: Float[Array, "B H T K"],
+    k: Float[Array, "B G T K"],
+    v: Float[Array, "B G T K"],
     scale: float,
     segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B H T K"]:
@@ -106,7 +106,7 @@ def causal_attention(
 
     Args:
         q: Queries.
-        k: Keys.
+        k: Keys; the first H / G heads of queries read the first head, and so on.
         v: Values.
         scale: Factor on the products of queries and keys.
         segments: A position sees only those of its own segment; None means one segment.
@@ -132,8 +132,8 @@ def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
 
 def attend_to_cache(
     q: Float[Array, "B H T K"],
-    k: Float[Array, "B H S K"],
-    v: Float[Array, "B H S K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S K"],
     positions: Int[Array, "B T"],
     scale: float,
 ) -> Float[Array, "B H T K"]:
@@ -149,14 +149,19 @@ def attend_to_cache(
     Returns:
         The weighted values, computed in the precisions of `causal_attention`.
     """
+    B, H, T, K = q.shape
+    G, S = k.shape[1:3]
+    # The heads that share keys stand one after the other on the axis of positions, so
+    # that the keys are read once.
+    q = q.reshape(B, G, H // G * T, K)
+    positions = jnp.tile(positions, (1, H // G))
     scores = _einsum_float32("bhtk,bhsk->bhts", q * jnp.asarray(scale, q.dtype), k)
-    S = k.shape[2]
     is_visible = jnp.arange(S)[None, None] <= positions[..., None]
     scores = jnp.where(is_visible[:, None], scores, _MASKED)
     powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     share = 1.0 / powers.sum(axis=-1, keepdims=True)
     y = _einsum_float32("bhts,bhsk->bhtk", powers.astype(v.dtype), v) * share
-    return y.astype(v.dtype)
+    return y.astype(v.dtype).reshape(B, H, T, K)
 
 
 class QueryBlock(NamedTuple):
@@ -207,8 +212,8 @@ class SavedAttention(NamedTuple):
     """What the gradient of attention needs."""
 
     q: Float[Array, "B H T K"]
-    k: Float[Array, "B H T K"]
-    v: Float[Array, "B H T K"]
+    k: Float[Array, "B G T K"]
+    v: Float[Array, "B G T K"]
     blocks: list[SavedBlock]
 
 
@@ -222,6 +227,8 @@ def _compute_attention(
 def _attention_forward(
     q: Array, k: Array, v: Array, segments: Array | None, scale: float
 ) -> tuple[Array, SavedAttention]:
+    shared = (k, v)
+    k, v = (_repeat_heads(x, q.shape[1]) for x in shared)
     length = q.shape[2]
     causal = np.tril(np.ones((length, length), bool))[None, None]
     saved: list[SavedBlock] = []
@@ -242,6 +249,7 @@ def _attention_forward(
         y = _einsum_float32("bhts,bhsk->bhtk", powers, v[:, :, :stop]) * share
         saved.append(SavedBlock(powers, share, y.astype(v.dtype)))
     y = jnp.concatenate([block.output for block in saved], axis=2)
+    k, v = shared
     return y, SavedAttention(q=q, k=k, v=v, blocks=saved)
 
 
@@ -254,6 +262,8 @@ def _attention_backward(
     this is the one that XLA multiplies fast.
     """
     q, k, v, saved_blocks = saved
+    heads = k.shape[1]
+    k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
     length = q.shape[2]
     dq = []
     dk_transposed = jnp.zeros((), q.dtype)
@@ -275,10 +285,27 @@ def _attention_backward(
     factor = jnp.asarray(scale, q.dtype)
     return (
         jnp.concatenate(dq, axis=2) * factor,
-        jnp.swapaxes(dk_transposed, 2, 3) * factor,
-        jnp.swapaxes(dv_transposed, 2, 3),
+        _sum_repeated_heads(jnp.swapaxes(dk_transposed, 2, 3) * factor, heads),
+        _sum_repeated_heads(jnp.swapaxes(dv_transposed, 2, 3), heads),
         None,
     )
+
+
+def _repeat_heads(x: Float[Array, "B G T K"], heads: int) -> Float[Array, "B H T K"]:
+    """Keys or values for every head of queries."""
+    if x.shape[1] == heads:
+        return x
+    return jnp.repeat(x, heads // x.shape[1], axis=1)
+
+
+def _sum_repeated_heads(
+    dx: Float[Array, "B H T K"], heads: int
+) -> Float[Array, "B G T K"]:
+    """The gradient of `_repeat_heads`."""
+    B, H, T, K = dx.shape
+    if heads == H:
+        return dx
+    return dx.reshape(B, heads, H // heads, T, K).sum(axis=2)
 
 
 def _sum_over_queries(

@@ -4,9 +4,9 @@ them as a whole.
 Most models use `Ops`. `scaling.model.unit_scaling.UnitOps` computes the same functions
 with separate scales for outputs and gradients.
 
-Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V
-vocabulary.
+Axes: B batch, T position, D width, H heads, G heads of keys and values, K head
+dimension, I and O the two sides of a matrix, P all outputs of matrices that share one
+product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Ops:
     def attend(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H T K"],
-        v: Float[Array, "B H T K"],
+        k: Float[Array, "B G T K"],
+        v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B H T K"]:
@@ -112,8 +112,8 @@ class Ops:
     def attend_to_cache(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H S K"],
-        v: Float[Array, "B H S K"],
+        k: Float[Array, "B G S K"],
+        v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
     ) -> Float[Array, "B H T K"]:

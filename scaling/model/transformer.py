@@ -5,7 +5,7 @@ parameter carries its role and its rule as metadata.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
 a matrix (O all outputs of matrices that share one product), F feed-forward,
-V vocabulary, L layers, S positions of a cache, C context.
+V vocabulary, L layers, S positions of a cache, C context, G heads of keys and values.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _tap_in_block(tap: Tap, block: str, name: str, x: Array) -> Array:
 class LayerCache(NamedTuple):
     """Keys and values of one layer, at positions 0 to S - 1."""
 
-    keys: Float[Array, "B H S K"]
-    values: Float[Array, "B H S K"]
+    keys: Float[Array, "B G S K"]
+    values: Float[Array, "B G S K"]
 
 
 Cache = tuple[LayerCache, ...]
@@ -219,15 +219,15 @@ class Norm(nnx.Module):
 
 
 def _write_to_cache(
-    cached: Float[Array, "B H S K"],
-    new: Float[Array, "B H T K"],
+    cached: Float[Array, "B G S K"],
+    new: Float[Array, "B G T K"],
     starts: Int[Array, " B"],
-) -> Float[Array, "B H S K"]:
+) -> Float[Array, "B G S K"]:
     """The cache with T new entries of each sequence, from its own start on."""
 
     def write_one(
-        cached: Float[Array, "H S K"], new: Float[Array, "H T K"], start: Array
-    ) -> Float[Array, "H S K"]:
+        cached: Float[Array, "G S K"], new: Float[Array, "G T K"], start: Array
+    ) -> Float[Array, "G S K"]:
         return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
     return jax.vmap(write_one)(cached, new.astype(cached.dtype), starts)
@@ -242,19 +242,20 @@ def apply_dropout(x: Array, rate: float, key: Key) -> Array:
 
 
 class Attention(nnx.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention. Groups of heads may share keys and values."""
 
     def __init__(
         self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
     ) -> None:
         inner = config.heads * config.key_dim
+        shared = config.kv_heads * config.key_dim
         # With both numbers set, the width of all heads does not grow with the model's.
         heads_grow = config.n_heads is None or config.head_dim is None
         self.qkv = Linear(
             rules,
             rngs,
             "hidden",
-            (inner, inner, inner),
+            (inner, shared, shared),
             fan_in=config.width,
             base_fan_in=config.base_width,
         )
@@ -269,7 +270,8 @@ class Attention(nnx.Module):
         )
         self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
-        self.heads = config.heads
+        self.heads = (config.heads, config.kv_heads, config.kv_heads)
+        self.splits = (inner, inner + shared)
         self.context = config.context
         self.has_rope = config.position == "rope"
         self.ops = rules.ops
@@ -308,9 +310,9 @@ class Attention(nnx.Module):
         x_BxTxD: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | None = None,
     ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each (B, H, T, K)."""
-        q_k_v = jnp.split(self.qkv(x_BxTxD), 3, axis=-1)
-        q, k, v = (split_heads(x, self.heads) for x in q_k_v)
+        """Queries (B, H, T, K), keys and values (B, G, T, K)."""
+        q_k_v = jnp.split(self.qkv(x_BxTxD), self.splits, axis=-1)
+        q, k, v = (split_heads(*pair) for pair in zip(q_k_v, self.heads, strict=True))
         q = self.q_norm(q)
         k = self.k_norm(k)
         if self.has_rope:

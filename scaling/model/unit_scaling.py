@@ -12,9 +12,9 @@ each weight.
 
 The gradient that comes back is assumed to be that of a loss summed over tokens.
 
-Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V
-vocabulary.
+Axes: B batch, T position, D width, H heads, G heads of keys and values, K head
+dimension, I and O the two sides of a matrix, P all outputs of matrices that share one
+product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ class UnitOps(Ops):
     def attend(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H T K"],
-        v: Float[Array, "B H T K"],
+        k: Float[Array, "B G T K"],
+        v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B H T K"]:
@@ -177,14 +177,18 @@ class UnitOps(Ops):
         model is one function of the tokens before.
         """
         mult = self.multipliers.attention_softmax
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            # Their gradient is a sum over the heads of queries that share them.
+            k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
         output = super().attend(q, k, v, mult * scale, segments)
         return output * attention_scale(self.context, q.shape[3], mult)
 
     def attend_to_cache(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H S K"],
-        v: Float[Array, "B H S K"],
+        k: Float[Array, "B G S K"],
+        v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
     ) -> Float[Array, "B H T K"]:

@@ -220,7 +220,8 @@ def change_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_key_value_heads": 1}, "num_key_value_heads = 1.*grouped-query"),
+        ({"num_key_value_heads": 3}, "n_kv_heads = 3: must divide"),
+        ({"num_key_value_heads": 1}, "k_proj.weight: its shape"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps = 1e-05"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"use_sliding_window": True}, "use_sliding_window = True"),

@@ -31,6 +31,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "qk_norm": False,
     },
     "scanned layers": {"scan_layers": "always"},
+    "grouped heads": {"n_kv_heads": 1},
+    "unit scaling, grouped heads": {
+        "parametrization": "umup",
+        "norm": "nonparametric_rmsnorm",
+        "n_kv_heads": 1,
+    },
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
     "rounded, tied": {"weight_bits": 4, "tied": True},

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from scaling.model.kernels import (
+    attend_to_cache,
     causal_attention,
     cross_entropy,
     matrix_product,
@@ -84,6 +85,27 @@ def test_attention_is_softmax_over_the_past(length: int) -> None:
     arguments = tuple(4.0 * normal(seed, 2, 3, length, 6) for seed in range(3))
     assert_same(
         lambda q, k, v: causal_attention(q, k, v, 0.3), plain_attention, arguments
+    )
+
+
+@pytest.mark.parametrize("length", [7, 64])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_heads_that_share_keys_read_the_same_ones(length: int, shared: int) -> None:
+    """As if each had a copy; the copies' gradients are added."""
+    q = normal(0, 2, 4, length, 6)
+    k, v = (normal(seed, 2, shared, length, 6) for seed in (1, 2))
+    repeated = lambda x: jnp.repeat(x, 4 // shared, axis=1)
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3),
+        lambda q, k, v: plain_attention(q, repeated(k), repeated(v)),
+        (q, k, v),
+    )
+    positions = jnp.tile(jnp.arange(length), (2, 1))
+    q, k, v = (jnp.asarray(x) for x in (q, k, v))
+    np.testing.assert_allclose(
+        attend_to_cache(q, k, v, positions, 0.3),
+        causal_attention(q, k, v, 0.3),
+        atol=1e-5,
     )
 
 
