@@ -107,6 +107,9 @@ class ModelConfig:
     weight_bits: int | None = None
     """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
     they multiply activations; None: they are not rounded."""
+    rope_base: float = 10_000.0
+    """Of position "rope": the longest wavelength over 2 pi. More of it for longer
+    contexts (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
     n_kv_heads: int | None = None
     """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
     (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
@@ -117,7 +120,7 @@ class ModelConfig:
         require_at_least_one(self, "model", "n_kv_heads")
         require_at_least_one(self, "model", "vocab", "context")
         require_at_least_one(self, "model", "base_width", "base_depth")
-        require_positive(self, "model", "ff_ratio")
+        require_positive(self, "model", "ff_ratio", "rope_base")
         in_range = 0 <= self.dropout < 1
         require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
         bits = self.weight_bits
@@ -127,6 +130,9 @@ class ModelConfig:
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
+        ok = self.position == "rope" or self.rope_base == 10_000.0
+        fix = "is of model.position = 'rope' alone"
+        require(ok, "model.rope_base", self.rope_base, fix)
 
     def _check_heads(self) -> None:
         """Hold the width against whichever of n_heads and head_dim is set, and the heads

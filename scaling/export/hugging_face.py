@@ -211,8 +211,8 @@ def _describe_model(architecture: Architecture, config: ModelConfig) -> JsonObje
         "max_position_embeddings": config.context,
         architecture.epsilon: NORM_EPSILON,
         # Version 5 of transformers reads the first, version 4 the second.
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rope_theta": config.rope_base,
         "tie_word_embeddings": config.tied,
         "dtype": "float32",
         **architecture.required,
@@ -296,9 +296,6 @@ def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
             f"rope_parameters = {rope!r}: all layers of this library have the same "
             "frequencies; only such checkpoints can be imported"
         )
-    theta = rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA
-    found["rope_theta"] = float(theta)
-    wanted["rope_theta"] = ROPE_THETA
     found["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     wanted["rope_type"] = "default"
     share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor")
@@ -346,6 +343,7 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         context=read_size("max_position_embeddings"),
         norm=architecture.norm,
         position="rope",
+        rope_base=_read_rope_base(settings),
         activation=_read_activation(settings.get("hidden_act"), architecture),
         tied=bool(settings.get("tie_word_embeddings", False)),
         qk_norm=architecture.has_qk_norm,
@@ -354,6 +352,12 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         base_depth=depth,
         scan_layers="never",
     )
+
+
+def _read_rope_base(settings: JsonObject) -> float:
+    """The base of the frequencies. Version 5 of transformers writes it into a table."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return float(rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA)
 
 
 def _read_activation(hidden_act: object, architecture: Architecture) -> str:

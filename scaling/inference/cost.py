@@ -7,6 +7,7 @@ token sees. Reading a prompt computes the logits of its last token only.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,9 +27,8 @@ from scaling.inference.decoding import (
 from scaling.inference.sampling import SamplingConfig
 from scaling.model.accounting import list_attention_products
 from scaling.model.flops import count_parameters
-from scaling.model.transformer import Params
+from scaling.model.transformer import Params, make_cache
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 _PARAMETER_BYTES = 4
 
 
@@ -103,8 +103,8 @@ def count_forward_flops(
 
 def count_cache_bytes(config: ModelConfig) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    values = 2 * config.depth * config.kv_heads * config.key_dim
-    return values * _BYTES[config.dtype]
+    cache = jax.eval_shape(lambda: make_cache(config, rows=1, length=1))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
 
 class InferenceSpeed(NamedTuple):

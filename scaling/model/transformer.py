@@ -76,6 +76,13 @@ Cache = tuple[LayerCache, ...]
 """Keys and values of all layers."""
 
 
+def make_cache(config: ModelConfig, rows: int, length: int) -> Cache:
+    """An empty cache of some sequences."""
+    shape = (rows, config.kv_heads, length, config.key_dim)
+    empty = jnp.zeros(shape, config.dtype)
+    return tuple(LayerCache(empty, empty) for _ in range(config.depth))
+
+
 class Weight(nnx.Param):
     """A parameter with its role and its rule as metadata."""
 
@@ -274,6 +281,7 @@ class Attention(nnx.Module):
         self.splits = (inner, inner + shared)
         self.context = config.context
         self.has_rope = config.position == "rope"
+        self.rope_base = config.rope_base
         self.ops = rules.ops
         self.scale = rules.attention_scale
 
@@ -317,8 +325,8 @@ class Attention(nnx.Module):
         k = self.k_norm(k)
         if self.has_rope:
             context = None if positions is None else self.context
-            q = apply_rope(q, positions, context)
-            k = apply_rope(k, positions, context)
+            q = apply_rope(q, positions, context, self.rope_base)
+            k = apply_rope(k, positions, context, self.rope_base)
         return q, k, v
 
     def _join_heads(self, y_BxHxTxK: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:

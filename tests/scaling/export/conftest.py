@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qwen3, learned scales": {"activation": "geglu", "parametrization": "normalized"},
     "qwen3, weights of four bits": {"activation": "swiglu", "weight_bits": 4},
     "qwen3, grouped heads": {"activation": "swiglu", "n_kv_heads": 1},
+    "qwen3, base of the frequencies": {"activation": "swiglu", "rope_base": 500.0},
     "llama": {"activation": "swiglu", "qk_norm": False},
     "llama, muP": {"activation": "swiglu", "qk_norm": False, "parametrization": "mup"},
     "llama, tied, weighted branches": {

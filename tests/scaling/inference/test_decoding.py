@@ -31,7 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "qk_norm": False,
     },
     "scanned layers": {"scan_layers": "always"},
-    "grouped heads": {"n_kv_heads": 1},
+    "grouped heads, other frequencies": {"n_kv_heads": 1, "rope_base": 500.0},
     "unit scaling, grouped heads": {
         "parametrization": "umup",
         "norm": "nonparametric_rmsnorm",

@@ -52,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
         "remat": True,
     },
-    "grouped heads": {"n_kv_heads": 1},
+    "grouped heads, other frequencies": {"n_kv_heads": 1, "rope_base": 500.0},
     "rounded, tied": {"weight_bits": 3, "tied": True},
     "deep": {
         "depth": 9,
