@@ -143,7 +143,8 @@ def _shrink_attention(
     matrices = attention["qkv"]["weights"]
     qkv["weights"] = {place: matrix[:, units] for place, matrix in matrices.items()}
     if "scale" in qkv:
-        qkv["scale"] = qkv["scale"].reshape(3, -1)[:, units].ravel()
+        scales = qkv["scale"].reshape(len(matrices), -1)
+        qkv["scale"] = scales[:, units].ravel()
     rows = output_factor * attention["out"]["weights"][0][units]
     out = {**attention["out"], "weights": {0: rows}}
     return {**attention, "qkv": qkv, "out": out}

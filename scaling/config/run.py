@@ -107,6 +107,12 @@ class ModelConfig:
     weight_bits: int | None = None
     """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
     they multiply activations; None: they are not rounded."""
+    attention_gate: bool = False
+    """The output of each head is multiplied by the sigmoid of a projection of its input
+    (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
+    logit_cap: float | None = None
+    """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
+    they are as they are."""
     rope_base: float = 10_000.0
     """Of position "rope": the longest wavelength over 2 pi. More of it for longer
     contexts (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
@@ -120,7 +126,7 @@ class ModelConfig:
         require_at_least_one(self, "model", "n_kv_heads")
         require_at_least_one(self, "model", "vocab", "context")
         require_at_least_one(self, "model", "base_width", "base_depth")
-        require_positive(self, "model", "ff_ratio", "rope_base")
+        require_positive(self, "model", "ff_ratio", "rope_base", "logit_cap")
         in_range = 0 <= self.dropout < 1
         require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
         bits = self.weight_bits
@@ -288,6 +294,9 @@ class OptimConfig:
     epsilon: float = 1e-8
     clip_norm: float | None = 1.0
     """None means that gradients are not clipped."""
+    z_loss: float = 0.0
+    """Train also on this number times the squared log of the softmax's denominator (PaLM,
+    arXiv:2204.02311, section 5). Losses that are reported are without it."""
     lora_rank: int | None = None
     """Train adapters of this rank instead of the matrices (Hu et al. 2021,
     arXiv:2106.09685); None means that everything is trained."""
@@ -303,6 +312,7 @@ class OptimConfig:
         fix = f"must be a multiple of optim.accumulate = {self.accumulate}"
         require(divides, "optim.batch_size", self.batch_size, fix)
         require_not_negative(self, "optim", "warmup_tokens", "weight_decay", "epsilon")
+        require_not_negative(self, "optim", "z_loss")
         fraction = self.cooldown_fraction
         in_range = 0 <= fraction <= 1
         require(in_range, "optim.cooldown_fraction", fraction, "must lie in [0, 1]")

@@ -70,11 +70,15 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
     projections = 2 if config.gated else 1
+    gates = []
+    if config.attention_gate:
+        gates.append(in_block("attention gates", "hidden", (D, inner)))
     # The matrices of one product have the same input and are multiplied together.
     products = {
         "queries, keys, values": [
             in_block("queries", "hidden", (D, inner)),
             in_block("keys, values", "hidden", (D, shared), copies=2),
+            *gates,
         ],
         "attention out": [in_block("attention out", "residual_out", (inner, D))],
         "feed-forward in": [
@@ -169,6 +173,10 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         SavedActivation("feed-forward branch", D),
         SavedActivation("residual stream after each branch", 2 * D),
     ]
+    if config.attention_gate:
+        saved.append(
+            SavedActivation("attention gates and what they multiply", 2 * inner)
+        )
     if config.qk_norm or config.position == "rope":
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":

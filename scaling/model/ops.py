@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -97,6 +98,12 @@ class Ops:
             return self.apply_activation(name, h)
         gate, value = jnp.split(h, 2, axis=-1)
         return self.apply_activation(name, gate) * value
+
+    def apply_gate(
+        self, y: Float[Array, "B T P"], gate: Float[Array, "B T P"]
+    ) -> Float[Array, "B T P"]:
+        """Multiply the output of attention by the sigmoid of its gate."""
+        return y * jax.nn.sigmoid(gate)
 
     def attend(
         self,

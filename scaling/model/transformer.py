@@ -256,13 +256,14 @@ class Attention(nnx.Module):
     ) -> None:
         inner = config.heads * config.key_dim
         shared = config.kv_heads * config.key_dim
+        gate = (inner,) if config.attention_gate else ()
         # With both numbers set, the width of all heads does not grow with the model's.
         heads_grow = config.n_heads is None or config.head_dim is None
         self.qkv = Linear(
             rules,
             rngs,
             "hidden",
-            (inner, shared, shared),
+            (inner, shared, shared, *gate),
             fan_in=config.width,
             base_fan_in=config.base_width,
         )
@@ -278,7 +279,8 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.heads = (config.heads, config.kv_heads, config.kv_heads)
-        self.splits = (inner, inner + shared)
+        self.splits = np.cumsum((inner, shared, shared, *gate))[:-1].tolist()
+        self.has_gate = config.attention_gate
         self.context = config.context
         self.has_rope = config.position == "rope"
         self.rope_base = config.rope_base
@@ -289,11 +291,11 @@ class Attention(nnx.Module):
         self, x_BxTxD: Float[Array, "B T D"], layout: Layout | None = None
     ) -> Float[Array, "B T D"]:
         if layout is None:
-            q, k, v = self._project(x_BxTxD)
-            return self._join_heads(self.ops.attend(q, k, v, self.scale))
-        q, k, v = self._project(x_BxTxD, layout.positions)
+            q, k, v, gate = self._project(x_BxTxD)
+            return self._join_heads(self.ops.attend(q, k, v, self.scale), gate)
+        q, k, v, gate = self._project(x_BxTxD, layout.positions)
         y = self.ops.attend(q, k, v, self.scale, layout.segments)
-        return self._join_heads(y)
+        return self._join_heads(y, gate)
 
     def extend(
         self,
@@ -304,22 +306,26 @@ class Attention(nnx.Module):
         """Attention of new tokens to themselves and to those of the cache, and the
         cache with them.
         """
-        q, k, v = self._project(x_BxTxD, positions)
+        q, k, v, gate = self._project(x_BxTxD, positions)
         starts = positions[:, 0]
         cache = LayerCache(
             keys=_write_to_cache(cache.keys, k, starts),
             values=_write_to_cache(cache.values, v, starts),
         )
         y = self.ops.attend_to_cache(q, cache.keys, cache.values, positions, self.scale)
-        return self._join_heads(y), cache
+        return self._join_heads(y, gate), cache
 
     def _project(
         self,
         x_BxTxD: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | None = None,
-    ) -> tuple[Array, Array, Array]:
-        """Queries (B, H, T, K), keys and values (B, G, T, K)."""
-        q_k_v = jnp.split(self.qkv(x_BxTxD), self.splits, axis=-1)
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Queries (B, H, T, K), keys and values (B, G, T, K), and the gates (B, T, HK) if
+        there are any.
+        """
+        *q_k_v, gate = jnp.split(self.qkv(x_BxTxD), self.splits, axis=-1)
+        if not self.has_gate:
+            q_k_v, gate = [*q_k_v, gate], None
         q, k, v = (split_heads(*pair) for pair in zip(q_k_v, self.heads, strict=True))
         q = self.q_norm(q)
         k = self.k_norm(k)
@@ -327,11 +333,16 @@ class Attention(nnx.Module):
             context = None if positions is None else self.context
             q = apply_rope(q, positions, context, self.rope_base)
             k = apply_rope(k, positions, context, self.rope_base)
-        return q, k, v
+        return q, k, v, gate
 
-    def _join_heads(self, y_BxHxTxK: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
+    def _join_heads(
+        self, y_BxHxTxK: Float[Array, "B H T K"], gate: Float[Array, "B T _"] | None
+    ) -> Float[Array, "B T D"]:
         B, _, T, _ = y_BxHxTxK.shape
-        return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
+        y = jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1)
+        if gate is not None:
+            y = self.ops.apply_gate(y, gate)
+        return self.out(y)
 
 
 class FeedForward(nnx.Module):
@@ -533,7 +544,11 @@ class Transformer(nnx.Module):
         weight = read_matrix(weight, self.config.weight_bits)
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
         logits = _multiply_by_scale(logits, self.head_scale)
-        return ops.scale_logits(tap("logits", logits.astype(jnp.float32)))
+        logits = logits.astype(jnp.float32)
+        cap = self.config.logit_cap
+        if cap is not None:
+            logits = cap * jnp.tanh(logits / cap)
+        return ops.scale_logits(tap("logits", logits))
 
     def _apply_layers(
         self,

@@ -163,6 +163,12 @@ class UnitOps(Ops):
         scale = activation_scale(name, mult) / mult
         return scale * super().apply_activation(name, mult * x)
 
+    def apply_gate(
+        self, y: Float[Array, "B T P"], gate: Float[Array, "B T P"]
+    ) -> Float[Array, "B T P"]:
+        """At unit variance for a normal gate."""
+        return super().apply_gate(y, gate) * activation_scale("glu", 1.0)
+
     def attend(
         self,
         q: Float[Array, "B H T K"],

@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "norm": "nonparametric_rmsnorm",
         "n_kv_heads": 1,
     },
+    "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
     "rounded, tied": {"weight_bits": 4, "tied": True},
