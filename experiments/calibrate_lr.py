@@ -142,10 +142,9 @@ def format_power_rule(
     """
     tuned: pd.DataFrame = cells.loc[~cells["untuned"]]
     names = {"n_matmul": "N", "tokens": "D", "best_lr": "lr"}
-    tuned = tuned.rename(columns=names).loc[:, ["N", "D", "lr", "best_loss"]]
+    tuned = tuned.rename(columns=names).loc[:, ["N", "D", "lr"]]
     try:
-        runs = analysis.load_runs(tuned, loss="best_loss")
-        fit = analysis.fit(runs, "learning_rate", objective="least_squares")
+        fit = analysis.fit(tuned, "learning_rate", objective="least_squares")
     except ValueError as error:
         return f"# no power law in N and D over {len(tuned)} tuned cells: {error}"
     dof = len(tuned) - len(fit.free)

@@ -3,7 +3,6 @@ from .cli.steering.outcome import AutoResult as AutoResult
 from .compression.prune import PrunedModel as PrunedModel
 from .compression.prune import PruningConfig as PruningConfig
 from .compression.prune import prune_model as prune_model
-from .compression.prune import read_pruned as read_pruned
 from .compression.prune import write_pruned as write_pruned
 from .compression.quantize import QuantizationConfig as QuantizationConfig
 from .compression.quantize import QuantizedModel as QuantizedModel

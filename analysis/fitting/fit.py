@@ -274,13 +274,10 @@ def collect_data(runs: Runs, law: Law) -> dict[str, np.ndarray]:
         ValueError: a column that the law needs is missing or not positive.
     """
     needed = (*law.variables, law.target)
-    for name in needed:
-        if name not in runs.table.columns:
-            raise ValueError(
-                f"law {law.name!r} is a function of {', '.join(law.variables)} for "
-                f"{law.target}, and {runs.source} lacks {name}; "
-                f"name its column when loading: load_runs(..., {name}='...')"
-            )
+    reads = (
+        f"law {law.name!r}, a function of {', '.join(law.variables)} for {law.target},"
+    )
+    runs.require(needed, reads)
     named = [name for name in ("weight", "loss_se") if name in runs.columns]
     data = {}
     for name in ("N", "D", "C", "loss", *named, *needed):

@@ -187,12 +187,7 @@ def _select_curve_rows(runs: Runs) -> tuple[pd.DataFrame, str]:
     """(the rows that lie on a curve of at least two values of C, with the column
     `curve`; what a curve is).
     """
-    missing = [v for v in ("N", "D", "C") if v not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"approach 1 needs {', '.join(missing)}, which {runs.source} lacks; "
-            "name its columns in load_runs"
-        )
+    runs.require(("N", "D", "C", "loss"), "approach 1")
     labels, unit = label_curves(runs.table)
     table = runs.table.assign(curve=labels)
     n_values = table["C"].groupby(labels).transform("nunique").to_numpy()

@@ -253,12 +253,7 @@ def isoflop(
         ValueError: a column is missing, or no row belongs to a budget.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    missing = [name for name in ("N", "D", "C") if name not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"approach 2 needs {', '.join(missing)}, which {runs.source} lacks; "
-            "name its columns in load_runs"
-        )
+    runs.require(("N", "D", "C", "loss"), "approach 2")
     budgets = group_by_budget(runs.table, tolerance)
     table = budgets.rows
     groups, minima = _fit_parabolas(table)

@@ -48,9 +48,9 @@ def plot_frontier(runs: Runs | pd.DataFrame, fit: Fit | None = None) -> Figure:
     and D only, with the FLOPs per token of the runs.
 
     Raises:
-        ValueError: the table has no C.
+        ValueError: the table has no C or no loss.
     """
-    runs = style.load_plotted_runs(runs, "C")
+    runs = style.load_plotted_runs(runs, "C", "loss")
     table: pd.DataFrame = runs.table.assign(fitted=find_fitted_rows(runs.table, fit))
     sizes = _group_sizes(table)
     fig = style.make_figure(4.4)
@@ -104,11 +104,11 @@ def plot_fit(
     Bands are 90 % intervals of the law. Runs that took no part in the fit are hollow.
 
     Raises:
-        ValueError: the table lacks a variable of the law, or the law does not give the
-            loss in N, D and C.
+        ValueError: the table lacks the loss or a variable of the law, or the law does
+            not give the loss in N, D and C.
     """
     style.check_drawable(fit)
-    runs = style.load_plotted_runs(runs, *fit.law.variables)
+    runs = style.load_plotted_runs(runs, *fit.law.variables, "loss")
     variables = fit.law.variables
     x = "D" if "D" in variables else variables[0]
     table: pd.DataFrame = runs.table.assign(fitted=find_fitted_rows(runs.table, fit))

@@ -36,9 +36,9 @@ def plot_isoflop(runs: Runs | pd.DataFrame, isoflop: IsoFlop) -> Figure:
     the reason is printed below. Runs that `isoflop` did not use are small and gray.
 
     Raises:
-        ValueError: the table has no N.
+        ValueError: the table has no N or no loss.
     """
-    runs = style.load_plotted_runs(runs, "N")
+    runs = style.load_plotted_runs(runs, "N", "loss")
     minima: pd.DataFrame = isoflop.minima.sort_values("budget", ignore_index=True)
     notes = _explain_left_out(minima)
     fig = style.make_figure(4.6 + 0.17 * len(notes))

@@ -9,7 +9,7 @@ series also has its own marker. Single colors are those of Okabe & Ito (2008).
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -19,10 +19,12 @@ import pandas as pd
 from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from matplotlib.typing import LineStyleType
 from numpy.typing import ArrayLike
 
@@ -52,6 +54,7 @@ VARIABLE = {
     "D": "Training data D (tokens)",
 }
 WIDTH = 6.8  # inches: a text column, so that 9 pt stays 9 pt in print
+LABEL_GAP = 3.0  # points between the labels of neighboring ticks
 MAX_LEGEND = 10  # more sizes or budgets get a color bar instead of a key
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -126,29 +129,71 @@ class HoverPoints(Line2D):
 
 class RoundLocator(ticker.Locator):
     """Ticks of a logarithmic axis at round numbers, about `most` of them, even where
-    the axis spans less than a decade.
+    the axis spans less than a decade. Where their labels would touch, there are fewer,
+    down to one.
     """
 
     def __init__(self, most: int = 7) -> None:
         self.most = most
 
     def __call__(self) -> np.ndarray:
-        assert self.axis is not None
-        return self.tick_values(*self.axis.get_view_interval())
+        assert isinstance(self.axis, Axis)
+        low, high = sorted(self.axis.get_view_interval())
+        choices = list(list_round_numbers(low, high, self.most))
+        most = choices[0]
+        for ticks in (*choices, most[:: max(1, len(most) - 1)]):
+            if len(ticks) > 1 and are_labels_apart(self.axis, ticks):
+                return ticks
+        return most[:1]
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        """The ticks where all labels have room."""
         low, high = sorted((vmin, vmax))
-        decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        if high / low < 4:
-            linear = ticker.MaxNLocator(self.most, steps=[1, 2, 2.5, 5, 10])
-            ticks = np.asarray(linear.tick_values(low, high))
-            return ticks[(ticks >= low) & (ticks <= high)]
-        for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-            ticks = np.sort(np.outer(10.0**decades, digits).ravel())
-            ticks = ticks[(ticks >= low) & (ticks <= high)]
-            if len(ticks) <= self.most:
-                return ticks
-        return ticks[:: int(np.ceil(len(ticks) / self.most))]
+        return next(list_round_numbers(low, high, self.most))
+
+
+def list_round_numbers(low: float, high: float, most: int) -> Iterator[np.ndarray]:
+    """Round numbers from `low` to `high`, about `most` of them, and then ever fewer."""
+
+    def select(ticks: np.ndarray) -> np.ndarray:
+        return ticks[(ticks >= low) & (ticks <= high)]
+
+    if high / low < 4:
+        for count in range(most, 0, -1):
+            linear = ticker.MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+            yield select(np.asarray(linear.tick_values(low, high)))
+        return
+    decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = select(np.sort(np.outer(10.0**decades, digits).ravel()))
+        if len(ticks) <= most:
+            yield ticks
+    powers = select(10.0**decades)
+    least = max(2, int(np.ceil(len(powers) / most)))
+    for step in range(least, len(powers)):
+        yield powers[::step]
+
+
+def are_labels_apart(axis: Axis, ticks: np.ndarray) -> bool:
+    """Whether the labels of some ticks leave a gap of `LABEL_GAP` between each other.
+
+    Widths are those of the outlines of the letters, so that no renderer is needed.
+    """
+    axes = axis.axes
+    is_x = axis is axes.xaxis
+    pixels = axes.bbox.width if is_x else axes.bbox.height
+    ends = np.asarray(axis.get_transform().transform(axis.get_view_interval()), float)
+    places = np.asarray(axis.get_transform().transform(ticks), float)
+    points = 72 * pixels / axes.figure.dpi
+    centers = points * (places - ends[0]) / (ends[1] - ends[0])
+    font = axis.get_major_ticks(1)[0].label1.get_fontproperties()
+    sizes = []
+    for text in axis.get_major_formatter().format_ticks(list(ticks)):
+        width, height, _ = text_to_path.get_text_width_height_descent(text, font, False)
+        sizes.append(width if is_x else height)
+    half = np.array(sizes) / 2
+    gaps = np.abs(np.diff(centers)) - half[1:] - half[:-1]
+    return bool(np.all(gaps >= LABEL_GAP))
 
 
 def format_count(value: Number) -> str:
@@ -245,12 +290,7 @@ def load_plotted_runs(runs: Runs | pd.DataFrame, *needed: str) -> Runs:
     """
     if not isinstance(runs, Runs):
         runs = load_runs(runs)
-    missing = [name for name in needed if name not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"the figure needs {', '.join(missing)}, which {runs.source} lacks; name "
-            "its column in load_runs"
-        )
+    runs.require(needed, "the figure")
     return runs
 
 

@@ -6,7 +6,7 @@ columns of the project's own tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Runs:
     def __str__(self) -> str:
         named = ", ".join(f"{name}={column}" for name, column in self.columns.items())
         lines = [
-            f"{len(self.table)} runs from {self.source} ({named}); "
+            f"{len(self.table)} runs from {self.source} ({named or 'no column named'}); "
             f"{len(self.rejected)} rejected"
         ]
         for row, reason in self.reasons()[:_SHOWN_REJECTED]:
@@ -96,6 +96,27 @@ class Runs:
         """(row, reason) of every rejected row."""
         pairs = zip(self.rejected["row"], self.rejected["reason"], strict=True)
         return [(int(row), str(reason)) for row, reason in pairs]
+
+    def require(self, names: Iterable[str], reader: str) -> None:
+        """Check that the table has these columns.
+
+        Args:
+            names: canonical columns, or variables of a law.
+            reader: what reads them, as "the figure" or "law 'chinchilla'".
+
+        Raises:
+            ValueError: a column is missing. The message names it and the nearest ones.
+        """
+        missing = [name for name in names if name not in self.table.columns]
+        if not missing:
+            return
+        keywords = ", ".join(f"{name}='...'" for name in missing)
+        present = [str(name) for name in self.table.columns if name != "source_row"]
+        raise ValueError(
+            f"{reader} needs {', '.join(missing)}, which {self.source} lacks; name the "
+            f"source column of each when loading: load_runs(..., {keywords}); "
+            + _suggest_columns(missing[0], present)
+        )
 
     def exclude(
         self, mask: Sequence[bool] | np.ndarray | pd.Series, reason: str
@@ -149,7 +170,9 @@ def load_runs(
     out the project's own names are tried (N: n_matmul, D: tokens, C: flops, trunk:
     trunk_id, ...), but never for weight or a further variable. When two of N, D, C are
     known the third is computed from C = 6*N*D (Kaplan et al. 2020, section 2.1), and
-    `Runs.columns` says so. A canonical column hides a source column of its name.
+    `Runs.columns` says so. A canonical column hides a source column of its name. No
+    column is obligatory: what reads the table, such as `fit` with its law, says which
+    it needs.
 
     A row is rejected, with a reason, when
 
@@ -243,8 +266,7 @@ def _resolve_columns(
     """Canonical name -> source column, for the columns that exist.
 
     Raises:
-        ValueError: a column that the caller named is missing, or there is no loss, or
-            none of N, D, C.
+        ValueError: a column that the caller named is missing.
     """
     found: dict[str, str] = {}
     for name, column in named.items():
@@ -261,16 +283,6 @@ def _resolve_columns(
                 + _suggest_columns(column, present)
             )
         found[name] = column
-    if "loss" not in found:
-        raise ValueError(
-            f"{label} has no column 'loss'; name it with loss='...'; "
-            + _suggest_columns("loss", present)
-        )
-    if not {"N", "D", "C"} & set(found):
-        raise ValueError(
-            f"{label} has neither N, D nor C; name at least one, as in N='params'; "
-            + _suggest_columns("params", present)
-        )
     return found
 
 

@@ -36,12 +36,7 @@ def tuned(
         ValueError: a column is missing.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
-    missing = [name for name in (over, *by) if name not in runs.table.columns]
-    if missing:
-        raise ValueError(
-            f"tuned needs {', '.join(missing)}, which {runs.source} lacks; "
-            f"its columns are {', '.join(map(str, runs.table.columns))}"
-        )
+    runs.require((over, *by, "loss"), "tuned")
     table = runs.table
     loss = table["loss"].to_numpy(float)
     values = table[over].to_numpy(float)

@@ -166,6 +166,8 @@ def warn_of_odd_compute(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
 
 def warn_of_duplicates(table: pd.DataFrame, columns: Mapping[str, str]) -> str:
     """Warn of rows that are equal in all canonical columns."""
+    if not columns:
+        return ""
     key = table[list(columns)]
     # These two are as the source has them, so their cells may be lists.
     key = key.astype({name: str for name in ("trunk", "seed") if name in columns})
@@ -188,7 +190,7 @@ def warn_of_mixed_values(
     if name in columns or name in columns.values():
         # It is a variable of the law.
         return ""
-    if name in ("tokenizer", "vocab") and columns["loss"] == "bits_per_byte":
+    if name in ("tokenizer", "vocab") and columns.get("loss") == "bits_per_byte":
         # Bits per byte are comparable across tokenizers.
         return ""
     values = table[name].map(_format_value, na_action="ignore").astype(object)

@@ -15,7 +15,7 @@ from experiments.downstream.training import Child
 from scaling import TrainedModel, load, open_task
 from scaling.inference.task_scorer import ModelScorer
 from scaling.store.files import write_atomically
-from scaling.tasks.evaluate import Normalize, TaskResult, evaluate_task
+from scaling.tasks.evaluate import TaskResult, evaluate_task
 from scaling.tasks.examples import TaskData
 from scaling.tasks.registry import check_pretraining
 
@@ -49,17 +49,15 @@ class Measurement(NamedTuple):
         limit = self.get_limit(settings)
         parts = [self.folder.name, self.task.spec, self.shots, limit]
         parts.append(settings.max_tokens)
-        if self.normalize != "bytes" and self.task.metric == "accuracy":
-            parts.append(self.normalize)
+        if self.is_trained and self.task.metric == "accuracy":
+            parts.append("none")  # what log-probabilities are divided by
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return settings.evaluations / f"{digest[:16]}.json"
 
     @property
-    def normalize(self) -> Normalize:
-        """A model that was trained on the answers knows how likely each is as a whole;
-        one that was not finds long answers unlikely.
-        """
-        return "none" if self.mode in TRAINED_MODES else "bytes"
+    def is_trained(self) -> bool:
+        """Whether the model was trained on the task."""
+        return self.mode in TRAINED_MODES
 
     def get_limit(self, settings: Settings) -> int:
         """The number of held-out examples."""
@@ -184,18 +182,25 @@ def read_or_measure(settings: Settings, item: Measurement) -> list[dict[str, obj
         ModelScorer(model),
         shots=item.shots,
         limit=item.get_limit(settings),
-        normalize=item.normalize,
         max_tokens=settings.max_tokens,
     )
-    metrics = list(list_metrics(found))
+    metrics = list(list_metrics(found, item.is_trained))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(metrics))
     return metrics
 
 
-def list_metrics(found: TaskResult) -> Iterator[dict[str, object]]:
-    """A row for each metric, with its baselines."""
-    for name, estimate in found.metrics.items():
+def list_metrics(found: TaskResult, is_trained: bool) -> Iterator[dict[str, object]]:
+    """A row for each metric, with its baselines.
+
+    The accuracy of a model that was not trained on the task is that by the probability
+    per byte: such a model finds long answers unlikely.
+    """
+    metrics = dict(found.metrics)
+    per_byte = metrics.pop("accuracy_per_byte", None)
+    if per_byte is not None and not is_trained:
+        metrics["accuracy"] = per_byte
+    for name, estimate in metrics.items():
         row: dict[str, object] = {
             "metric": name,
             "value": estimate.value,

@@ -52,11 +52,11 @@ class CompressArgs:
     json: bool = False
 
     def __call__(self) -> int:
-        from scaling.compression.files import count_bytes
         from scaling.compression.losses import (
             compare_windows,
             measure_heldout_windows,
         )
+        from scaling.inference.compressed import count_bytes
 
         self._check_choices()
         with self.model.open_model() as model:

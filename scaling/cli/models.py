@@ -30,7 +30,7 @@ class ModelArgs:
     """Which trained model."""
 
     path: Positional[Path]
-    """The folder of a sweep or of a run."""
+    """The folder of a sweep, of a run, or of a compressed model."""
     run: str | None = None
     """In a sweep's folder, the beginning of the run's id, or best: the lowest loss."""
     step: int | None = None
@@ -38,12 +38,16 @@ class ModelArgs:
 
     @contextmanager
     def open_model(self) -> Iterator[TrainedModel]:
-        """The model; programs are kept below the sweep's folder while it is open."""
+        """The model; programs are kept below the sweep's folder while it is open, or
+        below that of the compressed model.
+        """
+        from scaling.inference.compressed import is_compressed
         from scaling.inference.load import load
         from scaling.training.compile_cache import compilation_cache
 
         model = load(self.path, self.run, step=self.step)
-        with compilation_cache(model.folder.parent):
+        folder = model.folder
+        with compilation_cache(folder if is_compressed(folder) else folder.parent):
             yield model
 
 

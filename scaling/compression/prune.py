@@ -16,17 +16,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from scaling.compression.files import (
-    describe_origin,
-    read_folder,
-    store_as_multiplied,
-    write_folder,
-)
 from scaling.compression.heads import choose_heads, remove_heads
 from scaling.config import ConfigError
 from scaling.config.conversion import convert_fields, require, require_positive
+from scaling.inference.compressed import (
+    PRUNED,
+    describe_origin,
+    store_as_multiplied,
+    write_folder,
+)
 from scaling.inference.model import TrainedModel
 from scaling.model.masks import (
     Heads,
@@ -37,10 +37,8 @@ from scaling.model.masks import (
 )
 from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
 from scaling.model.transformer import Params
-from scaling.store.files import StoreError
-from scaling.store.parameters import flatten_parameters, unflatten_parameters
-
-_KIND = "pruned"
+from scaling.store.encoded_arrays import encode_zeros
+from scaling.store.parameters import flatten_parameters
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def write_pruned(model: TrainedModel, folder: str | Path) -> int:
 
     Args:
         model: `PrunedModel.model`, or what `shrink` gives.
-        folder: It is created. It must be empty. `read_pruned` opens it.
+        folder: It is created. It must be empty. `scaling.load` opens it.
 
     Returns:
         The size of the file of the parameters, in bytes.
@@ -201,14 +199,8 @@ def write_pruned(model: TrainedModel, folder: str | Path) -> int:
         for part, values in encoded.items():
             arrays[f"{name}.{part}"] = values
         shapes[name] = list(array.shape)
-    encoding = {"kind": _KIND, "shapes": shapes}
+    encoding = {"kind": PRUNED, "shapes": shapes}
     return write_folder(folder, describe_origin(model), arrays, encoding)
-
-
-def encode_zeros(array: Float[np.ndarray, "*shape"]) -> dict[str, np.ndarray]:
-    """An array as its values that are not zero, and a bit for each value."""
-    is_kept = array.ravel() != 0
-    return {"values": array.ravel()[is_kept], "kept": np.packbits(is_kept)}
 
 
 def count_sparse_bytes(model: TrainedModel) -> int:
@@ -218,23 +210,3 @@ def count_sparse_bytes(model: TrainedModel) -> int:
         encoded = encode_zeros(array)
         total += min(array.nbytes, sum(part.nbytes for part in encoded.values()))
     return total
-
-
-def read_pruned(folder: str | Path) -> TrainedModel:
-    """Open what `write_pruned` has written, equal to the bit.
-
-    Raises:
-        StoreError: a file is missing or damaged.
-    """
-    origin, arrays, encoding = read_folder(folder, _KIND)
-    try:
-        for name, shape in encoding["shapes"].items():
-            size = int(np.prod(shape))
-            values = arrays.pop(f"{name}.values")
-            kept = np.unpackbits(arrays.pop(f"{name}.kept"), count=size).astype(bool)
-            flat = np.zeros(size, np.float32)
-            flat[kept] = values
-            arrays[name] = flat.reshape(shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{folder}: is no pruned model ({error})") from None
-    return origin.make_model(unflatten_parameters(arrays))

@@ -20,25 +20,26 @@ from scaling.compression.calibration import (
     draw_calibration_windows,
     measure_moments,
 )
-from scaling.compression.files import (
-    Origin,
-    describe_origin,
-    read_folder,
-    store_as_multiplied,
-    write_folder,
-)
 from scaling.compression.gptq import quantize_with_moments
 from scaling.compression.grid import (
-    QuantizedMatrix,
     ScaleRule,
     ScaleType,
     compute_scales,
     quantize_to_nearest,
-    spread_scales,
     store_integers,
 )
 from scaling.config import ConfigError
 from scaling.config.conversion import convert_fields, require, require_positive
+from scaling.inference.compressed import (
+    QUANTIZED,
+    Origin,
+    describe_origin,
+    merge_quantized,
+    read_folder,
+    split_quantized,
+    store_as_multiplied,
+    write_folder,
+)
 from scaling.inference.model import TrainedModel
 from scaling.model.matrices import (
     EMBEDDING,
@@ -47,10 +48,9 @@ from scaling.model.matrices import (
     replace_matrices,
 )
 from scaling.model.transformer import Params
+from scaling.store.encoded_arrays import QuantizedMatrix, spread_scales
 from scaling.store.files import StoreError
 from scaling.store.parameters import flatten_parameters, unflatten_parameters
-
-_KIND = "quantized"
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,7 @@ class QuantizedModel:
 
     def dequantize(self) -> TrainedModel:
         """A plain model in float32 with the rounded values, to be used like any other."""
-        arrays = dict(self.rest)
-        for name, quantized in self.matrices.items():
-            matrix = quantized.dequantize()
-            arrays[name] = matrix.T if name == EMBEDDING else matrix
+        arrays = merge_quantized(self.matrices, self.rest)
         return self.origin.make_model(unflatten_parameters(arrays))
 
 
@@ -225,7 +222,8 @@ def write_quantized(model: QuantizedModel, folder: str | Path) -> int:
 
     Args:
         model: The model.
-        folder: It is created. It must be empty. `read_quantized` opens it.
+        folder: It is created. It must be empty. `scaling.load` opens it as a plain
+            model, `read_quantized` with its integers.
 
     Returns:
         The size of the file of the parameters, in bytes.
@@ -240,7 +238,7 @@ def write_quantized(model: QuantizedModel, folder: str | Path) -> int:
         arrays[f"{name}.scales"] = matrix.scales
         shapes[name] = list(matrix.shape)
     encoding = {
-        "kind": _KIND,
+        "kind": QUANTIZED,
         "settings": dataclasses.asdict(model.settings),
         "shapes": shapes,
     }
@@ -248,23 +246,22 @@ def write_quantized(model: QuantizedModel, folder: str | Path) -> int:
 
 
 def read_quantized(folder: str | Path) -> QuantizedModel:
-    """Open what `write_quantized` has written, equal to the bit.
+    """Open what `write_quantized` has written with its integers, equal to the bit.
+
+    `scaling.load` opens it as a plain model.
 
     Raises:
-        StoreError: a file is missing or damaged.
+        StoreError: a file is missing or damaged, or holds another kind of model.
     """
-    origin, arrays, encoding = read_folder(folder, _KIND)
-    matrices = {}
+    stored = read_folder(folder)
+    if stored.kind != QUANTIZED:
+        raise StoreError(
+            f"{folder}: holds a {stored.kind} model, which has no integers; open it "
+            "with scaling.load"
+        )
     try:
-        settings = QuantizationConfig(**encoding["settings"])
-        for name, (inputs, outputs) in encoding["shapes"].items():
-            matrices[name] = QuantizedMatrix(
-                packed=arrays.pop(f"{name}.packed"),
-                scales=arrays.pop(f"{name}.scales"),
-                shape=(inputs, outputs),
-                bits=settings.bits,
-                group_size=settings.group_size,
-            )
-    except (KeyError, TypeError, ConfigError) as error:
+        settings = QuantizationConfig(**stored.encoding["settings"])
+        matrices, rest = split_quantized(stored.arrays, stored.encoding)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise StoreError(f"{folder}: is no quantized model ({error})") from None
-    return QuantizedModel(settings, matrices, arrays, origin)
+    return QuantizedModel(settings, matrices, rest, stored.origin)

@@ -1,4 +1,4 @@
-"""Open a trained model from the folder of its run or of a sweep."""
+"""Open a trained model from the folder of its run, of a sweep or of a compressed model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scaling import data
 from scaling.config import ConfigError, RunConfig
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import FileTokenizer, Tokenizer, open_tokenizer
+from scaling.inference.compressed import is_compressed, read_compressed
 from scaling.inference.model import TrainedModel
 from scaling.model.family import unstack_layers
 from scaling.store import query, run_dirs
@@ -25,7 +26,8 @@ def load(
     """Open a trained model.
 
     Args:
-        path: The folder of a run or of a sweep.
+        path: The folder of a run, of a sweep, or of a compressed model, which is opened
+            as a plain model in float32.
         run: In the folder of a sweep, the beginning of the run's id, or "best" for the
             finished run of the lowest loss. It may be left out if there is one run.
         step: A step that a checkpoint of the run or of its trunk holds. The default is
@@ -36,6 +38,14 @@ def load(
             are.
         StoreError: a file cannot be read.
     """
+    if is_compressed(Path(path)):
+        for name, value in (("run", run), ("step", step)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} = {value!r}: {path} holds one compressed model; leave "
+                    f"{name} out, or give the folder of its run"
+                )
+        return read_compressed(path)
     folder = find_run_folder(Path(path), run)
     trained = read_trained_params(folder, step)
     model, params = unstack_layers(trained.run.model, trained.params)
@@ -67,6 +77,11 @@ def find_run_folder(path: Path, run: str | None) -> Path:
     Raises:
         ConfigError: there is no such run, or several.
     """
+    if is_compressed(path):
+        raise ConfigError(
+            f"{path}: holds a compressed model, which is no run; give the folder of the "
+            "run that it was made from"
+        )
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder; give that of a sweep or of a run")
     if (path / "config.json").is_file():

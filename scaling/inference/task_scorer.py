@@ -13,7 +13,6 @@ from scaling.inference.sampling import SamplingConfig
 from scaling.inference.scoring import Row, cut_into_rows, sum_losses
 from scaling.inference.tokens import encode_document, encode_text, make_separator
 from scaling.tasks.evaluate import (
-    Normalize,
     Scores,
     TaskResult,
     evaluate_task,
@@ -85,7 +84,6 @@ def evaluate_on_task(
     shots: int = 0,
     limit: int | None = None,
     seed: int = 0,
-    normalize: Normalize = "bytes",
 ) -> TaskResult:
     """Evaluate a trained model on the held-out examples of a task.
 
@@ -95,7 +93,6 @@ def evaluate_on_task(
         shots: Solved training examples before each prompt.
         limit: Evaluate the first so many examples.
         seed: Of the draw of shots.
-        normalize: What the log-probability of a choice is divided by.
 
     Raises:
         DataError: the task cannot be used, or the model was trained on the documents of
@@ -103,11 +100,4 @@ def evaluate_on_task(
     """
     data = open_task(task)
     check_pretraining(data, model.run.data)
-    return evaluate_task(
-        data,
-        ModelScorer(model),
-        shots=shots,
-        limit=limit,
-        seed=seed,
-        normalize=normalize,
-    )
+    return evaluate_task(data, ModelScorer(model), shots=shots, limit=limit, seed=seed)

@@ -4,9 +4,17 @@ Metrics of each kind of task, all over the held-out examples:
 
 | kind | metrics |
 |---|---|
-| choice | accuracy, choice_nats, answer_bits_per_byte; with fixed labels also macro_precision, macro_recall, macro_f1 |
+| choice | accuracy, accuracy_per_byte, choice_nats, answer_bits_per_byte; with fixed labels also macro_precision, macro_recall, macro_f1 |
 | completion | those of the task (`text_metrics.py`), answer_bits_per_byte |
 | perplexity | nats_per_token, perplexity, bits_per_byte |
+
+`accuracy` picks the choice of the largest probability, `accuracy_per_byte` that of the
+largest log-probability over its UTF-8 bytes: acc and acc_norm of lm-evaluation-harness.
+The headline is `accuracy`, and predictions, macro averages and confusion go with it: a
+model that was trained on the task has learned how likely each choice is as a whole. One
+that was not finds long choices unlikely; where choices differ in length,
+`accuracy_per_byte` is fairer to it. Without an end after it, a choice that begins another
+one is never less likely than that one.
 
 `answer_bits_per_byte` is the negative log-probability of the right answers in bits over
 their bytes, both summed. `choice_nats` is the mean negative logarithm of the probability
@@ -18,9 +26,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -51,10 +59,14 @@ from scaling.tasks.metrics import (
 from scaling.tasks.split import name_document
 from scaling.tasks.text_metrics import TEXT_METRICS
 
-Normalize = Literal["none", "bytes", "tokens"]
-
 UNIFORM_BITS = 8.0
 """Bits per byte of a model that gives every byte the same probability."""
+
+CONSTANT_CANDIDATES = 20
+"""Training completions of which the baseline `constant` is one."""
+
+CONSTANT_REFERENCES = 100
+"""Training completions, at most, by which it is chosen."""
 
 
 class Scores(NamedTuple):
@@ -107,13 +119,14 @@ class TaskResult:
         metrics: see the table of this module.
         baselines: metrics of what needs no model. `chance` picks any choice; `majority`
             gives the most frequent answer of the training examples (without fixed
-            labels, the most frequent place of the answer); `uniform` gives every byte
-            the same probability.
+            labels, the most frequent place of the answer); `constant` gives the
+            training completion that scores best (`find_best_constant`), for metrics
+            that reward texts that are near, as chrf and rougeL do; `uniform` gives
+            every byte the same probability.
         predictions: one row per example: prompt, answer, predicted, and what the
             metrics were computed from.
         confusion: counts by right (rows) and predicted label, for fixed labels.
         shots: solved examples in each prompt.
-        normalize: what the log-probability of a choice was divided by.
     """
 
     task: str
@@ -125,7 +138,6 @@ class TaskResult:
     predictions: pd.DataFrame
     confusion: pd.DataFrame | None
     shots: int
-    normalize: Normalize
 
 
 class _Outcome(NamedTuple):
@@ -144,7 +156,6 @@ def evaluate_task(
     shots: int = 0,
     limit: int | None = None,
     seed: int = 0,
-    normalize: Normalize = "bytes",
     max_tokens: int | None = None,
 ) -> TaskResult:
     """Evaluate a model on the held-out examples of a task.
@@ -155,8 +166,6 @@ def evaluate_task(
         limit: evaluate the first so many examples. They are in the order of their
             hashes, so the choice is fair and the same for every model.
         seed: of the draw of shots.
-        normalize: what the log-probability of a choice is divided by before the largest
-            is picked: nothing, its UTF-8 bytes, or its tokens.
         max_tokens: of generated text. Default: the bytes of the longest completion of
             the training examples, or of the held-out ones if there are none.
 
@@ -182,7 +191,7 @@ def evaluate_task(
         shown = draw_shots(task.train, shots, seed, index)
         prompts.append(make_few_shot_prompt(example, shown))
     if task.kind == "choice":
-        outcome = _evaluate_choices(task, scorer, prompts, documents, normalize)
+        outcome = _evaluate_choices(task, scorer, prompts, documents)
     elif task.kind == "completion":
         outcome = _evaluate_completions(task, scorer, prompts, documents, max_tokens)
     else:
@@ -197,7 +206,6 @@ def evaluate_task(
         predictions=outcome.predictions,
         confusion=outcome.confusion,
         shots=shots,
-        normalize=normalize,
     )
 
 
@@ -244,7 +252,6 @@ def _evaluate_choices(
     scorer: Scorer,
     prompts: Sequence[str],
     documents: Int[np.ndarray, " n"],
-    normalize: Normalize,
 ) -> _Outcome:
     examples = _select_choices(task.heldout[: len(prompts)])
     repeated: list[str] = []
@@ -255,16 +262,12 @@ def _evaluate_choices(
     scores = _check_scores(
         scorer.score_completions(repeated, choices), len(choices), "score_completions"
     )
-    sizes: Float[np.ndarray, " n"] = np.ones(len(choices))
-    if normalize == "bytes":
-        sizes = count_bytes(choices)
-    elif normalize == "tokens":
-        sizes = scores.tokens.astype(float)
     ends = np.cumsum([len(example.choices) for example in examples])[:-1]
     sums = np.split(scores.log_probs, ends)
-    normalized = np.split(scores.log_probs / sizes, ends)
+    per_byte = np.split(scores.log_probs / count_bytes(choices), ends)
     answers = np.array([example.answer for example in examples])
-    predictions = np.array([int(np.argmax(values)) for values in normalized])
+    predictions = np.array([int(np.argmax(values)) for values in sums])
+    predictions_per_byte = np.array([int(np.argmax(values)) for values in per_byte])
     answer_nats = np.array([-x[a] for x, a in zip(sums, answers, strict=True)])
     choice_nats = np.array(
         [_score_choice(x, int(a)) for x, a in zip(sums, answers, strict=True)]
@@ -272,6 +275,7 @@ def _evaluate_choices(
     right = [example.pair.completion for example in examples]
     metrics = {
         "accuracy": measure_accuracy(answers, predictions, documents),
+        "accuracy_per_byte": measure_accuracy(answers, predictions_per_byte, documents),
         "choice_nats": estimate_mean(choice_nats, documents),
         "answer_bits_per_byte": measure_bits_per_byte(
             answer_nats, count_bytes(right), documents
@@ -288,6 +292,7 @@ def _evaluate_choices(
             "prompt": [example.prompt for example in examples],
             "answer": answers,
             "predicted": predictions,
+            "predicted_per_byte": predictions_per_byte,
             "log_probs": [values.tolist() for values in sums],
             "choice_nats": choice_nats,
             "answer_nats": answer_nats,
@@ -313,6 +318,7 @@ def _find_choice_baselines(
     sizes = np.array([len(example.choices) for example in examples], float)
     chance = {
         "accuracy": float(np.mean(1 / sizes)),
+        "accuracy_per_byte": float(np.mean(1 / sizes)),
         "choice_nats": float(np.mean(np.log(sizes))),
     }
     baselines = {
@@ -326,7 +332,8 @@ def _find_choice_baselines(
     most_frequent = min(counts, key=lambda answer: (-counts[answer], answer))
     answers = np.array([example.answer for example in examples])
     guesses = np.full(len(answers), most_frequent)
-    majority = {"accuracy": float(np.mean(answers == guesses))}
+    share = float(np.mean(answers == guesses))
+    majority = {"accuracy": share, "accuracy_per_byte": share}
     if task.labels is not None:
         apart = np.arange(len(answers))
         averages = measure_macro_averages(answers, guesses, apart, len(task.labels))
@@ -368,13 +375,18 @@ def _evaluate_completions(
     )
     baselines = {"uniform": {"answer_bits_per_byte": UNIFORM_BITS}}
     if task.train:
-        counts = Counter(pair.completion for pair in list_pairs(task.train))
-        guess = min(counts, key=lambda text: (-counts[text], text))
-        guesses = [guess] * len(right)
-        baselines["majority"] = {
-            name: TEXT_METRICS[name](guesses, right, documents).value
-            for name in task.metrics
-        }
+        known = [pair.completion for pair in list_pairs(task.train)]
+        counts = Counter(known)
+        most_frequent = min(counts, key=lambda text: (-counts[text], text))
+        constants = {}
+        for name in task.metrics:
+            # No other constant has more exact matches than the most frequent text.
+            if name != "exact_match":
+                constants[name] = find_best_constant(known, name)
+        majority = dict.fromkeys(task.metrics, most_frequent)
+        baselines["majority"] = _score_constants(majority, right, documents)
+        if constants:
+            baselines["constant"] = _score_constants(constants, right, documents)
     table = pd.DataFrame(
         {
             "prompt": [pair.prompt for pair in pairs],
@@ -384,6 +396,41 @@ def _evaluate_completions(
         }
     )
     return _Outcome(metrics, baselines, table)
+
+
+def find_best_constant(completions: Sequence[str], metric: str) -> str:
+    """The text that scores best if it is the answer to everything.
+
+    The candidates are the most frequent completions, the first ones where many are
+    equally frequent. They are scored against completions at even distances.
+
+    Args:
+        completions: of the training examples, at least one.
+        metric: a name of `TEXT_METRICS`.
+    """
+    counts = Counter(completions).most_common(CONSTANT_CANDIDATES)
+    candidates = [text for text, _ in counts]
+    references = completions[:: math.ceil(len(completions) / CONSTANT_REFERENCES)]
+    # One document, so that no standard error is computed.
+    document = np.zeros(len(references), int)
+    scores = []
+    for text in candidates:
+        guesses = [text] * len(references)
+        scores.append(TEXT_METRICS[metric](guesses, references, document).value)
+    return candidates[int(np.argmax(scores))]
+
+
+def _score_constants(
+    constants: Mapping[str, str],
+    right: Sequence[str],
+    documents: Int[np.ndarray, " n"],
+) -> dict[str, float]:
+    """The value of each metric if its text is the answer to everything."""
+    values = {}
+    for name, text in constants.items():
+        guesses = [text] * len(right)
+        values[name] = TEXT_METRICS[name](guesses, right, documents).value
+    return values
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -19,6 +19,8 @@ from experiments.downstream.laws import (
     tabulate_two_steps,
 )
 from experiments.downstream.settings import Settings, TaskChoice, make_quick
+from scaling.tasks.estimates import Estimate
+from scaling.tasks.evaluate import TaskResult
 
 CHOICE = TaskChoice("addition:digits=1", "addition", "exact_match", "nats", True)
 WIDTHS = (16, 24, 40, 64, 96)
@@ -108,6 +110,29 @@ def test_the_law_of_transfer_is_found_again() -> None:
     assert law.fit.params["p_D_F"] == pytest.approx(0.4, abs=1e-3)
     assert law.fit.params["p_N"] == pytest.approx(0.3, abs=1e-3)
     assert np.allclose(law.held_out["predicted"], law.held_out["D_T"], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("is_trained", "accuracy"), [(True, 0.6), (False, 0.4)])
+def test_choices_are_compared_by_the_byte_before_training_on_the_task(
+    is_trained: bool, accuracy: float
+) -> None:
+    metrics = {
+        "accuracy": Estimate(0.6, 0.1),
+        "accuracy_per_byte": Estimate(0.4, 0.1),
+    }
+    found = TaskResult(
+        task="t",
+        fingerprint="",
+        n=10,
+        documents=10,
+        metrics=metrics,
+        baselines={"chance": {"accuracy": 0.5, "accuracy_per_byte": 0.5}},
+        predictions=pd.DataFrame(),
+        confusion=None,
+        shots=0,
+    )
+    (row,) = measure.list_metrics(found, is_trained)
+    assert (row["metric"], row["value"], row["chance"]) == ("accuracy", accuracy, 0.5)
 
 
 @pytest.mark.slow

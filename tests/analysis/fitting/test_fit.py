@@ -232,7 +232,7 @@ def test_a_law_without_floor_puts_E_on_its_bound() -> None:
 def test_missing_variables_and_unknown_names_are_named(sweep) -> None:
     table = sweep()
     with pytest.raises(
-        ValueError, match="function of N, D for loss, and DataFrame lacks D"
+        ValueError, match="function of N, D for loss, needs D, which DataFrame lacks"
     ):
         fit(table[["N", "loss"]])
     with pytest.raises(ValueError, match="objective 'l2' is unknown"):

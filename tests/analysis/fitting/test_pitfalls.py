@@ -164,7 +164,7 @@ def test_05_which_N_is_said(sweep: Sweep) -> None:
     table["n_total"] = table["n_non_embedding"] + 5e4 * 8 * table[
         "n_non_embedding"
     ] ** (1 / 3)
-    with pytest.raises(ValueError, match="lacks N"):
+    with pytest.raises(ValueError, match="needs N, which DataFrame lacks"):
         fit(table)
     found = {
         count: fit(load_runs(table, N=count))

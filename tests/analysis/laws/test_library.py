@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from analysis import fit
+from analysis.fitting.fit import collect_data
 from analysis.laws.base import Law, bind_law, power
 from analysis.laws.library import LAWS, get_law, register
+from analysis.table.runs import load_runs
 
 # Parameters as published, or of the published size, by law; those of one variable stand
 # for their family.
@@ -114,6 +116,25 @@ def test_exact_losses_give_every_parameter_back(name: str, quick_compile: None) 
         assert found.params[parameter] == pytest.approx(value, rel=1e-5), parameter
     assert found.certificate.gradient < 1e-6
     assert not found.certificate.not_identified
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_table_needs_the_columns_that_the_law_reads_and_no_others(name: str) -> None:
+    law = LAWS[name]
+    needed = [*law.variables, law.target]
+    table = exact(family(name))
+    data = collect_data(load_runs(table[needed]), law)
+    np.testing.assert_array_equal(data[law.target], table[law.target])
+    for missing in needed:
+        rest = table[[column for column in needed if column != missing]]
+        with pytest.raises(ValueError, match=f"needs {missing}, .*{missing}='...'"):
+            collect_data(load_runs(rest), law)
+
+
+def test_transfer_is_fitted_without_a_loss() -> None:
+    table = exact("transfer")[["D_F", "N", "D_T"]]
+    found = fit(table, "transfer")
+    assert found.params["p_N"] == pytest.approx(TRUTH["transfer"]["p_N"], rel=1e-5)
 
 
 @pytest.mark.slow

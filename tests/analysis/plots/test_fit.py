@@ -4,13 +4,16 @@ same every time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -22,11 +25,14 @@ from analysis.fitting.fit import Fit
 from analysis.hoffmann.isoflop import IsoFlop
 from analysis.plots.style import (
     MAX_LEGEND,
+    STYLE,
     HoverPoints,
     RoundLocator,
     format_count,
     format_flops,
+    make_figure,
     save_figure,
+    set_log_axis,
 )
 from analysis.table.runs import Runs
 
@@ -344,6 +350,34 @@ def test_unknown_suffix_is_refused(known: Fitted, tmp_path: Path) -> None:
 def test_log_ticks_are_few_and_never_absent(low: float, span: float) -> None:
     ticks = RoundLocator(7).tick_values(low, low * span)
     assert 2 <= len(ticks) <= 9 and np.all(ticks >= low) and np.all(ticks <= low * span)
+
+
+@pytest.mark.parametrize("kind", ["count", "flops", "loss"])
+@pytest.mark.parametrize("panels", [1, 3, 5])
+@pytest.mark.parametrize("low, high", [(3.1, 250), (1.3e3, 8.9e4), (1.2, 1.9), (1e8, 1e20)])  # fmt: skip
+def test_labels_of_ticks_do_not_touch(
+    kind: str, panels: int, low: float, high: float
+) -> None:
+    with mpl.rc_context(STYLE):
+        figure = make_figure(2.9)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        for ax in axes:
+            ax.plot([low, high], [low, high])
+            set_log_axis(ax, "x", kind)
+            set_log_axis(ax, "y", kind)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        for ax in axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                low_end, high_end = axis.get_view_interval()
+                boxes = []
+                for tick in axis.get_major_ticks():
+                    if low_end <= tick.get_loc() <= high_end:
+                        boxes.append(tick.label1.get_window_extent(renderer))
+                assert len(boxes) > (panels < 5)
+                for one, other in itertools.pairwise(boxes):
+                    assert not one.padded(1).overlaps(other)
 
 
 def test_numbers_read_as_people_write_them() -> None:

@@ -85,9 +85,9 @@ def test_a_missing_column_names_the_nearest(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no column 'param'.*nearest columns: params"):
         load_runs(_table(), N="param", D="tokens", loss="val_loss")
     with pytest.raises(
-        ValueError, match=r"no column 'loss'; name it with loss=.*val_loss"
+        ValueError, match=r"needs loss, which .*lacks.*loss='...'.*columns: val_loss"
     ):
-        load_runs(_table(), N="params", D="tokens")
+        load_runs(_table(), N="params", D="tokens").require(["D", "loss"], "the law")
     with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
         load_runs(tmp_path / "absent.csv")
     (tmp_path / "x.pkl").write_bytes(b"")

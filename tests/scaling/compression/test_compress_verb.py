@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import scaling
 from scaling.cli.main import main
 from scaling.compression.losses import compare_windows, measure_heldout_windows
-from scaling.compression.prune import read_pruned
 from scaling.compression.quantize import (
     QuantizationConfig,
     quantize_model,
-    read_quantized,
 )
 from scaling.inference.model import TrainedModel
 
@@ -40,7 +39,7 @@ def test_rounding_is_that_of_python(
     assert answer["loss_increase_se"] == pytest.approx(change.increase_se)
     assert answer["bytes_after"] == (out / "compressed.safetensors").stat().st_size
     assert answer["bytes_after"] < answer["bytes_before"]
-    found = read_quantized(out).dequantize()
+    found = scaling.load(out)
     assert measure_heldout_windows(found).nats.sum() == pytest.approx(
         change.loss * before.tokens.sum()
     )
@@ -51,7 +50,7 @@ def test_heads_may_go_before_the_rest_is_rounded(
 ) -> None:
     out = tmp_path / "small"
     assert compress(trained, out, "--heads", "1", "--bits", "8") == 0
-    assert read_quantized(out).origin.config.heads == 3
+    assert scaling.load(out).config.heads == 3
     assert "increase" in capsys.readouterr().out
 
 
@@ -60,8 +59,35 @@ def test_pruned_models_are_written_without_their_zeros(
 ) -> None:
     assert compress(trained, tmp_path / "small", "--pattern", "2:4") == 0
     assert "bytes on disk" in capsys.readouterr().out
-    model = read_pruned(tmp_path / "small")
+    model = scaling.load(tmp_path / "small")
     assert model.config == trained.config
+
+
+@pytest.mark.parametrize("flags", [("--bits", "4"), ("--sparsity", "0.5")])
+def test_verbs_open_what_was_compressed(
+    trained: TrainedModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, str],
+) -> None:
+    small = tmp_path / "small"
+    assert compress(trained, small, *flags, "--json") == 0
+    compressed = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", str(small), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(compressed["loss_after"])
+    assert main(["generate", str(small), "--prompt", "red ", "--max-tokens", "4"]) == 0
+    out = tmp_path / "exported"
+    assert (
+        main(["export", str(small), "--format", "safetensors", "--out", str(out)]) == 0
+    )
+    assert (out / "parameters.safetensors").is_file()
+    capsys.readouterr()
+    assert main(["evaluate", str(small), "--run", "best"]) == 2
+    assert "holds one compressed model; leave run out" in capsys.readouterr().err
+    task = ["--task", "addition", "--out", str(tmp_path / "tuned")]
+    assert main(["finetune", str(small), *task]) == 2
+    assert "which is no run; give the folder of the run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

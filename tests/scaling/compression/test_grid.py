@@ -1,4 +1,4 @@
-"""Laws of the grid: what is packed is read back, and rounding is to the nearest."""
+"""Laws of the grid: rounding is to the nearest."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.compression.grid import (
-    compute_scales,
-    pack_integers,
-    quantize_to_nearest,
-    spread_scales,
-    unpack_integers,
-)
+from scaling.compression.grid import compute_scales, quantize_to_nearest
 from scaling.config import ConfigError
-from scaling.model.quantization import fake_quantize, get_largest_integer
+from scaling.model.quantization import fake_quantize
+from scaling.store.encoded_arrays import spread_scales
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 
@@ -22,22 +17,6 @@ BITS = [2, 3, 4, 5, 6, 7, 8]
 def draw_matrix(inputs: int = 20, outputs: int = 6) -> np.ndarray:
     rng = np.random.default_rng(0)
     return rng.standard_normal((inputs, outputs)).astype(np.float32)
-
-
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("count", [1, 7, 64])
-def test_packed_integers_are_read_back(bits: int, count: int) -> None:
-    largest = get_largest_integer(bits)
-    rng = np.random.default_rng(count)
-    integers = rng.integers(-largest, largest + 1, count).astype(np.int8)
-    packed = pack_integers(integers, bits)
-    assert packed.nbytes == -(-count * bits // 8)
-    assert unpack_integers(packed, bits, count).tolist() == integers.tolist()
-
-
-def test_four_bits_are_two_integers_a_byte() -> None:
-    packed = pack_integers(np.array([3, -1], np.int8), 4)
-    assert packed.tolist() == [0x3F]
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.compression.files import count_bytes
+import scaling
 from scaling.compression.heads import measure_loss_without
 from scaling.compression.prune import (
     PruningConfig,
     count_sparse_bytes,
     prune_model,
-    read_pruned,
     write_pruned,
 )
 from scaling.config import ConfigError
+from scaling.inference.compressed import count_bytes, describe_origin, write_folder
 from scaling.inference.model import TrainedModel
 from scaling.model.family import build_family
 from scaling.model.masks import mask_two_of_four
@@ -164,19 +164,30 @@ def test_zeros_are_not_stored(
     expected = count_sparse_bytes(model)
     assert expected < count_bytes(pruned.model.params)
     assert expected < size < expected + 12_000
-    found = read_pruned(tmp_path / "model")
+    found = scaling.load(tmp_path / "model")
     assert found.config == model.config
     assert np.array_equal(compute_logits(found), compute_logits(model))
 
 
-def test_a_folder_of_another_kind_names_its_reader(
+def test_a_folder_without_integers_names_its_reader(
     make_random: MakeModel, tmp_path: Path
 ) -> None:
     from scaling.compression.quantize import read_quantized
 
     write_pruned(make_random(), tmp_path / "model")
-    with pytest.raises(StoreError, match=r"open it with scaling.read_pruned"):
+    with pytest.raises(
+        StoreError, match=r"holds a pruned model, .*open it with scaling.load"
+    ):
         read_quantized(tmp_path / "model")
+
+
+def test_a_folder_of_an_unknown_kind_is_refused(
+    make_random: MakeModel, tmp_path: Path
+) -> None:
+    origin = describe_origin(make_random())
+    write_folder(tmp_path / "model", origin, {}, {"kind": "ternary"})
+    with pytest.raises(StoreError, match="kind 'ternary', which this version cannot"):
+        scaling.load(tmp_path / "model")
 
 
 def test_a_model_of_four_bits_is_rounded_before_it_is_pruned(

@@ -16,7 +16,6 @@ from scaling.compression.calibration import (
     measure_moments,
     record_inputs,
 )
-from scaling.compression.files import count_bytes
 from scaling.compression.losses import compare_windows, measure_heldout_windows
 from scaling.compression.quantize import (
     QuantizationConfig,
@@ -25,6 +24,7 @@ from scaling.compression.quantize import (
     write_quantized,
 )
 from scaling.config import ConfigError
+from scaling.inference.compressed import count_bytes
 from scaling.inference.model import TrainedModel
 from scaling.model.matrices import list_matrices, read_matrices
 from scaling.store.files import StoreError
@@ -162,6 +162,7 @@ def test_what_is_written_is_read_to_the_bit(
         assert np.array_equal(found.matrices[name].scales, matrix.scales)
     expected = compute_logits(model.dequantize())
     assert np.array_equal(compute_logits(found.dequantize()), expected)
+    assert np.array_equal(compute_logits(scaling.load(tmp_path / "model")), expected)
 
 
 def test_matrices_take_the_bytes_of_their_bits(make_random: MakeModel) -> None:
@@ -179,7 +180,8 @@ def test_matrices_take_the_bytes_of_their_bits(make_random: MakeModel) -> None:
 
 def test_a_read_model_writes_text(trained: TrainedModel, tmp_path: Path) -> None:
     write_quantized(quantize_model(trained, QuantizationConfig(8)), tmp_path / "model")
-    found = read_quantized(tmp_path / "model").dequantize()
+    found = scaling.load(tmp_path / "model")
+    assert found.fingerprint == trained.fingerprint is not None
     assert found.run == trained.run
     (text,) = found.generate("red ", max_tokens=5, temperature=0.0)
     assert len(text.tokens) == 5
@@ -194,8 +196,9 @@ def test_a_damaged_folder_is_refused(make_random: MakeModel, tmp_path: Path) -> 
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(StoreError, match="checksum"):
-        read_quantized(folder)
+    for read in (read_quantized, scaling.load):
+        with pytest.raises(StoreError, match="checksum"):
+            read(folder)
     file.unlink()
     with pytest.raises(StoreError, match="cannot be read"):
         read_quantized(folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scaling.data.errors import DataError
-from scaling.tasks.evaluate import Scores, evaluate_task
+from scaling.tasks.evaluate import Scores, evaluate_task, find_best_constant
 from scaling.tasks.examples import (
     ChoiceExample,
     CompletionExample,
@@ -108,11 +108,11 @@ ADDITION = TaskData(
 
 
 def test_an_oracle_is_right_everywhere() -> None:
-    for normalize in ("none", "bytes", "tokens"):
-        found = evaluate_task(CHOICE, Oracle(CHOICE), normalize=normalize)
-        for name in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
-            assert found.metrics[name].value == 1.0
-        assert found.metrics["answer_bits_per_byte"] == pytest.approx((1.0, 0.0))
+    found = evaluate_task(CHOICE, Oracle(CHOICE))
+    shares = ("accuracy", "accuracy_per_byte")
+    for name in (*shares, "macro_precision", "macro_recall", "macro_f1"):
+        assert found.metrics[name].value == 1.0
+    assert found.metrics["answer_bits_per_byte"] == pytest.approx((1.0, 0.0))
     assert found.confusion is not None
     assert found.confusion.to_numpy().tolist() == [[60, 0], [0, 20]]
     assert found.n == 80 and found.documents == 80
@@ -120,11 +120,11 @@ def test_an_oracle_is_right_everywhere() -> None:
 
 
 def test_a_constant_answer_reaches_the_majority_baseline() -> None:
-    found = evaluate_task(CHOICE, Constant(" no"), normalize="none")
+    found = evaluate_task(CHOICE, Constant(" no"))
     assert found.metrics["accuracy"].value == 0.75
     for name, value in found.baselines["majority"].items():
         assert found.metrics[name].value == pytest.approx(value)
-    wrong = evaluate_task(CHOICE, Constant(" yes"), normalize="none")
+    wrong = evaluate_task(CHOICE, Constant(" yes"))
     assert wrong.metrics["accuracy"].value == 0.25
     assert found.baselines["chance"]["accuracy"] == 0.5
 
@@ -139,33 +139,49 @@ def test_a_uniform_model_has_eight_bits_per_byte_and_the_entropy_of_its_choices(
     assert found.metrics["choice_nats"] == pytest.approx((math.log(3), 0.0))
     for baseline in ("chance", "uniform"):
         for name, value in found.baselines[baseline].items():
-            if name != "accuracy":
+            if not name.startswith("accuracy"):
                 assert found.metrics[name].value == pytest.approx(value)
     assert "majority" not in found.baselines  # nothing to train on
     assert "macro_f1" not in found.metrics and found.confusion is None
 
 
-def test_normalization_decides_between_long_and_short_choices() -> None:
-    """The long choice has less probability, but more for each byte."""
+def test_a_long_choice_can_win_by_the_byte_alone() -> None:
+    """It has less probability, but more for each byte."""
 
     class LongIsCheap(Uniform):
         def score_completions(
             self, prompts: Sequence[str], completions: Sequence[str]
         ) -> Scores:
             log_probs = [-4.0 if len(text) == 8 else -3.0 for text in completions]
-            tokens = [1 if len(text) == 8 else 3 for text in completions]
-            return Scores(np.array(log_probs), np.array(tokens))
+            return Scores(np.array(log_probs), np.ones(len(log_probs), int))
 
     example = ChoiceExample("p", ("12345678", "1234"), 0)
     task = TaskData("n", "choice", (), (example,))
-    accuracy = {
-        normalize: evaluate_task(task, LongIsCheap(), normalize=normalize)
-        .metrics["accuracy"]
-        .value
-        for normalize in ("none", "bytes", "tokens")
-    }
-    # -4 < -3; -4 / 8 > -3 / 4; -4 / 1 < -3 / 3
-    assert accuracy == {"none": 0.0, "bytes": 1.0, "tokens": 0.0}
+    found = evaluate_task(task, LongIsCheap())
+    # -4 < -3; -4 / 8 > -3 / 4
+    assert found.metrics["accuracy"].value == 0.0
+    assert found.metrics["accuracy_per_byte"].value == 1.0
+    assert found.predictions["predicted"].tolist() == [1]
+    assert found.predictions["predicted_per_byte"].tolist() == [0]
+
+
+def test_a_model_that_knows_the_probability_of_labels_is_most_often_right() -> None:
+    """It answers the frequent short label, as is best; by the byte it would answer the
+    rare long one.
+    """
+
+    class Calibrated(Uniform):
+        def measure(self, prompt: str, completion: str) -> float:
+            return math.log({" no": 0.6, " certainly": 0.4}[completion])
+
+    labels = (" no", " certainly")
+    examples = [ChoiceExample(f"{i}", labels, int(i % 10 >= 6)) for i in range(50)]
+    task = TaskData("k", "choice", (), tuple(examples), labels=labels)
+    found = evaluate_task(task, Calibrated())
+    assert found.metrics["accuracy"].value == pytest.approx(0.6)
+    assert found.metrics["accuracy_per_byte"].value == pytest.approx(0.4)
+    assert found.confusion is not None
+    assert found.confusion.to_numpy().tolist() == [[30, 0], [20, 0]]
 
 
 def test_standard_errors_count_documents() -> None:
@@ -251,6 +267,20 @@ def test_a_constant_text_reaches_the_majority_baseline() -> None:
     for name, value in seven.baselines["majority"].items():
         assert seven.metrics[name].value == pytest.approx(value)
     assert seven.metrics["exact_match"].value == pytest.approx(1 / 50)
+
+
+def test_the_best_constant_is_a_text_that_is_near_to_many() -> None:
+    """The most frequent text has nothing in common with the others."""
+    near = [f"The capital of {name}" for name in ("Peru", "Chile", "Cuba", "Mali")]
+    completions = ["zzz", "zzz", *near]
+    assert find_best_constant(completions, "exact_match") == "zzz"
+    assert find_best_constant(completions, "chrf") in near
+    train = tuple(CompletionExample(f"{i}", t) for i, t in enumerate(completions))
+    heldout = tuple(CompletionExample(f"{i}?", f"The capital of {i}") for i in range(9))
+    task = TaskData("c", "completion", train, heldout, metrics=("exact_match", "chrf"))
+    found = evaluate_task(task, Constant("The capital of Peru")).baselines
+    assert found["constant"]["chrf"] > 50 > found["majority"]["chrf"]
+    assert "exact_match" not in found["constant"]
 
 
 # --- texts ----------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 `compressed.safetensors` holds the arrays, with the checksum of all of them, and says in
 its metadata how they are stored. `config.json` holds the configuration of the run, that
-of the model and the step. A tokenizer that is a file is there as `tokenizer.json`.
+of the model, the step and the fingerprint of the data. A tokenizer that is a file is there
+as `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,9 @@ from scaling.config.strict_json import parse_json
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from scaling.inference.model import TrainedModel
-from scaling.model.matrices import fix_weight_bits
+from scaling.model.matrices import EMBEDDING, fix_weight_bits
 from scaling.model.transformer import Params
+from scaling.store.encoded_arrays import QuantizedMatrix, decode_zeros
 from scaling.store.files import (
     StoreError,
     open_empty_folder,
@@ -34,12 +37,20 @@ from scaling.store.files import (
 from scaling.store.parameters import (
     flatten_parameters,
     read_parameters,
+    unflatten_parameters,
     write_parameters,
 )
+
+Arrays = dict[str, np.ndarray]
 
 COMPRESSED_FILE = "compressed.safetensors"
 _CONFIG_FILE = "config.json"
 _TOKENIZER_FILE = "tokenizer.json"
+
+QUANTIZED = "quantized"
+"""The kind of a model with matrices of few bits."""
+PRUNED = "pruned"
+"""The kind of a model that is stored without its zeros."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +63,7 @@ class Origin:
         tokenizer: From text to ids; None for a synthetic source.
         step: The optimizer steps that the parameters have seen.
         folder: The folder of the run, or of the compressed model.
+        fingerprint: Of the data that the run was trained on; None if it is not known.
     """
 
     run: RunConfig
@@ -59,6 +71,7 @@ class Origin:
     tokenizer: Tokenizer | None
     step: int
     folder: Path
+    fingerprint: str | None = None
 
     def make_model(self, params: Params) -> TrainedModel:
         """The model with some parameters, as JAX arrays."""
@@ -69,6 +82,7 @@ class Origin:
             tokenizer=self.tokenizer,
             step=self.step,
             folder=self.folder,
+            fingerprint=self.fingerprint,
         )
 
 
@@ -80,6 +94,7 @@ def describe_origin(model: TrainedModel) -> Origin:
         tokenizer=model.tokenizer,
         step=model.step,
         folder=model.folder,
+        fingerprint=model.fingerprint,
     )
 
 
@@ -126,27 +141,110 @@ def write_folder(
         "run": to_dict(origin.run),
         "model": to_dict(origin.config),
         "step": origin.step,
+        "fingerprint": origin.fingerprint,
     }
     write_atomically(folder / _CONFIG_FILE, json.dumps(description, indent=1))
     return (folder / COMPRESSED_FILE).stat().st_size
 
 
-def read_folder(
-    folder: str | Path, kind: str
-) -> tuple[Origin, dict[str, np.ndarray], JsonObject]:
-    """What `write_folder` has written.
+def is_compressed(folder: Path) -> bool:
+    """Whether a folder holds a compressed model."""
+    return (folder / COMPRESSED_FILE).is_file()
 
-    Args:
-        folder: The folder.
-        kind: What `encoding["kind"]` must be.
+
+def read_compressed(folder: str | Path) -> TrainedModel:
+    """A compressed model of any kind as a plain one, in float32.
 
     Raises:
-        StoreError: a file is missing or damaged, or holds another kind of model.
+        StoreError: a file is missing or damaged, or the kind is unknown.
+    """
+    stored = read_folder(folder)
+    if stored.kind not in _DECODERS:
+        raise StoreError(
+            f"{folder}: holds a model of kind {stored.kind!r}, which this version cannot "
+            f"read; it reads {', '.join(_DECODERS)}"
+        )
+    try:
+        arrays = _DECODERS[stored.kind](stored.arrays, stored.encoding)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{folder}: is no {stored.kind} model ({error})") from None
+    return stored.origin.make_model(unflatten_parameters(arrays))
+
+
+def split_quantized(
+    arrays: Arrays, encoding: JsonObject
+) -> tuple[dict[str, QuantizedMatrix], Arrays]:
+    """The matrices of few bits, and the other arrays, by name.
+
+    Raises:
+        KeyError: a part of a matrix is missing.
+    """
+    rest = dict(arrays)
+    settings = encoding["settings"]
+    matrices = {}
+    for name, (inputs, outputs) in encoding["shapes"].items():
+        matrices[name] = QuantizedMatrix(
+            packed=rest.pop(f"{name}.packed"),
+            scales=rest.pop(f"{name}.scales"),
+            shape=(inputs, outputs),
+            bits=settings["bits"],
+            group_size=settings["group_size"],
+        )
+    return matrices, rest
+
+
+def merge_quantized(
+    matrices: Mapping[str, QuantizedMatrix], rest: Mapping[str, np.ndarray]
+) -> Arrays:
+    """All parameters by name, float32, of matrices of few bits and other arrays."""
+    arrays = dict(rest)
+    for name, quantized in matrices.items():
+        matrix = quantized.dequantize()
+        arrays[name] = matrix.T if name == EMBEDDING else matrix
+    return arrays
+
+
+def _decode_quantized(arrays: Arrays, encoding: JsonObject) -> Arrays:
+    return merge_quantized(*split_quantized(arrays, encoding))
+
+
+def _decode_pruned(arrays: Arrays, encoding: JsonObject) -> Arrays:
+    decoded = dict(arrays)
+    for name, shape in encoding["shapes"].items():
+        parts = {part: decoded.pop(f"{name}.{part}") for part in ("values", "kept")}
+        decoded[name] = decode_zeros(parts, shape)
+    return decoded
+
+
+_DECODERS = {QUANTIZED: _decode_quantized, PRUNED: _decode_pruned}
+
+
+class StoredModel(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        origin: What the model is.
+        kind: `QUANTIZED`, `PRUNED`, or that of another version.
+        arrays: By name, as they are stored.
+        encoding: How they are stored.
+    """
+
+    origin: Origin
+    kind: str
+    arrays: Arrays
+    encoding: JsonObject
+
+
+def read_folder(folder: str | Path) -> StoredModel:
+    """What `write_folder` has written.
+
+    Raises:
+        StoreError: a file is missing or damaged.
     """
     folder = Path(folder)
     tree, metadata = read_parameters(folder / COMPRESSED_FILE)
     try:
-        encoding = json.loads(metadata["encoding"])
+        encoding = parse_json(metadata["encoding"])
         description = parse_json(read_plain_file(folder / _CONFIG_FILE))
         run = from_dict(RunConfig, description["run"])
         origin = Origin(
@@ -154,16 +252,13 @@ def read_folder(
             config=from_dict(ModelConfig, description["model"]),
             tokenizer=_read_tokenizer(folder, run),
             step=int(description["step"]),
-            folder=folder,
+            folder=folder.resolve(),
+            fingerprint=description.get("fingerprint"),
         )
-        found = encoding["kind"]
+        kind = str(encoding["kind"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise StoreError(f"{folder}: is no compressed model ({error})") from None
-    if found != kind:
-        raise StoreError(
-            f"{folder}: holds a {found} model; open it with scaling.read_{found}"
-        )
-    return origin, flatten_parameters(tree), encoding
+    return StoredModel(origin, kind, flatten_parameters(tree), encoding)
 
 
 def _read_tokenizer(folder: Path, run: RunConfig) -> Tokenizer | None:
