@@ -30,6 +30,8 @@ else:
     # The choices of the table, as if they were written out here.
     Activation = Literal[tuple(ACTIVATIONS)]
 DType = Literal["float32", "bfloat16"]
+LAYER_KINDS = ("f", "w", "n")
+"""What `ModelConfig.layer_pattern` consists of."""
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
 SparsityPattern = Literal["magnitude", "2:4", "heads"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
@@ -107,6 +109,12 @@ class ModelConfig:
     weight_bits: int | None = None
     """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
     they multiply activations; None: they are not rounded."""
+    layer_pattern: str = ""
+    """Kinds of layers, repeated over the depth: "f" sees all tokens before, "w" those of
+    the window, "n" all of them without rotary positions (NoPE; Kazemnejad et al. 2023,
+    arXiv:2305.19466). Empty: "f" throughout."""
+    window: int | None = None
+    """Tokens that a layer of the kind "w" sees, itself included."""
     attention_gate: bool = False
     """The output of each head is multiplied by the sigmoid of a projection of its input
     (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
@@ -133,6 +141,7 @@ class ModelConfig:
         ok = bits is None or 2 <= bits <= 8
         require(ok, "model.weight_bits", bits, "must lie in 2 to 8, or be absent")
         self._check_heads()
+        self._check_layers()
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
@@ -148,6 +157,23 @@ class ModelConfig:
         fix = f"must divide the number of heads, {self.heads}"
         divides = self.heads % self.kv_heads == 0
         require(divides, "model.n_kv_heads", self.n_kv_heads, fix)
+
+    def _check_layers(self) -> None:
+        """Hold the pattern of layers against what its kinds need."""
+        pattern = self.layer_pattern
+        require_at_least_one(self, "model", "window")
+        ok = set(pattern) <= set(LAYER_KINDS)
+        fix = f"must consist of the letters {', '.join(LAYER_KINDS)}"
+        require(ok, "model.layer_pattern", pattern, fix)
+        ok = ("w" in pattern) == (self.window is not None)
+        fix = "goes together with the letter 'w' in model.layer_pattern"
+        require(ok, "model.window", self.window, fix)
+        ok = "n" not in pattern or self.position == "rope"
+        fix = "'n' leaves out rotary positions; set model.position = 'rope'"
+        require(ok, "model.layer_pattern", pattern, fix)
+        ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
+        fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
+        require(ok, "model.layer_pattern", pattern, fix)
 
     def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
@@ -177,6 +203,12 @@ class ModelConfig:
     def kv_heads(self) -> int:
         """Number of heads of keys and of values."""
         return self.heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer."""
+        pattern = self.layer_pattern or "f"
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.depth))
 
     @property
     def key_dim(self) -> int:
@@ -216,7 +248,7 @@ class ModelConfig:
         parameters and so of the checkpoints.
         """
         if self.scan_layers == "auto":
-            return self.depth > 8
+            return self.depth > 8 and len(set(self.layer_kinds)) == 1
         return self.scan_layers == "always"
 
 

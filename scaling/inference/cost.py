@@ -25,7 +25,7 @@ from scaling.inference.decoding import (
     round_up_to_power_of_two,
 )
 from scaling.inference.sampling import SamplingConfig
-from scaling.model.accounting import list_attention_products
+from scaling.model.accounting import list_attention_products, sum_seen_positions
 from scaling.model.flops import count_parameters
 from scaling.model.transformer import Params, make_cache
 
@@ -94,10 +94,8 @@ def count_forward_flops(
     head = config.width * config.vocab
     blocks = count_parameters(config).n_matmul - head
     width = sum(product.width for product in list_attention_products(config))
-    # The token at position p sees p + 1 positions.
-    seen = (stop * (stop + 1) - start * (start + 1)) / 2
     matrices = 2.0 * blocks * (stop - start)
-    attention = 2.0 * config.depth * width * seen
+    attention = 2.0 * width * sum_seen_positions(config, start, stop)
     return matrices + attention + 2.0 * head * logits
 
 

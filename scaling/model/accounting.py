@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.config import ModelConfig
-from scaling.model.kernels import count_computed_positions, has_cudnn_attention
+from scaling.model.kernels import (
+    count_computed_positions,
+    count_seen_positions,
+    has_cudnn_attention,
+)
 from scaling.model.parametrization import Role, find_parametrization_spec
 
 Place = Literal["embedding", "block", "final", "head"]
@@ -140,6 +144,15 @@ def list_attention_products(config: ModelConfig) -> list[AttentionProduct]:
     """The products of activations in a block."""
     inner = config.heads * config.key_dim
     return [AttentionProduct("scores", inner), AttentionProduct("values", inner)]
+
+
+def sum_seen_positions(config: ModelConfig, start: int, stop: int) -> float:
+    """Positions that those from `start` to `stop` - 1 see, summed over the layers."""
+    total = 0.0
+    for kind in config.layer_kinds:
+        window = config.window if kind == "w" else None
+        total += count_seen_positions(start, stop, window)
+    return total
 
 
 @dataclass(frozen=True)

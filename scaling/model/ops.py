@@ -112,9 +112,12 @@ class Ops:
         v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
-        """Causal attention within each segment; `scale` multiplies q.k."""
-        return causal_attention(q, k, v, scale, segments)
+        """Causal attention within each segment and the window before each position;
+        `scale` multiplies q.k.
+        """
+        return causal_attention(q, k, v, scale, segments, window)
 
     def attend_to_cache(
         self,
@@ -123,9 +126,10 @@ class Ops:
         v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """`attend` for some positions, over the keys and values of a cache."""
-        return attend_to_cache(q, k, v, positions, scale)
+        return attend_to_cache(q, k, v, positions, scale, window)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

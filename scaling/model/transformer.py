@@ -249,10 +249,13 @@ def apply_dropout(x: Array, rate: float, key: Key) -> Array:
 
 
 class Attention(nnx.Module):
-    """Causal multi-head self-attention. Groups of heads may share keys and values."""
+    """Causal multi-head self-attention. Groups of heads may share keys and values.
+
+    Its kind is a letter of `ModelConfig.layer_pattern`.
+    """
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
+        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
     ) -> None:
         inner = config.heads * config.key_dim
         shared = config.kv_heads * config.key_dim
@@ -282,7 +285,8 @@ class Attention(nnx.Module):
         self.splits = np.cumsum((inner, shared, shared, *gate))[:-1].tolist()
         self.has_gate = config.attention_gate
         self.context = config.context
-        self.has_rope = config.position == "rope"
+        self.has_rope = config.position == "rope" and kind != "n"
+        self.window = config.window if kind == "w" else None
         self.rope_base = config.rope_base
         self.ops = rules.ops
         self.scale = rules.attention_scale
@@ -292,9 +296,10 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         if layout is None:
             q, k, v, gate = self._project(x_BxTxD)
-            return self._join_heads(self.ops.attend(q, k, v, self.scale), gate)
+            y = self.ops.attend(q, k, v, self.scale, window=self.window)
+            return self._join_heads(y, gate)
         q, k, v, gate = self._project(x_BxTxD, layout.positions)
-        y = self.ops.attend(q, k, v, self.scale, layout.segments)
+        y = self.ops.attend(q, k, v, self.scale, layout.segments, self.window)
         return self._join_heads(y, gate)
 
     def extend(
@@ -312,7 +317,9 @@ class Attention(nnx.Module):
             keys=_write_to_cache(cache.keys, k, starts),
             values=_write_to_cache(cache.values, v, starts),
         )
-        y = self.ops.attend_to_cache(q, cache.keys, cache.values, positions, self.scale)
+        y = self.ops.attend_to_cache(
+            q, cache.keys, cache.values, positions, self.scale, self.window
+        )
         return self._join_heads(y, gate), cache
 
     def _project(
@@ -380,13 +387,13 @@ class Block(nnx.Module):
     """An attention branch and a feed-forward branch, each behind a norm."""
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
+        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
     ) -> None:
         self.norms = nnx.List(
             [Norm(config.norm, rules, rngs, config.width) for _ in _BRANCHES]
         )
         self.branches = nnx.List(
-            [Attention(config, rules, rngs), FeedForward(config, rules, rngs)]
+            [Attention(config, rules, rngs, kind), FeedForward(config, rules, rngs)]
         )
         self.ops = rules.ops
         self.dropout = config.dropout
@@ -449,7 +456,7 @@ class Transformer(nnx.Module):
                 rules, rngs, "embedding", (config.context, width), fan_in=vocab
             )
         self.position = position
-        blocks = [Block(config, rules, rngs) for _ in range(config.depth)]
+        blocks = [Block(config, rules, rngs, kind) for kind in config.layer_kinds]
         self.blocks = _stack_blocks(blocks) if config.scanned else nnx.List(blocks)
         self.norm = Norm(config.norm, rules, rngs, width, is_final=True)
         head = None

@@ -176,6 +176,7 @@ class UnitOps(Ops):
         v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
@@ -187,8 +188,8 @@ class UnitOps(Ops):
         if groups > 1:
             # Their gradient is a sum over the heads of queries that share them.
             k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
-        output = super().attend(q, k, v, mult * scale, segments)
-        return output * attention_scale(self.context, q.shape[3], mult)
+        output = super().attend(q, k, v, mult * scale, segments, window)
+        return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def attend_to_cache(
         self,
@@ -197,11 +198,16 @@ class UnitOps(Ops):
         v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """As `attend`, over the keys and values of a cache."""
         mult = self.multipliers.attention_softmax
-        output = super().attend_to_cache(q, k, v, positions, mult * scale)
-        return output * attention_scale(self.context, q.shape[3], mult)
+        output = super().attend_to_cache(q, k, v, positions, mult * scale, window)
+        return output * attention_scale(self._count_seen(window), q.shape[3], mult)
+
+    def _count_seen(self, window: int | None) -> int:
+        """Positions that the last one of a full context sees."""
+        return self.context if window is None else min(window, self.context)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 1,
     },
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
+    "layers of two kinds": {"layer_pattern": "wn", "window": 5},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
     "rounded, tied": {"weight_bits": 4, "tied": True},

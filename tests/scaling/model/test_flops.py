@@ -39,6 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gated": {"width": 128, "context": 64, "activation": "swiglu", "ff_ratio": 2.7},
     "own head dimension": {"width": 128, "context": 64, "head_dim": 48},
     "grouped heads": {"width": 128, "context": 64, "n_kv_heads": 2},
+    "windows": {"width": 64, "context": 64, "layer_pattern": "wf", "window": 9},
     "gated attention": {"width": 128, "context": 64, "attention_gate": True},
     "tied": {"width": 128, "context": 64, "tied": True},
     "bare": {

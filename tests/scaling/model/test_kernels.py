@@ -16,6 +16,7 @@ import pytest
 from scaling.model.kernels import (
     attend_to_cache,
     causal_attention,
+    count_seen_positions,
     cross_entropy,
     matrix_product,
     split_heads,
@@ -107,6 +108,29 @@ def test_heads_that_share_keys_read_the_same_ones(length: int, shared: int) -> N
         causal_attention(q, k, v, 0.3),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("window", [1, 5, 200])
+def test_a_window_hides_what_is_further_back(window: int) -> None:
+    arguments = tuple(4.0 * normal(seed, 2, 3, 64, 6) for seed in range(3))
+    distance = np.arange(64)[:, None] - np.arange(64)[None]
+    is_seen = (distance >= 0) & (distance < window)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3
+        scores = jnp.where(is_seen[None, None], scores, -jnp.inf)
+        return jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores), v)
+
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3, window=window), attend, arguments
+    )
+    positions = jnp.tile(jnp.arange(64), (2, 1))
+    q, k, v = (jnp.asarray(x) for x in arguments)
+    np.testing.assert_allclose(
+        attend_to_cache(q, k, v, positions, 0.3, window), attend(q, k, v), atol=1e-5
+    )
+    seen = is_seen[10:40].sum()
+    assert count_seen_positions(10, 40, window) == seen
 
 
 def test_attention_of_huge_scores_is_finite() -> None:
