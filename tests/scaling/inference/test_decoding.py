@@ -37,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "norm": "nonparametric_rmsnorm",
         "n_kv_heads": 1,
     },
-    "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
+    "gated attention, capped logits": {"attention_gate": True, "logit_cap": 30.0},
     "layers of two kinds": {"layer_pattern": "wn", "window": 5},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
