@@ -94,10 +94,17 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
         heads: The heads that stay, as many in every layer.
 
     Raises:
-        ConfigError: the layers do not keep equally many heads, or the attention scale
-            changes and queries have a norm without gains.
+        ConfigError: the layers do not keep equally many heads, heads share their keys
+            and values, or the attention scale changes and queries have a norm without
+            gains.
     """
     config = model.config
+    if config.kv_heads != config.heads:
+        raise ConfigError(
+            f"model.n_kv_heads = {config.kv_heads}: {config.heads} heads share their "
+            "keys and values, which stay as long as one of them does; mask the heads "
+            "instead, by write_pruned"
+        )
     counts = {len(stay) for stay in heads}
     if len(counts) != 1:
         raise ConfigError(
@@ -136,7 +143,8 @@ def _shrink_attention(
     matrices = attention["qkv"]["weights"]
     qkv["weights"] = {place: matrix[:, units] for place, matrix in matrices.items()}
     if "scale" in qkv:
-        qkv["scale"] = qkv["scale"].reshape(3, -1)[:, units].ravel()
+        scales = qkv["scale"].reshape(len(matrices), -1)
+        qkv["scale"] = scales[:, units].ravel()
     rows = output_factor * attention["out"]["weights"][0][units]
     out = {**attention["out"], "weights": {0: rows}}
     return {**attention, "qkv": qkv, "out": out}

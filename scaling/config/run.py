@@ -30,6 +30,8 @@ else:
     # The choices of the table, as if they were written out here.
     Activation = Literal[tuple(ACTIVATIONS)]
 DType = Literal["float32", "bfloat16"]
+LAYER_KINDS = ("f", "w", "n")
+"""What `ModelConfig.layer_pattern` consists of."""
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
 SparsityPattern = Literal["magnitude", "2:4", "heads"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
@@ -107,25 +109,73 @@ class ModelConfig:
     weight_bits: int | None = None
     """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
     they multiply activations; None: they are not rounded."""
+    layer_pattern: str = ""
+    """Kinds of layers, repeated over the depth: "f" sees all tokens before, "w" those of
+    the window, "n" all of them without rotary positions (NoPE; Kazemnejad et al. 2023,
+    arXiv:2305.19466). Empty: "f" throughout."""
+    window: int | None = None
+    """Tokens that a layer of the kind "w" sees, itself included."""
+    attention_gate: bool = False
+    """The output of each head is multiplied by the sigmoid of a projection of its input
+    (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
+    logit_cap: float | None = None
+    """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
+    they are as they are."""
+    rope_base: float = 10_000.0
+    """Of position "rope": the longest wavelength over 2 pi. More of it for longer
+    contexts (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
+    n_kv_heads: int | None = None
+    """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
+    (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "model")
         require_at_least_one(self, "model", "width", "depth", "n_heads", "head_dim")
+        require_at_least_one(self, "model", "n_kv_heads")
         require_at_least_one(self, "model", "vocab", "context")
         require_at_least_one(self, "model", "base_width", "base_depth")
-        require_positive(self, "model", "ff_ratio")
+        require_positive(self, "model", "ff_ratio", "rope_base", "logit_cap")
         in_range = 0 <= self.dropout < 1
         require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
         bits = self.weight_bits
         ok = bits is None or 2 <= bits <= 8
         require(ok, "model.weight_bits", bits, "must lie in 2 to 8, or be absent")
         self._check_heads()
+        self._check_layers()
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
+        ok = self.position == "rope" or self.rope_base == 10_000.0
+        fix = "is of model.position = 'rope' alone"
+        require(ok, "model.rope_base", self.rope_base, fix)
 
     def _check_heads(self) -> None:
-        """Hold the width against whichever of n_heads and head_dim is set."""
+        """Hold the width against whichever of n_heads and head_dim is set, and the heads
+        of queries against those of keys.
+        """
+        self._check_width()
+        fix = f"must divide the number of heads, {self.heads}"
+        divides = self.heads % self.kv_heads == 0
+        require(divides, "model.n_kv_heads", self.n_kv_heads, fix)
+
+    def _check_layers(self) -> None:
+        """Hold the pattern of layers against what its kinds need."""
+        pattern = self.layer_pattern
+        require_at_least_one(self, "model", "window")
+        ok = set(pattern) <= set(LAYER_KINDS)
+        fix = f"must consist of the letters {', '.join(LAYER_KINDS)}"
+        require(ok, "model.layer_pattern", pattern, fix)
+        ok = ("w" in pattern) == (self.window is not None)
+        fix = "goes together with the letter 'w' in model.layer_pattern"
+        require(ok, "model.window", self.window, fix)
+        ok = "n" not in pattern or self.position == "rope"
+        fix = "'n' leaves out rotary positions; set model.position = 'rope'"
+        require(ok, "model.layer_pattern", pattern, fix)
+        ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
+        fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
+        require(ok, "model.layer_pattern", pattern, fix)
+
+    def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
             return
         if self.n_heads is not None:
@@ -148,6 +198,17 @@ class ModelConfig:
             return self.n_heads
         assert self.head_dim is not None  # checked on construction
         return self.width // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of heads of keys and of values."""
+        return self.heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer."""
+        pattern = self.layer_pattern or "f"
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.depth))
 
     @property
     def key_dim(self) -> int:
@@ -187,7 +248,7 @@ class ModelConfig:
         parameters and so of the checkpoints.
         """
         if self.scan_layers == "auto":
-            return self.depth > 8
+            return self.depth > 8 and len(set(self.layer_kinds)) == 1
         return self.scan_layers == "always"
 
 
@@ -265,6 +326,9 @@ class OptimConfig:
     epsilon: float = 1e-8
     clip_norm: float | None = 1.0
     """None means that gradients are not clipped."""
+    z_loss: float = 0.0
+    """Train also on this number times the squared log of the softmax's denominator (PaLM,
+    arXiv:2204.02311, section 5). Losses that are reported are without it."""
     lora_rank: int | None = None
     """Train adapters of this rank instead of the matrices (Hu et al. 2021,
     arXiv:2106.09685); None means that everything is trained."""
@@ -280,6 +344,7 @@ class OptimConfig:
         fix = f"must be a multiple of optim.accumulate = {self.accumulate}"
         require(divides, "optim.batch_size", self.batch_size, fix)
         require_not_negative(self, "optim", "warmup_tokens", "weight_decay", "epsilon")
+        require_not_negative(self, "optim", "z_loss")
         fraction = self.cooldown_fraction
         in_range = 0 <= fraction <= 1
         require(in_range, "optim.cooldown_fraction", fraction, "must lie in [0, 1]")

@@ -11,12 +11,14 @@ from the classes of transformers 5.24.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 from scaling.config import ConfigError, ModelConfig, Norm
 from scaling.config.conversion import JsonObject
+from scaling.config.identity import get_introduced_default, is_first_field
 
 USE_SAFETENSORS = "export it with the format 'safetensors', which holds any model"
 
@@ -143,6 +145,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
 )
 
+_LATER = ("weight_bits", "n_kv_heads", "rope_base")
+"""The options of later versions that can be exported. A new one is refused until it is
+here."""
+
 HIDDEN_ACTS = {
     "gelu": "gelu_pytorch_tanh",
     "relu": "relu",
@@ -164,6 +170,11 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     Raises:
         ConfigError: an option has no counterpart there.
     """
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        is_known = is_first_field(ModelConfig, option.name) or option.name in _LATER
+        if not is_known and value != get_introduced_default(option):
+            _reject(f"model.{option.name}", value, "do not have it")
     if config.norm == "none":
         _reject("model.norm", config.norm, "have 'rmsnorm' or 'layernorm'")
     if config.position != "rope":

@@ -111,6 +111,7 @@ def _list_block_tensors(
     D = config.width
     F = config.d_ff
     I = config.heads * config.key_dim  # noqa: E741
+    shared = config.kv_heads * config.key_dim
     prefix = f"model.layers.{layer}"
     block = ("blocks", layer)
     attention = (*block, "branches", 0)
@@ -127,8 +128,9 @@ def _list_block_tensors(
     for branch, name in enumerate(architecture.norms):
         path = (*block, "norms", branch)
         tensors += _list_norm_tensors(architecture, f"{prefix}.{name}", path, D)
-    for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        add_matrix(f"self_attn.{name}", (*attention, "qkv"), index, (D, I))
+    outputs = {"q_proj": I, "k_proj": shared, "v_proj": shared}
+    for index, (name, size) in enumerate(outputs.items()):
+        add_matrix(f"self_attn.{name}", (*attention, "qkv"), index, (D, size))
     add_matrix("self_attn.o_proj", (*attention, "out"), 0, (I, D))
     if architecture.has_qk_norm:
         for name in ("q_norm", "k_norm"):
@@ -203,14 +205,14 @@ def _describe_model(architecture: Architecture, config: ModelConfig) -> JsonObje
         "intermediate_size": config.d_ff,
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads,
-        "num_key_value_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
         "head_dim": config.key_dim,
         "hidden_act": HIDDEN_ACTS[config.activation],
         "max_position_embeddings": config.context,
         architecture.epsilon: NORM_EPSILON,
         # Version 5 of transformers reads the first, version 4 the second.
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA},
-        "rope_theta": ROPE_THETA,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rope_theta": config.rope_base,
         "tie_word_embeddings": config.tied,
         "dtype": "float32",
         **architecture.required,
@@ -284,14 +286,6 @@ def _find_architecture(settings: JsonObject) -> Architecture:
 
 def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
     """Refuse what this library does not compute."""
-    heads = settings.get("num_attention_heads")
-    kv_heads = settings.get("num_key_value_heads") or heads
-    if kv_heads != heads:
-        raise ConfigError(
-            f"num_key_value_heads = {kv_heads}: this library has no grouped-query "
-            f"attention; only checkpoints with keys and values for each of their "
-            f"{heads} heads can be imported"
-        )
     found = {architecture.epsilon: settings.get(architecture.epsilon)}
     wanted: JsonObject = {architecture.epsilon: NORM_EPSILON}
     # Version 5 of transformers writes the first table, version 4 the second, with the
@@ -302,9 +296,6 @@ def _check_settings(settings: JsonObject, architecture: Architecture) -> None:
             f"rope_parameters = {rope!r}: all layers of this library have the same "
             "frequencies; only such checkpoints can be imported"
         )
-    theta = rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA
-    found["rope_theta"] = float(theta)
-    wanted["rope_theta"] = ROPE_THETA
     found["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     wanted["rope_type"] = "default"
     share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor")
@@ -335,6 +326,9 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
     width = read_size("hidden_size")
     depth = read_size("num_hidden_layers")
     heads = read_size("num_attention_heads")
+    kv_heads = heads
+    if settings.get("num_key_value_heads") is not None:
+        kv_heads = read_size("num_key_value_heads")
     head_dim = settings.get("head_dim")
     if head_dim is None and width % heads == 0:
         head_dim = width // heads
@@ -342,12 +336,14 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         width=width,
         depth=depth,
         n_heads=heads,
+        n_kv_heads=None if kv_heads == heads else kv_heads,
         head_dim=None if head_dim == width / heads else head_dim,
         ff_ratio=read_size("intermediate_size") / width,
         vocab=read_size("vocab_size"),
         context=read_size("max_position_embeddings"),
         norm=architecture.norm,
         position="rope",
+        rope_base=_read_rope_base(settings),
         activation=_read_activation(settings.get("hidden_act"), architecture),
         tied=bool(settings.get("tie_word_embeddings", False)),
         qk_norm=architecture.has_qk_norm,
@@ -356,6 +352,12 @@ def _read_config(settings: JsonObject, architecture: Architecture) -> ModelConfi
         base_depth=depth,
         scan_layers="never",
     )
+
+
+def _read_rope_base(settings: JsonObject) -> float:
+    """The base of the frequencies. Version 5 of transformers writes it into a table."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return float(rope.get("rope_theta") or settings.get("rope_theta") or ROPE_THETA)
 
 
 def _read_activation(hidden_act: object, architecture: Architecture) -> str:

@@ -7,6 +7,7 @@ token sees. Reading a prompt computes the logits of its last token only.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,11 +25,10 @@ from scaling.inference.decoding import (
     round_up_to_power_of_two,
 )
 from scaling.inference.sampling import SamplingConfig
-from scaling.model.accounting import list_attention_products
+from scaling.model.accounting import list_attention_products, sum_seen_positions
 from scaling.model.flops import count_parameters
-from scaling.model.transformer import Params
+from scaling.model.transformer import Params, make_cache
 
-_BYTES = {"float32": 4, "bfloat16": 2}
 _PARAMETER_BYTES = 4
 
 
@@ -94,17 +94,15 @@ def count_forward_flops(
     head = config.width * config.vocab
     blocks = count_parameters(config).n_matmul - head
     width = sum(product.width for product in list_attention_products(config))
-    # The token at position p sees p + 1 positions.
-    seen = (stop * (stop + 1) - start * (start + 1)) / 2
     matrices = 2.0 * blocks * (stop - start)
-    attention = 2.0 * config.depth * width * seen
+    attention = 2.0 * width * sum_seen_positions(config, start, stop)
     return matrices + attention + 2.0 * head * logits
 
 
 def count_cache_bytes(config: ModelConfig) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    values = 2 * config.depth * config.heads * config.key_dim
-    return values * _BYTES[config.dtype]
+    cache = jax.eval_shape(lambda: make_cache(config, rows=1, length=1))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
 
 class InferenceSpeed(NamedTuple):

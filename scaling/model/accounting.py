@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.config import ModelConfig
-from scaling.model.kernels import count_computed_positions, has_cudnn_attention
+from scaling.model.kernels import (
+    count_computed_positions,
+    count_seen_positions,
+    has_cudnn_attention,
+)
 from scaling.model.parametrization import Role, find_parametrization_spec
 
 Place = Literal["embedding", "block", "final", "head"]
@@ -62,6 +66,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     F = config.d_ff
     V = config.vocab
     inner = config.heads * config.key_dim
+    shared = config.kv_heads * config.key_dim
 
     def in_block(
         name: str, role: Role, shape: tuple[int, ...], copies: int = 1
@@ -69,11 +74,15 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
     projections = 2 if config.gated else 1
+    gates = []
+    if config.attention_gate:
+        gates.append(in_block("attention gates", "hidden", (D, inner)))
     # The matrices of one product have the same input and are multiplied together.
     products = {
         "queries, keys, values": [
             in_block("queries", "hidden", (D, inner)),
-            in_block("keys, values", "hidden", (D, inner), copies=2),
+            in_block("keys, values", "hidden", (D, shared), copies=2),
+            *gates,
         ],
         "attention out": [in_block("attention out", "residual_out", (inner, D))],
         "feed-forward in": [
@@ -137,6 +146,15 @@ def list_attention_products(config: ModelConfig) -> list[AttentionProduct]:
     return [AttentionProduct("scores", inner), AttentionProduct("values", inner)]
 
 
+def sum_seen_positions(config: ModelConfig, start: int, stop: int) -> float:
+    """Positions that those from `start` to `stop` - 1 see, summed over the layers."""
+    total = 0.0
+    for kind in config.layer_kinds:
+        window = config.window if kind == "w" else None
+        total += count_seen_positions(start, stop, window)
+    return total
+
+
 @dataclass(frozen=True)
 class SavedActivation:
     """An activation that a block keeps for the backward pass on a GPU.
@@ -159,16 +177,21 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     D = config.width
     F = config.d_ff
     inner = config.heads * config.key_dim
+    shared = config.kv_heads * config.key_dim
     saved = [
-        SavedActivation("queries, keys, values", 3 * inner),
+        SavedActivation("queries, keys, values", inner + 2 * shared),
         SavedActivation("input of attention out", inner),
         SavedActivation("attention branch", D),
         SavedActivation("hidden units", (3 if config.gated else 2) * F),
         SavedActivation("feed-forward branch", D),
         SavedActivation("residual stream after each branch", 2 * D),
     ]
+    if config.attention_gate:
+        saved.append(
+            SavedActivation("attention gates and what they multiply", 2 * inner)
+        )
     if config.qk_norm or config.position == "rope":
-        saved.append(SavedActivation("queries and keys as multiplied", 2 * inner))
+        saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
         saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
     if not has_cudnn_attention(config.dtype, config.key_dim):

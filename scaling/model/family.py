@@ -20,10 +20,10 @@ from scaling.config import ConfigError, ModelConfig
 from scaling.model.transformer import (
     Cache,
     Key,
-    LayerCache,
     Params,
     Tap,
     Transformer,
+    make_cache,
     pass_through,
 )
 
@@ -85,10 +85,7 @@ class Family:
             rows: Number of sequences.
             length: Positions of each, at most the model's context.
         """
-        config = self.config
-        shape = (rows, config.heads, length, config.key_dim)
-        empty = jnp.zeros(shape, config.dtype)
-        return tuple(LayerCache(empty, empty) for _ in range(config.depth))
+        return make_cache(self.config, rows, length)
 
     def extend(
         self,

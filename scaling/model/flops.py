@@ -14,7 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling.config import ModelConfig, RunConfig, Trunk
-from scaling.model.accounting import list_attention_products, list_weights
+from scaling.model.accounting import (
+    list_attention_products,
+    list_weights,
+    sum_seen_positions,
+)
 from scaling.model.kernels import count_computed_positions
 
 
@@ -62,14 +66,17 @@ def forward_flops_per_token(config: ModelConfig, *, causal: bool = True) -> floa
     Args:
         config: The model.
         causal: Count the positions that a token attends to: t + 1 at position t, which
-            is (T + 1) / 2 on average. Otherwise count the positions for which
-            `scaling.model.kernels` computes scores, masked ones included.
+            is (T + 1) / 2 on average, or those of its window. Otherwise count the
+            positions for which `scaling.model.kernels` computes scores, masked ones
+            included.
     """
-    computed = count_computed_positions(config.context)
-    positions = (config.context + 1) / 2 if causal else computed
+    length = config.context
+    if causal:
+        positions = sum_seen_positions(config, 0, length) / length
+    else:
+        positions = config.depth * count_computed_positions(length)
     widths = sum(product.width for product in list_attention_products(config))
-    attention = 2 * positions * widths
-    return float(2 * count_parameters(config).n_matmul + config.depth * attention)
+    return float(2 * count_parameters(config).n_matmul + 2 * positions * widths)
 
 
 def flops_per_token(config: ModelConfig) -> float:

@@ -5,8 +5,8 @@ products are fast only where the left operand is contracted over its last axis, 
 copies of transposed arrays are slow (docs/notes/performance.md). On a GPU, attention in
 bfloat16 is computed by cuDNN.
 
-Axes: B batch, T and S position, H heads, K head dimension, I and O the two sides of a
-matrix, V vocabulary.
+Axes: B batch, T and S position, H heads, G heads of keys and values, K head dimension,
+I and O the two sides of a matrix, V vocabulary.
 """
 
 from __future__ import annotations
@@ -97,19 +97,21 @@ _split_last_axis.defvjp(_split_forward, _split_backward)
 
 def causal_attention(
     q: Float[Array, "B H T K"],
-    k: Float[Array, "B H T K"],
-    v: Float[Array, "B H T K"],
+    k: Float[Array, "B G T K"],
+    v: Float[Array, "B G T K"],
     scale: float,
     segments: Int[Array, "B T"] | None = None,
+    window: int | None = None,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of each position over the positions up to it.
 
     Args:
         q: Queries.
-        k: Keys.
+        k: Keys; the first H / G heads of queries read the first head, and so on.
         v: Values.
         scale: Factor on the products of queries and keys.
         segments: A position sees only those of its own segment; None means one segment.
+        window: How many positions each one sees at most, itself included.
 
     Returns:
         The weighted values, in the precision of `v`. The softmax is in float32.
@@ -119,10 +121,16 @@ def causal_attention(
     if is_whole and on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=True, implementation="cudnn"
+            q,
+            k,
+            v,
+            scale=scale,
+            is_causal=True,
+            local_window_size=None if window is None else (window - 1, 0),
+            implementation="cudnn",
         )
         return jnp.swapaxes(y, 1, 2)
-    return _compute_attention(q, k, v, segments, scale)
+    return _compute_attention(q, k, v, segments, scale, window)
 
 
 def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
@@ -132,10 +140,11 @@ def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
 
 def attend_to_cache(
     q: Float[Array, "B H T K"],
-    k: Float[Array, "B H S K"],
-    v: Float[Array, "B H S K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S K"],
     positions: Int[Array, "B T"],
     scale: float,
+    window: int | None = None,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of some positions over all keys up to each of them.
 
@@ -145,18 +154,27 @@ def attend_to_cache(
         v: Their values.
         positions: The position of each query.
         scale: Factor on the products of queries and keys.
+        window: How many positions each one sees at most, itself included.
 
     Returns:
         The weighted values, computed in the precisions of `causal_attention`.
     """
+    B, H, T, K = q.shape
+    G, S = k.shape[1:3]
+    # The heads that share keys stand one after the other on the axis of positions, so
+    # that the keys are read once.
+    q = q.reshape(B, G, H // G * T, K)
+    positions = jnp.tile(positions, (1, H // G))
     scores = _einsum_float32("bhtk,bhsk->bhts", q * jnp.asarray(scale, q.dtype), k)
-    S = k.shape[2]
-    is_visible = jnp.arange(S)[None, None] <= positions[..., None]
+    distance = positions[..., None] - jnp.arange(S)[None, None]
+    is_visible = distance >= 0
+    if window is not None:
+        is_visible &= distance < window
     scores = jnp.where(is_visible[:, None], scores, _MASKED)
     powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     share = 1.0 / powers.sum(axis=-1, keepdims=True)
     y = _einsum_float32("bhts,bhsk->bhtk", powers.astype(v.dtype), v) * share
-    return y.astype(v.dtype)
+    return y.astype(v.dtype).reshape(B, H, T, K)
 
 
 class QueryBlock(NamedTuple):
@@ -188,6 +206,15 @@ def count_computed_positions(length: int) -> float:
     return sum((block.stop - block.start) * block.stop for block in blocks) / length
 
 
+def count_seen_positions(start: int, stop: int, window: int | None) -> float:
+    """Positions that those from `start` to `stop` - 1 see together: p + 1 at position p,
+    or as many as the window has.
+    """
+    if window is None:
+        return (stop * (stop + 1) - start * (start + 1)) / 2
+    return float(np.minimum(np.arange(start, stop) + 1, window).sum())
+
+
 class SavedBlock(NamedTuple):
     """What the gradient of a block of queries needs.
 
@@ -207,23 +234,38 @@ class SavedAttention(NamedTuple):
     """What the gradient of attention needs."""
 
     q: Float[Array, "B H T K"]
-    k: Float[Array, "B H T K"]
-    v: Float[Array, "B H T K"]
+    k: Float[Array, "B G T K"]
+    v: Float[Array, "B G T K"]
     blocks: list[SavedBlock]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _compute_attention(
-    q: Array, k: Array, v: Array, segments: Array | None, scale: float
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None,
+    scale: float,
+    window: int | None,
 ) -> Array:
-    return _attention_forward(q, k, v, segments, scale)[0]
+    return _attention_forward(q, k, v, segments, scale, window)[0]
 
 
 def _attention_forward(
-    q: Array, k: Array, v: Array, segments: Array | None, scale: float
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None,
+    scale: float,
+    window: int | None,
 ) -> tuple[Array, SavedAttention]:
+    shared = (k, v)
+    k, v = (_repeat_heads(x, q.shape[1]) for x in shared)
     length = q.shape[2]
-    causal = np.tril(np.ones((length, length), bool))[None, None]
+    causal = np.tril(np.ones((length, length), bool))
+    if window is not None:
+        causal &= ~np.tril(causal, -window)
+    causal = causal[None, None]
     saved: list[SavedBlock] = []
     for start, stop in list_query_blocks(length):
         scores = _einsum_float32(
@@ -242,18 +284,22 @@ def _attention_forward(
         y = _einsum_float32("bhts,bhsk->bhtk", powers, v[:, :, :stop]) * share
         saved.append(SavedBlock(powers, share, y.astype(v.dtype)))
     y = jnp.concatenate([block.output for block in saved], axis=2)
+    k, v = shared
     return y, SavedAttention(q=q, k=k, v=v, blocks=saved)
 
 
 def _attention_backward(
-    scale: float, saved: SavedAttention, dy: Array
+    scale: float, window: int | None, saved: SavedAttention, dy: Array
 ) -> tuple[Array, Array, Array, None]:
-    """Gradients of queries, keys and values.
+    """Gradients of queries, keys and values. Outside of the window the powers are 0.
 
     Those of keys and values are computed transposed, (B, H, K, S): of the two orders
     this is the one that XLA multiplies fast.
     """
+    del window
     q, k, v, saved_blocks = saved
+    heads = k.shape[1]
+    k, v = (_repeat_heads(x, q.shape[1]) for x in (k, v))
     length = q.shape[2]
     dq = []
     dk_transposed = jnp.zeros((), q.dtype)
@@ -275,10 +321,27 @@ def _attention_backward(
     factor = jnp.asarray(scale, q.dtype)
     return (
         jnp.concatenate(dq, axis=2) * factor,
-        jnp.swapaxes(dk_transposed, 2, 3) * factor,
-        jnp.swapaxes(dv_transposed, 2, 3),
+        _sum_repeated_heads(jnp.swapaxes(dk_transposed, 2, 3) * factor, heads),
+        _sum_repeated_heads(jnp.swapaxes(dv_transposed, 2, 3), heads),
         None,
     )
+
+
+def _repeat_heads(x: Float[Array, "B G T K"], heads: int) -> Float[Array, "B H T K"]:
+    """Keys or values for every head of queries."""
+    if x.shape[1] == heads:
+        return x
+    return jnp.repeat(x, heads // x.shape[1], axis=1)
+
+
+def _sum_repeated_heads(
+    dx: Float[Array, "B H T K"], heads: int
+) -> Float[Array, "B G T K"]:
+    """The gradient of `_repeat_heads`."""
+    B, H, T, K = dx.shape
+    if heads == H:
+        return dx
+    return dx.reshape(B, heads, H // heads, T, K).sum(axis=2)
 
 
 def _sum_over_queries(

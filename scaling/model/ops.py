@@ -4,9 +4,9 @@ them as a whole.
 Most models use `Ops`. `scaling.model.unit_scaling.UnitOps` computes the same functions
 with separate scales for outputs and gradients.
 
-Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V
-vocabulary.
+Axes: B batch, T position, D width, H heads, G heads of keys and values, K head
+dimension, I and O the two sides of a matrix, P all outputs of matrices that share one
+product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -98,27 +99,37 @@ class Ops:
         gate, value = jnp.split(h, 2, axis=-1)
         return self.apply_activation(name, gate) * value
 
+    def apply_gate(
+        self, y: Float[Array, "B T P"], gate: Float[Array, "B T P"]
+    ) -> Float[Array, "B T P"]:
+        """Multiply the output of attention by the sigmoid of its gate."""
+        return y * jax.nn.sigmoid(gate)
+
     def attend(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H T K"],
-        v: Float[Array, "B H T K"],
+        k: Float[Array, "B G T K"],
+        v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
-        """Causal attention within each segment; `scale` multiplies q.k."""
-        return causal_attention(q, k, v, scale, segments)
+        """Causal attention within each segment and the window before each position;
+        `scale` multiplies q.k.
+        """
+        return causal_attention(q, k, v, scale, segments, window)
 
     def attend_to_cache(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H S K"],
-        v: Float[Array, "B H S K"],
+        k: Float[Array, "B G S K"],
+        v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """`attend` for some positions, over the keys and values of a cache."""
-        return attend_to_cache(q, k, v, positions, scale)
+        return attend_to_cache(q, k, v, positions, scale, window)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

@@ -38,6 +38,7 @@ def apply_rope(
     x: Float[Array, "B H T K"],
     positions: Int[Array, "B T"] | None = None,
     context: int | None = None,
+    base: float = 10_000.0,
 ) -> Float[Array, "B H T K"]:
     """Rotary position embedding, half-split layout (Su et al. 2021, arXiv:2104.09864).
 
@@ -45,8 +46,9 @@ def apply_rope(
         x: Queries or keys.
         positions: Where each of them is, below `context`; without it they begin at 0.
         context: The model's context.
+        base: Of the frequencies.
     """
-    cos_TxK, sin_TxK = _compute_angles(context or x.shape[2], x.shape[3])
+    cos_TxK, sin_TxK = _compute_angles(context or x.shape[2], x.shape[3], base)
     cos = _take_for_heads(jnp.asarray(cos_TxK, x.dtype), positions)
     sin = _take_for_heads(jnp.asarray(sin_TxK, x.dtype), positions)
     left, right = jnp.split(x, 2, axis=-1)
@@ -64,13 +66,13 @@ def _take_for_heads(
 
 
 def _compute_angles(
-    length: int, size: int
+    length: int, size: int, base: float = 10_000.0
 ) -> tuple[Float[np.ndarray, "T K"], Float[np.ndarray, "T K"]]:
     """Cosine and sine of position x frequency: arrays (length, size / 2).
 
-    The frequencies are 10000^(-2i / size) (Vaswani et al. 2017, section 3.5).
+    The frequencies are base^(-2i / size) (Vaswani et al. 2017, section 3.5).
     """
-    frequency = 10_000.0 ** (-np.arange(0, size, 2) / size)
+    frequency = base ** (-np.arange(0, size, 2) / size)
     angle = np.arange(length)[:, None] * frequency[None, :]
     return np.cos(angle), np.sin(angle)
 

@@ -5,7 +5,7 @@ parameter carries its role and its rule as metadata.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
 a matrix (O all outputs of matrices that share one product), F feed-forward,
-V vocabulary, L layers, S positions of a cache, C context.
+V vocabulary, L layers, S positions of a cache, C context, G heads of keys and values.
 """
 
 from __future__ import annotations
@@ -68,12 +68,19 @@ def _tap_in_block(tap: Tap, block: str, name: str, x: Array) -> Array:
 class LayerCache(NamedTuple):
     """Keys and values of one layer, at positions 0 to S - 1."""
 
-    keys: Float[Array, "B H S K"]
-    values: Float[Array, "B H S K"]
+    keys: Float[Array, "B G S K"]
+    values: Float[Array, "B G S K"]
 
 
 Cache = tuple[LayerCache, ...]
 """Keys and values of all layers."""
+
+
+def make_cache(config: ModelConfig, rows: int, length: int) -> Cache:
+    """An empty cache of some sequences."""
+    shape = (rows, config.kv_heads, length, config.key_dim)
+    empty = jnp.zeros(shape, config.dtype)
+    return tuple(LayerCache(empty, empty) for _ in range(config.depth))
 
 
 class Weight(nnx.Param):
@@ -219,15 +226,15 @@ class Norm(nnx.Module):
 
 
 def _write_to_cache(
-    cached: Float[Array, "B H S K"],
-    new: Float[Array, "B H T K"],
+    cached: Float[Array, "B G S K"],
+    new: Float[Array, "B G T K"],
     starts: Int[Array, " B"],
-) -> Float[Array, "B H S K"]:
+) -> Float[Array, "B G S K"]:
     """The cache with T new entries of each sequence, from its own start on."""
 
     def write_one(
-        cached: Float[Array, "H S K"], new: Float[Array, "H T K"], start: Array
-    ) -> Float[Array, "H S K"]:
+        cached: Float[Array, "G S K"], new: Float[Array, "G T K"], start: Array
+    ) -> Float[Array, "G S K"]:
         return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
     return jax.vmap(write_one)(cached, new.astype(cached.dtype), starts)
@@ -242,19 +249,24 @@ def apply_dropout(x: Array, rate: float, key: Key) -> Array:
 
 
 class Attention(nnx.Module):
-    """Causal multi-head self-attention."""
+    """Causal multi-head self-attention. Groups of heads may share keys and values.
+
+    Its kind is a letter of `ModelConfig.layer_pattern`.
+    """
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
+        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
     ) -> None:
         inner = config.heads * config.key_dim
+        shared = config.kv_heads * config.key_dim
+        gate = (inner,) if config.attention_gate else ()
         # With both numbers set, the width of all heads does not grow with the model's.
         heads_grow = config.n_heads is None or config.head_dim is None
         self.qkv = Linear(
             rules,
             rngs,
             "hidden",
-            (inner, inner, inner),
+            (inner, shared, shared, *gate),
             fan_in=config.width,
             base_fan_in=config.base_width,
         )
@@ -269,9 +281,13 @@ class Attention(nnx.Module):
         )
         self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
-        self.heads = config.heads
+        self.heads = (config.heads, config.kv_heads, config.kv_heads)
+        self.splits = np.cumsum((inner, shared, shared, *gate))[:-1].tolist()
+        self.has_gate = config.attention_gate
         self.context = config.context
-        self.has_rope = config.position == "rope"
+        self.has_rope = config.position == "rope" and kind != "n"
+        self.window = config.window if kind == "w" else None
+        self.rope_base = config.rope_base
         self.ops = rules.ops
         self.scale = rules.attention_scale
 
@@ -279,11 +295,12 @@ class Attention(nnx.Module):
         self, x_BxTxD: Float[Array, "B T D"], layout: Layout | None = None
     ) -> Float[Array, "B T D"]:
         if layout is None:
-            q, k, v = self._project(x_BxTxD)
-            return self._join_heads(self.ops.attend(q, k, v, self.scale))
-        q, k, v = self._project(x_BxTxD, layout.positions)
-        y = self.ops.attend(q, k, v, self.scale, layout.segments)
-        return self._join_heads(y)
+            q, k, v, gate = self._project(x_BxTxD)
+            y = self.ops.attend(q, k, v, self.scale, window=self.window)
+            return self._join_heads(y, gate)
+        q, k, v, gate = self._project(x_BxTxD, layout.positions)
+        y = self.ops.attend(q, k, v, self.scale, layout.segments, self.window)
+        return self._join_heads(y, gate)
 
     def extend(
         self,
@@ -294,34 +311,45 @@ class Attention(nnx.Module):
         """Attention of new tokens to themselves and to those of the cache, and the
         cache with them.
         """
-        q, k, v = self._project(x_BxTxD, positions)
+        q, k, v, gate = self._project(x_BxTxD, positions)
         starts = positions[:, 0]
         cache = LayerCache(
             keys=_write_to_cache(cache.keys, k, starts),
             values=_write_to_cache(cache.values, v, starts),
         )
-        y = self.ops.attend_to_cache(q, cache.keys, cache.values, positions, self.scale)
-        return self._join_heads(y), cache
+        y = self.ops.attend_to_cache(
+            q, cache.keys, cache.values, positions, self.scale, self.window
+        )
+        return self._join_heads(y, gate), cache
 
     def _project(
         self,
         x_BxTxD: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | None = None,
-    ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each (B, H, T, K)."""
-        q_k_v = jnp.split(self.qkv(x_BxTxD), 3, axis=-1)
-        q, k, v = (split_heads(x, self.heads) for x in q_k_v)
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """Queries (B, H, T, K), keys and values (B, G, T, K), and the gates (B, T, HK) if
+        there are any.
+        """
+        *q_k_v, gate = jnp.split(self.qkv(x_BxTxD), self.splits, axis=-1)
+        if not self.has_gate:
+            q_k_v, gate = [*q_k_v, gate], None
+        q, k, v = (split_heads(*pair) for pair in zip(q_k_v, self.heads, strict=True))
         q = self.q_norm(q)
         k = self.k_norm(k)
         if self.has_rope:
             context = None if positions is None else self.context
-            q = apply_rope(q, positions, context)
-            k = apply_rope(k, positions, context)
-        return q, k, v
+            q = apply_rope(q, positions, context, self.rope_base)
+            k = apply_rope(k, positions, context, self.rope_base)
+        return q, k, v, gate
 
-    def _join_heads(self, y_BxHxTxK: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
+    def _join_heads(
+        self, y_BxHxTxK: Float[Array, "B H T K"], gate: Float[Array, "B T _"] | None
+    ) -> Float[Array, "B T D"]:
         B, _, T, _ = y_BxHxTxK.shape
-        return self.out(jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1))
+        y = jnp.moveaxis(y_BxHxTxK, 1, 2).reshape(B, T, -1)
+        if gate is not None:
+            y = self.ops.apply_gate(y, gate)
+        return self.out(y)
 
 
 class FeedForward(nnx.Module):
@@ -359,13 +387,13 @@ class Block(nnx.Module):
     """An attention branch and a feed-forward branch, each behind a norm."""
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
+        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
     ) -> None:
         self.norms = nnx.List(
             [Norm(config.norm, rules, rngs, config.width) for _ in _BRANCHES]
         )
         self.branches = nnx.List(
-            [Attention(config, rules, rngs), FeedForward(config, rules, rngs)]
+            [Attention(config, rules, rngs, kind), FeedForward(config, rules, rngs)]
         )
         self.ops = rules.ops
         self.dropout = config.dropout
@@ -428,7 +456,7 @@ class Transformer(nnx.Module):
                 rules, rngs, "embedding", (config.context, width), fan_in=vocab
             )
         self.position = position
-        blocks = [Block(config, rules, rngs) for _ in range(config.depth)]
+        blocks = [Block(config, rules, rngs, kind) for kind in config.layer_kinds]
         self.blocks = _stack_blocks(blocks) if config.scanned else nnx.List(blocks)
         self.norm = Norm(config.norm, rules, rngs, width, is_final=True)
         head = None
@@ -523,7 +551,11 @@ class Transformer(nnx.Module):
         weight = read_matrix(weight, self.config.weight_bits)
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
         logits = _multiply_by_scale(logits, self.head_scale)
-        return ops.scale_logits(tap("logits", logits.astype(jnp.float32)))
+        logits = logits.astype(jnp.float32)
+        cap = self.config.logit_cap
+        if cap is not None:
+            logits = cap * jnp.tanh(logits / cap)
+        return ops.scale_logits(tap("logits", logits))
 
     def _apply_layers(
         self,

@@ -12,9 +12,9 @@ each weight.
 
 The gradient that comes back is assumed to be that of a loss summed over tokens.
 
-Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
-a matrix, P all outputs of matrices that share one product, F feed-forward, V
-vocabulary.
+Axes: B batch, T position, D width, H heads, G heads of keys and values, K head
+dimension, I and O the two sides of a matrix, P all outputs of matrices that share one
+product, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -163,13 +163,20 @@ class UnitOps(Ops):
         scale = activation_scale(name, mult) / mult
         return scale * super().apply_activation(name, mult * x)
 
+    def apply_gate(
+        self, y: Float[Array, "B T P"], gate: Float[Array, "B T P"]
+    ) -> Float[Array, "B T P"]:
+        """At unit variance for a normal gate."""
+        return super().apply_gate(y, gate) * activation_scale("glu", 1.0)
+
     def attend(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H T K"],
-        v: Float[Array, "B H T K"],
+        k: Float[Array, "B G T K"],
+        v: Float[Array, "B G T K"],
         scale: float,
         segments: Int[Array, "B T"] | None = None,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
@@ -177,21 +184,30 @@ class UnitOps(Ops):
         model is one function of the tokens before.
         """
         mult = self.multipliers.attention_softmax
-        output = super().attend(q, k, v, mult * scale, segments)
-        return output * attention_scale(self.context, q.shape[3], mult)
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            # Their gradient is a sum over the heads of queries that share them.
+            k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
+        output = super().attend(q, k, v, mult * scale, segments, window)
+        return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def attend_to_cache(
         self,
         q: Float[Array, "B H T K"],
-        k: Float[Array, "B H S K"],
-        v: Float[Array, "B H S K"],
+        k: Float[Array, "B G S K"],
+        v: Float[Array, "B G S K"],
         positions: Int[Array, "B T"],
         scale: float,
+        window: int | None = None,
     ) -> Float[Array, "B H T K"]:
         """As `attend`, over the keys and values of a cache."""
         mult = self.multipliers.attention_softmax
-        output = super().attend_to_cache(q, k, v, positions, mult * scale)
-        return output * attention_scale(self.context, q.shape[3], mult)
+        output = super().attend_to_cache(q, k, v, positions, mult * scale, window)
+        return output * attention_scale(self._count_seen(window), q.shape[3], mult)
+
+    def _count_seen(self, window: int | None) -> int:
+        """Positions that the last one of a full context sees."""
+        return self.context if window is None else min(window, self.context)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

@@ -234,6 +234,7 @@ def describe_run(run: RunConfig) -> JsonObject:
         "vocab": model.vocab,
         "context": model.context,
         "n_heads": model.heads,
+        "n_kv_heads": model.n_kv_heads,
         "parametrization": model.parametrization,
         "weight_bits": model.weight_bits,
         **dataclasses.asdict(counts),

@@ -102,6 +102,7 @@ class StepSpec:
         has_examples: Whether the ids of the windows carry the flags of examples.
         teacher: The model that it learns from beside the text; None if from none.
         keeps_zeros: Whether weights that are zero stay zero.
+        z_loss: `OptimConfig.z_loss`.
     """
 
     family: Family
@@ -112,6 +113,7 @@ class StepSpec:
     has_examples: bool = False
     teacher: Teacher | None = None
     keeps_zeros: bool = False
+    z_loss: float = 0.0
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step, with fresh parameters."""
@@ -268,11 +270,16 @@ def training_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """What training lowers, and the weight of each target: `token_losses`, or with a
-    teacher their mixture with the cross-entropy of its distribution.
+    teacher their mixture with the cross-entropy of its distribution; and the z-loss.
     """
-    if spec.teacher is None:
+    if spec.teacher is None and spec.z_loss == 0.0:
         return token_losses(spec, params, windows, key)
     rows = read_rows(spec, windows)
+    if spec.teacher is None:
+        model = spec.make_model(params)
+        logits = spec.family.apply(model, rows.inputs, key, segments=rows.segments)
+        losses = cross_entropy(logits, rows.targets)
+        return weigh_losses(losses + measure_z_loss(spec, logits), rows)
     student = spec.family.apply(
         params.student, rows.inputs, key, segments=rows.segments
     )
@@ -285,7 +292,16 @@ def training_losses(
     taught = -(shares * log_shares).sum(axis=-1) * temperature**2
     weight = spec.teacher.weight
     losses = (1 - weight) * cross_entropy(student, rows.targets) + weight * taught
-    return weigh_losses(losses, rows)
+    return weigh_losses(losses + measure_z_loss(spec, student), rows)
+
+
+def measure_z_loss(
+    spec: StepSpec, logits: Float[Array, "B T V"]
+) -> Float[Array, "B T"] | float:
+    """`OptimConfig.z_loss` times the squared log of the softmax's denominator."""
+    if spec.z_loss == 0.0:
+        return 0.0
+    return spec.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
 
 
 def compute_gradient_sum(
@@ -591,6 +607,7 @@ def make_step_spec(
         has_examples=has_examples,
         teacher=teacher,
         keeps_zeros=keeps_zeros,
+        z_loss=run.optim.z_loss,
     )
 
 

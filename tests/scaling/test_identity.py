@@ -50,7 +50,7 @@ class GrownModel(ModelConfig):
     """Today's model with options that a later version may add."""
 
     latent_width: int | None = None
-    window: int = 0
+    block_length: int = 0
     experts: Experts = field(default_factory=Experts)
 
 
@@ -86,25 +86,25 @@ def test_a_field_that_means_as_before_changes_no_id(case: dict[str, Any]) -> Non
 @given(
     case=st.sampled_from(FROZEN),
     latent_width=st.none() | st.integers(1, 8),
-    window=st.integers(0, 3),
+    block_length=st.integers(0, 3),
     count=st.integers(1, 3),
     averaging=st.sampled_from(["none", "ema"]),
 )
 def test_a_value_that_departs_changes_the_id(
     case: dict[str, Any],
     latent_width: int | None,
-    window: int,
+    block_length: int,
     count: int,
     averaging: str,
 ) -> None:
     """Equal ids if and only if every later option means "as before"."""
     model = {
         "latent_width": latent_width,
-        "window": window,
+        "block_length": block_length,
         "experts": {"count": count},
     }
     run = grow(case["config"], model=model, averaging=averaging)
-    as_before = (latent_width, window, count, averaging) == (None, 0, 1, "none")
+    as_before = (latent_width, block_length, count, averaging) == (None, 0, 1, "none")
     assert (run.run_id == case["run_id"]) == as_before
     assert (run.trunk_id == case["trunk_id"]) == as_before
 
@@ -114,15 +114,15 @@ def test_a_default_that_changes_later_keeps_the_ids_of_both_values() -> None:
 
     @dataclass(frozen=True)
     class Before(ModelConfig):
-        window: int = 0
+        block_length: int = 0
 
     @dataclass(frozen=True)
     class After(ModelConfig):
-        window: int = field(default=4, metadata={"introduced_as": 0})
+        block_length: int = field(default=4, metadata={"introduced_as": 0})
 
     for value in (0, 4):
-        assert describe_identity(Before(window=value)) == describe_identity(
-            After(window=value)
+        assert describe_identity(Before(block_length=value)) == describe_identity(
+            After(block_length=value)
         )
     assert describe_identity(After()) != describe_identity(ModelConfig())
 
@@ -153,7 +153,7 @@ def test_defaults_of_later_fields_are_recorded() -> None:
 def test_a_later_field_without_a_default_is_rejected() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Careless(ModelConfig):
-        window: int
+        block_length: int
 
-    with pytest.raises(TypeError, match="'window': give it a default"):
-        describe_identity(Careless(window=1))
+    with pytest.raises(TypeError, match="'block_length': give it a default"):
+        describe_identity(Careless(block_length=1))

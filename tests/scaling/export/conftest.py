@@ -31,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qwen3, learned scales": {"activation": "geglu", "parametrization": "normalized"},
     "qwen3, weights of four bits": {"activation": "swiglu", "weight_bits": 4},
+    "qwen3, grouped heads": {"activation": "swiglu", "n_kv_heads": 1},
+    "qwen3, base of the frequencies": {"activation": "swiglu", "rope_base": 500.0},
     "llama": {"activation": "swiglu", "qk_norm": False},
     "llama, muP": {"activation": "swiglu", "qk_norm": False, "parametrization": "mup"},
     "llama, tied, weighted branches": {
@@ -45,6 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
         "parametrization": "mup",
         "n_heads": 5,
         "head_dim": 6,
+    },
+    "apertus, grouped heads, learned scales": {
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "parametrization": "normalized",
     },
     "apertus, tied, learned scales": {"tied": True, "parametrization": "normalized"},
     "arcee, tied, scaled embedding": {

@@ -38,6 +38,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "long context": {"width": 256, "context": 256},
     "gated": {"width": 128, "context": 64, "activation": "swiglu", "ff_ratio": 2.7},
     "own head dimension": {"width": 128, "context": 64, "head_dim": 48},
+    "grouped heads": {"width": 128, "context": 64, "n_kv_heads": 2},
+    "windows": {"width": 64, "context": 64, "layer_pattern": "wf", "window": 9},
+    "gated attention": {"width": 128, "context": 64, "attention_gate": True},
     "tied": {"width": 128, "context": 64, "tied": True},
     "bare": {
         "width": 128,
@@ -86,6 +89,8 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
     activation=st.sampled_from(["gelu", "swiglu"]),
     tied=st.booleans(),
     qk_norm=st.booleans(),
+    n_kv_heads=st.sampled_from([None, 1, 2]),
+    attention_gate=st.booleans(),
     scan_layers=st.sampled_from(["always", "never"]),
 )
 def test_counts_are_those_of_the_built_model(**options: Any) -> None:

@@ -14,7 +14,9 @@ import optax
 import pytest
 
 from scaling.model.kernels import (
+    attend_to_cache,
     causal_attention,
+    count_seen_positions,
     cross_entropy,
     matrix_product,
     split_heads,
@@ -85,6 +87,50 @@ def test_attention_is_softmax_over_the_past(length: int) -> None:
     assert_same(
         lambda q, k, v: causal_attention(q, k, v, 0.3), plain_attention, arguments
     )
+
+
+@pytest.mark.parametrize("length", [7, 64])
+@pytest.mark.parametrize("shared", [1, 2])
+def test_heads_that_share_keys_read_the_same_ones(length: int, shared: int) -> None:
+    """As if each had a copy; the copies' gradients are added."""
+    q = normal(0, 2, 4, length, 6)
+    k, v = (normal(seed, 2, shared, length, 6) for seed in (1, 2))
+    repeated = lambda x: jnp.repeat(x, 4 // shared, axis=1)
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3),
+        lambda q, k, v: plain_attention(q, repeated(k), repeated(v)),
+        (q, k, v),
+    )
+    positions = jnp.tile(jnp.arange(length), (2, 1))
+    q, k, v = (jnp.asarray(x) for x in (q, k, v))
+    np.testing.assert_allclose(
+        attend_to_cache(q, k, v, positions, 0.3),
+        causal_attention(q, k, v, 0.3),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("window", [2, 5, 200])
+def test_a_window_hides_what_is_further_back(window: int) -> None:
+    arguments = tuple(4.0 * normal(seed, 2, 3, 64, 6) for seed in range(3))
+    distance = np.arange(64)[:, None] - np.arange(64)[None]
+    is_seen = (distance >= 0) & (distance < window)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3
+        scores = jnp.where(is_seen[None, None], scores, -jnp.inf)
+        return jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores), v)
+
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3, window=window), attend, arguments
+    )
+    positions = jnp.tile(jnp.arange(64), (2, 1))
+    q, k, v = (jnp.asarray(x) for x in arguments)
+    np.testing.assert_allclose(
+        attend_to_cache(q, k, v, positions, 0.3, window), attend(q, k, v), atol=1e-4
+    )
+    seen = is_seen[10:40].sum()
+    assert count_seen_positions(10, 40, window) == seen
 
 
 def test_attention_of_huge_scores_is_finite() -> None:

@@ -77,6 +77,16 @@ def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, .
             ),
             (normal(9, B, 2, T, 16),),
         ),
+        "gate": (
+            lambda y: OPS.apply_gate(y, normal(11, B, T, D)),
+            (normal(10, B, T, D),),
+        ),
+        "values that heads share": (
+            lambda v: OPS.attend(
+                normal(7, B, 4, T, 16), normal(8, B, 1, T, 16), v, 1 / 16
+            ),
+            (normal(9, B, 1, T, 16),),
+        ),
         **{
             name: (lambda h, n=name: OPS.activate(n, h), (normal(10, B, T, 2 * D),))
             for name in ACTIVATIONS

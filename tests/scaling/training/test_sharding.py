@@ -129,12 +129,19 @@ print(json.dumps(answer))
 def answer(
     make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What a process with 8 virtual devices finds: 16 sequences a step, in 2
-    micro-batches or in one.
+    """What a process with 8 virtual devices finds: 16 sequences a step, in one batch, or
+    in 2 micro-batches by a model with the options of attention.
     """
     sizes: dict[str, Any] = {"optim.batch_size": 16, "tokens": 20 * 256}
     plain = make_run(**sizes, **{"model.depth": 2, "model.scan_layers": "always"})
-    accumulated = make_run(**sizes, **{"optim.accumulate": 2})
+    options = {
+        "model.n_kv_heads": 1,
+        "model.attention_gate": True,
+        "model.layer_pattern": "wn",
+        "model.window": 5,
+        "optim.z_loss": 1e-3,
+    }
+    accumulated = make_run(**sizes, **options, **{"optim.accumulate": 2})
     bare = {
         "model.norm": "none",
         "model.qk_norm": False,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,7 +25,9 @@ from scaling.training.step import (
     compute_gradient_sum,
     count_micro_batches,
     get_executable,
+    make_step_spec,
     token_losses,
+    training_losses,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -261,3 +264,22 @@ def test_dropout_is_a_function_of_seed_and_step(make_run: MakeRun) -> None:
     assert len(set(losses(0)) | set(losses(1))) == 8
     evaluations = {dropped.evaluate(dropped.init(0), same[0]).loss for _ in range(2)}
     assert len(evaluations) == 1
+
+
+def test_the_z_loss_is_the_squared_log_of_the_denominator(make_run: MakeRun) -> None:
+    """It is trained on and not reported, and its gradient is that of the formula."""
+    run = make_run()
+    plain = make_step_spec(run)
+    optim = dataclasses.replace(run.optim, z_loss=0.1)
+    spec = make_step_spec(dataclasses.replace(run, optim=optim))
+    windows = jnp.asarray(random_windows(B))
+    params = spec.family.init(0)
+    logits = spec.family.apply(params, windows[:, :-1])
+    denominator = np.exp(np.asarray(logits, np.float64)).sum(axis=-1)
+    expected = token_losses(plain, params, windows)[0] + 0.1 * np.log(denominator) ** 2
+    found, weights = training_losses(spec, params, windows)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.all(weights == 1)
+    reported = token_losses(spec, params, windows)[0]
+    assert np.array_equal(reported, token_losses(plain, params, windows)[0])
+    assert np.array_equal(training_losses(plain, params, windows)[0], reported)

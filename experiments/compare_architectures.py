@@ -1,0 +1,245 @@
+"""What options of the model are worth in compute: train one sweep with each, and compare
+it with the sweep of the default model.
+
+    python -m experiments.compare_architectures --out runs/architectures
+
+Each option trains the same budgets with the recipe of the default, whose learning rate is
+not tuned again: the multiplier is that of an option that is switched on and nothing else.
+FLOPs are those of the model's products, so that an option that saves or adds some is
+compared at equal FLOPs. Writes `multipliers.csv`, `table.md` and `multipliers.png`. Expect
+most options to lie within their interval of 1 at this scale. docs/notes/architectures.md
+has the table.
+
+To compare another option, add a row to `ARMS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+import analysis
+from analysis.plots.style import BLUE, GRAY, make_figure, save_figure, use_style
+from scaling import ModelConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
+from scaling.cli.output import print_plan
+from scaling.cli.plan_sweep import find_preset
+from scaling.config import read_toml
+from scaling.inference.cost import count_cache_bytes
+from scaling.model.flops import count_parameters, flops_per_token
+
+DEFAULT = "default"
+SHOWN_WIDTH = 64
+"""The width at which the table gives sizes."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model that is compared: the default with other values of some fields.
+
+    Attributes:
+        model: of `ModelConfig`.
+        optim: of `OptimConfig`.
+    """
+
+    model: Mapping[str, object] = field(default_factory=dict)
+    optim: Mapping[str, object] = field(default_factory=dict)
+
+
+ARMS: dict[str, Arm] = {
+    DEFAULT: Arm(),
+    "2 heads of keys and values": Arm({"n_kv_heads": 2}),
+    "1 head of keys and values": Arm({"n_kv_heads": 1}),
+    "gated attention": Arm({"attention_gate": True}),
+    "windows of 32 in every other layer": Arm({"layer_pattern": "wf", "window": 32}),
+    "no positions in every other layer": Arm({"layer_pattern": "fn"}),
+    "learned positions": Arm({"position": "learned"}),
+    "logits capped at 30": Arm({"logit_cap": 30.0}),
+    "z-loss of 1e-4": Arm(optim={"z_loss": 1e-4}),
+    "no norm of queries and keys": Arm({"qk_norm": False}),
+    "layer norm": Arm({"norm": "layernorm"}),
+    "SwiGLU, as many weights": Arm({"activation": "swiglu", "ff_ratio": 8 / 3}),
+    "squared ReLU": Arm({"activation": "relu2"}),
+}
+"""What is compared, the baseline first."""
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """What to train.
+
+    Attributes:
+        out: folder of the runs, the table and the figure.
+        arms: names of `ARMS`; the default is always trained.
+        preset: the sweep that each trains.
+        budgets: FLOPs, in place of the preset's.
+        draws: of the parameters.
+        workers: processes. Default: one per core on CPU.
+    """
+
+    out: Path = Path("runs/architectures")
+    arms: tuple[str, ...] = tuple(ARMS)
+    preset: str = "isoflop"
+    budgets: tuple[float, ...] = (1e11, 2.8e11, 8e11)
+    draws: int = 1000
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.arms:
+            if name not in ARMS:
+                known = ", ".join(ARMS)
+                raise ValueError(f"arms: {name!r} is unknown; arms are {known}")
+
+
+class Multiplier(NamedTuple):
+    """What an arm is worth: a row of the table.
+
+    Attributes:
+        arm: its name.
+        budget: FLOPs of the largest budget.
+        multiplier: FLOPs of the default over those of the arm at equal loss there.
+        low: end of its 90 % interval.
+        high: the other end.
+        shares_shape: whether both bear one shape of the law.
+        parameters: that multiply activations, at width 64.
+        flops: of training, per token, at width 64.
+        cache_bytes: of keys and values per token, at width 64.
+    """
+
+    arm: str
+    budget: float
+    multiplier: float
+    low: float
+    high: float
+    shares_shape: bool
+    parameters: float
+    flops: float
+    cache_bytes: float
+
+
+def plan_arm(args: Architectures, arm: Arm) -> list[RunConfig]:
+    """The sweep of an arm: the sizes and tokens of the default, with other options."""
+    preset = read_toml(find_preset(args.preset), PlanConfig)
+    plan = make_plan(dataclasses.replace(preset, budgets=args.budgets))
+    runs = []
+    for run in plan:
+        model = dataclasses.replace(run.model, **arm.model)
+        optim = dataclasses.replace(run.optim, **arm.optim)
+        runs.append(dataclasses.replace(run, model=model, optim=optim))
+    return runs
+
+
+def train_arms(args: Architectures) -> dict[str, pd.DataFrame]:
+    """The run table of each arm, the default first."""
+    names = dict.fromkeys((DEFAULT, *args.arms))
+    plans = {name: plan_arm(args, ARMS[name]) for name in names}
+    runs = [run for plan in plans.values() for run in plan]
+    plan = Plan("architectures", tuple(runs))
+    print_plan(plan, args.out, timing=True, workers=args.workers)
+    table = sweep(plan, args.out, workers=args.workers).set_index("run_id", drop=False)
+    tables = {}
+    for name, arm_runs in plans.items():
+        ids = [run.run_id for run in arm_runs]
+        tables[name] = table.loc[ids].reset_index(drop=True)
+    return tables
+
+
+def measure_multipliers(
+    tables: Mapping[str, pd.DataFrame], draws: int
+) -> list[Multiplier]:
+    """Each arm compared with the default, at the largest budget that both have."""
+    default = tables[DEFAULT]
+    rows = []
+    for name, table in tables.items():
+        if name == DEFAULT:
+            continue
+        found = analysis.compare(
+            {DEFAULT: default, name: table}, draws=draws, flops_per_token="counted"
+        )
+        budget = float(min(default["flops"].max(), table["flops"].max()))
+        at = found.at([budget]).iloc[0]
+        rows.append(
+            Multiplier(
+                arm=name,
+                budget=budget,
+                multiplier=float(at["multiplier"]),
+                low=float(at["low"]),
+                high=float(at["high"]),
+                shares_shape=found.is_joint,
+                **measure_model(ARMS[name]),
+            )
+        )
+        print(f"\n{found}", flush=True)
+    return rows
+
+
+def measure_model(arm: Arm) -> dict[str, float]:
+    """Size, FLOPs and cache of an arm's model at one width."""
+    base = ModelConfig(width=SHOWN_WIDTH, depth=2, n_heads=4, head_dim=16)
+    config = dataclasses.replace(base, **arm.model)
+    return {
+        "parameters": count_parameters(config).n_matmul,
+        "flops": flops_per_token(config),
+        "cache_bytes": count_cache_bytes(config),
+    }
+
+
+def format_table(rows: list[Multiplier]) -> str:
+    """The multipliers as a Markdown table, over what the default has."""
+    default = measure_model(ARMS[DEFAULT])
+    lines = [
+        "| option | multiplier, 90 % interval | weights | FLOPs a token | cache bytes |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = [
+            row.parameters / default["parameters"],
+            row.flops / default["flops"],
+            row.cache_bytes / default["cache_bytes"],
+        ]
+        mark = "" if row.shares_shape else " (*)"
+        interval = f"{row.multiplier:.2f} [{row.low:.2f}, {row.high:.2f}]{mark}"
+        cells = [row.arm, interval, *(f"{size:.2f}" for size in sizes)]
+        lines.append("| " + " | ".join(cells) + " |")
+    if not all(row.shares_shape for row in rows):
+        lines += [
+            "",
+            "(*) One shape of the law is rejected; each was fitted by itself.",
+        ]
+    return "\n".join(lines)
+
+
+@use_style
+def plot_multipliers(rows: list[Multiplier]) -> Figure:
+    """The multiplier of each arm with its interval, the best first."""
+    ordered = sorted(rows, key=lambda row: row.multiplier)
+    figure = make_figure(0.7 + 0.27 * len(rows))
+    ax = figure.add_subplot()
+    for place, row in enumerate(ordered):
+        ax.plot([row.low, row.high], [place, place], color=BLUE, linewidth=1.2)
+        ax.plot([row.multiplier], [place], color=BLUE, marker="o", markersize=5)
+    ax.axvline(1.0, color=GRAY, linestyle="--", linewidth=1, zorder=0)
+    ax.set_yticks(range(len(ordered)), [row.arm for row in ordered])
+    ax.set_xlabel("Compute multiplier over the default, with its 90 % interval")
+    return figure
+
+
+def main() -> None:
+    """Train, compare, draw."""
+    args = tyro.cli(Architectures, description=__doc__)
+    rows = measure_multipliers(train_arms(args), args.draws)
+    pd.DataFrame(rows).to_csv(args.out / "multipliers.csv", index=False)
+    table = format_table(rows)
+    (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    print(f"\n{table}")
+    print(save_figure(plot_multipliers(rows), args.out / "multipliers.png"))
+
+
+if __name__ == "__main__":
+    main()
