@@ -162,8 +162,8 @@ def measure_multipliers(
         found = analysis.compare(
             {DEFAULT: default, name: table}, draws=draws, flops_per_token="counted"
         )
-        budget = float(min(default["flops"].max(), table["flops"].max()))
-        at = found.at([budget]).iloc[0]
+        budget = min(max(default["flops"].tolist()), max(table["flops"].tolist()))
+        (at,) = found.at([budget]).to_dict("records")
         rows.append(
             Multiplier(
                 arm=name,
