@@ -35,16 +35,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 import scaling
-from analysis.plots.style import (
-    draw_points,
-    format_count,
-    make_figure,
-    sample_colors,
-    save_figure,
-    set_log_axis,
-    use_style,
+from analysis.plots.style import save_figure
+from experiments.rise_laws import (
+    RiseLaw,
+    fit_law,
+    format_fit,
+    plot_rises_in_panels,
+    select_visible,
 )
-from experiments.rise_laws import RiseLaw, fit_law, format_fit, select_visible
 from scaling import PruningConfig, QuantizationConfig, prune_model, quantize_model
 from scaling.compression.losses import compare_windows, measure_heldout_windows
 from scaling.compression.prune import count_sparse_bytes
@@ -240,33 +238,17 @@ def summarize_table(table: pd.DataFrame) -> pd.DataFrame:
     return values.median().reset_index()
 
 
-@use_style
 def plot_rises(table: pd.DataFrame) -> Figure:
     """The visible rise of the loss against tokens per weight, a panel for each method
     of rounding and a color for each number of bits.
     """
-    methods = list(split_by_method(table))
-    figure = make_figure(2.9)
-    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
-    bits = sorted(table["bits"].dropna().unique())
-    for ax, (method, rows) in zip(axes, methods, strict=True):
-        for count, color in zip(bits, sample_colors(len(bits)), strict=True):
-            shown = select_visible(rows.loc[rows["bits"] == count])
-            titles = []
-            for row in shown.to_dict("records"):
-                titles.append(f"run {row['run_id']}\nN {format_count(row['n_matmul'])}")
-            ratio = shown["tokens"] / shown["n_matmul"]
-            rises = shown["loss_increase"]
-            label = f"{count:g} bits"
-            draw_points(ax, ratio, rises, titles, marker="o", color=color, label=label)
-        ax.set_title(method)
-        set_log_axis(ax, "x", "count")
-        ax.set_yscale("log")
-        ax.set_xlabel("Tokens per weight D/N")
-    axes[0].set_ylabel("Rise of the loss (nats per token)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
-    return figure
+    panels = {}
+    for method, rows in split_by_method(table):
+        groups = {}
+        for bits in sorted(table["bits"].dropna().unique()):
+            groups[f"{bits:g} bits"] = select_visible(rows.loc[rows["bits"] == bits])
+        panels[method] = groups
+    return plot_rises_in_panels(panels)
 
 
 def main() -> None:

@@ -38,16 +38,14 @@ from matplotlib.figure import Figure
 
 import analysis
 import scaling
-from analysis.plots.style import (
-    draw_points,
-    format_count,
-    make_figure,
-    sample_colors,
-    save_figure,
-    set_log_axis,
-    use_style,
+from analysis.plots.style import save_figure
+from experiments.rise_laws import (
+    LEVEL,
+    RiseLaw,
+    fit_law,
+    format_fit,
+    plot_rises_in_panels,
 )
-from experiments.rise_laws import LEVEL, RiseLaw, fit_law, format_fit
 from scaling import ParentConfig, PruningConfig, RunConfig, prune_model
 from scaling.compression.losses import LossChange, compare_windows
 from scaling.compression.losses import measure_heldout_windows as measure_windows
@@ -261,7 +259,6 @@ def summarize_table(table: pd.DataFrame, sizes: pd.DataFrame) -> pd.DataFrame:
     return summary.reset_index()
 
 
-@use_style
 def plot_recovery(table: pd.DataFrame) -> Figure:
     """The rise of the loss against tokens per weight, pruned and recovered, a color for
     each sparsity of pruning by magnitude.
@@ -270,34 +267,17 @@ def plot_recovery(table: pd.DataFrame) -> Figure:
         "Pruned": table.loc[table["stage"] == "pruned"],
         "After recovery, over the control": compare_with_control(table),
     }
-    figure = make_figure(2.9)
-    axes = figure.subplots(1, len(stages), sharey=True)
     sparsities = sorted(table.loc[table["pattern"] == "magnitude", "sparsity"].unique())
-    colors = sample_colors(len(sparsities))
-    for ax, (title, rows) in zip(axes, stages.items(), strict=True):
-        for sparsity, color in zip(sparsities, colors, strict=True):
-            is_shown = (rows["pattern"] == "magnitude") & (rows["sparsity"] == sparsity)
-            shown = rows.loc[is_shown & (rows["loss_increase"] > 0)]
-            titles = []
-            for row in shown.to_dict("records"):
-                titles.append(f"run {row['run_id']}\nN {format_count(row['n_matmul'])}")
-            draw_points(
-                ax,
-                shown["tokens"] / shown["n_matmul"],
-                shown["loss_increase"],
-                titles,
-                marker="o",
-                color=color,
-                label=f"{sparsity:.0%} removed",
-            )
-        ax.set_title(title)
-        set_log_axis(ax, "x", "count")
-        ax.set_yscale("log")
-        ax.set_xlabel("Tokens per weight D/N")
-    axes[0].set_ylabel("Rise of the loss (nats per token)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
-    return figure
+    panels = {}
+    for title, stage in stages.items():
+        rows = stage.loc[
+            (stage["pattern"] == "magnitude") & (stage["loss_increase"] > 0)
+        ]
+        groups = {}
+        for sparsity in sparsities:
+            groups[f"{sparsity:.0%} removed"] = rows.loc[rows["sparsity"] == sparsity]
+        panels[title] = groups
+    return plot_rises_in_panels(panels)
 
 
 def main() -> None:

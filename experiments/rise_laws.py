@@ -1,5 +1,5 @@
 """Laws of the rise of the loss under compression, whose logarithm is linear in their
-coefficients: fitted by least squares, with a bootstrap over runs.
+coefficients: fitted by least squares, with a bootstrap over runs, and drawn.
 
 Only rows whose rise is above zero by twice its standard error are fitted, since the
 others have no logarithm to speak of; the laws therefore describe visible damage. All
@@ -8,12 +8,22 @@ rows of a model are drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from analysis.plots.style import (
+    draw_points,
+    format_count,
+    make_figure,
+    sample_colors,
+    set_log_axis,
+    use_style,
+)
 
 LEVEL = 0.90
 """Of all intervals."""
@@ -157,3 +167,30 @@ def format_fit(method: str, fit: RiseFit) -> str:
     lines.append(f"  residual   {fit.residual:9.3g}  of the log rise")
     lines.append(f"  {fit.answer()}")
     return "\n".join(lines)
+
+
+@use_style
+def plot_rises_in_panels(panels: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """The rise of the loss against tokens per weight: by the title of a panel and the
+    label of a color, the rows that are shown.
+    """
+    figure = make_figure(2.9)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, groups) in zip(axes, panels.items(), strict=True):
+        for (label, shown), color in zip(
+            groups.items(), sample_colors(len(groups)), strict=True
+        ):
+            titles = []
+            for row in shown.to_dict("records"):
+                titles.append(f"run {row['run_id']}\nN {format_count(row['n_matmul'])}")
+            ratio = shown["tokens"] / shown["n_matmul"]
+            rises = shown["loss_increase"]
+            draw_points(ax, ratio, rises, titles, marker="o", color=color, label=label)
+        ax.set_title(title)
+        set_log_axis(ax, "x", "count")
+        ax.set_yscale("log")
+        ax.set_xlabel("Tokens per weight D/N")
+    axes[0].set_ylabel("Rise of the loss (nats per token)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper")
+    return figure

@@ -12,7 +12,7 @@ import tyro
 from scaling.cli.fit import Positional
 from scaling.cli.output import print_json, print_table, to_records
 from scaling.cli.plan_sweep import TrainingArgs
-from scaling.config import ConfigError
+from scaling.config import ConfigError, SparsityPattern
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ class FinetuneArgs:
     """Begin with fresh parameters: the control."""
     sparsity: float = 0.0
     """Remove this share of the parent's weights first, and keep them at zero."""
-    pattern: Literal["magnitude", "2:4", "heads"] = "magnitude"
+    pattern: SparsityPattern = "magnitude"
     """Of --sparsity: the smallest weights, two of each four (--sparsity 0.5), or whole
     attention heads."""
     training: Annotated[TrainingArgs, tyro.conf.arg(name="")] = field(

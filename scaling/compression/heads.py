@@ -102,8 +102,8 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
     if config.kv_heads != config.heads:
         raise ConfigError(
             f"model.n_kv_heads = {config.kv_heads}: {config.heads} heads share their "
-            "keys and values, which stay as long as one of them does; mask the heads "
-            "instead, by write_pruned"
+            "keys and values, so that no smaller matrix holds the rest; keep the zeros "
+            "of PrunedModel.model, and write it by write_pruned"
         )
     counts = {len(stay) for stay in heads}
     if len(counts) != 1:

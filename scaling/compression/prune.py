@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from scaling.compression.heads import choose_heads, remove_heads
-from scaling.config import ConfigError
+from scaling.config import ConfigError, SparsityPattern
 from scaling.config.conversion import convert_fields, require, require_positive
 from scaling.inference.compressed import (
     PRUNED,
@@ -49,7 +49,7 @@ class PruningConfig:
         ConfigError: a value has the wrong type or is out of range.
     """
 
-    pattern: Literal["magnitude", "2:4", "heads"] = "magnitude"
+    pattern: SparsityPattern = "magnitude"
     """magnitude: the smallest ones. 2:4: the two smallest of each four consecutive
     inputs of an output (Mishra et al. 2021, arXiv:2104.08378). heads: whole attention
     heads."""

@@ -272,36 +272,31 @@ def training_losses(
     """What training lowers, and the weight of each target: `token_losses`, or with a
     teacher their mixture with the cross-entropy of its distribution; and the z-loss.
     """
-    if spec.teacher is None and spec.z_loss == 0.0:
-        return token_losses(spec, params, windows, key)
     rows = read_rows(spec, windows)
-    if spec.teacher is None:
-        model = spec.make_model(params)
-        logits = spec.family.apply(model, rows.inputs, key, segments=rows.segments)
-        losses = cross_entropy(logits, rows.targets)
-        return weigh_losses(losses + measure_z_loss(spec, logits), rows)
-    student = spec.family.apply(
-        params.student, rows.inputs, key, segments=rows.segments
-    )
-    teacher = spec.teacher.family.apply(
-        jax.lax.stop_gradient(params.teacher), rows.inputs, segments=rows.segments
-    )
-    temperature = spec.teacher.temperature
-    shares = jax.nn.softmax(teacher / temperature, axis=-1)
-    log_shares = jax.nn.log_softmax(student / temperature, axis=-1)
-    taught = -(shares * log_shares).sum(axis=-1) * temperature**2
-    weight = spec.teacher.weight
-    losses = (1 - weight) * cross_entropy(student, rows.targets) + weight * taught
-    return weigh_losses(losses + measure_z_loss(spec, student), rows)
+    model = spec.make_model(params)
+    logits = spec.family.apply(model, rows.inputs, key, segments=rows.segments)
+    losses = cross_entropy(logits, rows.targets)
+    if spec.teacher is not None:
+        weight = spec.teacher.weight
+        taught = measure_taught_losses(spec.teacher, params.teacher, logits, rows)
+        losses = (1 - weight) * losses + weight * taught
+    if spec.z_loss > 0:
+        losses = losses + spec.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    return weigh_losses(losses, rows)
 
 
-def measure_z_loss(
-    spec: StepSpec, logits: Float[Array, "B T V"]
-) -> Float[Array, "B T"] | float:
-    """`OptimConfig.z_loss` times the squared log of the softmax's denominator."""
-    if spec.z_loss == 0.0:
-        return 0.0
-    return spec.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
+def measure_taught_losses(
+    teacher: Teacher, params: Params, logits: Float[Array, "B T V"], rows: WindowRows
+) -> Float[Array, "B T"]:
+    """The cross-entropy of the teacher's distribution under that of the logits, at the
+    temperature, times its square.
+    """
+    taught_by = teacher.family.apply(
+        jax.lax.stop_gradient(params), rows.inputs, segments=rows.segments
+    )
+    shares = jax.nn.softmax(taught_by / teacher.temperature, axis=-1)
+    log_shares = jax.nn.log_softmax(logits / teacher.temperature, axis=-1)
+    return -(shares * log_shares).sum(axis=-1) * teacher.temperature**2
 
 
 def compute_gradient_sum(
