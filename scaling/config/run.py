@@ -122,8 +122,8 @@ class ModelConfig:
     """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
     they are as they are."""
     rope_base: float = 10_000.0
-    """Of position "rope": the longest wavelength over 2 pi. More of it for longer
-    contexts (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
+    """Of position "rope": the base of its frequencies. Longer contexts take a larger one
+    (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
     n_kv_heads: int | None = None
     """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
     (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
