@@ -37,7 +37,7 @@ from experiments.transfer import parametrize_model
 from scaling import Plan, PlanConfig, RunConfig, make_plan, sweep
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
-from scaling.config import read_toml
+from scaling.config import read_toml, require_decoder
 
 CENTERS = {
     "sp": 8e-3,
@@ -81,7 +81,8 @@ def make_grid_config(args: Comparison, name: str, rate: float) -> PlanConfig:
     width, at every width and token budget.
     """
     preset = read_toml(find_preset(args.preset), PlanConfig)
-    model = dataclasses.replace(preset.model, base_width=args.widths[0])
+    decoder = require_decoder(preset.model, "this comparison")
+    model = dataclasses.replace(decoder, base_width=args.widths[0])
     return dataclasses.replace(
         preset,
         name=name,

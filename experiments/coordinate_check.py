@@ -45,9 +45,9 @@ from experiments.transfer import fit_slope, plot_changes
 from scaling import data
 from scaling.cli.output import to_records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
 from scaling.model.probes import record_activations
-from scaling.model.transformer import Params
 from scaling.training.optimizer import make_optimizer
 from scaling.training.step import StepSpec, TrainState, train_step
 

@@ -154,7 +154,7 @@ def measure_sweep(args: PruningRecovery) -> pd.DataFrame:
                 settings = PruningConfig(
                     way.pattern,
                     sparsity=way.sparsity,
-                    heads=max(1, round(way.sparsity * model.config.heads)),
+                    heads=max(1, round(way.sparsity * heads)),
                 )
                 stages["pruned"] = measure_windows(prune_model(model, settings).model)
             for stage, windows in stages.items():

@@ -33,7 +33,7 @@ from analysis.plots.style import (
     save_figure,
     use_style,
 )
-from scaling.config import ModelConfig
+from scaling.config import ArchitectureConfig
 from scaling.execution.finetune import select_best
 from scaling.inference.cost import count_cost
 from scaling.inference.load import load
@@ -117,7 +117,7 @@ def measure_runs(args: RepeatedSampling, task: TaskData) -> list[Sampled]:
     return rows
 
 
-def count_sample_flops(config: ModelConfig, task: TaskData, limit: int) -> float:
+def count_sample_flops(config: ArchitectureConfig, task: TaskData, limit: int) -> float:
     """FLOPs of one sample of a typical example, its prompt read again each time."""
     pairs = [example.pair for example in task.heldout[:limit]]
     prompt = int(np.median([len(pair.prompt.encode()) for pair in pairs])) + 1

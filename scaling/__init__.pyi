@@ -40,8 +40,8 @@ from .inference.model import TrainedModel as TrainedModel
 from .inference.repeated_sampling import Coverage as Coverage
 from .inference.repeated_sampling import measure_coverage as measure_coverage
 from .inference.task_scorer import evaluate_on_task as evaluate_on_task
+from .model.architecture import ParameterCounts as ParameterCounts
 from .model.family import build_family as build_family
-from .model.flops import ParameterCounts as ParameterCounts
 from .model.flops import count_parameters as count_parameters
 from .model.flops import flops_per_token as flops_per_token
 from .model.flops import forward_flops_per_token as forward_flops_per_token

@@ -13,9 +13,9 @@ import pandas as pd
 from jaxtyping import Array, Float, Int
 
 from experiments.documents.evidence import Evidence
-from scaling.config import ModelConfig
+from scaling.config import ArchitectureConfig
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
-from scaling.model.transformer import Params
 
 ROWS = 32
 """Windows that are evaluated at once."""
@@ -33,7 +33,7 @@ class AccuracyRow(TypedDict):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score_block(
-    config: ModelConfig, params: Params, windows: Int[Array, "M T1"]
+    config: ArchitectureConfig, params: Params, windows: Int[Array, "M T1"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss in nats per token, and the share of targets that have the largest
     logit.
@@ -45,7 +45,7 @@ def _score_block(
 
 
 def score_windows(
-    config: ModelConfig, params: Params, windows: Int[np.ndarray, "M T1"]
+    config: ArchitectureConfig, params: Params, windows: Int[np.ndarray, "M T1"]
 ) -> tuple[float, float]:
     """(loss, accuracy) over all windows; M must be a multiple of `ROWS`."""
     scores = []

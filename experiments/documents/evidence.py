@@ -19,8 +19,8 @@ from experiments.documents.grids import GRIDS, Size
 from scaling import data
 from scaling.config import RunConfig
 from scaling.execution.sweep import sweep
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
-from scaling.model.transformer import Params
 from scaling.planning.plan import Plan
 from scaling.store import run_dirs
 from scaling.store.files import write_atomically

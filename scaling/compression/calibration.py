@@ -21,10 +21,11 @@ from scaling.config import ConfigError, ModelConfig
 from scaling.data import DataError
 from scaling.data.examples import TOKEN_MASK
 from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Call, Params
 from scaling.model.family import build_family
+from scaling.model.layers import Linear
 from scaling.model.matrices import EMBEDDING, HEAD
 from scaling.model.ops import Ops
-from scaling.model.transformer import Linear, Params
 
 _TOKENS_AT_ONCE = 2048
 
@@ -102,7 +103,7 @@ def record_inputs(
             inputs[EMBEDDING if config.tied else HEAD] = x
         return x
 
-    model(tokens, tap=keep_input_of_head)
+    model(tokens, Call(tap=keep_input_of_head))
     return inputs
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scaling.compression.calibration import draw_calibration_windows
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ConfigError, ModelConfig, require_decoder
 from scaling.inference.model import TrainedModel
 from scaling.inference.scoring import Row, sum_losses
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
 from scaling.model.masks import (
     Heads,
@@ -26,7 +27,6 @@ from scaling.model.masks import (
 )
 from scaling.model.matrices import read_matrices, replace_matrices
 from scaling.model.parametrization import bind_parametrization
-from scaling.model.transformer import Params
 
 
 def choose_heads(
@@ -41,14 +41,15 @@ def choose_heads(
     Raises:
         ConfigError: no head would stay.
     """
-    heads = model.config.heads
+    decoder = require_decoder(model.config, "pruning heads")
+    heads = decoder.heads
     if not 0 < removed < heads:
         raise ConfigError(
             f"pruning.heads = {removed}: must lie in 1 to {heads - 1}; the model has "
             f"{heads} heads"
         )
     if importance == "norm":
-        scores = measure_output_norms(model.config, model.params)
+        scores = measure_output_norms(decoder, model.params)
     else:
         if calibration is None:
             calibration = draw_calibration_windows(model, calibration_tokens)
@@ -60,7 +61,7 @@ def measure_loss_without(
     model: TrainedModel, windows: Int[np.ndarray, "M T1"]
 ) -> Float[np.ndarray, "L H"]:
     """The mean loss on some windows without each head alone, in nats per token."""
-    config = model.config
+    config = require_decoder(model.config, "pruning heads")
     rows = [Row(0, window.astype(np.int32)) for window in windows]
     tokens = len(windows) * (windows.shape[1] - 1)
     losses = np.zeros((config.depth, config.heads))
@@ -98,7 +99,7 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
             and values, or the attention scale changes and queries have a norm without
             gains.
     """
-    config = model.config
+    config = require_decoder(model.config, "removing heads")
     if config.kv_heads != config.heads:
         raise ConfigError(
             f"model.n_kv_heads = {config.kv_heads}: {config.heads} heads share their "
@@ -113,7 +114,9 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
     smaller = dataclasses.replace(config, n_heads=counts.pop(), head_dim=config.key_dim)
     old = bind_parametrization(config)
     new = bind_parametrization(smaller)
-    query_factor = old.attention_scale / new.attention_scale
+    old_scale = old.scale_attention(config.key_dim, config.base_key_dim)
+    new_scale = new.scale_attention(smaller.key_dim, smaller.base_key_dim)
+    query_factor = old_scale / new_scale
     output_factor = _read_output_multiplier(config) / _read_output_multiplier(smaller)
     blocks = {}
     for layer, stay in enumerate(heads):

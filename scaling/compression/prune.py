@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from scaling.compression.heads import choose_heads, remove_heads
-from scaling.config import ConfigError, SparsityPattern
+from scaling.config import ConfigError, SparsityPattern, require_decoder
 from scaling.config.conversion import convert_fields, require, require_positive
 from scaling.inference.compressed import (
     PRUNED,
@@ -28,6 +28,7 @@ from scaling.inference.compressed import (
     write_folder,
 )
 from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Params
 from scaling.model.masks import (
     Heads,
     Masks,
@@ -36,7 +37,6 @@ from scaling.model.masks import (
     mask_two_of_four,
 )
 from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
-from scaling.model.transformer import Params
 from scaling.store.encoded_arrays import encode_zeros
 from scaling.store.parameters import flatten_parameters
 
@@ -143,7 +143,8 @@ def prune_model(
             calibration,
             config.calibration_tokens,
         )
-        kept = mask_heads(model.config, matrices, heads)
+        decoder = require_decoder(model.config, "pruning heads")
+        kept = mask_heads(decoder, matrices, heads)
     masks = _spread_masks(model.params, kept)
     params = _apply_masks(model.params, masks)
     return PrunedModel(model.replace_params(params), masks, heads)

@@ -28,7 +28,7 @@ from scaling.compression.grid import (
     quantize_to_nearest,
     store_integers,
 )
-from scaling.config import ConfigError
+from scaling.config import ConfigError, require_decoder
 from scaling.config.conversion import convert_fields, require, require_positive
 from scaling.inference.compressed import (
     QUANTIZED,
@@ -41,13 +41,13 @@ from scaling.inference.compressed import (
     write_folder,
 )
 from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Params
 from scaling.model.matrices import (
     EMBEDDING,
     list_matrices,
     read_matrices,
     replace_matrices,
 )
-from scaling.model.transformer import Params
 from scaling.store.encoded_arrays import QuantizedMatrix, spread_scales
 from scaling.store.files import StoreError
 from scaling.store.parameters import flatten_parameters, unflatten_parameters
@@ -183,11 +183,12 @@ def _run_gptq(
     tables = [name for name in names if name == EMBEDDING]
     rounded = _round_matrices(model, tables, config)
     params = _replace_rounded(model, rounded)
-    products = list(measure_moments(model.config, params, windows))
+    decoder = require_decoder(model.config, "quantization.method = 'gptq'")
+    products = list(measure_moments(decoder, params, windows))
     for product in products:
         if product in rounded:
             continue
-        moments = measure_moments(model.config, params, windows)
+        moments = measure_moments(decoder, params, windows)
         members = [name for name in names if _belongs_to(name, product)]
         for name, matrix in read_matrices(params, members).items():
             weights = np.asarray(matrix, np.float32)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from scaling.config.architecture import (
+    ARCHITECTURES,
+    ArchitectureConfig,
+    DType,
+    UnitMultipliers,
+)
 from scaling.config.conversion import (
     ConfigError,
     canonical_json,
@@ -9,27 +15,30 @@ from scaling.config.conversion import (
     read_toml,
     to_dict,
 )
-from scaling.config.run import (
+from scaling.config.model import (
     Activation,
-    DataConfig,
-    DType,
     ModelConfig,
     Norm,
+    Position,
+    require_decoder,
+)
+from scaling.config.run import (
+    DataConfig,
     OptimConfig,
     Optimizer,
     ParentConfig,
-    Position,
     RelativeConfig,
     RunConfig,
     Schedule,
     SparsityPattern,
     TeacherConfig,
-    UnitMultipliers,
 )
 from scaling.config.trunk import Trunk, group_by_trunk
 
 __all__ = [
+    "ARCHITECTURES",
     "Activation",
+    "ArchitectureConfig",
     "ConfigError",
     "DType",
     "DataConfig",
@@ -50,5 +59,6 @@ __all__ = [
     "from_dict",
     "group_by_trunk",
     "read_toml",
+    "require_decoder",
     "to_dict",
 ]

@@ -81,7 +81,8 @@ def from_dict(cls: type[T], values: object, where: str = "") -> T:
     """Build a configuration from nested plain data, such as parsed JSON or TOML.
 
     Args:
-        cls: the dataclass to build.
+        cls: the dataclass to build. If it has a method `choose_class(values, where)`,
+            that says which of its subclasses to build.
         values: its fields by name; fields that are missing take their defaults.
         where: the path of this table in error messages, e.g. "model".
 
@@ -91,6 +92,9 @@ def from_dict(cls: type[T], values: object, where: str = "") -> T:
     """
     if not isinstance(values, dict):
         raise ConfigError(f"{where or cls.__name__} = {values!r}: must be a table")
+    choose_class = getattr(cls, "choose_class", None)
+    if choose_class is not None:
+        cls = choose_class(values, where)
     hints = get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     built: JsonObject = {}

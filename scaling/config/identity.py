@@ -13,6 +13,10 @@ To add a field, declare it with such a default; nothing else is needed. To chang
 default of a later field, keep the first one in its metadata, since runs are stored
 under ids that assume it: `field(default=new, metadata={"introduced_as": old})`.
 A field with the metadata `{"label": True}` never enters.
+
+The configuration of an architecture extends `ArchitectureConfig`. The fields that it adds
+are its first schema, which nothing here lists: they all enter, with their value, but for
+those whose metadata says what they were introduced as.
 """
 
 from __future__ import annotations
@@ -31,6 +35,22 @@ FIRST_FIELDS: dict[str, frozenset[str]] = {
             "attention_softmax",
             "loss_softmax",
             "residual",
+        }
+    ),
+    "ArchitectureConfig": frozenset(
+        {
+            "architecture",
+            "base_depth",
+            "base_width",
+            "context",
+            "depth",
+            "dropout",
+            "dtype",
+            "parametrization",
+            "remat",
+            "unit",
+            "vocab",
+            "width",
         }
     ),
     "ModelConfig": frozenset(
@@ -97,6 +117,9 @@ FIRST_FIELDS: dict[str, frozenset[str]] = {
 }
 """By dataclass, the fields that every id holds. Frozen: never add to it."""
 
+_EXTENDED = "ArchitectureConfig"
+"""The dataclass that others extend with first fields of their own."""
+
 
 def hash_identity(identity: JsonObject) -> str:
     """The id of an identity: 16 hexadecimal digits of the sha256 of its JSON."""
@@ -111,7 +134,7 @@ def describe_identity(config: Any) -> JsonObject:
             continue
         value = getattr(config, field.name)
         nested = dataclasses.is_dataclass(value)
-        if is_first_field(type(config), field.name):
+        if is_first_field(type(config), field):
             identity[field.name] = describe_identity(value) if nested else value
         elif nested:
             departures = describe_identity(value)
@@ -122,9 +145,15 @@ def describe_identity(config: Any) -> JsonObject:
     return identity
 
 
-def is_first_field(cls: type, name: str) -> bool:
-    """Whether a field of a dataclass belongs to the first schema."""
-    return any(name in FIRST_FIELDS.get(base.__name__, ()) for base in cls.__mro__)
+def is_first_field(cls: type, field: dataclasses.Field[object]) -> bool:
+    """Whether a field of a dataclass belongs to its first schema."""
+    listed = [base for base in cls.__mro__ if base.__name__ in FIRST_FIELDS]
+    if not listed:
+        return False
+    nearest = listed[0]
+    if nearest.__name__ == _EXTENDED and field.name not in nearest.__dataclass_fields__:
+        return "introduced_as" not in field.metadata
+    return field.name in FIRST_FIELDS[nearest.__name__]
 
 
 def get_introduced_default(field: dataclasses.Field[object]) -> object:

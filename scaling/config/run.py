@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from scaling.config.activations import ACTIVATIONS
+from scaling.config.architecture import ArchitectureConfig
 from scaling.config.conversion import (
     convert_fields,
     require,
@@ -21,235 +21,14 @@ from scaling.config.conversion import (
     require_positive,
 )
 from scaling.config.identity import describe_identity, hash_identity
+from scaling.config.model import ModelConfig
 
-Norm = Literal["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]
-Position = Literal["rope", "learned", "sinusoidal"]
-if TYPE_CHECKING:
-    Activation = str
-else:
-    # The choices of the table, as if they were written out here.
-    Activation = Literal[tuple(ACTIVATIONS)]
-DType = Literal["float32", "bfloat16"]
-LAYER_KINDS = ("f", "w", "n")
-"""What `ModelConfig.layer_pattern` consists of."""
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
 SparsityPattern = Literal["magnitude", "2:4", "heads"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
 """Those that begin with "wsd_" share a trunk and differ in their cooldown alone; the
 factors are in `scaling.config.schedule`.
 """
-
-
-@dataclass(frozen=True)
-class UnitMultipliers:
-    """Hyper-parameters of the unit-scaled parametrizations beside the learning rate
-    (Blake et al. 2024, arXiv:2407.17465, table 5).
-    """
-
-    residual: float = 1.0
-    """Of all branches against the embedding (alpha_res)."""
-    attention_ratio: float = 1.0
-    """Of attention branches against feed-forward branches (alpha_res_attn_ratio)."""
-    activation: float = 1.0
-    """Of the input of the activation (alpha_ffn_act)."""
-    attention_softmax: float = 1.0
-    """Of the attention scores (alpha_attn_softmax)."""
-    loss_softmax: float = 1.0
-    """Of the logits (alpha_loss_softmax)."""
-
-    def __post_init__(self) -> None:
-        convert_fields(self, "model.unit")
-        names = [field.name for field in dataclasses.fields(self)]
-        require_positive(self, "model.unit", *names)
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape and options of a decoder-only Transformer.
-
-    Raises:
-        ConfigError: a value has the wrong type, is out of range, or contradicts
-            another one.
-    """
-
-    width: int = 64
-    depth: int = 4
-    n_heads: int | None = 4
-    """None means width / head_dim, so that heads are added as the width grows."""
-    head_dim: int | None = None
-    """None means width / n_heads."""
-    ff_ratio: float = 4.0
-    """Hidden units of the feed-forward block per unit of width."""
-    vocab: int = 256
-    context: int = 128
-    """Tokens per sequence."""
-    norm: Norm = "rmsnorm"
-    """nonparametric_rmsnorm has no gains, as in u-muP."""
-    position: Position = "rope"
-    activation: Activation = "gelu"
-    tied: bool = False
-    """The output head shares the embedding's weights."""
-    qk_norm: bool = True
-    """Queries and keys are normalized."""
-    residual: bool = True
-    zero_init_outputs: bool = False
-    """The last weights of each residual branch, and the head, start at zero."""
-    dropout: float = 0.0
-    parametrization: str = "sp"
-    base_width: int = 64
-    """The width at which every parametrization by ratios of sizes equals `sp`."""
-    base_depth: int = 4
-    """The depth at which every parametrization by ratios of sizes equals `sp`."""
-    unit: UnitMultipliers = field(default_factory=UnitMultipliers)
-    dtype: DType = "float32"
-    """Of the computation; parameters are float32."""
-    remat: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
-    scan_layers: Literal["auto", "always", "never"] = "auto"
-    weight_bits: int | None = None
-    """Quantization-aware training: matrices are rounded to so many bits, 2 to 8, where
-    they multiply activations; None: they are not rounded."""
-    layer_pattern: str = ""
-    """Kinds of layers, repeated over the depth: "f" sees all tokens before, "w" those of
-    the window, "n" all of them without rotary positions (NoPE; Kazemnejad et al. 2023,
-    arXiv:2305.19466). Empty: "f" throughout."""
-    window: int | None = None
-    """Tokens that a layer of the kind "w" sees, itself included."""
-    attention_gate: bool = False
-    """The output of each head is multiplied by the sigmoid of a projection of its input
-    (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
-    logit_cap: float | None = None
-    """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
-    they are as they are."""
-    rope_base: float = 10_000.0
-    """Of position "rope": the base of its frequencies. Longer contexts take a larger one
-    (Xiong et al. 2023, arXiv:2309.16039, section 2.1)."""
-    n_kv_heads: int | None = None
-    """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
-    (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
-
-    def __post_init__(self) -> None:
-        convert_fields(self, "model")
-        require_at_least_one(self, "model", "width", "depth", "n_heads", "head_dim")
-        require_at_least_one(self, "model", "n_kv_heads")
-        require_at_least_one(self, "model", "vocab", "context")
-        require_at_least_one(self, "model", "base_width", "base_depth")
-        require_positive(self, "model", "ff_ratio", "rope_base", "logit_cap")
-        in_range = 0 <= self.dropout < 1
-        require(in_range, "model.dropout", self.dropout, "must lie in [0, 1)")
-        bits = self.weight_bits
-        ok = bits is None or 2 <= bits <= 8
-        require(ok, "model.weight_bits", bits, "must lie in 2 to 8, or be absent")
-        self._check_heads()
-        self._check_layers()
-        if self.position == "rope":
-            is_even = self.key_dim % 2 == 0
-            require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
-        ok = self.position == "rope" or self.rope_base == 10_000.0
-        fix = "is of model.position = 'rope' alone"
-        require(ok, "model.rope_base", self.rope_base, fix)
-
-    def _check_heads(self) -> None:
-        """Hold the width against whichever of n_heads and head_dim is set, and the heads
-        of queries against those of keys.
-        """
-        self._check_width()
-        fix = f"must divide the number of heads, {self.heads}"
-        divides = self.heads % self.kv_heads == 0
-        require(divides, "model.n_kv_heads", self.n_kv_heads, fix)
-
-    def _check_layers(self) -> None:
-        """Hold the pattern of layers against what its kinds need."""
-        pattern = self.layer_pattern
-        require_at_least_one(self, "model", "window")
-        ok = set(pattern) <= set(LAYER_KINDS)
-        fix = f"must consist of the letters {', '.join(LAYER_KINDS)}"
-        require(ok, "model.layer_pattern", pattern, fix)
-        ok = ("w" in pattern) == (self.window is not None)
-        fix = "goes together with the letter 'w' in model.layer_pattern"
-        require(ok, "model.window", self.window, fix)
-        ok = "n" not in pattern or self.position == "rope"
-        fix = "'n' leaves out rotary positions; set model.position = 'rope'"
-        require(ok, "model.layer_pattern", pattern, fix)
-        ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
-        fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
-        require(ok, "model.layer_pattern", pattern, fix)
-
-    def _check_width(self) -> None:
-        if self.n_heads is not None and self.head_dim is not None:
-            return
-        if self.n_heads is not None:
-            fix = f"must be a multiple of model.n_heads = {self.n_heads}"
-            divides = self.width % self.n_heads == 0
-            fix = f"{fix}, or set model.head_dim"
-            require(divides, "model.width", self.width, fix)
-            return
-        if self.head_dim is None:
-            require(False, "model.n_heads", None, "set it, or model.head_dim")
-            return
-        fix = f"must be a multiple of model.head_dim = {self.head_dim}"
-        divides = self.width % self.head_dim == 0
-        require(divides, "model.width", self.width, f"{fix}, or set model.n_heads")
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        if self.n_heads is not None:
-            return self.n_heads
-        assert self.head_dim is not None  # checked on construction
-        return self.width // self.head_dim
-
-    @property
-    def kv_heads(self) -> int:
-        """Number of heads of keys and of values."""
-        return self.heads if self.n_kv_heads is None else self.n_kv_heads
-
-    @property
-    def layer_kinds(self) -> tuple[str, ...]:
-        """The kind of each layer."""
-        pattern = self.layer_pattern or "f"
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.depth))
-
-    @property
-    def key_dim(self) -> int:
-        """Dimension of one head."""
-        if self.head_dim is not None:
-            return self.head_dim
-        return self.width // self.heads
-
-    @property
-    def qk_norm_kind(self) -> Norm:
-        """The norm of queries and keys. It is RMSNorm, without gains where the norms of
-        the blocks have none.
-        """
-        if not self.qk_norm:
-            return "none"
-        if self.norm == "nonparametric_rmsnorm":
-            return "nonparametric_rmsnorm"
-        return "rmsnorm"
-
-    @property
-    def d_ff(self) -> int:
-        """Hidden units of the feed-forward block."""
-        return max(1, round(self.ff_ratio * self.width))
-
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward block multiplies two projections."""
-        return ACTIVATIONS[self.activation].is_gated
-
-    @property
-    def scanned(self) -> bool:
-        """Whether the layers run as one scan, so that compile time does not grow with
-        depth.
-
-        A scan costs 20-40 % on CPU and saves little below depth 8. The rule looks at
-        the shape alone, never at the device, because it decides the layout of the
-        parameters and so of the checkpoints.
-        """
-        if self.scan_layers == "auto":
-            return self.depth > 8 and len(set(self.layer_kinds)) == 1
-        return self.scan_layers == "always"
 
 
 @dataclass(frozen=True)
@@ -448,7 +227,7 @@ class RunConfig:
         ConfigError: a value has the wrong type or is out of range.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ArchitectureConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tokens: int = 1_000_000

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scaling.config.conversion import ConfigError
-from scaling.config.run import ModelConfig, RunConfig
+from scaling.config.run import ArchitectureConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Trunk:
         return self.runs[0].trunk_id
 
     @property
-    def model(self) -> ModelConfig:
+    def model(self) -> ArchitectureConfig:
         """The model of all runs."""
         return self.runs[0].model
 

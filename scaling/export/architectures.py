@@ -172,7 +172,7 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     """
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
-        is_known = is_first_field(ModelConfig, option.name) or option.name in _LATER
+        is_known = is_first_field(ModelConfig, option) or option.name in _LATER
         if not is_known and value != get_introduced_default(option):
             _reject(f"model.{option.name}", value, "do not have it")
     if config.norm == "none":

@@ -16,8 +16,8 @@ from jaxtyping import Float
 
 from scaling.config import ConfigError, ModelConfig, Norm, UnitMultipliers
 from scaling.export.architectures import USE_SAFETENSORS
+from scaling.model.architecture import Params
 from scaling.model.parametrization import Parametrization, bind_parametrization
-from scaling.model.transformer import Params
 
 
 def fold_multipliers(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
@@ -120,7 +120,8 @@ def _fold_block(
     feed_forward_weight = float(rules.residual(2 * layer + 1).branch)
     # Relative to the usual 1 / sqrt(head dimension). It moves to the gains of the
     # queries; where these are not normalized, to their weights.
-    score_factor = rules.attention_scale * config.key_dim**0.5
+    score_scale = rules.scale_attention(config.key_dim, config.base_key_dim)
+    score_factor = score_scale * config.key_dim**0.5
 
     qkv = _fold_linear(attention["qkv"], hidden)
     folded_attention: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig, require_decoder
 from scaling.config.activations import ACTIVATIONS
 from scaling.config.conversion import JsonObject
 from scaling.config.strict_json import parse_json
@@ -38,8 +38,8 @@ from scaling.export.tokenizer_files import (
     write_json,
     write_tokenizer,
 )
+from scaling.model.architecture import Params
 from scaling.model.matrices import fix_weight_bits
-from scaling.model.transformer import Params
 from scaling.store.files import open_empty_folder
 from scaling.store.parameters import write_parameters
 
@@ -147,7 +147,7 @@ def _list_block_tensors(
 
 
 def export_hugging_face(
-    config: ModelConfig,
+    config: ArchitectureConfig,
     params: Params,
     tokenizer: Tokenizer | None,
     folder: str | Path,
@@ -170,12 +170,13 @@ def export_hugging_face(
         The architecture that the folder names.
 
     Raises:
-        ConfigError: an option of the model has no counterpart in `transformers`, or the
-            folder holds something.
+        ConfigError: the model is no decoder, an option of it has no counterpart in
+            `transformers`, or the folder holds something.
     """
-    architecture = choose_architecture(config)
-    config, params = fix_weight_bits(config, params)
-    plain, folded = fold_multipliers(config, params)
+    decoder = require_decoder(config, "the export to transformers")
+    architecture = choose_architecture(decoder)
+    decoder, params = fix_weight_bits(decoder, params)
+    plain, folded = fold_multipliers(decoder, params)
     folder = open_empty_folder(folder)
     separator = None if tokenizer is None else tokenizer.separator
     tokens: JsonObject = {}

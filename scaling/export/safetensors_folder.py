@@ -9,7 +9,7 @@ from pathlib import Path
 from scaling.config.conversion import JsonObject
 from scaling.data.tokenizers import Tokenizer
 from scaling.export.tokenizer_files import write_json, write_tokenizer
-from scaling.model.transformer import Params
+from scaling.model.architecture import Params
 from scaling.store.files import open_empty_folder
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scaling.config import ModelConfig
+from scaling.config import ArchitectureConfig
 from scaling.inference.decoding import DecodeSpec, read_last_logits
 from scaling.inference.sampling import SamplingKind, penalize_repetition
+from scaling.model.architecture import Cache, Params
 from scaling.model.family import build_family
-from scaling.model.transformer import Cache, Params
 
 _NEVER = -1e9
 """Score of a text that does not exist."""
@@ -234,7 +234,7 @@ def _repeat_rows(x: Array, beams: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def get_beam_search(
-    config: ModelConfig, length: int, end: int, beams: int, capacity: int
+    config: ArchitectureConfig, length: int, end: int, beams: int, capacity: int
 ) -> Callable[..., Texts]:
     """The compiled search of a model."""
     kind = SamplingKind(is_greedy=True, is_truncated=False)

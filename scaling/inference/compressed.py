@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.config import ModelConfig, RunConfig, from_dict, to_dict
+from scaling.config import ArchitectureConfig, RunConfig, from_dict, to_dict
 from scaling.config.conversion import JsonObject
 from scaling.config.strict_json import parse_json
 from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Params
 from scaling.model.matrices import EMBEDDING, fix_weight_bits
-from scaling.model.transformer import Params
 from scaling.store.encoded_arrays import QuantizedMatrix, decode_zeros
 from scaling.store.files import (
     StoreError,
@@ -67,7 +67,7 @@ class Origin:
     """
 
     run: RunConfig
-    config: ModelConfig
+    config: ArchitectureConfig
     tokenizer: Tokenizer | None
     step: int
     folder: Path
@@ -249,7 +249,7 @@ def read_folder(folder: str | Path) -> StoredModel:
         run = from_dict(RunConfig, description["run"])
         origin = Origin(
             run=run,
-            config=from_dict(ModelConfig, description["model"]),
+            config=from_dict(ArchitectureConfig, description["model"]),
             tokenizer=_read_tokenizer(folder, run),
             step=int(description["step"]),
             folder=folder.resolve(),

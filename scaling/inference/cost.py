@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig, require_decoder
 from scaling.inference.decoding import (
     CHUNK,
     DecodeState,
@@ -26,8 +26,9 @@ from scaling.inference.decoding import (
 )
 from scaling.inference.sampling import SamplingConfig
 from scaling.model.accounting import list_attention_products, sum_seen_positions
+from scaling.model.architecture import Params
+from scaling.model.family import build_family
 from scaling.model.flops import count_parameters
-from scaling.model.transformer import Params, make_cache
 
 _PARAMETER_BYTES = 4
 
@@ -51,7 +52,7 @@ class InferenceCost(NamedTuple):
 
 
 def count_cost(
-    config: ModelConfig, prompt_tokens: int, new_tokens: int, batch: int = 1
+    config: ArchitectureConfig, prompt_tokens: int, new_tokens: int, batch: int = 1
 ) -> InferenceCost:
     """What `batch` sequences of one length cost.
 
@@ -62,14 +63,16 @@ def count_cost(
         batch: Number of sequences.
 
     Raises:
-        ConfigError: a number is below 1, or a sequence is longer than the context.
+        ConfigError: a number is below 1, a sequence is longer than the context, or the
+            model is no decoder.
     """
     check_lengths(config, prompt_tokens, new_tokens, batch)
+    decoder = require_decoder(config, "the cost of inference")
     end = prompt_tokens + new_tokens
-    prefill = batch * count_forward_flops(config, 0, prompt_tokens, logits=1)
+    prefill = batch * count_forward_flops(decoder, 0, prompt_tokens, logits=1)
     # The last token that is written is not read any more.
     decode = batch * count_forward_flops(
-        config, prompt_tokens, end - 1, logits=new_tokens - 1
+        decoder, prompt_tokens, end - 1, logits=new_tokens - 1
     )
     return InferenceCost(
         prefill_flops=prefill,
@@ -99,9 +102,9 @@ def count_forward_flops(
     return matrices + attention + 2.0 * head * logits
 
 
-def count_cache_bytes(config: ModelConfig) -> int:
+def count_cache_bytes(config: ArchitectureConfig) -> int:
     """Bytes of the keys and values of one token in all layers."""
-    cache = jax.eval_shape(lambda: make_cache(config, rows=1, length=1))
+    cache = jax.eval_shape(lambda: build_family(config).make_cache(rows=1, length=1))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache))
 
 
@@ -118,7 +121,7 @@ class InferenceSpeed(NamedTuple):
 
 
 def measure_speed(
-    config: ModelConfig,
+    config: ArchitectureConfig,
     params: Params,
     prompt_tokens: int,
     new_tokens: int,
@@ -185,7 +188,7 @@ def _time_call(call: Callable[[], object], rounds: int) -> float:
 
 
 def check_lengths(
-    config: ModelConfig, prompt_tokens: int, new_tokens: int, batch: int
+    config: ArchitectureConfig, prompt_tokens: int, new_tokens: int, batch: int
 ) -> None:
     """Check that sequences of these lengths fit the model.
 

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt
 
-from scaling.config import ModelConfig
+from scaling.config import ArchitectureConfig
 from scaling.inference.sampling import SamplingKind, SamplingValues, choose_tokens
+from scaling.model.architecture import Cache, Params
 from scaling.model.family import Family, build_family
-from scaling.model.transformer import Cache, Params
 
 CHUNK = 32
 """Tokens that are written in one dispatch."""
@@ -38,7 +38,7 @@ class DecodeState(NamedTuple):
     Attributes:
         window: The tokens that each sequence is predicted from.
         filled: Their number; the rest of the window is not read.
-        cache: Their keys and values.
+        cache: What the model keeps of them.
         logits: Of the next token.
         has_occurred: The tokens of the prompt and those that were written.
         is_done: Whether a sequence has ended.
@@ -93,7 +93,7 @@ def round_up_to_power_of_two(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def choose_cache_length(config: ModelConfig, tokens: int) -> int:
+def choose_cache_length(config: ArchitectureConfig, tokens: int) -> int:
     """Positions of a cache for so many tokens, at most the context."""
     return min(config.context, round_up_to_power_of_two(tokens))
 
@@ -231,11 +231,12 @@ def _move_windows(
     last = state.window[:, spec.length - kept :]
     counts = jnp.full_like(state.filled, kept)
     _, moved = read_last_logits(spec, params, last, counts, state.cache)
-    cache = jax.tree.map(
-        lambda new, old: jnp.where(is_full[:, None, None, None], new, old),
-        moved,
-        state.cache,
-    )
+
+    def choose(new: Array, old: Array) -> Array:
+        trailing = tuple(range(1, new.ndim))
+        return jnp.where(jnp.expand_dims(is_full, trailing), new, old)
+
+    cache = jax.tree.map(choose, moved, state.cache)
     front = state.window.at[:, :kept].set(last)
     return state._replace(
         window=jnp.where(is_full[:, None], front, state.window),
@@ -253,7 +254,7 @@ class Decoder(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def get_decoder(
-    config: ModelConfig, length: int, kind: SamplingKind, end: int
+    config: ArchitectureConfig, length: int, kind: SamplingKind, end: int
 ) -> Decoder:
     """The programs of a model, one pair for each length of the cache and way to choose.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError
 from scaling.data.tokenizers import Tokenizer
 from scaling.inference.beam_search import BeamValues, get_beam_search
 from scaling.inference.decoding import (
@@ -22,7 +22,7 @@ from scaling.inference.decoding import (
 )
 from scaling.inference.sampling import SamplingConfig
 from scaling.inference.tokens import TokenIds, encode_text, make_separator
-from scaling.model.transformer import Params
+from scaling.model.architecture import Params
 
 Finish = Literal["end", "stop", "length"]
 """Why a text ends: the model ended the document, a stop string came, or the limit."""
@@ -217,7 +217,7 @@ class TextWriter:
     """Writes texts after prompts."""
 
     def __init__(
-        self, config: ModelConfig, params: Params, tokenizer: Tokenizer
+        self, config: ArchitectureConfig, params: Params, tokenizer: Tokenizer
     ) -> None:
         self.config = config
         self.params = params
@@ -413,7 +413,9 @@ class Batch(NamedTuple):
     numbers: Int[np.ndarray, "B 2"]
 
 
-def make_batch(config: ModelConfig, drafts: Sequence[Draft], max_tokens: int) -> Batch:
+def make_batch(
+    config: ArchitectureConfig, drafts: Sequence[Draft], max_tokens: int
+) -> Batch:
     """The prompts of some texts, with numbers of rows and positions rounded up."""
     longest = max(len(draft.read) for draft in drafts)
     length = choose_cache_length(config, longest + max_tokens)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scaling import data
-from scaling.config import ConfigError, ModelConfig, RunConfig
+from scaling.config import ArchitectureConfig, ConfigError, RunConfig
 from scaling.data import DataError
 from scaling.data.tokenizers import Tokenizer
 from scaling.inference.generation import (
@@ -34,8 +34,8 @@ from scaling.inference.tokens import (
     encode_text,
     make_separator,
 )
+from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
-from scaling.model.transformer import Params
 from scaling.training.sharding import Single
 from scaling.training.step import Executable, TrainState, get_executable
 
@@ -97,7 +97,7 @@ class TrainedModel:
     """
 
     run: RunConfig
-    config: ModelConfig
+    config: ArchitectureConfig
     params: Params
     tokenizer: Tokenizer | None
     step: int

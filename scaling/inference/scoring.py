@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scaling.config import ModelConfig
+from scaling.config import ArchitectureConfig
 from scaling.inference.decoding import round_up_to_power_of_two
 from scaling.inference.tokens import TokenIds
+from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
-from scaling.model.transformer import Params
 
 _SMALLEST_ROW = 16
 _TOKENS_AT_ONCE = 512
@@ -75,7 +75,7 @@ def cut_into_rows(
 
 
 def sum_losses(
-    config: ModelConfig, params: Params, rows: Sequence[Row], sequences: int
+    config: ArchitectureConfig, params: Params, rows: Sequence[Row], sequences: int
 ) -> Float[np.ndarray, " sequences"]:
     """The summed loss of each sequence, in nats.
 
@@ -129,7 +129,7 @@ class RowScorer:
 
 
 @functools.lru_cache(maxsize=64)
-def _get_row_scorer(config: ModelConfig, length: int) -> RowScorer:
+def _get_row_scorer(config: ArchitectureConfig, length: int) -> RowScorer:
     at_once = max(1, _TOKENS_AT_ONCE // length)
     rows = at_once * max(1, _TOKENS_PER_DISPATCH // (at_once * length))
     program = functools.partial(

@@ -1,4 +1,4 @@
-"""What a model holds and computes, listed once per shape.
+"""What a decoder holds and computes, listed once per shape.
 
 This is the one table that changes with an option that changes shapes (grouped-query
 attention, for example). `scaling.model.flops` counts parameters and FLOPs from it, and
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scaling.config import ModelConfig
+from scaling.model.architecture import ParameterCounts
 from scaling.model.kernels import (
     count_computed_positions,
     count_seen_positions,
@@ -198,3 +199,49 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         scores = round(config.heads * count_computed_positions(config.context))
         saved.append(SavedActivation("attention scores", scores))
     return saved
+
+
+def count_parameters(config: ModelConfig) -> ParameterCounts:
+    """Exact parameter counts of a decoder."""
+    total = 0
+    non_embedding = 0
+    block_matrices = 0
+    for weight in list_weights(config):
+        size = weight.size
+        if weight.place == "block":
+            size *= config.depth
+            if weight.is_matrix:
+                block_matrices += size
+        total += size
+        if weight.place in ("block", "final"):
+            non_embedding += size
+    return ParameterCounts(
+        n_total=total,
+        n_non_embedding=non_embedding,
+        n_matmul=block_matrices + config.vocab * config.width,
+    )
+
+
+def count_forward_flops(config: ModelConfig, *, causal: bool = True) -> float:
+    """FLOPs of the forward pass per token of a full context.
+
+    Args:
+        config: The model.
+        causal: Count the positions that a token attends to: t + 1 at position t, which
+            is (T + 1) / 2 on average, or those of its window. Otherwise count the
+            positions for which `scaling.model.kernels` computes scores, masked ones
+            included.
+    """
+    length = config.context
+    if causal:
+        positions = sum_seen_positions(config, 0, length) / length
+    else:
+        positions = config.depth * count_computed_positions(length)
+    widths = sum(product.width for product in list_attention_products(config))
+    return float(2 * count_parameters(config).n_matmul + 2 * positions * widths)
+
+
+def count_layer_bytes(config: ModelConfig) -> int:
+    """Bytes per token that a layer keeps for its gradient on a GPU."""
+    values = sum(activation.values for activation in list_saved_activations(config))
+    return values * (2 if config.dtype == "bfloat16" else 4)

@@ -8,7 +8,6 @@ Axes: B batch, T position, D width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -16,15 +15,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
-from scaling.config import ConfigError, ModelConfig
-from scaling.model.transformer import (
+from scaling.config import ArchitectureConfig, ConfigError
+from scaling.model.architecture import (
+    Architecture,
     Cache,
+    Call,
     Key,
     Params,
     Tap,
-    Transformer,
-    make_cache,
+    find_architecture,
     pass_through,
+    split_module,
 )
 
 
@@ -41,15 +42,21 @@ class Family:
             but the compiled program has no loop.
     """
 
-    config: ModelConfig
-    graph: nnx.GraphDef[Transformer]
+    config: ArchitectureConfig
+    graph: nnx.GraphDef[Architecture]
     roles: PyTree
     rules: PyTree
     unroll: bool = False
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embedding is also the matrix of the output head."""
+        return "readout" not in jax.tree.leaves(self.roles)
+
     def init(self, seed: int | UInt[Array, ""]) -> Params:
         """Fresh parameters, float32."""
-        model = Transformer(self.config, nnx.Rngs(params=jax.random.key(seed)))
+        rngs = nnx.Rngs(params=jax.random.key(seed))
+        model = find_architecture(self.config)(self.config, rngs)
         return jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(model)))
 
     def apply(
@@ -67,16 +74,19 @@ class Family:
             tokens_BxT: Token ids.
             key: A key switches dropout on.
             tap: It is called with each activation, by name, in the order of
-                computation: "embedding"; for each block i "block{i}.attention" and
-                "block{i}.feed_forward" (what the branches write) and "block{i}" (the
-                residual stream after it); "final_norm"; "logits". What it returns takes
-                the place of the activation.
+                computation; the architecture says which there are. What it returns
+                takes the place of the activation.
+            segments: Which sequence of its row each token belongs to, if rows hold
+                several.
 
         Raises:
-            ConfigError: the layers are scanned, and there is a tap.
+            ConfigError: the layers are scanned, and there is a tap; or the architecture
+                cannot keep the sequences of a row apart.
         """
         model = nnx.merge(self.graph, nnx.State(params))
-        return model(tokens_BxT, key, tap, self.unroll, segments)
+        if segments is not None:
+            require_segments(self.config)
+        return model(tokens_BxT, Call(key, tap, self.unroll, segments))
 
     def make_cache(self, rows: int, length: int) -> Cache:
         """An empty cache.
@@ -85,7 +95,8 @@ class Family:
             rows: Number of sequences.
             length: Positions of each, at most the model's context.
         """
-        return make_cache(self.config, rows, length)
+        architecture = find_architecture(self.config)
+        return architecture.make_cache(self.config, rows, length)
 
     def extend(
         self,
@@ -102,32 +113,43 @@ class Family:
             starts_B: The position of the first of them in each sequence. All entries of
                 the cache before it must be known; what it holds from there on is
                 overwritten or not seen.
-            cache: Keys and values of the tokens before; see `make_cache`.
+            cache: What is kept of the tokens before; see `make_cache`.
 
         Returns:
-            The residual stream after the last block, which `read_out` turns into
-            logits, and the cache with the new tokens.
+            What `read_out` turns into logits, for a decoder the residual stream after
+            the last block; and the cache with the new tokens.
 
         Raises:
             ConfigError: the layers are scanned; `unstack_layers` lists them.
         """
-        if self.config.scanned:
-            raise ConfigError(
-                f"model.scan_layers = {self.config.scan_layers!r}: decoding needs the "
-                "layers one by one; use unstack_layers"
-            )
         model = nnx.merge(self.graph, nnx.State(params))
         return model.extend(tokens_BxT, starts_B, cache)
 
     def read_out(
         self, params: Params, x_BxTxD: Float[Array, "B T D"]
     ) -> Float[Array, "B T V"]:
-        """The logits of a residual stream after the last block, float32."""
+        """The logits of what `extend` returns, float32."""
         model = nnx.merge(self.graph, nnx.State(params))
-        return model.read_out(x_BxTxD, pass_through)
+        return model.read_out(x_BxTxD)
 
 
-def unstack_layers(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+def require_segments(config: ArchitectureConfig) -> None:
+    """Check that a model can keep the sequences of a row apart.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if "segments" not in find_architecture(config).honors:
+        raise ConfigError(
+            f"model.architecture = {config.architecture!r}: does not keep the examples "
+            "of a row apart (it does not honor 'segments'), so it cannot train on a "
+            "task; use another architecture"
+        )
+
+
+def unstack_layers(
+    config: ArchitectureConfig, params: Params
+) -> tuple[ArchitectureConfig, Params]:
     """The same model with its layers in a list.
 
     Returns:
@@ -139,11 +161,10 @@ def unstack_layers(config: ModelConfig, params: Params) -> tuple[ModelConfig, Pa
     blocks = {}
     for layer in range(config.depth):
         blocks[layer] = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
-    unscanned = dataclasses.replace(config, scan_layers="never")
-    return unscanned, {**params, "blocks": blocks}
+    return config.unscan(), {**params, "blocks": blocks}
 
 
-def stack_layers(config: ModelConfig, params: Params) -> Params:
+def stack_layers(config: ArchitectureConfig, params: Params) -> Params:
     """Parameters whose layers are in a list, as a model with this configuration has them.
 
     They are the argument if the model does not scan its layers.
@@ -155,7 +176,7 @@ def stack_layers(config: ModelConfig, params: Params) -> Params:
     return {**params, "blocks": blocks}
 
 
-def build_family(config: ModelConfig, unroll: bool = False) -> Family:
+def build_family(config: ArchitectureConfig, unroll: bool = False) -> Family:
     """Split the module once into its structure and its parameters' roles.
 
     No parameter is computed.
@@ -165,21 +186,11 @@ def build_family(config: ModelConfig, unroll: bool = False) -> Family:
         unroll: Compile scanned layers one after the other, which is faster on a GPU
             (docs/notes/performance.md).
     """
-    model = nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0)))
-    graph, state = nnx.split(model)
-    weights = nnx.to_pure_dict(state, lambda weight: weight)
-
-    def read_metadata(name: str) -> PyTree:
-        return jax.tree.map(
-            lambda weight: weight.get_metadata()[name],
-            weights,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-        )
-
+    parts = split_module(find_architecture(config), config)
     return Family(
         config=config,
-        graph=graph,
-        roles=read_metadata("role"),
-        rules=read_metadata("rule"),
+        graph=parts.graph,
+        roles=parts.roles,
+        rules=parts.rules,
         unroll=unroll,
     )

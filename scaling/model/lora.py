@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt
 
+from scaling.model.architecture import Params
 from scaling.model.family import Family
 from scaling.model.parametrization import Role, Rule
-from scaling.model.transformer import Params
 
 _ADAPTED: tuple[Role, ...] = ("hidden", "residual_out")
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig, require_decoder
 from scaling.config.run import SparsityPattern
+from scaling.model.architecture import Params
 from scaling.model.family import Family, stack_layers, unstack_layers
 from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
 from scaling.model.parametrization import MATRIX_ROLES, Role
-from scaling.model.transformer import Params
 
 Masks = dict[str, Bool[np.ndarray, "I O"]]
 """By the name of a matrix, inputs first: true where a weight stays."""
@@ -33,7 +33,10 @@ Heads = tuple[tuple[int, ...], ...]
 
 
 def prune_params(
-    config: ModelConfig, params: Params, pattern: SparsityPattern, sparsity: float
+    config: ArchitectureConfig,
+    params: Params,
+    pattern: SparsityPattern,
+    sparsity: float,
 ) -> Params:
     """Set weights of a model to zero.
 
@@ -56,7 +59,7 @@ def prune_params(
 
 
 def _choose_masks(
-    config: ModelConfig,
+    config: ArchitectureConfig,
     params: Params,
     matrices: Mapping[str, Float[np.ndarray, "I O"]],
     pattern: SparsityPattern,
@@ -66,21 +69,22 @@ def _choose_masks(
         return mask_smallest(matrices, sparsity, "matrix")
     if pattern == "2:4":
         return mask_two_of_four(matrices)
-    removed = round(sparsity * config.heads)
-    if not 0 < removed < config.heads:
+    decoder = require_decoder(config, "parent.pattern = 'heads'")
+    removed = round(sparsity * decoder.heads)
+    if not 0 < removed < decoder.heads:
         raise ConfigError(
-            f"parent.sparsity = {sparsity}: is {removed} of {config.heads} heads; at "
+            f"parent.sparsity = {sparsity}: is {removed} of {decoder.heads} heads; at "
             "least one must go and one stay"
         )
-    heads = keep_best_heads(measure_output_norms(config, params), removed)
-    return mask_heads(config, matrices, heads)
+    heads = keep_best_heads(measure_output_norms(decoder, params), removed)
+    return mask_heads(decoder, matrices, heads)
 
 
 def drop_zeros(family: Family, params: Params, values: PyTree[Array]) -> PyTree[Array]:
     """Values of the parameters, such as gradients, without those of pruned weights: zero
     where a matrix that multiplies activations is zero.
     """
-    tied = family.config.tied
+    tied = family.is_tied
 
     def drop(role: Role, weight: Array, value: Array) -> Array:
         if role in MATRIX_ROLES or (tied and role == "embedding"):

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
 from scaling.model.parametrization import MATRIX_ROLES
 from scaling.model.quantization import fake_quantize
-from scaling.model.transformer import Params
+
+AnyConfig = TypeVar("AnyConfig", bound=ArchitectureConfig)
 
 EMBEDDING = "embedding"
 HEAD = "head"
 
 
-def list_matrices(config: ModelConfig, *, embedding: bool = False) -> list[str]:
+def list_matrices(config: ArchitectureConfig, *, embedding: bool = False) -> list[str]:
     """The names of all matrices that multiply activations, sorted.
 
     They are those of the roles hidden, residual output and readout, and the embedding
@@ -37,12 +40,13 @@ def list_matrices(config: ModelConfig, *, embedding: bool = False) -> list[str]:
         config: The model.
         embedding: Also an embedding that is not tied, which multiplies nothing.
     """
-    unscanned = dataclasses.replace(config, scan_layers="never")
-    roles = jax.tree_util.tree_leaves_with_path(build_family(unscanned).roles)
+    family = build_family(config.unscan())
+    roles = jax.tree_util.tree_leaves_with_path(family.roles)
     names = []
     for path, role in roles:
         name = _format_path(path)
-        is_table = name == EMBEDDING and (embedding or config.tied)
+        is_table = role == "embedding" and name == EMBEDDING
+        is_table = is_table and (embedding or family.is_tied)
         if role in MATRIX_ROLES or is_table:
             names.append(name)
     return sorted(names)
@@ -86,7 +90,7 @@ def replace_matrices(
     return jax.tree_util.tree_map_with_path(choose, params)
 
 
-def fix_weight_bits(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+def fix_weight_bits(config: AnyConfig, params: Params) -> tuple[AnyConfig, Params]:
     """The same function as a model whose matrices are stored as they are multiplied.
 
     Returns:
@@ -96,7 +100,7 @@ def fix_weight_bits(config: ModelConfig, params: Params) -> tuple[ModelConfig, P
     Raises:
         ConfigError: the layers are stacked; `unstack_layers` lists them.
     """
-    if config.weight_bits is None:
+    if not isinstance(config, ModelConfig) or config.weight_bits is None:
         return config, params
     if config.scanned:
         raise ConfigError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError
 from scaling.model.ops import Ops, ResidualWeights
 from scaling.model.unit_scaling import UnitOps, residual_weights
 
@@ -99,36 +99,35 @@ Rules = Mapping[Role, RuleOf]
 # --- parts of a row -------------------------------------------------------------------
 
 
-def _inverse_sqrt_head_dim(config: ModelConfig) -> float:
-    return config.key_dim**-0.5
+def _inverse_sqrt_head_dim(key_dim: int, base_key_dim: float | int) -> float:
+    del base_key_dim
+    return key_dim**-0.5
 
 
-def _inverse_head_dim(config: ModelConfig) -> float:
-    return 1 / config.key_dim
+def _inverse_head_dim(key_dim: int, base_key_dim: float | int) -> float:
+    del base_key_dim
+    return 1 / key_dim
 
 
-def _inverse_head_dim_from_base(config: ModelConfig) -> float:
+def _inverse_head_dim_from_base(key_dim: int, base_key_dim: float | int) -> float:
     """1 / head dimension, equal to its inverse square root at the base width.
 
     Yang et al. 2022 (arXiv:2203.03466), definition 4.1.
     """
-    base_head_dim = config.base_width / config.heads
-    if config.head_dim is not None:
-        base_head_dim = config.key_dim
-    return base_head_dim**0.5 / config.key_dim
+    return base_key_dim**0.5 / key_dim
 
 
-def _unweighted_residual(config: ModelConfig, branch: int) -> ResidualWeights:
+def _unweighted_residual(config: ArchitectureConfig, branch: int) -> ResidualWeights:
     del config, branch
     return ResidualWeights(skip=1.0, branch=1.0)
 
 
-def _make_plain_ops(config: ModelConfig) -> Ops:
+def _make_plain_ops(config: ArchitectureConfig) -> Ops:
     del config
     return Ops()
 
 
-def _make_unit_ops(config: ModelConfig) -> Ops:
+def _make_unit_ops(config: ArchitectureConfig) -> Ops:
     return UnitOps(config.unit, config.context)
 
 
@@ -138,7 +137,8 @@ class ParametrizationSpec:
 
     Attributes:
         rules: The rule of each role, as a function of the parameter's sizes.
-        attention: Factor on the products of queries and keys.
+        attention: Factor on the products of queries and keys, from the dimension of a
+            head and its dimension at the base width.
         residual: Weights of the skip connection and of its branch, for the branches
             0 .. 2 depth - 1.
         ops: The operations between the matrices.
@@ -146,9 +146,11 @@ class ParametrizationSpec:
     """
 
     rules: Rules
-    attention: Callable[[ModelConfig], float] = _inverse_sqrt_head_dim
-    residual: Callable[[ModelConfig, int], ResidualWeights] = _unweighted_residual
-    ops: Callable[[ModelConfig], Ops] = _make_plain_ops
+    attention: Callable[[int, float | int], float] = _inverse_sqrt_head_dim
+    residual: Callable[[ArchitectureConfig, int], ResidualWeights] = (
+        _unweighted_residual
+    )
+    ops: Callable[[ArchitectureConfig], Ops] = _make_plain_ops
     learned_scales: bool = False
 
 
@@ -311,7 +313,7 @@ def _make_completep(a: float) -> ParametrizationSpec:
     for role in blocks:
         rules[role] = lower_epsilon(rules[role])
 
-    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+    def residual(config: ArchitectureConfig, branch: int) -> ResidualWeights:
         del branch
         weight = (config.depth / config.base_depth) ** -a
         return ResidualWeights(skip=1.0, branch=weight)
@@ -335,7 +337,7 @@ def _make_unit() -> ParametrizationSpec:
         del s
         return Rule(1.0, weight_decay=0.0)
 
-    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+    def residual(config: ArchitectureConfig, branch: int) -> ResidualWeights:
         del config, branch
         return ResidualWeights(skip=2**-0.5, branch=2**-0.5)
 
@@ -366,7 +368,7 @@ def _make_umup() -> ParametrizationSpec:
     def vector(s: ParameterSizes) -> Rule:
         return Rule(0.0, lr=s.depth**-0.5, weight_decay=0.0)
 
-    def residual(config: ModelConfig, branch: int) -> ResidualWeights:
+    def residual(config: ArchitectureConfig, branch: int) -> ResidualWeights:
         return residual_weights(branch, config.depth, config.unit)
 
     rules: Rules = {
@@ -481,7 +483,7 @@ PARAMETRIZATIONS: dict[str, ParametrizationSpec] = {
 class Parametrization:
     """One row of the table, bound to the shape of a model."""
 
-    config: ModelConfig
+    config: ArchitectureConfig
     spec: ParametrizationSpec
     ops: Ops
 
@@ -515,21 +517,21 @@ class Parametrization:
         )
         return self.spec.rules[role](sizes)
 
-    @property
-    def attention_scale(self) -> float:
-        """Factor on the products of queries and keys."""
-        return self.spec.attention(self.config)
+    def scale_attention(self, key_dim: int, base_key_dim: float | int) -> float:
+        """Factor on the products of queries and keys.
+
+        Args:
+            key_dim: Dimension of one head.
+            base_key_dim: The same at the base width.
+        """
+        return self.spec.attention(key_dim, base_key_dim)
 
     def residual(self, branch: int) -> ResidualWeights:
-        """Weights of the skip connection and of branch 0 .. 2 depth - 1.
-
-        The first is None if the model has no skip connections.
-        """
-        skip, weight = self.spec.residual(self.config, branch)
-        return ResidualWeights(skip if self.config.residual else None, weight)
+        """Weights of the skip connection and of branch 0 .. 2 depth - 1."""
+        return self.spec.residual(self.config, branch)
 
 
-def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
+def find_parametrization_spec(config: ArchitectureConfig) -> ParametrizationSpec:
     """The row that a model names.
 
     Raises:
@@ -552,7 +554,7 @@ def find_parametrization_spec(config: ModelConfig) -> ParametrizationSpec:
     return spec
 
 
-def bind_parametrization(config: ModelConfig) -> Parametrization:
+def bind_parametrization(config: ArchitectureConfig) -> Parametrization:
     """The parametrization of a model.
 
     Raises:

@@ -9,7 +9,6 @@ one, the targets.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -17,9 +16,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from scaling.config import ModelConfig
-from scaling.model.family import Family, build_family
-from scaling.model.transformer import Params
+from scaling.config import ArchitectureConfig
+from scaling.model.architecture import Params
+from scaling.model.family import Family, build_family, unstack_layers
 
 
 def record_activations(
@@ -73,7 +72,7 @@ def measure_activation_scales(
 # It takes the configuration, so that it is compiled once for all models of a shape.
 @functools.partial(jax.jit, static_argnums=0)
 def _compute_scales(
-    config: ModelConfig, params: Params, windows: Int[Array, "B T1"]
+    config: ArchitectureConfig, params: Params, windows: Int[Array, "B T1"]
 ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
     family = build_family(config)
     gradients = compute_activation_gradients(family, params, windows)
@@ -92,9 +91,5 @@ def _unroll_layers(family: Family, params: Params) -> tuple[Family, Params]:
     """The same model without a scan, which would hide the activations of its layers."""
     if not family.config.scanned:
         return family, params
-
-    layers = {}
-    for i in range(family.config.depth):
-        layers[i] = jax.tree.map(lambda w, i=i: w[i], params["blocks"])
-    config = dataclasses.replace(family.config, scan_layers="never")
-    return build_family(config), {**params, "blocks": layers}
+    config, params = unstack_layers(family.config, params)
+    return build_family(config), params

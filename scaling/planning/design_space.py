@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scaling.config import ConfigError, ModelConfig, RunConfig
+from scaling.config import ArchitectureConfig, ConfigError, RunConfig
 from scaling.model.flops import flops_per_step
 from scaling.planning.lr_rules import replace_optim, set_warmup
 from scaling.planning.plan import (
@@ -184,7 +184,7 @@ def make_design_space(
 
 
 def list_token_budgets(
-    config: PlanConfig, model: ModelConfig, most: float
+    config: PlanConfig, model: ArchitectureConfig, most: float
 ) -> list[int]:
     """The token budgets of a model, in whole steps, from the fewest that the plan
     allows to `most`.

@@ -16,8 +16,8 @@ import math
 
 import jax
 
-from scaling.config import ModelConfig, RunConfig
-from scaling.model.accounting import list_saved_activations
+from scaling.config import ArchitectureConfig, RunConfig
+from scaling.model.architecture import find_architecture
 from scaling.model.flops import count_parameters
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
@@ -88,11 +88,9 @@ def estimate_host_bytes(run: RunConfig) -> int:
     return 2 * _count_bytes(state) + 2 * _count_bytes(state.params) + activations
 
 
-def count_layer_bytes(model: ModelConfig) -> int:
+def count_layer_bytes(model: ArchitectureConfig) -> int:
     """Bytes per token that a layer keeps for its gradient."""
-    saved = list_saved_activations(model)
-    values = sum(activation.values for activation in saved)
-    return values * _bytes_per_value(model)
+    return find_architecture(model).count_layer_bytes(model)
 
 
 def _make_abstract_state(run: RunConfig) -> TrainState:
@@ -101,7 +99,7 @@ def _make_abstract_state(run: RunConfig) -> TrainState:
     return jax.eval_shape(lambda: spec.init(0))
 
 
-def _bytes_per_value(model: ModelConfig) -> int:
+def _bytes_per_value(model: ArchitectureConfig) -> int:
     return 2 if model.dtype == "bfloat16" else 4
 
 

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from scaling.config import (
+    ArchitectureConfig,
     ConfigError,
     DataConfig,
-    ModelConfig,
     OptimConfig,
     RunConfig,
     Trunk,
@@ -113,7 +113,7 @@ class PlanConfig:
     """Warm-up as a fraction of the tokens of the shortest run on its trunk, so a plan
     with other budgets may have other warm-ups; None: optim.warmup_tokens.
     """
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval_tokens: int = RunConfig.eval_tokens
@@ -254,7 +254,7 @@ class Plan:
         """Whether the learning rate of a size depends on its token budget, so that its
         runs share no trunk.
         """
-        rates: dict[tuple[ModelConfig, int], dict[int, set[float]]] = {}
+        rates: dict[tuple[ArchitectureConfig, int], dict[int, set[float]]] = {}
         for run in self.runs:
             by_tokens = rates.setdefault((run.model, run.seed), {})
             by_tokens.setdefault(run.tokens, set()).add(run.optim.lr)
@@ -396,7 +396,7 @@ def make_plan(config: PlanConfig) -> Plan:
     return Plan(config.name, tuple(runs), tuple(skipped))
 
 
-def count_matmul(model: ModelConfig) -> int:
+def count_matmul(model: ArchitectureConfig) -> int:
     """Weights of a model that multiply activations."""
     return count_parameters(model).n_matmul
 
@@ -412,7 +412,7 @@ def _repeat_run(config: PlanConfig, run: RunConfig) -> Iterator[RunConfig]:
             yield replace_optim(seeded, lr=run.optim.lr * factor)
 
 
-def make_model(config: PlanConfig, width: int) -> ModelConfig:
+def make_model(config: PlanConfig, width: int) -> ArchitectureConfig:
     """The model of a plan at a width.
 
     Raises:
@@ -425,7 +425,7 @@ def make_model(config: PlanConfig, width: int) -> ModelConfig:
 
 
 def make_run(
-    config: PlanConfig, model: ModelConfig, tokens: int, budget: float | None
+    config: PlanConfig, model: ArchitectureConfig, tokens: int, budget: float | None
 ) -> RunConfig:
     """A run of at least one step."""
     tokens = max(tokens, config.optim.batch_size * model.context)
@@ -443,7 +443,9 @@ def make_run(
     return set_warmup([run], config.warmup_fraction)[0]
 
 
-def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimConfig:
+def _derive_optim(
+    config: PlanConfig, model: ArchitectureConfig, tokens: int
+) -> OptimConfig:
     """The recipe of a run, by the plan's rules."""
     optim = config.optim
     if config.base_tokens or config.base_batch_tokens:
@@ -466,7 +468,7 @@ def _derive_optim(config: PlanConfig, model: ModelConfig, tokens: int) -> OptimC
 
 
 def _list_isoflop_candidates(
-    config: PlanConfig, sizes: list[ModelConfig]
+    config: PlanConfig, sizes: list[ArchitectureConfig]
 ) -> Iterator[Candidates]:
     """For each budget all sizes, ordered by |ln(tokens per parameter / target)|."""
     for budget in sorted(config.budgets):
@@ -482,7 +484,7 @@ def _list_isoflop_candidates(
 
 
 def _list_grid_candidates(
-    config: PlanConfig, sizes: list[ModelConfig]
+    config: PlanConfig, sizes: list[ArchitectureConfig]
 ) -> Iterator[Candidates]:
     """For each size a run of each number of tokens."""
     for model in sizes:

@@ -25,6 +25,7 @@ class Column:
     positive: bool = False
     may_be_missing: bool = False
     optional: bool = False
+    default: str = ""
 
 
 def read_columns(path: Path = SCHEMA) -> tuple[Column, ...]:

@@ -57,7 +57,7 @@ def make_table(results: Iterable[JsonObject]) -> pd.DataFrame:
             table[column.name] = table[column.name].astype(float)
         elif column.optional and column.kind in ("text", "id"):
             known = table[column.name].astype(object)
-            table[column.name] = known.where(known.notna(), "").astype(str)
+            table[column.name] = known.where(known.notna(), column.default).astype(str)
     order = ["n_matmul", "trunk_id", "tokens", "run_id"]
     table = table.sort_values(by=order, ignore_index=True)
     shared = table.loc[:, "trunk_id"].duplicated(keep=False)

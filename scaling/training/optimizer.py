@@ -17,9 +17,9 @@ from jaxtyping import Array, PyTree
 from optax import contrib
 
 from scaling.config import OptimConfig
+from scaling.model.architecture import Params
 from scaling.model.family import Family
 from scaling.model.parametrization import VECTOR_ROLES, Role, Rule
-from scaling.model.transformer import Params
 
 _UNIT_AXIS: dict[Role, int] = {
     "embedding": -1,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from scaling.config import ConfigError, RelativeConfig, RunConfig
 from scaling.data import Dataset
+from scaling.model.architecture import Params
 from scaling.model.masks import prune_params
-from scaling.model.transformer import Params
 from scaling.store import query
 from scaling.training.sharding import Strategy
 from scaling.training.step import Executable, Teacher, get_executable

@@ -22,14 +22,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, UInt
 from numpy.typing import ArrayLike
 
-from scaling.config import ModelConfig, RunConfig
+from scaling.config import ArchitectureConfig, RunConfig
 from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
+from scaling.model.architecture import Key, Params
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
 from scaling.model.lora import Lora
 from scaling.model.masks import drop_zeros
 from scaling.model.parametrization import bind_parametrization
-from scaling.model.transformer import Key, Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
 from scaling.training.sharding import CompiledFunction, Strategy
 
@@ -79,7 +79,7 @@ class Teacher:
         temperature: Of both distributions.
     """
 
-    config: ModelConfig
+    config: ArchitectureConfig
     weight: float
     temperature: float
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 
 from scaling.config import ConfigError, RunConfig
-from scaling.model.transformer import Params
+from scaling.model.architecture import Params
 from scaling.store import query, run_dirs
 from scaling.store.files import StoreError
 from scaling.store.parameters import PARAMETERS_FILE, read_parameters

@@ -11,8 +11,8 @@ import pytest
 from scaling.config import ModelConfig, RunConfig
 from scaling.data.tokenizers import ByteTokenizer
 from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Params
 from scaling.model.family import unstack_layers
-from scaling.model.transformer import Params
 from scaling.store import run_dirs
 
 MakeRow = Callable[..., dict[str, Any]]

@@ -46,8 +46,8 @@ from experiments.documents.stats import (
 )
 from experiments.groups import average_by
 from scaling.config import ModelConfig
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
-from scaling.model.transformer import Params
 
 VANISHED = -1.0
 """A gradient has vanished if log10 of the first block's gradient norm, over the last

@@ -38,10 +38,10 @@ from experiments.documents.statement import (
 )
 from experiments.documents.stats import estimate_contrast, estimate_mean
 from experiments.groups import average_by
-from scaling.config import ModelConfig, RunConfig
+from scaling.config import ArchitectureConfig, ModelConfig, RunConfig
+from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
 from scaling.model.probes import measure_activation_scales
-from scaling.model.transformer import Params
 
 Kind = Literal["signal", "gradient"]
 KINDS: tuple[Kind, ...] = ("signal", "gradient")
@@ -131,7 +131,7 @@ def measure_span(profile: Profile, kind: Kind) -> float:
 
 
 def _measure_initial_profiles(
-    evidence: Evidence, config: ModelConfig, parametrization: str
+    evidence: Evidence, config: ArchitectureConfig, parametrization: str
 ) -> list[Profile]:
     """A profile per seed of a model that is initialized under some parametrization."""
     run = make_scheme_runs(evidence.size)[0]

@@ -23,7 +23,7 @@ from analysis.decisions.frontier import FlopsPerToken
 from analysis.report.study import Study, write_study
 from scaling.cli.steering.rounds import LEVEL, count_family_flops
 from scaling.cli.steering.steer import Steering
-from scaling.config import ConfigError, ModelConfig, RunConfig, to_dict
+from scaling.config import ArchitectureConfig, ConfigError, RunConfig, to_dict
 from scaling.planning.plan import PlanConfig, count_matmul, make_model, make_run
 
 FAR = 10.0
@@ -176,7 +176,7 @@ def recommend_run(config: PlanConfig, N: float, D: float) -> RunConfig | None:
         return None
 
 
-def find_model(config: PlanConfig, N: float) -> ModelConfig:
+def find_model(config: PlanConfig, N: float) -> ArchitectureConfig:
     """The model of the family whose n_matmul is nearest to N, among widths that are
     multiples of 8.
 

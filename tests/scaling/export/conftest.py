@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from scaling.config import ModelConfig
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
-from scaling.model.transformer import Params
 
 BASE = ModelConfig(
     width=24, depth=2, n_heads=2, context=16, base_width=8, base_depth=1, ff_ratio=2.5

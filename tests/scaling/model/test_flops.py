@@ -21,13 +21,13 @@ from jax.extend.core import jaxprs_in_params
 
 from scaling.config import ModelConfig
 from scaling.model.accounting import list_weights
+from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
 from scaling.model.flops import (
     count_parameters,
     flops_per_token,
     forward_flops_per_token,
 )
-from scaling.model.transformer import Params
 
 B = 4
 SHAPES: dict[str, dict[str, Any]] = {

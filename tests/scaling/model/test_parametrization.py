@@ -14,7 +14,9 @@ import optax
 import pytest
 
 from scaling.config import ConfigError, ModelConfig, OptimConfig, UnitMultipliers
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
+from scaling.model.ops import ResidualWeights
 from scaling.model.parametrization import (
     PARAMETRIZATIONS,
     ROLES,
@@ -23,7 +25,6 @@ from scaling.model.parametrization import (
     Rule,
     bind_parametrization,
 )
-from scaling.model.transformer import Params
 from scaling.training.optimizer import apply_constraints, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -116,7 +117,7 @@ def test_a_new_row_reaches_every_forward_multiplier(
         "half_readout": times("readout", 0.5),
         "twice_hidden": times("hidden", 2.0),
         "weighted": dataclasses.replace(
-            row, residual=lambda config, i: (0.9, 1.0 + i / 4)
+            row, residual=lambda config, i: ResidualWeights(0.9, 1.0 + i / 4)
         ),
     }
     monkeypatch.setattr(
@@ -180,7 +181,8 @@ def test_at_the_base_shape_a_parametrization_by_ratios_is_the_standard_one(
     )
     for role in ROLES:
         assert ours.rule(role, 32, 32) == sp.rule(role, 32, 32)
-    assert ours.attention_scale == sp.attention_scale
+    dims = (config.key_dim, config.base_key_dim)
+    assert ours.scale_attention(*dims) == sp.scale_attention(*dims)
     assert [ours.residual(i) for i in range(6)] == [(1.0, 1.0)] * 6
 
 
@@ -245,9 +247,8 @@ def test_mup_by_numbers(make_model: MakeModel) -> None:
         )
         assert rules.rule("final_gain", 32) == Rule(0.0, weight_decay=0.0)
         assert rules.rule("embedding", 16) == Rule(0.1, weight_decay=0.0)
-        assert (
-            rules.attention_scale == 1 / 2
-        )  # 1 / sqrt(4) at the base head dimension 4, which does not grow
+        # 1 / sqrt(4) at the base head dimension 4, which does not grow
+        assert rules.scale_attention(4, 4) == 1 / 2
     assert [rules.residual(5)[1] for rules in (mup, full, half)] == [1, 1 / 8, 8**-0.5]
 
 
@@ -257,7 +258,9 @@ def test_attention_falls_with_the_head_dimension_under_mup(
     config = make_model(
         width=32, base_width=8, parametrization="mup"
     )  # two heads: of 4 at the base, of 16 here
-    assert bind_parametrization(config).attention_scale == pytest.approx(4**0.5 / 16)
+    rules = bind_parametrization(config)
+    found = rules.scale_attention(config.key_dim, config.base_key_dim)
+    assert found == pytest.approx(4**0.5 / 16)
 
 
 @pytest.mark.parametrize("name", ["normalized", "normalized_literal"])

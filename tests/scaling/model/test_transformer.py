@@ -20,9 +20,10 @@ import pytest
 
 from scaling.config import ModelConfig
 from scaling.config.activations import ACTIVATIONS
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
+from scaling.model.layers import apply_dropout
 from scaling.model.positions import apply_rope, sinusoidal_encodings
-from scaling.model.transformer import Params, apply_dropout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]

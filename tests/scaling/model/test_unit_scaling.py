@@ -171,7 +171,7 @@ def test_umup_by_numbers(make_model: MakeModel) -> None:
     assert (hidden.init_std, hidden.multiplier, hidden.lr) == (1.0, 1 / 8, 1 / 24)
     assert (out.init_std, out.multiplier, out.lr) == (1.0, 1 / 64, 1.0)
     assert (rules.rule("gain", 64).lr, rules.rule("final_gain", 64).lr) == (1 / 3, 1.0)
-    assert rules.attention_scale == 1 / rules.config.key_dim
+    assert rules.scale_attention(16, 4) == 1 / 16
 
 
 @pytest.mark.parametrize(("name", "scan"), [("unit", "always"), ("umup", "never")])

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from scaling.config import ModelConfig, OptimConfig, RunConfig
 from scaling.config.schedule import is_decay_too_short, learning_rate_factor
 from scaling.model import parametrization
+from scaling.model.architecture import Params
 from scaling.model.family import build_family
 from scaling.model.parametrization import PARAMETRIZATIONS, Rule
-from scaling.model.transformer import Params
 from scaling.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

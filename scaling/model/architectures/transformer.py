@@ -11,21 +11,36 @@ V vocabulary, L layers, S positions of a cache, C context, G heads of keys and v
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig, require_decoder
+from scaling.model import accounting
+from scaling.model.architecture import (
+    Architecture,
+    Call,
+    Key,
+    Option,
+    ParameterCounts,
+    Tap,
+    pass_through,
+)
 from scaling.model.kernels import split_heads
+from scaling.model.layers import (
+    Linear,
+    Norm,
+    apply_dropout,
+    make_learned_scale,
+    make_weight,
+    multiply_by_scale,
+)
 from scaling.model.ops import ResidualWeights, apply_multiplier
-from scaling.model.parametrization import Parametrization, Role, bind_parametrization
+from scaling.model.parametrization import Parametrization, bind_parametrization
 from scaling.model.positions import (
     Layout,
     apply_rope,
@@ -36,29 +51,10 @@ from scaling.model.positions import (
 from scaling.model.quantization import read_matrix
 from scaling.model.sharding_axes import split_rows
 
-Params = PyTree
-"""The parameters of a model: a nested dictionary of arrays."""
-
-Key = PRNGKeyArray | None
-
-Tap = Callable[[str, Array], Array]
-"""Receives the name and the value of an activation; its result takes the place of the
-activation."""
-
 BlockWeights = tuple[ResidualWeights, ResidualWeights]
 """Residual weights of the attention branch and of the feed-forward branch."""
 
 _BRANCHES = ("attention", "feed_forward")
-_NORM_EPSILON = 1e-6
-_ONE_ROLES: tuple[Role, ...] = ("gain", "final_gain", "scale")
-"""Roles whose parameters start at 1. All others have the standard deviation of their
-rule."""
-
-
-def pass_through(name: str, x: Array) -> Array:
-    """The tap that changes nothing."""
-    del name
-    return x
 
 
 def _tap_in_block(tap: Tap, block: str, name: str, x: Array) -> Array:
@@ -70,159 +66,6 @@ class LayerCache(NamedTuple):
 
     keys: Float[Array, "B G S K"]
     values: Float[Array, "B G S K"]
-
-
-Cache = tuple[LayerCache, ...]
-"""Keys and values of all layers."""
-
-
-def make_cache(config: ModelConfig, rows: int, length: int) -> Cache:
-    """An empty cache of some sequences."""
-    shape = (rows, config.kv_heads, length, config.key_dim)
-    empty = jnp.zeros(shape, config.dtype)
-    return tuple(LayerCache(empty, empty) for _ in range(config.depth))
-
-
-class Weight(nnx.Param):
-    """A parameter with its role and its rule as metadata."""
-
-
-def _make_weight(
-    rules: Parametrization,
-    rngs: nnx.Rngs,
-    role: Role,
-    shape: tuple[int, ...],
-    *,
-    fan_in: int,
-    base_fan_in: float | int | None = None,
-    zero_init: bool = False,
-) -> Weight:
-    rule = rules.rule(role, fan_in, base_fan_in)
-    if role in _ONE_ROLES:
-        value = np.ones(shape, np.float32)
-    elif zero_init or rule.init_std == 0.0:
-        value = np.zeros(shape, np.float32)
-    else:
-        value = _draw_normal(rngs.params(), shape, rule.init_std)
-    return Weight(value, role=role, rule=rule)
-
-
-def _draw_normal(
-    key: PRNGKeyArray, shape: tuple[int, ...], std: float | int
-) -> np.ndarray | Array:
-    """Normal values of a standard deviation.
-
-    The number of draws is the next power of two, and the surplus is dropped. Outside of
-    `jax.jit`, JAX compiles the draw once for each number, and powers of two are few.
-    """
-    size = math.prod(shape)
-    draws = jax.random.normal(key, (1 << (size - 1).bit_length(),))
-    if isinstance(draws, Tracer):
-        return std * draws[:size].reshape(shape)
-    return np.float32(std) * np.asarray(draws)[:size].reshape(shape)
-
-
-def _make_learned_scale(
-    rules: Parametrization, rngs: nnx.Rngs, size: int
-) -> Weight | None:
-    """A scale for each output of a matrix, if the parametrization learns them."""
-    if not rules.spec.learned_scales:
-        return None
-    return _make_weight(rules, rngs, "scale", (size,), fan_in=size)
-
-
-def _multiply_by_scale(
-    y: Float[Array, "B T O"], scale: Weight | None
-) -> Float[Array, "B T O"]:
-    if scale is None:
-        return y
-    return y * scale[...].astype(y.dtype).reshape(1, 1, -1)
-
-
-class Linear(nnx.Module):
-    """One matrix, or several matrices of the same input in a single product."""
-
-    def __init__(
-        self,
-        rules: Parametrization,
-        rngs: nnx.Rngs,
-        role: Role,
-        fan_outs: tuple[int, ...],
-        *,
-        fan_in: int,
-        base_fan_in: float | int,
-        zero_init: bool = False,
-    ) -> None:
-        weights = []
-        for fan_out in fan_outs:
-            weight = _make_weight(
-                rules,
-                rngs,
-                role,
-                (fan_in, fan_out),
-                fan_in=fan_in,
-                base_fan_in=base_fan_in,
-                zero_init=zero_init,
-            )
-            weights.append(weight)
-        self.weights = nnx.List(weights)
-        self.scale = _make_learned_scale(rules, rngs, sum(fan_outs))
-        self.ops = rules.ops
-        self.multiplier = rules.rule(role, fan_in, base_fan_in).multiplier
-        self.weight_bits = rules.config.weight_bits
-
-    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
-        x = split_rows(x)
-        bits = self.weight_bits
-        weights = [read_matrix(weight[...], bits) for weight in self.weights]
-        y = split_rows(self.ops.linear(x, weights, self.multiplier))
-        return _multiply_by_scale(y, self.scale)
-
-
-class Norm(nnx.Module):
-    """A norm over the last axis, computed in float32.
-
-    It is RMSNorm with gains or without, LayerNorm, or the identity.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        rules: Parametrization,
-        rngs: nnx.Rngs,
-        size: int,
-        *,
-        is_final: bool = False,
-    ) -> None:
-        self.kind = kind
-        self.ops = rules.ops
-        gain = None
-        bias = None
-        if kind in ("rmsnorm", "layernorm"):
-            role: Role = "final_gain" if is_final else "gain"
-            gain = _make_weight(rules, rngs, role, (size,), fan_in=size)
-        if kind == "layernorm":
-            role: Role = "final_bias" if is_final else "bias"
-            bias = _make_weight(rules, rngs, role, (size,), fan_in=size)
-        self.gain = gain
-        self.bias = bias
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        if self.kind == "none":
-            return x
-        z = x.astype(jnp.float32)
-        if self.bias is not None:
-            z = z - z.mean(axis=-1, keepdims=True)
-        mean_square = jnp.square(z).mean(axis=-1, keepdims=True)
-        z = z * jax.lax.rsqrt(mean_square + _NORM_EPSILON)
-        vector_shape = (1,) * (x.ndim - 1) + (-1,)
-        if self.gain is not None:
-            gain = self.ops.read_vector(self.gain[...], x)
-            z = z * gain.reshape(vector_shape)
-        if self.bias is not None:
-            bias = self.ops.read_vector(self.bias[...], x)
-            z = z + bias.reshape(vector_shape)
-        return z.astype(x.dtype)
 
 
 def _write_to_cache(
@@ -238,14 +81,6 @@ def _write_to_cache(
         return jax.lax.dynamic_update_slice_in_dim(cached, new, start, axis=1)
 
     return jax.vmap(write_one)(cached, new.astype(cached.dtype), starts)
-
-
-def apply_dropout(x: Array, rate: float, key: Key) -> Array:
-    """Inverted dropout. Without a key, or at rate 0, it is the identity."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -269,6 +104,7 @@ class Attention(nnx.Module):
             (inner, shared, shared, *gate),
             fan_in=config.width,
             base_fan_in=config.base_width,
+            weight_bits=config.weight_bits,
         )
         self.out = Linear(
             rules,
@@ -278,6 +114,7 @@ class Attention(nnx.Module):
             fan_in=inner,
             base_fan_in=config.base_width if heads_grow else inner,
             zero_init=config.zero_init_outputs,
+            weight_bits=config.weight_bits,
         )
         self.q_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
         self.k_norm = Norm(config.qk_norm_kind, rules, rngs, config.key_dim)
@@ -289,7 +126,7 @@ class Attention(nnx.Module):
         self.window = config.window if kind == "w" else None
         self.rope_base = config.rope_base
         self.ops = rules.ops
-        self.scale = rules.attention_scale
+        self.scale = rules.scale_attention(config.key_dim, config.base_key_dim)
 
     def __call__(
         self, x_BxTxD: Float[Array, "B T D"], layout: Layout | None = None
@@ -366,6 +203,7 @@ class FeedForward(nnx.Module):
             (hidden, hidden) if config.gated else (hidden,),
             fan_in=config.width,
             base_fan_in=config.base_width,
+            weight_bits=config.weight_bits,
         )
         self.down = Linear(
             rules,
@@ -375,6 +213,7 @@ class FeedForward(nnx.Module):
             fan_in=hidden,
             base_fan_in=hidden * config.base_width / config.width,
             zero_init=config.zero_init_outputs,
+            weight_bits=config.weight_bits,
         )
         self.ops = rules.ops
         self.activation = config.activation
@@ -434,12 +273,24 @@ class Block(nnx.Module):
         return self.ops.join_residual(skip, y, weights[1]), cache
 
 
-class Transformer(nnx.Module):
+class Transformer(Architecture):
     """Tokens to logits.
 
     The layers are a list of blocks. If `config.scanned`, they are one block whose
     parameters have a leading layer axis.
+
+    The tap is called with "embedding"; for each block i with "block{i}.attention" and
+    "block{i}.feed_forward" (what the branches write) and "block{i}" (the residual stream
+    after it); "final_norm"; "logits".
+
+    Raises:
+        ConfigError: the layers are scanned, and there is a tap or a cache.
     """
+
+    Config = ModelConfig
+    honors: ClassVar[frozenset[Option]] = frozenset(
+        {"dropout", "remat", "segments", "unit_scaling"}
+    )
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         rules = bind_parametrization(config)
@@ -447,12 +298,12 @@ class Transformer(nnx.Module):
         vocab = config.vocab
         self.config = config
         self.rules = rules
-        self.embedding = _make_weight(
+        self.embedding = make_weight(
             rules, rngs, "embedding", (vocab, width), fan_in=vocab
         )
         position = None
         if config.position == "learned":
-            position = _make_weight(
+            position = make_weight(
                 rules, rngs, "embedding", (config.context, width), fan_in=vocab
             )
         self.position = position
@@ -461,7 +312,7 @@ class Transformer(nnx.Module):
         self.norm = Norm(config.norm, rules, rngs, width, is_final=True)
         head = None
         if not config.tied:
-            head = _make_weight(
+            head = make_weight(
                 rules,
                 rngs,
                 "readout",
@@ -471,46 +322,67 @@ class Transformer(nnx.Module):
                 zero_init=config.zero_init_outputs,
             )
         self.head = head
-        self.head_scale = _make_learned_scale(rules, rngs, vocab)
+        self.head_scale = make_learned_scale(rules, rngs, vocab)
         self.in_multiplier = rules.rule("embedding", vocab).multiplier
         self.out_multiplier = rules.rule("readout", width, config.base_width).multiplier
 
     def __call__(
-        self,
-        tokens_BxT: Int[Array, "B T"],
-        key: Key = None,
-        tap: Tap = pass_through,
-        unroll: bool = False,
-        segments: Int[Array, "B T"] | None = None,
+        self, tokens_BxT: Int[Array, "B T"], call: Call
     ) -> Float[Array, "B T V"]:
-        """Logits in float32. Without a key there is no dropout.
-
-        With segments, a row holds several sequences, each of which sees itself alone.
-        """
+        segments = call.segments
         layout = None if segments is None else lay_out_segments(segments)
         x = self._embed(tokens_BxT, None if layout is None else layout.positions)
         embedding_key = None
         layers_key = None
-        if key is not None:
-            embedding_key, layers_key = jax.random.split(key)
+        if call.key is not None:
+            embedding_key, layers_key = jax.random.split(call.key)
         x = apply_dropout(x, self.config.dropout, embedding_key)
-        x = tap("embedding", x)
-        x = self._apply_layers(x, layers_key, tap, unroll, layout)
-        return self.read_out(x, tap)
+        x = call.tap("embedding", x)
+        x = self._apply_layers(x, layers_key, call.tap, call.unroll, layout)
+        return self.read_out(x, call.tap)
+
+    @classmethod
+    def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
+        return accounting.count_parameters(require_decoder(config, "this count"))
+
+    @classmethod
+    def count_forward_flops(
+        cls, config: ArchitectureConfig, *, causal: bool = True
+    ) -> float:
+        decoder = require_decoder(config, "this count")
+        return accounting.count_forward_flops(decoder, causal=causal)
+
+    @classmethod
+    def count_layer_bytes(cls, config: ArchitectureConfig) -> int:
+        return accounting.count_layer_bytes(require_decoder(config, "this count"))
+
+    @classmethod
+    def make_cache(
+        cls, config: ArchitectureConfig, rows: int, length: int
+    ) -> tuple[LayerCache, ...]:
+        """An empty cache of keys and values."""
+        decoder = require_decoder(config, "this cache")
+        shape = (rows, decoder.kv_heads, length, decoder.key_dim)
+        empty = jnp.zeros(shape, decoder.dtype)
+        return tuple(LayerCache(empty, empty) for _ in range(decoder.depth))
 
     def extend(
         self,
         tokens_BxT: Int[Array, "B T"],
         starts_B: Int[Array, " B"],
-        cache: Cache,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        cache: tuple[LayerCache, ...],
+    ) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...]]:
         """The residual stream after the last block at new tokens, and the cache with
         them.
         """
         length = tokens_BxT.shape[1]
         positions = starts_B[:, None] + jnp.arange(length)[None]
         x = self._embed(tokens_BxT, positions)
-        assert isinstance(self.blocks, nnx.List)
+        if not isinstance(self.blocks, nnx.List):
+            raise ConfigError(
+                f"model.scan_layers = {self.config.scan_layers!r}: decoding needs the "
+                "layers one by one; use unstack_layers"
+            )
         layers: list[LayerCache] = []
         for block, weights, layer in zip(
             self.blocks, self._list_residual_weights(), cache, strict=True
@@ -543,14 +415,16 @@ class Transformer(nnx.Module):
             x = ops.add_positions(x, take_positions(encodings, positions))
         return x.astype(config.dtype)
 
-    def read_out(self, x: Float[Array, "B T D"], tap: Tap) -> Float[Array, "B T V"]:
+    def read_out(
+        self, x: Float[Array, "B T D"], tap: Tap = pass_through
+    ) -> Float[Array, "B T V"]:
         """The logits of a residual stream, float32."""
         ops = self.rules.ops
         x = tap("final_norm", self.norm(x))
         weight = self.embedding[...].T if self.head is None else self.head[...]
         weight = read_matrix(weight, self.config.weight_bits)
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
-        logits = _multiply_by_scale(logits, self.head_scale)
+        logits = multiply_by_scale(logits, self.head_scale)
         logits = logits.astype(jnp.float32)
         cap = self.config.logit_cap
         if cap is not None:
@@ -607,6 +481,9 @@ class Transformer(nnx.Module):
         for layer in range(self.config.depth):
             attention = self.rules.residual(2 * layer)
             feed_forward = self.rules.residual(2 * layer + 1)
+            if not self.config.residual:
+                attention = attention._replace(skip=None)
+                feed_forward = feed_forward._replace(skip=None)
             weights.append((attention, feed_forward))
         return weights
 

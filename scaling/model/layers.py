@@ -1,0 +1,177 @@
+"""The layers that architectures are made of. Every parameter has a role and a rule.
+
+Axes: B batch, T position, D width, I and O the two sides of a matrix (O all outputs of
+matrices that share one product), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scaling.model.architecture import Key
+from scaling.model.parametrization import Parametrization, Role
+from scaling.model.quantization import read_matrix
+from scaling.model.sharding_axes import split_rows
+
+_NORM_EPSILON = 1e-6
+_ONE_ROLES: tuple[Role, ...] = ("gain", "final_gain", "scale")
+"""Roles whose parameters start at 1. All others have the standard deviation of their
+rule."""
+
+
+class Weight(nnx.Param):
+    """A parameter with its role and its rule as metadata."""
+
+
+def make_weight(
+    rules: Parametrization,
+    rngs: nnx.Rngs,
+    role: Role,
+    shape: tuple[int, ...],
+    *,
+    fan_in: int,
+    base_fan_in: float | int | None = None,
+    zero_init: bool = False,
+) -> Weight:
+    rule = rules.rule(role, fan_in, base_fan_in)
+    if role in _ONE_ROLES:
+        value = np.ones(shape, np.float32)
+    elif zero_init or rule.init_std == 0.0:
+        value = np.zeros(shape, np.float32)
+    else:
+        value = _draw_normal(rngs.params(), shape, rule.init_std)
+    return Weight(value, role=role, rule=rule)
+
+
+def _draw_normal(
+    key: PRNGKeyArray, shape: tuple[int, ...], std: float | int
+) -> np.ndarray | Array:
+    """Normal values of a standard deviation.
+
+    The number of draws is the next power of two, and the surplus is dropped. Outside of
+    `jax.jit`, JAX compiles the draw once for each number, and powers of two are few.
+    """
+    size = math.prod(shape)
+    draws = jax.random.normal(key, (1 << (size - 1).bit_length(),))
+    if isinstance(draws, Tracer):
+        return std * draws[:size].reshape(shape)
+    return np.float32(std) * np.asarray(draws)[:size].reshape(shape)
+
+
+def make_learned_scale(
+    rules: Parametrization, rngs: nnx.Rngs, size: int
+) -> Weight | None:
+    """A scale for each output of a matrix, if the parametrization learns them."""
+    if not rules.spec.learned_scales:
+        return None
+    return make_weight(rules, rngs, "scale", (size,), fan_in=size)
+
+
+def multiply_by_scale(
+    y: Float[Array, "B T O"], scale: Weight | None
+) -> Float[Array, "B T O"]:
+    if scale is None:
+        return y
+    return y * scale[...].astype(y.dtype).reshape(1, 1, -1)
+
+
+class Linear(nnx.Module):
+    """One matrix, or several matrices of the same input in a single product."""
+
+    def __init__(
+        self,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        role: Role,
+        fan_outs: tuple[int, ...],
+        *,
+        fan_in: int,
+        base_fan_in: float | int,
+        zero_init: bool = False,
+        weight_bits: int | None = None,
+    ) -> None:
+        weights = []
+        for fan_out in fan_outs:
+            weight = make_weight(
+                rules,
+                rngs,
+                role,
+                (fan_in, fan_out),
+                fan_in=fan_in,
+                base_fan_in=base_fan_in,
+                zero_init=zero_init,
+            )
+            weights.append(weight)
+        self.weights = nnx.List(weights)
+        self.scale = make_learned_scale(rules, rngs, sum(fan_outs))
+        self.ops = rules.ops
+        self.multiplier = rules.rule(role, fan_in, base_fan_in).multiplier
+        self.weight_bits = weight_bits
+
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        x = split_rows(x)
+        bits = self.weight_bits
+        weights = [read_matrix(weight[...], bits) for weight in self.weights]
+        y = split_rows(self.ops.linear(x, weights, self.multiplier))
+        return multiply_by_scale(y, self.scale)
+
+
+class Norm(nnx.Module):
+    """A norm over the last axis, computed in float32.
+
+    It is RMSNorm with gains or without, LayerNorm, or the identity.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        size: int,
+        *,
+        is_final: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.ops = rules.ops
+        gain = None
+        bias = None
+        if kind in ("rmsnorm", "layernorm"):
+            role: Role = "final_gain" if is_final else "gain"
+            gain = make_weight(rules, rngs, role, (size,), fan_in=size)
+        if kind == "layernorm":
+            role: Role = "final_bias" if is_final else "bias"
+            bias = make_weight(rules, rngs, role, (size,), fan_in=size)
+        self.gain = gain
+        self.bias = bias
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        if self.kind == "none":
+            return x
+        z = x.astype(jnp.float32)
+        if self.bias is not None:
+            z = z - z.mean(axis=-1, keepdims=True)
+        mean_square = jnp.square(z).mean(axis=-1, keepdims=True)
+        z = z * jax.lax.rsqrt(mean_square + _NORM_EPSILON)
+        vector_shape = (1,) * (x.ndim - 1) + (-1,)
+        if self.gain is not None:
+            gain = self.ops.read_vector(self.gain[...], x)
+            z = z * gain.reshape(vector_shape)
+        if self.bias is not None:
+            bias = self.ops.read_vector(self.bias[...], x)
+            z = z + bias.reshape(vector_shape)
+        return z.astype(x.dtype)
+
+
+def apply_dropout(x: Array, rate: float, key: Key) -> Array:
+    """Inverted dropout. Without a key, or at rate 0, it is the identity."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
