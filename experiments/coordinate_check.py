@@ -33,23 +33,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 import tyro
-from jaxtyping import Array, Int
 
 from analysis.plots.style import save_figure
 from experiments.transfer import fit_slope, plot_changes
 from scaling import data
 from scaling.cli.output import to_records
 from scaling.config import DataConfig, ModelConfig, OptimConfig
-from scaling.model.architecture import Params
-from scaling.model.family import build_family
-from scaling.model.probes import record_activations
-from scaling.training.optimizer import make_optimizer
-from scaling.training.step import StepSpec, TrainState, train_step
+from scaling.training.activation_changes import measure_activation_changes
 
 RATE_FACTORS = {"umup": 100.0, "unit": 8.0}
 """By parametrization, the factor on `rate` that moves a weight of the base shape by the
@@ -93,48 +86,6 @@ class CoordinateCheck:
         return self.widths if axis == "width" else self.depths
 
 
-def measure_changes(
-    model: ModelConfig,
-    optim: OptimConfig,
-    windows: Int[Array, "S B T1"],
-    probe: Int[Array, "B T"],
-    seeds: int,
-) -> dict[str, np.ndarray]:
-    """Root mean square change of each layer's activation after each step, [S], mean
-    over seeds.
-    """
-    family = build_family(model)
-    spec = StepSpec(
-        family=family,
-        optimizer=make_optimizer(optim, family),
-        accumulate=1,
-        loss_range=None,
-    )
-    rate = jnp.float32(optim.lr)
-    no_decay = jnp.float32(0)
-
-    @jax.jit
-    def record(params: Params) -> dict[str, Array]:
-        return record_activations(family, params, probe)
-
-    @jax.jit
-    def step(state: TrainState, batch: Int[Array, "B T1"]) -> TrainState:
-        state, _ = train_step(spec, state, batch, rate, no_decay, None, None)
-        return state
-
-    changes: dict[str, np.ndarray] = {}
-    for seed in range(seeds):
-        state = spec.init(seed)
-        start = jax.device_get(record(state.params))
-        for k, batch in enumerate(windows):
-            state = step(state, batch)
-            for name, now in jax.device_get(record(state.params)).items():
-                change = np.sqrt(np.mean(np.square(now - start[name])))
-                by_step = changes.setdefault(name, np.zeros(len(windows)))
-                by_step[k] += change / seeds
-    return changes
-
-
 def name_layers(depth: int) -> dict[str, str]:
     """By a name that does not depend on depth, the name of the activation: the residual
     stream, then what branches write.
@@ -173,7 +124,9 @@ def measure_axis(args: CoordinateCheck, axis: str) -> pd.DataFrame:
             model = dataclasses.replace(
                 args.model, parametrization=name, **{axis: size}
             )
-            changes = measure_changes(model, optim, windows, probe, args.seeds)
+            changes = measure_activation_changes(
+                model, optim, windows, probe, args.seeds
+            )
             for layer, activation in name_layers(model.depth).items():
                 for k, change in enumerate(changes[activation]):
                     rows.append(

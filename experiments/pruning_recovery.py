@@ -49,6 +49,7 @@ from experiments.rise_laws import (
 from scaling import ParentConfig, PruningConfig, RunConfig, prune_model
 from scaling.compression.losses import LossChange, compare_windows
 from scaling.compression.losses import measure_heldout_windows as measure_windows
+from scaling.config import require_decoder
 from scaling.store import query
 
 CONTROL = "none"
@@ -147,6 +148,7 @@ def measure_sweep(args: PruningRecovery) -> pd.DataFrame:
     for row in finished:
         model = scaling.load(args.runs, row["run_id"])
         before = measure_windows(model)
+        heads = require_decoder(model.config, "pruning heads").heads
         for way in ways:
             recovered = scaling.load(sparse, recoveries[row["run_id"], way].run_id)
             stages = {"recovered": measure_windows(recovered)}

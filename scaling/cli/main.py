@@ -22,6 +22,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
     "plan": "plan_sweep.PlanArgs",
     "sweep": "plan_sweep.SweepArgs",
     "auto": "auto_sweep.AutoArgs",
+    "check-architecture": "check_architecture.CheckArchitectureArgs",
     "runs": "runs.RunsArgs",
     "show": "runs.ShowArgs",
     "diff": "runs.DiffArgs",
@@ -58,9 +59,13 @@ GROUPS = {
     ),
     "fit": ("fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
+    "bring an architecture": ("check-architecture",),
     "reproduce": ("reproduce",),
 }
-SHORT_FLAGS = {"--data": "--data.source"}  # of the verbs that train
+SHORT_FLAGS = {  # of the verbs that train
+    "--data": "--data.source",
+    "--architecture": "--model.architecture",
+}
 RENAMED = {"next": "suggest"}  # verbs of the last release; they go with the next one
 # Objects after which a verb that fits looks for unreachable ones. Its imports make some
 # hundred thousand that stay, and looking at each, as Python does after every 700, takes a
@@ -175,6 +180,10 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
 
         rest = [expand_flag(word) for word in rest]
         options["default"] = verb(config=read_preset(rest))
+    if name == "check-architecture" and rest and not rest[0].startswith("-"):
+        from scaling.cli.check_architecture import make_small_model
+
+        options["default"] = verb(rest[0], make_small_model(rest[0]))
     return tyro.cli(verb, args=rest, prog=f"scaling {name}", **options)
 
 

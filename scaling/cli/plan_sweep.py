@@ -16,6 +16,7 @@ import tyro
 from scaling.cli.design_plan import expect_plan, find_plan
 from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
 from scaling.config import ConfigError, read_toml
+from scaling.config.architecture import replace_architecture
 from scaling.config.suggestions import did_you_mean
 from scaling.execution.config import EXECUTORS, ClusterConfig
 from scaling.monitoring.trackers import Kind
@@ -319,11 +320,24 @@ class SweepArgs:
 
 
 def read_preset(args: Sequence[str]) -> PlanConfig:
-    """The preset that `--preset` names among the arguments; by default `quickstart`."""
-    name = "quickstart"
+    """The preset that `--preset` names among the arguments, by default `quickstart`, with
+    the architecture of `--model.architecture`.
+    """
+    name = find_flag(args, "--preset") or "quickstart"
+    preset = read_toml(find_preset(name), PlanConfig)
+    architecture = find_flag(args, "--model.architecture")
+    if architecture is None:
+        return preset
+    model = replace_architecture(preset.model, architecture)
+    return dataclasses.replace(preset, model=model)
+
+
+def find_flag(args: Sequence[str], flag: str) -> str | None:
+    """The value of a flag among the arguments of a command; None if it is not there."""
+    value = None
     for i, arg in enumerate(args):
-        if arg == "--preset" and i + 1 < len(args):
-            name = args[i + 1]
-        elif arg.startswith("--preset="):
-            name = arg.removeprefix("--preset=")
-    return read_toml(find_preset(name), PlanConfig)
+        if arg == flag and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"{flag}="):
+            value = arg.partition("=")[2]
+    return value

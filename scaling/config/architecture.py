@@ -46,6 +46,18 @@ ARCHITECTURES: dict[str, ArchitectureEntry] = {
         config="scaling.config.model:ModelConfig",
         module="scaling.model.architectures.transformer:Transformer",
     ),
+    "linear_attention": ArchitectureEntry(
+        config="scaling.model.architectures.linear_attention:LinearAttentionConfig",
+        module="scaling.model.architectures.linear_attention:LinearTransformer",
+    ),
+    "lstm": ArchitectureEntry(
+        config="scaling.model.architectures.lstm:LstmConfig",
+        module="scaling.model.architectures.lstm:Lstm",
+    ),
+    "convolution": ArchitectureEntry(
+        config="scaling.model.architectures.convolution:ConvolutionConfig",
+        module="scaling.model.architectures.convolution:ConvolutionalNetwork",
+    ),
 }
 """The architectures of this library, by name."""
 
@@ -174,6 +186,28 @@ def find_config_class(name: object, path: str) -> type[ArchitectureConfig]:
     fix = f"set {config.__name__}.architecture, which is {own!r}, to this name"
     require(own == name, path, name, fix)
     return config
+
+
+def replace_architecture(config: ArchitectureConfig, name: str) -> ArchitectureConfig:
+    """A configuration of another architecture with the settings of this one.
+
+    A setting is a field that departs from its default. Those that the other architecture
+    does not have are left out.
+
+    Raises:
+        ConfigError: there is no such architecture, or a setting is not valid for it.
+    """
+    if name == config.architecture:
+        return config
+    cls = find_config_class(name, "model.architecture")
+    plain = type(config)()
+    settings: JsonObject = {}
+    for option in dataclasses.fields(config):
+        value = getattr(config, option.name)
+        is_shared = option.name in cls.__dataclass_fields__
+        if is_shared and value != getattr(plain, option.name):
+            settings[option.name] = value
+    return cls(**settings)
 
 
 def _require_name(name: object, path: str) -> str:

@@ -182,7 +182,7 @@ class Architecture(nnx.Module):
                 holds from there on is overwritten or not seen.
             cache: From `make_cache`, with the tokens before.
         """
-        index = starts_B[:, None] + jnp.arange(tokens_BxT.shape[1])
+        index = starts_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
         rows = jnp.arange(len(tokens_BxT))[:, None]
         # A prompt may be padded beyond the end of the cache.
         cache = cache.at[rows, index].set(tokens_BxT, mode="drop")
@@ -222,7 +222,6 @@ def find_architecture(config: ArchitectureConfig) -> type[Architecture]:
     return architecture
 
 
-@functools.cache
 def _import_architecture(name: str) -> type[Architecture]:
     path = "model.architecture"
     find_config_class(name, path)  # it checks the name

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from scaling.config import ConfigError
 from scaling.model.architecture import Key
 from scaling.model.parametrization import Parametrization, Role
 from scaling.model.quantization import read_matrix
@@ -40,6 +41,20 @@ def make_weight(
     base_fan_in: float | int | None = None,
     zero_init: bool = False,
 ) -> Weight:
+    """A parameter with its initial values.
+
+    Args:
+        rules: The parametrization of the model.
+        rngs: Of the initial values.
+        role: What the table of parametrizations has a rule for.
+        shape: A matrix has its inputs first, an embedding a row for each token.
+        fan_in: Inputs of each output.
+        base_fan_in: The same at the base width; None if it does not grow with the width.
+        zero_init: Start at zero, whatever the rule says.
+
+    Raises:
+        ConfigError: the role has no rule.
+    """
     rule = rules.rule(role, fan_in, base_fan_in)
     if role in _ONE_ROLES:
         value = np.ones(shape, np.float32)
@@ -83,7 +98,12 @@ def multiply_by_scale(
 
 
 class Linear(nnx.Module):
-    """One matrix, or several matrices of the same input in a single product."""
+    """One matrix, or several matrices of the same input in a single product.
+
+    `role` is "hidden", or "residual_out" if the result is added to the residual stream;
+    `fan_outs` are the outputs of each matrix; `base_fan_in` is the number of inputs at
+    the base width, `config.base_width` for those that read activations of the width.
+    """
 
     def __init__(
         self,
@@ -175,3 +195,97 @@ def apply_dropout(x: Array, rate: float, key: Key) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def split_dropout_key(key: Key, count: int) -> list[Key]:
+    """Keys for several layers; without a key, none for each."""
+    if key is None:
+        return [None] * count
+    return list(jax.random.split(key, count))
+
+
+class Embedding(nnx.Module):
+    """Tokens to vectors, in the precision of the computation."""
+
+    def __init__(self, rules: Parametrization, rngs: nnx.Rngs) -> None:
+        config = rules.config
+        vocab = config.vocab
+        shape = (vocab, config.width)
+        self.table = make_weight(rules, rngs, "embedding", shape, fan_in=vocab)
+        self.ops = rules.ops
+        self.multiplier = rules.rule("embedding", vocab).multiplier
+        self.dtype = config.dtype
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        x = self.ops.embed(self.table[...], split_rows(tokens), self.multiplier)
+        return split_rows(x).astype(self.dtype)
+
+
+class Readout(nnx.Module):
+    """Vectors to logits, float32."""
+
+    def __init__(self, rules: Parametrization, rngs: nnx.Rngs) -> None:
+        config = rules.config
+        self.weight = make_weight(
+            rules,
+            rngs,
+            "readout",
+            (config.width, config.vocab),
+            fan_in=config.width,
+            base_fan_in=config.base_width,
+        )
+        self.scale = make_learned_scale(rules, rngs, config.vocab)
+        self.ops = rules.ops
+        rule = rules.rule("readout", config.width, config.base_width)
+        self.multiplier = rule.multiplier
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        logits = self.ops.readout(split_rows(x), self.weight[...], self.multiplier)
+        logits = multiply_by_scale(split_rows(logits), self.scale)
+        return self.ops.scale_logits(logits.astype(jnp.float32))
+
+
+class Bias(nnx.Module):
+    """A learned vector that is added."""
+
+    def __init__(self, rules: Parametrization, rngs: nnx.Rngs, size: int) -> None:
+        self.value = make_weight(rules, rngs, "bias", (size,), fan_in=size)
+        self.ops = rules.ops
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        bias = self.ops.read_vector(self.value[...], x)
+        return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def give_role(
+    parameter: nnx.Variable,
+    rules: Parametrization,
+    role: Role,
+    *,
+    fan_in: int,
+    base_fan_in: float | int | None = None,
+) -> None:
+    """Give a parameter of another library's layer, `nnx.Linear(...).kernel` for example,
+    a role. It keeps its initial values, and its learning rate, weight decay and epsilon
+    follow the role's rule.
+
+    Args:
+        parameter: The parameter.
+        rules: The parametrization of the model.
+        role: What the table of parametrizations has a rule for.
+        fan_in: Inputs of each output.
+        base_fan_in: The same at the base width; None if it does not grow with the width.
+
+    Raises:
+        ConfigError: the rule multiplies the output of the parameter, which the other
+            library's layer does not do.
+    """
+    rule = rules.rule(role, fan_in, base_fan_in)
+    name = rules.config.parametrization
+    if rule.multiplier != 1.0:
+        raise ConfigError(
+            f"model.parametrization = {name!r}: multiplies the output of role {role!r} "
+            f"by {rule.multiplier:g}, which {type(parameter).__name__} of another layer "
+            "does not; use the layers of this library for it, or 'sp'"
+        )
+    parameter.set_metadata(role=role, rule=rule)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Layout(NamedTuple):
@@ -26,11 +26,15 @@ class Layout(NamedTuple):
     segments: Int[Array, "B T"] | None = None
 
 
+def find_starts(segments: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Whether each token is the first of its sequence."""
+    return jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+
+
 def lay_out_segments(segments: Int[Array, "B T"]) -> Layout:
     """The layout of rows that hold several sequences one after the other."""
     index = jnp.arange(segments.shape[1])[None]
-    is_first = jnp.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
-    first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
+    first = jax.lax.cummax(jnp.where(find_starts(segments), index, 0), axis=1)
     return Layout(index - first, segments)
 
 

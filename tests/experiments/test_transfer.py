@@ -13,13 +13,13 @@ import pytest
 
 from experiments.coordinate_check import (
     fit_slopes,
-    measure_changes,
     name_layers,
     summarize_slopes,
 )
 from experiments.transfer import find_best_steps, find_optima, fit_slope, measure_shifts
 from experiments.transfer_lr import TransferLr, make_transfer_plan
 from scaling import OptimConfig
+from scaling.training.activation_changes import measure_activation_changes
 
 RATES = 2.0 ** np.arange(-9, -4)
 WIDTHS = np.array([32, 64, 128])
@@ -182,7 +182,7 @@ def test_one_step_of_adam_moves_every_embedding_by_the_rate(
 ) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 4, 17), dtype=np.int32)
     optim = OptimConfig(lr=1e-3, epsilon=1e-16, clip_norm=None)
-    found = measure_changes(
+    found = measure_activation_changes(
         make_model(zero_init_outputs=False),
         optim,
         jnp.asarray(windows),

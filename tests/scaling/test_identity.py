@@ -23,7 +23,7 @@ from scaling.config import (
     TeacherConfig,
     from_dict,
 )
-from scaling.config.architecture import UnitMultipliers
+from scaling.config.architecture import ArchitectureConfig, UnitMultipliers
 from scaling.config.identity import (
     FIRST_FIELDS,
     describe_identity,
