@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 
 import analysis
-from analysis.plots.style import BLUE, GRAY, make_figure, save_figure, use_style
+from analysis.plots.style import save_figure
+from experiments.multipliers import Interval, plot_multipliers
 from scaling import ModelConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
@@ -215,21 +215,6 @@ def format_table(rows: list[Multiplier]) -> str:
     return "\n".join(lines)
 
 
-@use_style
-def plot_multipliers(rows: list[Multiplier]) -> Figure:
-    """The multiplier of each arm with its interval, the best first."""
-    ordered = sorted(rows, key=lambda row: row.multiplier)
-    figure = make_figure(0.7 + 0.27 * len(rows))
-    ax = figure.add_subplot()
-    for place, row in enumerate(ordered):
-        ax.plot([row.low, row.high], [place, place], color=BLUE, linewidth=1.2)
-        ax.plot([row.multiplier], [place], color=BLUE, marker="o", markersize=5)
-    ax.axvline(1.0, color=GRAY, linestyle="--", linewidth=1, zorder=0)
-    ax.set_yticks(range(len(ordered)), [row.arm for row in ordered])
-    ax.set_xlabel("Compute multiplier over the default, with its 90 % interval")
-    return figure
-
-
 def main() -> None:
     """Train, compare, draw."""
     args = tyro.cli(Architectures, description=__doc__)
@@ -238,7 +223,9 @@ def main() -> None:
     table = format_table(rows)
     (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
     print(f"\n{table}")
-    print(save_figure(plot_multipliers(rows), args.out / "multipliers.png"))
+    intervals = [Interval(row.arm, row.multiplier, row.low, row.high) for row in rows]
+    figure = plot_multipliers(intervals, DEFAULT)
+    print(save_figure(figure, args.out / "multipliers.png"))
 
 
 if __name__ == "__main__":

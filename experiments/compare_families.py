@@ -1,0 +1,345 @@
+"""What other architectures are worth in compute against the decoder, and where in the
+context they lose.
+
+    python -m experiments.compare_families --out runs/families
+
+Each architecture trains an IsoFLOP sweep of its own: the sizes that its FLOPs allow, each
+at several learning rates, of which the best is kept. Two sweeps are then compared by one
+law for both. The loss at each position of the context is that of the best run of the
+largest budget (Kaplan et al. 2020, arXiv:2001.08361, figure 7). Writes `multipliers.csv`,
+`table.md`, `multipliers.png` and `positions.png`. Expect the LSTM to fall behind the
+decoder, more so later in the context. docs/notes/families.md has the figures.
+
+To compare another architecture, add a row to `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import tyro
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+import analysis
+import scaling
+from analysis.plots.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILLION,
+    make_figure,
+    save_figure,
+    use_style,
+)
+from experiments.multipliers import Interval, plot_multipliers
+from scaling import Plan, PlanConfig, RunConfig, make_plan, sweep
+from scaling.cli.output import print_plan
+from scaling.cli.plan_sweep import find_preset
+from scaling.config import read_toml
+from scaling.config.architecture import replace_architecture
+from scaling.inference.model import TrainedModel
+from scaling.model.architecture import Params
+from scaling.model.family import Family
+from scaling.model.kernels import cross_entropy
+
+BASELINE = "decoder"
+_COLORS = (BLUE, VERMILLION, GREEN, ORANGE)
+_ROWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """A family of models that is compared.
+
+    Attributes:
+        architecture: its name.
+        model: values of fields of its configuration.
+        optim: values of fields of `OptimConfig`.
+    """
+
+    architecture: str
+    model: Mapping[str, object] = field(default_factory=dict)
+    optim: Mapping[str, object] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, FamilySpec] = {
+    BASELINE: FamilySpec("decoder"),
+    "linear attention": FamilySpec("linear_attention"),
+    "LSTM": FamilySpec("lstm"),
+    "convolution": FamilySpec("convolution", {"depth": 4}),
+}
+"""What is compared, the baseline first."""
+
+
+@dataclass(frozen=True)
+class Families:
+    """What to train.
+
+    Attributes:
+        out: folder of the runs, the table and the figures.
+        families: names of `FAMILIES`; the decoder is always trained.
+        preset: the sweep that each trains.
+        budgets: FLOPs, in place of the preset's.
+        context: tokens per sequence.
+        batch_size: sequences per step.
+        lr_factors: of the preset's learning rate.
+        draws: of the parameters.
+        workers: processes. Default: one per core on CPU.
+    """
+
+    out: Path = Path("runs/families")
+    families: tuple[str, ...] = tuple(FAMILIES)
+    preset: str = "isoflop"
+    budgets: tuple[float, ...] = (1e11, 2e11, 4e11)
+    context: int = 256
+    batch_size: int = 2
+    lr_factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    draws: int = 1000
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.families:
+            if name not in FAMILIES:
+                known = ", ".join(FAMILIES)
+                raise ValueError(f"families: {name!r} is unknown; there are {known}")
+
+
+class FamilyResult(NamedTuple):
+    """What a family is worth: a row of the table.
+
+    Attributes:
+        family: its name.
+        budget: FLOPs of the largest budget.
+        multiplier: FLOPs of the decoder over those of the family at equal loss there.
+        low: end of its 90 % interval.
+        high: the other end.
+        shares_shape: whether both bear one shape of the law.
+        at_edge: cells whose best learning rate is the lowest or highest that was tried.
+        cells: cells in all.
+    """
+
+    family: str
+    budget: float
+    multiplier: float
+    low: float
+    high: float
+    shares_shape: bool
+    at_edge: int
+    cells: int
+
+
+def plan_family(args: Families, family: FamilySpec) -> list[RunConfig]:
+    """The sweep of a family."""
+    preset = read_toml(find_preset(args.preset), PlanConfig)
+    plain = replace_architecture(preset.model, family.architecture)
+    model = dataclasses.replace(plain, context=args.context, **family.model)
+    optim = dataclasses.replace(
+        preset.optim, batch_size=args.batch_size, **family.optim
+    )
+    config = dataclasses.replace(
+        preset,
+        budgets=args.budgets,
+        model=model,
+        optim=optim,
+        lr_factors=args.lr_factors,
+    )
+    return list(make_plan(config))
+
+
+def train_families(args: Families) -> dict[str, pd.DataFrame]:
+    """The run table of each family, the decoder first."""
+    names = dict.fromkeys((BASELINE, *args.families))
+    plans = {name: plan_family(args, FAMILIES[name]) for name in names}
+    runs = [run for plan in plans.values() for run in plan]
+    plan = Plan("families", tuple(runs))
+    print_plan(plan, args.out, timing=True, workers=args.workers)
+    table = sweep(plan, args.out, workers=args.workers).set_index("run_id", drop=False)
+    tables = {}
+    for name, family_runs in plans.items():
+        ids = [run.run_id for run in family_runs]
+        tables[name] = table.loc[ids].reset_index(drop=True)
+    return tables
+
+
+def keep_best_rates(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the best learning rate of each size and budget, with whether it is the
+    lowest or highest that was tried.
+    """
+    rows = []
+    for _, cell in table.groupby(["width", "budget"]):
+        rates = cell.loc[:, "lr"].to_numpy(float)
+        best = int(np.argmin(cell.loc[:, "loss"].to_numpy(float)))
+        row = cell.iloc[best].to_dict()
+        row["at_edge"] = not rates.min() < rates[best] < rates.max()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare_families(
+    tables: Mapping[str, pd.DataFrame], draws: int
+) -> list[FamilyResult]:
+    """Each family compared with the decoder, at the largest budget."""
+    rows = []
+    for name, table in tables.items():
+        if name == BASELINE:
+            continue
+        found = analysis.compare(
+            {BASELINE: tables[BASELINE], name: table},
+            draws=draws,
+            flops_per_token="counted",
+        )
+        largest = [max(one["flops"].tolist()) for one in (tables[BASELINE], table)]
+        budget = min(largest)
+        (at,) = found.at([budget]).to_dict("records")
+        rows.append(
+            FamilyResult(
+                family=name,
+                budget=budget,
+                multiplier=float(at["multiplier"]),
+                low=float(at["low"]),
+                high=float(at["high"]),
+                shares_shape=found.is_joint,
+                at_edge=int(table.loc[:, "at_edge"].to_numpy(bool).sum()),
+                cells=len(table),
+            )
+        )
+        print(f"\n{found}", flush=True)
+    return rows
+
+
+# --- the loss at each position --------------------------------------------------------
+
+
+def measure_positions(model: TrainedModel) -> Float[np.ndarray, " T"]:
+    """The mean loss of the token after each position of the context, in bits."""
+    windows = model.open_heldout().windows
+    rows = len(windows) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    blocks = windows[:rows].reshape(-1, _ROWS_AT_ONCE, windows.shape[1])
+    family = model.family
+
+    @jax.jit
+    def sum_losses(params: Params, blocks: Int[Array, "N B T1"]) -> Float[Array, " T"]:
+        return jax.lax.map(
+            lambda block: sum_block_losses(family, params, block), blocks
+        ).sum(axis=0)
+
+    total = sum_losses(model.params, jnp.asarray(blocks, jnp.int32))
+    return np.asarray(total, np.float64) / rows / math.log(2)
+
+
+def sum_block_losses(
+    family: Family, params: Params, block: Int[Array, "B T1"]
+) -> Float[Array, " T"]:
+    """Losses at each position, summed over the sequences, in nats."""
+    logits = family.apply(params, block[:, :-1])
+    return cross_entropy(logits, block[:, 1:]).sum(axis=0)
+
+
+def measure_best_runs(
+    tables: Mapping[str, pd.DataFrame], out: Path
+) -> dict[str, Float[np.ndarray, " T"]]:
+    """The loss at each position of each family's best run of the largest budget."""
+    positions = {}
+    for name, table in tables.items():
+        budgets = table.loc[:, "budget"].to_numpy(float)
+        losses = table.loc[:, "loss"].to_numpy(float)
+        best = int(np.argmin(np.where(budgets == budgets.max(), losses, np.inf)))
+        run_id = str(table.loc[:, "run_id"].iloc[best])
+        positions[name] = measure_positions(scaling.load(out, run_id))
+    return positions
+
+
+def average_octaves(
+    losses: Float[np.ndarray, " T"],
+) -> tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]:
+    """Mean losses over positions 1, 2, 3 to 4, 5 to 8, and so on, four groups for each
+    doubling from 8 on, with the geometric middles of the groups.
+    """
+    exponents = np.concatenate(
+        [[0, 1, 2, 3], np.arange(3.25, np.log2(len(losses)), 0.25)]
+    )
+    edges = np.unique(np.concatenate([[0], np.round(2**exponents), [len(losses)]]))
+    edges = edges.astype(int)
+    middles = []
+    means = []
+    for start, stop in itertools.pairwise(edges):
+        middles.append(math.sqrt((start + 1) * stop))
+        means.append(losses[start:stop].mean())
+    return np.array(middles), np.array(means)
+
+
+# --- tables and figures ---------------------------------------------------------------
+
+
+def format_table(rows: list[FamilyResult]) -> str:
+    """The multipliers as a Markdown table."""
+    lines = [
+        "| architecture | multiplier, 90 % interval | best rate at an end |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        mark = "" if row.shares_shape else " (*)"
+        interval = f"{row.multiplier:.2f} [{row.low:.2f}, {row.high:.2f}]{mark}"
+        lines.append(f"| {row.family} | {interval} | {row.at_edge} of {row.cells} |")
+    if not all(row.shares_shape for row in rows):
+        lines += [
+            "",
+            "(*) One shape of the law is rejected; each was fitted by itself.",
+        ]
+    return "\n".join(lines)
+
+
+@use_style
+def plot_positions(positions: Mapping[str, Float[np.ndarray, " T"]]) -> Figure:
+    """The loss against the position in the context."""
+    figure = make_figure(3.4)
+    ax = figure.add_subplot()
+    for (name, losses), color in zip(
+        positions.items(), itertools.cycle(_COLORS), strict=False
+    ):
+        middles, means = average_octaves(losses)
+        ax.plot(middles, means, color=color, marker="o", markersize=3, label=name)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.set_xlabel("Position in the context")
+    ax.set_ylabel("Loss, bits per byte")
+    ax.legend()
+    return figure
+
+
+def main() -> None:
+    """Train, compare, draw."""
+    args = tyro.cli(Families, description=__doc__)
+    trained = train_families(args)
+    tables = {name: keep_best_rates(table) for name, table in trained.items()}
+    rows = compare_families(tables, args.draws)
+    pd.DataFrame(rows).to_csv(args.out / "multipliers.csv", index=False)
+    table = format_table(rows)
+    (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    print(f"\n{table}")
+    intervals = []
+    for row in rows:
+        intervals.append(Interval(row.family, row.multiplier, row.low, row.high))
+    figure = plot_multipliers(intervals, BASELINE)
+    print(save_figure(figure, args.out / "multipliers.png"))
+    positions = measure_best_runs(tables, args.out)
+    figure = plot_positions(positions)
+    print(save_figure(figure, args.out / "positions.png"))
+    late = {name: losses[-64:].mean() for name, losses in positions.items()}
+    for name, loss in late.items():
+        print(f"{name}: {loss:.3f} bits per byte at the last 64 positions")
+
+
+if __name__ == "__main__":
+    main()
