@@ -21,6 +21,7 @@ from scaling.config.conversion import (
     require_positive,
 )
 from scaling.config.identity import describe_identity, hash_identity
+from scaling.config.mixture import format_mixture, is_mixture, parse_mixture
 from scaling.config.model import ModelConfig
 
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
@@ -40,8 +41,8 @@ class DataConfig:
     """
 
     source: str = "code"
-    """code, sotu, a path, hf:NAME, task:NAME, or a synthetic source such as
-    markov:states=64."""
+    """code, sotu, a path, hf:NAME, task:NAME, a synthetic source such as
+    markov:states=64, or a mixture of texts such as mixture:code=0.7,sotu=0.3."""
     tokenizer: str = "bytes"
     """bytes, bpe:VOCAB, or the path of a tokenizer.json. Synthetic sources emit ids."""
     heldout_fraction: float = 0.02
@@ -56,6 +57,12 @@ class DataConfig:
         convert_fields(self, "data")
         fix = "name a source, e.g. 'code' or a path"
         require(bool(self.source), "data.source", self.source, fix)
+        if is_mixture(self.source):
+            canonical = format_mixture(parse_mixture(self.source))
+            object.__setattr__(self, "source", canonical)
+            fix = "cuts one source; leave it out for a mixture"
+            ok = self.unique_tokens is None
+            require(ok, "data.unique_tokens", self.unique_tokens, fix)
         fraction = self.heldout_fraction
         in_range = 0 < fraction < 1
         require(in_range, "data.heldout_fraction", fraction, "must lie in (0, 1)")

@@ -9,60 +9,40 @@ inputs and, shifted by one, T targets.
 
 from __future__ import annotations
 
+import abc
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 from numpy.lib.stride_tricks import sliding_window_view
 
 from scaling.data.errors import DataError
 
 
-class Rows:
-    """Rows of `context + 1` tokens in batches, each row once per epoch.
+class Batches(abc.ABC):
+    """Rows of `context + 1` tokens in batches without end."""
 
-    Epochs follow each other without a gap: a batch may hold the last rows of one epoch
-    and the first of the next, so that no row is ever left out. Each epoch has its own
-    order.
-    """
-
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, context: int, batch_size: int, seed: int = 0) -> None:
         if seed < 0:
             raise DataError(f"data.seed = {seed}: must not be negative")
         if batch_size < 1:
             raise DataError(f"batch_size = {batch_size}: must be at least 1")
-        self.context = rows.shape[1] - 1
+        self.context = context
         self.batch_size = batch_size
         self.seed = seed
-        # Rows per epoch.
-        self.count = len(rows)
-        self._rows = rows
 
     @property
+    @abc.abstractmethod
     def tokens_per_epoch(self) -> int:
-        """Targets seen in one epoch; the stream's unique tokens, less a remainder, when
-        stride = context.
-        """
-        return self.count * self.context
+        """Targets that can be seen without repetition."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches in one epoch. The windows left over open the next epoch's first
-        batch.
-        """
-        return self.count // self.batch_size
+    @abc.abstractmethod
+    def count_unique(self, tokens: int) -> int:
+        """How many of the first `tokens` targets are seen for the first time."""
 
-    def epochs(self, tokens: int) -> float:
-        """How many times the stream is seen when `tokens` targets are trained on (above
-        1: tokens repeat).
-        """
-        return tokens / self.tokens_per_epoch
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The permutation of window numbers that epoch `epoch` follows, shape
-        (self.count,).
-        """
-        return _draw_order(self.seed, epoch, self.count)
+    @abc.abstractmethod
+    def take(self, places: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n window"]:
+        """The rows at some places of the endless order."""
 
     def batches(
         self, start: int, count: int, rows: slice = slice(None)
@@ -83,15 +63,57 @@ class Rows:
         steps = np.arange(
             start * self.batch_size, (start + count) * self.batch_size
         ).reshape(count, -1)
-        place = steps[:, rows].ravel()
-        epoch, rank = np.divmod(place, self.count)
-        window = np.empty_like(place)
-        for number in range(epoch[0], epoch[-1] + 1):
+        taken = self.take(steps[:, rows].ravel())
+        return taken.reshape(count, -1, self.context + 1)
+
+
+class Rows(Batches):
+    """Rows of `context + 1` tokens in batches, each row once per epoch.
+
+    Epochs follow each other without a gap: a batch may hold the last rows of one epoch
+    and the first of the next, so that no row is ever left out. Each epoch has its own
+    order.
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int = 0) -> None:
+        super().__init__(rows.shape[1] - 1, batch_size, seed)
+        # Rows per epoch.
+        self.count = len(rows)
+        self._rows = rows
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Targets seen in one epoch; the stream's unique tokens, less a remainder, when
+        stride = context.
+        """
+        return self.count * self.context
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one epoch. The windows left over open the next epoch's first
+        batch.
+        """
+        return self.count // self.batch_size
+
+    def count_unique(self, tokens: int) -> int:
+        """How many of the first `tokens` targets are seen for the first time."""
+        return min(tokens, self.tokens_per_epoch)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of window numbers that epoch `epoch` follows, shape
+        (self.count,).
+        """
+        return _draw_order(self.seed, epoch, self.count)
+
+    def take(self, places: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n window"]:
+        """The rows at some places of the endless order."""
+        epoch, rank = np.divmod(places, self.count)
+        window = np.empty_like(places)
+        for number in range(epoch.min(), epoch.max() + 1):
             here = epoch == number
             window[here] = self.order(int(number))[rank[here]]
         # Gather in the file's own, narrower dtype; widening afterwards is cheap.
-        tokens = self._rows[window]
-        return tokens.astype(np.int32).reshape(count, -1, self.context + 1)
+        return self._rows[window].astype(np.int32)
 
 
 class Windows(Rows):

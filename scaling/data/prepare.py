@@ -13,6 +13,7 @@ Exact duplicates count once.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ from jaxtyping import Int32
 
 from scaling.config import DataConfig
 from scaling.config.conversion import JsonObject
+from scaling.config.mixture import is_mixture, parse_mixture
 from scaling.data import tokenizers
 from scaling.data.cache import (
     cache_root,
@@ -53,13 +55,29 @@ from scaling.data.identity import (
     combine_parts,
     list_parts,
 )
-from scaling.data.loader import Rows, Windows, heldout_windows
+from scaling.data.loader import Batches, Rows, Windows, heldout_windows
+from scaling.data.mixture import MixedRows
 from scaling.data.sources import Source, open_source
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
 
 SMALLEST_HELDOUT = 1024  # tokens; a loss over fewer says nothing
 ENOUGH_HELDOUT = 8192  # bytes that an error message proposes to hold out
+
+
+@dataclass(frozen=True)
+class Component:
+    """A source of a mixture.
+
+    Attributes:
+        source: its name.
+        weight: the share of the training tokens that come from it.
+        dataset: its token streams.
+    """
+
+    source: str
+    weight: float
+    dataset: Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +103,8 @@ class Dataset:
         train_examples: the examples of a task, whose ids are then those of `train`;
             None for text.
         heldout_examples: the same of `heldout`.
+        components: the sources of a mixture, whose own `train` and `heldout` are empty;
+            none for a single source.
     """
 
     train: np.ndarray
@@ -98,18 +118,35 @@ class Dataset:
     meta: JsonObject
     train_examples: EncodedExamples | None = None
     heldout_examples: EncodedExamples | None = None
+    components: tuple[Component, ...] = ()
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens to train on before any repeats."""
+        if not self.components:
+            return len(self.train)
+        return min(
+            int(len(component.dataset.train) / component.weight)
+            for component in self.components
+        )
 
     @property
     def has_examples(self) -> bool:
         """Whether the rows hold examples, with flags in their ids."""
         return self.train_examples is not None
 
-    def make_windows(self, context: int, batch_size: int, seed: int) -> Rows:
+    def make_windows(self, context: int, batch_size: int, seed: int) -> Batches:
         """The rows to train on, in a replayable order.
 
         Raises:
             DataError: the stream holds less than one batch.
         """
+        if self.components:
+            sources = []
+            for component in self.components:
+                sources.append(Windows(component.dataset.train, context, 1, seed))
+            weights = [component.weight for component in self.components]
+            return MixedRows(sources, weights, batch_size, seed)
         if self.train_examples is None:
             return Windows(self.train, context, batch_size, seed)
         rows = pack_rows(self.train_examples.list_arrays(), context)
@@ -119,11 +156,28 @@ class Dataset:
         self, context: int, limit_tokens: int | None = None
     ) -> Int32[np.ndarray, "M window"]:
         """The rows to evaluate on: of text at most `limit_tokens` targets, of a task
-        all.
+        all. Those of a mixture follow each other source by source.
         """
+        if self.components:
+            return np.concatenate(self.split_heldout(context, limit_tokens))
         if self.heldout_examples is None:
             return heldout_windows(self.heldout, context, limit_tokens)
         return pack_rows(self.heldout_examples.list_arrays(), context)
+
+    def split_heldout(
+        self, context: int, limit_tokens: int | None = None
+    ) -> list[Int32[np.ndarray, "M window"]]:
+        """The rows of `make_heldout_windows` of each source of a mixture, as many as its
+        weight says, at least one.
+        """
+        pieces = []
+        for component in self.components:
+            limit = limit_tokens
+            if limit is not None:
+                limit = max(context, round(component.weight * limit))
+            heldout = component.dataset.heldout
+            pieces.append(heldout_windows(heldout, context, limit))
+        return pieces
 
     @property
     def fingerprint(self) -> str:
@@ -168,6 +222,8 @@ def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
             little text.
     """
     root = cache_root() if cache is None else Path(cache)
+    if is_mixture(config.source):
+        return _load_mixture(config, root)
     if is_synthetic(config.source):
         entry = _find_synthetic_entry(config, root)
     else:
@@ -208,12 +264,50 @@ def load_tokenizer(
         )
     if not tokenizers.is_bpe(config.tokenizer):
         return tokenizers.open_tokenizer(config.tokenizer)
+    if is_mixture(config.source):
+        _refuse_training_tokenizer(config, "a mixture")
     root = cache_root() if cache is None else Path(cache)
     source = open_source(config.source)
     if source.examples is not None:
-        _refuse_training_tokenizer(config)
+        _refuse_training_tokenizer(config, "a task")
     entry = _find_text_entry(config, source, root)
     return tokenizers.open_tokenizer(config.tokenizer, entry)
+
+
+# --- mixtures -------------------------------------------------------------------------
+
+
+def _load_mixture(config: DataConfig, root: Path) -> Dataset:
+    """The dataset of several sources of text."""
+    if tokenizers.is_bpe(config.tokenizer):
+        _refuse_training_tokenizer(config, "a mixture")
+    components = []
+    for part in parse_mixture(config.source):
+        if is_synthetic(part.source) or part.source.startswith("task:"):
+            raise DataError(
+                f"data.source = {config.source!r}: {part.source!r} is no text; a mixture "
+                "is of sources of text"
+            )
+        own = dataclasses.replace(config, source=part.source)
+        components.append(Component(part.source, part.weight, load_dataset(own, root)))
+    first = components[0].dataset
+    parts: list[Part] = []
+    bytes_per_token = 0.0
+    for component in components:
+        parts += component.dataset.parts
+        bytes_per_token += component.weight * component.dataset.bytes_per_token
+    return Dataset(
+        train=first.train[:0],
+        heldout=first.heldout[:0],
+        vocab=first.vocab,
+        parts=tuple(parts),
+        bytes_per_token=bytes_per_token,
+        loss_range=None,
+        entropy=None,
+        document_length=None,
+        meta={"source": config.source, "tokenizer_hash": first.meta["tokenizer_hash"]},
+        components=tuple(components),
+    )
 
 
 # --- text -----------------------------------------------------------------------------
@@ -354,7 +448,7 @@ def _load_examples(
 ) -> Dataset:
     """The dataset of a task."""
     if tokenizers.is_bpe(config.tokenizer):
-        _refuse_training_tokenizer(config)
+        _refuse_training_tokenizer(config, "a task")
     tokenizer = tokenizers.open_tokenizer(config.tokenizer)
     key = entry_key("examples", source.signature(), tokenizer.hash)
     entry = publish_entry(
@@ -387,9 +481,9 @@ def _load_examples(
     )
 
 
-def _refuse_training_tokenizer(config: DataConfig) -> None:
+def _refuse_training_tokenizer(config: DataConfig, what: str) -> None:
     raise DataError(
-        f"data.tokenizer = {config.tokenizer!r}: a task does not train a tokenizer; "
+        f"data.tokenizer = {config.tokenizer!r}: {what} does not train a tokenizer; "
         "use 'bytes' or the path of a tokenizer.json, such as the one in the folder of "
         "the sweep that the model comes from"
     )

@@ -203,7 +203,8 @@ def _make_group(
     config: FinetuneConfig,
 ) -> list[RunConfig]:
     dataset = data.load_dataset(source)
-    rows = dataset.make_windows(parent.model.context, config.batch_size, seed).count
+    windows = dataset.make_windows(parent.model.context, config.batch_size, seed)
+    rows = windows.tokens_per_epoch // windows.context
     batch_tokens = config.batch_size * parent.model.context
     steps = [math.ceil(e * rows / config.batch_size) for e in sorted(config.epochs)]
     optim = OptimConfig(

@@ -340,7 +340,7 @@ def prepare_data(plan: Plan) -> PreparedData:
         for run in plan:
             if run.data == config:
                 check_fits(run, dataset)
-        lengths.append(len(dataset.train))
+        lengths.append(dataset.train_tokens)
         vocabularies.append(dataset.vocab)
     return PreparedData(train_tokens=min(lengths), vocab=max(vocabularies))
 

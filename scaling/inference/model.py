@@ -36,6 +36,7 @@ from scaling.inference.tokens import (
 )
 from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
+from scaling.training.heldout import evaluate_heldout
 from scaling.training.sharding import Single
 from scaling.training.step import Executable, TrainState, get_executable
 
@@ -73,11 +74,13 @@ class HeldoutSlice(NamedTuple):
 
     Attributes:
         executable: Its compiled evaluation.
+        dataset: The dataset that they are of.
         windows: The windows.
         bytes_per_token: NaN for a synthetic source.
     """
 
     executable: Executable
+    dataset: data.Dataset
     windows: Int[np.ndarray, "M T1"]
     bytes_per_token: float
 
@@ -294,7 +297,13 @@ class TrainedModel:
         """
         heldout = self.open_heldout()
         state = TrainState(self.params, opt_state=(), step=jnp.int32(self.step))
-        found = heldout.executable.evaluate(state, heldout.windows)
+        found = evaluate_heldout(
+            heldout.executable,
+            state,
+            heldout.dataset,
+            heldout.windows,
+            self.run.eval_tokens,
+        ).whole
         size = found.tokens * heldout.bytes_per_token
         bits = found.loss / math.log(2) / heldout.bytes_per_token
         whole = [[found.loss * found.tokens, found.tokens, size]]
@@ -325,6 +334,7 @@ class TrainedModel:
         )
         return HeldoutSlice(
             executable=executable,
+            dataset=dataset,
             windows=dataset.make_heldout_windows(self.context, self.run.eval_tokens),
             bytes_per_token=dataset.bytes_per_token,
         )

@@ -30,6 +30,7 @@ from jaxtyping import UInt8
 from scaling import data
 from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.config.schedule import learning_rate_factor
+from scaling.data.mixture import MixedRows
 from scaling.events import (
     Diverged,
     Finished,
@@ -44,6 +45,11 @@ from scaling.store import provenance, run_dirs
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
 from scaling.training import multihost, preemption
 from scaling.training.checkpoint import Checkpoints
+from scaling.training.heldout import (
+    HeldoutLoss,
+    describe_sources,
+    evaluate_heldout,
+)
 from scaling.training.relatives import (
     open_executable,
     read_parent_params,
@@ -242,21 +248,25 @@ class Trainer:
             run_dirs.open_run(self.out, run)
         start = time.monotonic()
         pretraining_loss = math.nan
+        measured = HeldoutLoss(Evaluation(float("nan"), float("nan"), 0), {})
         try:
             end = yield from self._cool_down_run(run)
-            evaluation = self.executable.evaluate(
-                materialize_state(end.state), self.heldout
-            )
+            measured = self._evaluate(end)
+            evaluation = measured.whole
             if not np.isfinite(evaluation.loss):
                 raise LossNotFinite(run.steps)
             self._keep_parameters(run, end)
             pretraining_loss = self._measure_pretraining_loss(run, end)
             seconds = end.seconds
         except LossNotFinite as diverged:
-            evaluation = Evaluation(float("nan"), float("nan"), 0)
+            evaluation = measured.whole
             seconds = time.monotonic() - start
             self.report(Diverged(run.run_id, diverged.step))
         row = self._make_row(run, evaluation, seconds)
+        if isinstance(self.windows, MixedRows):
+            tokens = run.steps * run.batch_tokens
+            seen = self.windows.count_tokens(tokens)
+            row["mixture"] = describe_sources(self.dataset, seen, measured.by_source)
         if run.parent is not None:
             row["pretraining_loss"] = pretraining_loss
         if run.teacher is not None:
@@ -269,6 +279,14 @@ class Trainer:
         if multihost.is_process_0():
             is_first_result = run_dirs.write_result(self.out, run, row)
         self.report(Finished(row) if is_first_result else Repeated(row))
+
+    def _evaluate(self, end: LoopState) -> HeldoutLoss:
+        """The loss of a trained model on the held-out slice."""
+        limit = self.runs[0].eval_tokens
+        state = materialize_state(end.state)
+        return evaluate_heldout(
+            self.executable, state, self.dataset, self.heldout, limit
+        )
 
     def _keep_parameters(self, run: RunConfig, end: LoopState) -> None:
         """Write the final parameters of a run, before its result says that they exist."""
@@ -304,7 +322,9 @@ class Trainer:
             return math.nan
         windows = dataset.make_heldout_windows(run.model.context, parent.eval_tokens)
         executable = open_executable(run, self.executable.strategy, dataset)
-        return executable.evaluate(materialize_state(end.state), windows).loss
+        state = materialize_state(end.state)
+        limit = parent.eval_tokens
+        return evaluate_heldout(executable, state, dataset, windows, limit).whole.loss
 
     def _cool_down_run(self, run: RunConfig) -> ChunkGenerator[LoopState]:
         """Train a run from its own checkpoint, or from its trunk, to its last step."""
@@ -507,13 +527,14 @@ class Trainer:
         tokens = run.steps * run.batch_tokens
         has_diverged = not np.isfinite(evaluation.loss)
         bits_per_token = evaluation.loss / math.log(2.0)
+        unique_tokens = self.windows.count_unique(tokens)
         return {
             **run_dirs.describe_run(run),
             "sweep": self.loop.sweep,
             "fingerprint": self.dataset.fingerprint,
             "status": "diverged" if has_diverged else "finished",
-            "unique_tokens": min(tokens, self.windows.tokens_per_epoch),
-            "epochs": max(1.0, self.windows.epochs(tokens)),  # tokens / unique_tokens
+            "unique_tokens": unique_tokens,
+            "epochs": tokens / unique_tokens,
             "loss": evaluation.loss,
             "loss_se": evaluation.loss_se,
             "bits_per_byte": bits_per_token / self.dataset.bytes_per_token,

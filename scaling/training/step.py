@@ -511,15 +511,20 @@ class Executable:
         All runs see the same windows, so that differences of losses are differences of
         models.
         """
-        losses, counts = self.measure_windows(state.params, windows_MxT)
-        M = len(losses)
-        loss = losses.sum() / counts.sum()
-        # The loss is a ratio of two sums over windows: its standard error follows from
-        # the residuals of the ratio estimator. One window gives no spread.
-        residuals = losses - loss * counts
-        correction = M / (M - 1) if M > 1 else np.nan
-        se = np.sqrt(np.square(residuals).sum() * correction) / counts.sum()
-        return Evaluation(float(loss), float(se), int(counts.sum()))
+        return summarize_losses(self.measure_windows(state.params, windows_MxT))
+
+
+def summarize_losses(measured: WindowLosses) -> Evaluation:
+    """The token-weighted loss on some windows, with its standard error over them."""
+    losses, counts = measured
+    M = len(losses)
+    loss = losses.sum() / counts.sum()
+    # The loss is a ratio of two sums over windows: its standard error follows from the
+    # residuals of the ratio estimator. One window gives no spread.
+    residuals = losses - loss * counts
+    correction = M / (M - 1) if M > 1 else np.nan
+    se = np.sqrt(np.square(residuals).sum() * correction) / counts.sum()
+    return Evaluation(float(loss), float(se), int(counts.sum()))
 
 
 def get_executable(

@@ -80,8 +80,10 @@ def test_overlapping_windows(windows: Windows) -> None:
 
 
 def test_epochs_count_repetition(windows: Windows) -> None:
-    assert windows.epochs(windows.tokens_per_epoch) == 1.0
-    assert windows.epochs(5 * windows.tokens_per_epoch // 2) == 2.5
+    assert windows.count_unique(windows.tokens_per_epoch) == windows.tokens_per_epoch
+    assert windows.count_unique(5 * windows.tokens_per_epoch // 2) == (
+        windows.tokens_per_epoch
+    )
     assert windows.steps_per_epoch == windows.count // BATCH
 
 
