@@ -11,6 +11,7 @@ from .compression.quantize import read_quantized as read_quantized
 from .compression.quantize import write_quantized as write_quantized
 from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
+from .config import ExpertConfig as ExpertConfig
 from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import ParentConfig as ParentConfig

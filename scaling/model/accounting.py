@@ -151,7 +151,9 @@ def _list_feed_forward(config: ModelConfig) -> dict[str, list[WeightShape]]:
         units = experts.shared * F
     if units > 0:
         up = WeightShape("feed-forward in", "block", "hidden", shape=(D, units))
-        down = WeightShape("feed-forward out", "block", "residual_out", shape=(units, D))
+        down = WeightShape(
+            "feed-forward out", "block", "residual_out", shape=(units, D)
+        )
         found["feed-forward in"] = [dataclasses.replace(up, copies=projections)]
         found["feed-forward out"] = [down]
     return found

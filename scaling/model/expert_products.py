@@ -8,12 +8,14 @@ rows for which an expert has no slot left are computed in blocks by a loop. The 
 as often as there are such blocks, which is never where the experts share the rows well.
 
 Axes: N tokens, A experts of a token, E experts, C slots of an expert, I and O the two
-sides of a matrix, D width, R rows (N x A, those of one token next to each other).
+sides of a matrix, D width, R rows (N x A, those of one token next to each other), S all
+slots.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -64,11 +66,11 @@ def apply_experts(
     """
     rows = chosen.reshape(-1)
     order = jnp.argsort(rows, stable=True).astype(jnp.int32)
-    firsts = jnp.cumsum(counts) - counts
+    y: Array
     if has_ragged_product():
         y = _apply_ragged(compute, x, weights, rows, order, counts)
     else:
-        y = _apply_in_slots(compute, x, weights, rows, order, firsts, counts)
+        y = _apply_in_slots(compute, x, weights, _plan_slots(order, counts))
     return y.reshape(*chosen.shape, -1)
 
 
@@ -88,22 +90,30 @@ def _apply_ragged(
     def multiply(x: Array, weight: Array) -> Array:
         return jax.lax.ragged_dot(x[0], weight, counts)[None]
 
-    y = compute(inputs[None], weights, multiply, lambda vector: vector[rows[order]])
+    def spread(vector: Array) -> Array:
+        return vector[rows[order]][None]
+
+    y = compute(inputs[None], weights, multiply, spread)
     return _move_rows(y[0], places, order[:, None])
 
 
 # --- slots ----------------------------------------------------------------------------
 
 
-class _Overflow(NamedTuple):
-    """The rows that found no slot.
+class _Plan(NamedTuple):
+    """Which row is where.
 
     Attributes:
+        row_of_slot: The row in each slot, those of an expert next to each other; the
+            number of rows where a slot is free.
+        slot_of_row: The slot of each row; the number of slots where it has none.
         order: All rows, sorted by expert.
         starts: For each expert, where its rows without a slot begin in that order.
         stops: For each expert, where they end.
     """
 
+    row_of_slot: Int[Array, " S"]
+    slot_of_row: Int[Array, " R"]
     order: Int[Array, " R"]
     starts: Int[Array, " E"]
     stops: Int[Array, " E"]
@@ -111,44 +121,89 @@ class _Overflow(NamedTuple):
 
 def count_slots(rows: int, experts: int) -> int:
     """The slots of each expert for some rows of all experts together."""
-    return max(1, min(rows, int(np.ceil(SLOTS_OVER_FAIR_SHARE * rows / experts))))
+    return max(1, min(rows, math.ceil(SLOTS_OVER_FAIR_SHARE * rows / experts)))
 
 
+def _plan_slots(order: Int[Array, " R"], counts: Int[Array, " E"]) -> _Plan:
+    """Give the rows of each expert its slots, in their order."""
+    rows = len(order)
+    slots = count_slots(rows, len(counts))
+    stops = jnp.cumsum(counts)
+    firsts = stops - counts
+    slot = jnp.arange(slots)[None]
+    row_of_slot = order.at[firsts[:, None] + slot].get(mode="fill", fill_value=0)
+    row_of_slot = jnp.where(slot < counts[:, None], row_of_slot, rows).reshape(-1)
+    all_slots = len(row_of_slot)
+    slot_of_row = jnp.full(rows, all_slots, jnp.int32)
+    slot_of_row = slot_of_row.at[row_of_slot].set(
+        jnp.arange(all_slots, dtype=jnp.int32), mode="drop"
+    )
+    return _Plan(
+        row_of_slot=row_of_slot,
+        slot_of_row=slot_of_row,
+        order=order,
+        starts=jnp.minimum(firsts + slots, stops),
+        stops=stops,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _apply_in_slots(
     compute: Compute,
     x: Float[Array, "N D"],
     weights: PyTree[Float[Array, "E ..."]],
-    rows: Int[Array, " R"],
-    order: Int[Array, " R"],
-    firsts: Int[Array, " E"],
-    counts: Int[Array, " E"],
+    plan: _Plan,
 ) -> Float[Array, "R D"]:
-    tokens = len(x)
-    experts = len(counts)
-    per_token = len(rows) // tokens
-    slots = count_slots(len(rows), experts)
-    # The rows of each expert in its slots; the number of rows where a slot is free.
-    places = firsts[:, None] + jnp.arange(slots)
-    is_used = jnp.arange(slots) < counts[:, None]
-    row_of_slot = order.at[places].get(mode="fill", fill_value=0)
-    row_of_slot = jnp.where(is_used, row_of_slot, len(rows)).reshape(-1)
-    # The slot of each row; the number of slots where there is none.
-    all_slots = experts * slots
-    slot_of_row = jnp.full(len(rows), all_slots, jnp.int32)
-    slot_of_row = slot_of_row.at[row_of_slot].set(
-        jnp.arange(all_slots, dtype=jnp.int32), mode="drop"
-    )
-    token_of_slot = row_of_slot // per_token  # of a free slot, one token too many
-    inputs = _move_rows(x, token_of_slot, slot_of_row.reshape(tokens, per_token))
-    inputs = split_experts(inputs.reshape(experts, slots, -1))
+    """The rows that have a slot as one batch, and the others in blocks.
+
+    The gradient is written by hand, so that the loop adds to the gradients of the batch
+    in place.
+    """
+    y = _multiply_slots(compute, x, weights, plan)
+    return _set_overflow(compute, y, x, weights, plan)
+
+
+def _apply_forward(
+    compute: Compute, x: Array, weights: PyTree, plan: _Plan
+) -> tuple[Array, tuple[Callable[[Array], tuple], Array, PyTree, _Plan]]:
+    def multiply(x: Array, weights: PyTree) -> Array:
+        return _multiply_slots(compute, x, weights, plan)
+
+    y, pull = jax.vjp(multiply, x, weights)
+    y = _set_overflow(compute, y, x, weights, plan)
+    return y, (pull, x, weights, plan)
+
+
+def _apply_backward(
+    compute: Compute,
+    saved: tuple[Callable[[Array], tuple], Array, PyTree, _Plan],
+    dy: Array,
+) -> tuple[Array, PyTree, _Plan]:
+    pull, x, weights, plan = saved
+    gradients = pull(dy)
+    dx, dweights = _add_overflow_gradients(compute, gradients, dy, x, weights, plan)
+    return dx, dweights, jax.tree.map(_no_gradient, plan)
+
+
+_apply_in_slots.defvjp(_apply_forward, _apply_backward)
+
+
+def _multiply_slots(
+    compute: Compute,
+    x: Float[Array, "N D"],
+    weights: PyTree[Float[Array, "E ..."]],
+    plan: _Plan,
+) -> Float[Array, "R D"]:
+    """The rows that have a slot, and zeros for the others."""
+    experts = len(plan.stops)
+    per_token = len(plan.order) // len(x)
+    token_of_slot = plan.row_of_slot // per_token  # of a free slot, one too many
+    slots_of_token = plan.slot_of_row.reshape(len(x), per_token)
+    inputs = _move_rows(x, token_of_slot, slots_of_token)
+    inputs = split_experts(inputs.reshape(experts, -1, x.shape[1]))
     y = split_experts(compute(inputs, weights, batched_product, _spread_over_slots))
-    y = _move_rows(y.reshape(all_slots, -1), slot_of_row, row_of_slot[:, None])
-    overflow = _Overflow(
-        order=order,
-        starts=jnp.minimum(firsts + slots, firsts + counts),
-        stops=firsts + counts,
-    )
-    return _add_overflow(compute, y, x, weights, overflow)
+    y = y.reshape(len(plan.row_of_slot), -1)
+    return _move_rows(y, plan.slot_of_row, plan.row_of_slot[:, None])
 
 
 def _spread_over_slots(vector: Float[Array, "G O"]) -> Float[Array, "G 1 O"]:
@@ -220,17 +275,16 @@ def _contract_batch(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
 # --- rows without a slot --------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _add_overflow(
+def _set_overflow(
     compute: Compute,
     y: Float[Array, "R D"],
     x: Float[Array, "N D"],
     weights: PyTree[Float[Array, "E ..."]],
-    overflow: _Overflow,
+    plan: _Plan,
 ) -> Float[Array, "R D"]:
-    """The rows y with those that found no slot computed."""
+    """The rows y with those that have no slot computed."""
     per_token = len(y) // len(x)
-    blocks = _list_blocks(overflow)
+    blocks = _list_blocks(plan)
 
     def compute_block(i: Array, y: Array) -> Array:
         expert, rows = blocks.locate(i)
@@ -241,23 +295,19 @@ def _add_overflow(
     return jax.lax.fori_loop(0, blocks.count, compute_block, y)
 
 
-def _overflow_forward(
-    compute: Compute, y: Array, x: Array, weights: PyTree, overflow: _Overflow
-) -> tuple[Array, tuple[Array, PyTree, _Overflow]]:
-    return _add_overflow(compute, y, x, weights, overflow), (x, weights, overflow)
-
-
-def _overflow_backward(
-    compute: Compute, saved: tuple[Array, PyTree, _Overflow], dy: Array
-) -> tuple[Array, Array, PyTree, _Overflow]:
-    """The gradients of each block, whose activations are computed again.
-
-    The rows y that are replaced come from no slot, so that what they receive is left
-    out there.
+def _add_overflow_gradients(
+    compute: Compute,
+    gradients: tuple[Array, PyTree],
+    dy: Float[Array, "R D"],
+    x: Float[Array, "N D"],
+    weights: PyTree[Float[Array, "E ..."]],
+    plan: _Plan,
+) -> tuple[Float[Array, "N D"], PyTree[Float[Array, "E ..."]]]:
+    """The gradients of x and the weights with those of each block, whose activations
+    are computed again.
     """
-    x, weights, overflow = saved
     per_token = len(dy) // len(x)
-    blocks = _list_blocks(overflow)
+    blocks = _list_blocks(plan)
 
     def add_block(i: Array, total: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         dx, dweights = total
@@ -271,12 +321,7 @@ def _overflow_backward(
         dweights = jax.tree.map(lambda w, d: w.at[expert].add(d), dweights, dexpert)
         return dx, dweights
 
-    zeros = jax.tree.map(jnp.zeros_like, (x, weights))
-    dx, dweights = jax.lax.fori_loop(0, blocks.count, add_block, zeros)
-    return dy, dx, dweights, jax.tree.map(_no_gradient, overflow)
-
-
-_add_overflow.defvjp(_overflow_forward, _overflow_backward)
+    return jax.lax.fori_loop(0, blocks.count, add_block, gradients)
 
 
 class _Blocks(NamedTuple):
@@ -285,27 +330,27 @@ class _Blocks(NamedTuple):
     Attributes:
         count: Number of blocks.
         ends: For each expert, the number of blocks of it and of those before.
-        overflow: The rows.
+        plan: Which row is where.
     """
 
     count: Int[Array, ""]
     ends: Int[Array, " E"]
-    overflow: _Overflow
+    plan: _Plan
 
     def locate(self, i: Array) -> tuple[Array, Array]:
         """The expert of a block and its rows; one too many where it has no more."""
-        order, starts, stops = self.overflow
+        order = self.plan.order
         expert = jnp.searchsorted(self.ends, i, side="right")
         blocks_before = jnp.where(expert > 0, self.ends[expert - 1], 0)
-        first = starts[expert] + (i - blocks_before) * _OVERFLOW_ROWS
+        first = self.plan.starts[expert] + (i - blocks_before) * _OVERFLOW_ROWS
         places = first + jnp.arange(_OVERFLOW_ROWS)
         rows = order.at[places].get(mode="fill", fill_value=0)
-        return expert, jnp.where(places < stops[expert], rows, len(order))
+        return expert, jnp.where(places < self.plan.stops[expert], rows, len(order))
 
 
-def _list_blocks(overflow: _Overflow) -> _Blocks:
-    ends = jnp.cumsum(-(-(overflow.stops - overflow.starts) // _OVERFLOW_ROWS))
-    return _Blocks(count=ends[-1], ends=ends, overflow=overflow)
+def _list_blocks(plan: _Plan) -> _Blocks:
+    ends = jnp.cumsum(-(-(plan.stops - plan.starts) // _OVERFLOW_ROWS))
+    return _Blocks(count=ends[-1], ends=ends, plan=plan)
 
 
 def _take_expert(weights: PyTree, expert: Array) -> PyTree:

@@ -125,7 +125,8 @@ class MixtureOfExperts(nnx.Module):
         scores = self._score(x)
         chosen = self._choose(scores)
         # A comparison for each expert; counting by index is a scatter, slow on CPU.
-        is_chosen = chosen[..., None] == jnp.arange(self.options.routed)
+        experts = jnp.arange(self.options.routed).reshape(1, 1, 1, -1)
+        is_chosen = chosen[..., None] == experts
         counts_BxE = is_chosen.sum(axis=(1, 2))
         counts = counts_BxE.sum(axis=0)
         gates = 2 * jnp.take_along_axis(scores, chosen, axis=-1)
@@ -151,7 +152,7 @@ class MixtureOfExperts(nnx.Module):
     def _choose(self, scores: Float[Array, "B T E"]) -> Int[Array, "B T A"]:
         """The experts of each token."""
         if self.bias is not None:
-            scores = scores + self.bias[...]
+            scores = scores + self.bias[...].reshape(1, 1, -1)
         ranked = jax.lax.stop_gradient(scores)
         return jax.lax.top_k(ranked, self.options.per_token)[1]
 

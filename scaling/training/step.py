@@ -4,8 +4,8 @@ They are pure functions here, and `get_executable` compiles them.
 
 Axes: S steps of a chunk, B batch, T position (windows hold T + 1 tokens: the inputs
 and, shifted by one, the targets; T1 is T + 1), b rows of this process, M held-out
-windows, A micro-batches, L layers, E experts. Several runs of one shape may train together ("run packing",
-`scaling.training.packing`).
+windows, A micro-batches, L layers, E experts. Several runs of one shape may train
+together ("run packing", `scaling.training.packing`).
 """
 
 from __future__ import annotations
