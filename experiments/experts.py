@@ -169,12 +169,14 @@ def fit_laws(args: Experts, table: pd.DataFrame) -> list[tuple[Fit, Bootstrap]]:
     """Both laws with draws of their parameters. N is the number of all parameters but
     the embedding and the head, as in both papers.
     """
-    columns = {"N": "n_non_embedding", "D": "tokens"}
-    fine = table[table["experts_over_active"] == args.at_sparsity]
-    coarse = table[table["granularity"] == 1]
+    size = "n_non_embedding"
+    fine = table.loc[table["experts_over_active"] == args.at_sparsity]
+    coarse = table.loc[table["granularity"] == 1]
     data = {
-        GRANULARITY: analysis.load_runs(fine, G="granularity", **columns),
-        SPARSITY: analysis.load_runs(coarse, R="experts_over_active", **columns),
+        GRANULARITY: analysis.load_runs(fine, N=size, D="tokens", G="granularity"),
+        SPARSITY: analysis.load_runs(
+            coarse, N=size, D="tokens", R="experts_over_active"
+        ),
     }
     found = []
     for law, runs in data.items():
@@ -212,8 +214,9 @@ def plot_losses(args: Experts, table: pd.DataFrame) -> Figure:
         for marker, (budget, group) in zip(
             MARKERS, rows.groupby("budget"), strict=False
         ):
-            best = group.groupby(column)["loss"].min()
-            ax.plot(best.index, best, marker=marker, label=f"{budget:.0e} FLOPs")
+            places = sorted(set(group[column].tolist()))
+            best = [float(group.loc[group[column] == x, "loss"].min()) for x in places]
+            ax.plot(places, best, marker=marker, label=f"{budget:.0e} FLOPs")
         ax.set_xscale("log", base=2)
         ax.set_xlabel(label)
     panels[0].set_ylabel(LOSS)
