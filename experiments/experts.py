@@ -10,8 +10,8 @@ is that of the dense model and is not tuned again.
 
 Two laws are fitted, with 90 % intervals. That of Krajewski et al. 2024 (arXiv:2402.07871)
 takes the runs of one sparsity, that of Abnar et al. 2025 (arXiv:2501.12370) those of one
-granularity. A parameter that the runs do not determine has an interval as wide as the
-range that is searched. Writes `runs.csv`, `laws.md` and `experts.png`. Expect the loss to
+granularity. A law that the runs do not determine is marked so: its intervals then mean
+nothing. Writes `runs.csv`, `laws.md` and `experts.png`. Expect the loss to
 fall with the number of experts and to gain less from each doubling.
 """
 
@@ -190,6 +190,8 @@ def format_laws(laws: list[tuple[Fit, Bootstrap]]) -> str:
     lines = []
     for fit, draws in laws:
         lines += [f"{fit.law.equation} ({fit.law.source})", ""]
+        if not fit.certificate.ok:
+            lines += ["The runs do not determine this law.", ""]
         lines += ["| parameter | value | 90 % interval |", "|---|---|---|"]
         for name in fit.law.params:
             low, high = draws.interval(name)
