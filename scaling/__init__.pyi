@@ -12,6 +12,7 @@ from .compression.quantize import write_quantized as write_quantized
 from .config import ArchitectureConfig as ArchitectureConfig
 from .config import ConfigError as ConfigError
 from .config import DataConfig as DataConfig
+from .config import ExpertConfig as ExpertConfig
 from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import ParentConfig as ParentConfig

@@ -15,6 +15,7 @@ from scaling.config.conversion import (
     read_toml,
     to_dict,
 )
+from scaling.config.experts import Balancing, ExpertConfig
 from scaling.config.model import (
     Activation,
     ModelConfig,
@@ -39,9 +40,11 @@ __all__ = [
     "ARCHITECTURES",
     "Activation",
     "ArchitectureConfig",
+    "Balancing",
     "ConfigError",
     "DType",
     "DataConfig",
+    "ExpertConfig",
     "ModelConfig",
     "Norm",
     "OptimConfig",

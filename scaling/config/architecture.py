@@ -155,6 +155,11 @@ class ArchitectureConfig:
         """
         return False
 
+    @property
+    def n_experts(self) -> int:
+        """Experts of each layer among which a router chooses; 0 without a router."""
+        return 0
+
     def unscan(self) -> ArchitectureConfig:
         """The same model with its layers in a list."""
         return self

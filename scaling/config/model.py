@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from scaling.config.activations import ACTIVATIONS
@@ -15,6 +15,7 @@ from scaling.config.conversion import (
     require_at_least_one,
     require_positive,
 )
+from scaling.config.experts import ExpertConfig
 
 Norm = Literal["rmsnorm", "nonparametric_rmsnorm", "layernorm", "none"]
 Position = Literal["rope", "learned", "sinusoidal"]
@@ -76,6 +77,8 @@ class ModelConfig(ArchitectureConfig):
     n_kv_heads: int | None = None
     """Heads of keys and values, each of which n_heads / n_kv_heads heads of queries share
     (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
+    experts: ExpertConfig = field(default_factory=ExpertConfig)
+    """A mixture of experts in the place of each feed-forward block."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,6 +89,7 @@ class ModelConfig(ArchitectureConfig):
         require(ok, "model.weight_bits", bits, "must lie in 2 to 8, or be absent")
         self._check_heads()
         self._check_layers()
+        self._check_experts()
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
@@ -118,6 +122,18 @@ class ModelConfig(ArchitectureConfig):
         ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
         fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
         require(ok, "model.layer_pattern", pattern, fix)
+
+    def _check_experts(self) -> None:
+        """Hold the experts against the options that do not go with them."""
+        if self.n_experts == 0:
+            return
+        granularity = self.experts.granularity
+        fix = f"must divide the hidden units of the dense block, {self.d_ff}"
+        divides = self.d_ff % granularity == 0
+        require(divides, "model.experts.granularity", granularity, fix)
+        bits = self.weight_bits
+        fix = "matrices of experts are not rounded; leave it out"
+        require(bits is None, "model.weight_bits", bits, fix)
 
     def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
@@ -185,6 +201,22 @@ class ModelConfig(ArchitectureConfig):
         return max(1, round(self.ff_ratio * self.width))
 
     @property
+    def n_experts(self) -> int:
+        return self.experts.routed
+
+    @property
+    def expert_units(self) -> int:
+        """Hidden units of one expert."""
+        return self.d_ff // self.experts.granularity
+
+    @property
+    def active_units(self) -> int:
+        """Hidden units that one token uses in a layer, of experts or of a dense block."""
+        if self.n_experts == 0:
+            return self.d_ff
+        return (self.experts.per_token + self.experts.shared) * self.expert_units
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward block multiplies two projections."""
         return ACTIVATIONS[self.activation].is_gated
@@ -211,6 +243,17 @@ class ModelConfig(ArchitectureConfig):
             "n_heads": self.heads,
             "n_kv_heads": self.n_kv_heads,
             "weight_bits": self.weight_bits,
+            **self._describe_experts(),
+        }
+
+    def _describe_experts(self) -> JsonObject:
+        if self.n_experts == 0:
+            return {}
+        return {
+            "n_experts": self.n_experts,
+            "experts_per_token": self.experts.per_token,
+            "shared_experts": self.experts.shared,
+            "granularity": self.experts.granularity,
         }
 
 

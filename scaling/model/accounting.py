@@ -4,11 +4,13 @@ This is the one table that changes with an option that changes shapes (grouped-q
 attention, for example). `scaling.model.flops` counts parameters and FLOPs from it, and
 `scaling.planning.memory` counts bytes. A test holds it against the built model.
 
-Symbols: D width, I width of all heads, F hidden units, V vocabulary, T context.
+Symbols: D width, I width of all heads, F hidden units, V vocabulary, T context,
+E experts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +22,11 @@ from scaling.model.kernels import (
     count_seen_positions,
     has_cudnn_attention,
 )
-from scaling.model.parametrization import Role, find_parametrization_spec
+from scaling.model.parametrization import (
+    PRODUCT_ROLES,
+    Role,
+    find_parametrization_spec,
+)
 
 Place = Literal["embedding", "block", "final", "head"]
 
@@ -42,6 +48,8 @@ class WeightShape:
         role: Their role in the parametrization table.
         shape: The shape of one of them.
         copies: How many the model holds; in a block, how many one block holds.
+        used: Of experts, stacked along the first axis, how many compute a token; None
+            for all other parameters.
     """
 
     name: str
@@ -49,6 +57,14 @@ class WeightShape:
     role: Role
     shape: tuple[int, ...]
     copies: int = 1
+    used: int | None = None
+
+    @property
+    def active_size(self) -> int:
+        """Number of parameters of all copies that one token uses."""
+        if self.used is None:
+            return self.size
+        return self.copies * self.used * math.prod(self.shape[1:])
 
     @property
     def size(self) -> int:
@@ -58,13 +74,12 @@ class WeightShape:
     @property
     def is_matrix(self) -> bool:
         """Whether they multiply activations as a matrix."""
-        return self.role in ("hidden", "residual_out", "readout")
+        return self.role in PRODUCT_ROLES
 
 
 def list_weights(config: ModelConfig) -> list[WeightShape]:
     """All parameters of a model; those of a block are listed once."""
     D = config.width
-    F = config.d_ff
     V = config.vocab
     inner = config.heads * config.key_dim
     shared = config.kv_heads * config.key_dim
@@ -74,7 +89,6 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     ) -> WeightShape:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
-    projections = 2 if config.gated else 1
     gates = []
     if config.attention_gate:
         gates.append(in_block("attention gates", "hidden", (D, inner)))
@@ -86,10 +100,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
             *gates,
         ],
         "attention out": [in_block("attention out", "residual_out", (inner, D))],
-        "feed-forward in": [
-            in_block("feed-forward in", "hidden", (D, F), copies=projections)
-        ],
-        "feed-forward out": [in_block("feed-forward out", "residual_out", (F, D))],
+        **_list_feed_forward(config),
     }
     weights = [WeightShape("embedding", "embedding", "embedding", shape=(V, D))]
     if config.position == "learned":
@@ -97,6 +108,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
     for matrices in products.values():
         weights += matrices
+    weights += _list_routers(config)
     weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
     weights += _list_norm(
         "query and key norms",
@@ -110,9 +122,51 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         weights.append(WeightShape("head", "head", "readout", shape=(D, V)))
     if find_parametrization_spec(config).learned_scales:
         for name, matrices in products.items():
-            outputs = sum(matrix.copies * matrix.shape[1] for matrix in matrices)
-            weights.append(in_block(f"scale of {name}", "scale", (outputs,)))
+            outputs = sum(matrix.copies * matrix.shape[-1] for matrix in matrices)
+            experts = matrices[0].shape[:-2]
+            scale = in_block(f"scale of {name}", "scale", (*experts, outputs))
+            weights.append(dataclasses.replace(scale, used=matrices[0].used))
         weights.append(WeightShape("scale of head", "head", "scale", shape=(V,)))
+    return weights
+
+
+def _list_feed_forward(config: ModelConfig) -> dict[str, list[WeightShape]]:
+    """The matrices of the feed-forward block, by the product that they share."""
+    D = config.width
+    projections = 2 if config.gated else 1
+    experts = config.experts
+    units = config.d_ff
+    found: dict[str, list[WeightShape]] = {}
+    if config.n_experts > 0:
+        F = config.expert_units
+        up = WeightShape(
+            "experts in", "block", "expert_in", shape=(config.n_experts, D, F)
+        )
+        down = WeightShape(
+            "experts out", "block", "expert_out", shape=(config.n_experts, F, D)
+        )
+        used = experts.per_token
+        found["experts in"] = [dataclasses.replace(up, copies=projections, used=used)]
+        found["experts out"] = [dataclasses.replace(down, used=used)]
+        units = experts.shared * F
+    if units > 0:
+        up = WeightShape("feed-forward in", "block", "hidden", shape=(D, units))
+        down = WeightShape(
+            "feed-forward out", "block", "residual_out", shape=(units, D)
+        )
+        found["feed-forward in"] = [dataclasses.replace(up, copies=projections)]
+        found["feed-forward out"] = [down]
+    return found
+
+
+def _list_routers(config: ModelConfig) -> list[WeightShape]:
+    """The router of a block and its biases, which have no learned scales."""
+    E = config.n_experts
+    if E == 0:
+        return []
+    weights = [WeightShape("router", "block", "router", shape=(config.width, E))]
+    if config.experts.balancing == "bias":
+        weights.append(WeightShape("biases", "block", "router_bias", shape=(E,)))
     return weights
 
 
@@ -176,7 +230,7 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     recomputes all elementwise functions.
     """
     D = config.width
-    F = config.d_ff
+    F = config.active_units
     inner = config.heads * config.key_dim
     shared = config.kv_heads * config.key_dim
     saved = [
@@ -187,6 +241,13 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         SavedActivation("feed-forward branch", D),
         SavedActivation("residual stream after each branch", 2 * D),
     ]
+    if config.n_experts > 0:
+        # In float32: the input of the router, and the scores.
+        halves = 2 if config.dtype == "bfloat16" else 1
+        routed = 2 * config.experts.per_token * D
+        router = halves * (D + config.n_experts)
+        saved.append(SavedActivation("inputs and outputs of the experts", routed))
+        saved.append(SavedActivation("router", router))
     if config.attention_gate:
         saved.append(
             SavedActivation("attention gates and what they multiply", 2 * inner)
@@ -204,21 +265,23 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
 def count_parameters(config: ModelConfig) -> ParameterCounts:
     """Exact parameter counts of a decoder."""
     total = 0
+    active = 0
     non_embedding = 0
     block_matrices = 0
     for weight in list_weights(config):
-        size = weight.size
-        if weight.place == "block":
-            size *= config.depth
-            if weight.is_matrix:
-                block_matrices += size
+        copies = config.depth if weight.place == "block" else 1
+        size = copies * weight.size
+        if weight.place == "block" and weight.is_matrix:
+            block_matrices += copies * weight.active_size
         total += size
+        active += copies * weight.active_size
         if weight.place in ("block", "final"):
             non_embedding += size
     return ParameterCounts(
         n_total=total,
         n_non_embedding=non_embedding,
         n_matmul=block_matrices + config.vocab * config.width,
+        n_active=active if config.n_experts > 0 else None,
     )
 
 

@@ -4,7 +4,7 @@ To add one, extend `Architecture` and its configuration,
 `scaling.config.ArchitectureConfig` (docs/how_to/add_an_architecture.md). Whatever is not
 overridden is counted from the traced program.
 
-Axes: B batch, T position, V vocabulary, S positions of a cache.
+Axes: B batch, T position, V vocabulary, S positions of a cache, L layers, E experts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from scaling.config import ARCHITECTURES, ArchitectureConfig, ConfigError
 from scaling.config.architecture import find_config_class, import_class
 from scaling.model.parametrization import (
-    MATRIX_ROLES,
+    PRODUCT_ROLES,
     ROLES,
     bind_parametrization,
 )
@@ -79,12 +79,28 @@ class ParameterCounts:
         n_non_embedding: Without embeddings, positions and output head (Kaplan et al.
             2020).
         n_matmul: Weights that multiply the activations of a token: the matrices of the
-            layers and the output head, whether it is tied to the embedding or not.
+            layers and the output head, whether it is tied to the embedding or not. Of
+            experts, those that a token is computed by, and the router.
+        n_active: Parameters that one token uses: all without the experts that it is not
+            computed by. None where that is all.
     """
 
     n_total: int
     n_non_embedding: int
     n_matmul: int
+    n_active: int | None = None
+
+
+class Routing(NamedTuple):
+    """What the routers of a model did.
+
+    Attributes:
+        losses: What balancing adds to the training loss of each token.
+        counts: How often each expert of a layer was chosen; L for the layers of a model.
+    """
+
+    losses: Float[Array, "B T"]
+    counts: Float[Array, "*L E"]
 
 
 class Architecture(nnx.Module):
@@ -112,6 +128,12 @@ class Architecture(nnx.Module):
         """Logits of the next token after each token, float32."""
         raise NotImplementedError
 
+    def apply_with_routing(
+        self, tokens_BxT: Int[Array, "B T"], call: Call
+    ) -> tuple[Float[Array, "B T V"], Routing | None]:
+        """The logits, and what the routers did; None without any, as in the default."""
+        return self(tokens_BxT, call), None
+
     @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
         """Exact parameter counts. The default reads them from the roles.
@@ -127,7 +149,7 @@ class Architecture(nnx.Module):
         ):
             sizes[role] += math.prod(shape.shape)
         total = sum(sizes.values())
-        matmul = sum(sizes[role] for role in MATRIX_ROLES)
+        matmul = sum(sizes[role] for role in PRODUCT_ROLES)
         if sizes["readout"] == 0:
             matmul += config.vocab * config.width
         ends = sizes["embedding"] + sizes["readout"]
@@ -239,6 +261,11 @@ def _check_options(
 ) -> None:
     is_plain = config.dropout == 0 and not config.remat
     ops = bind_parametrization(config).ops
+    if config.n_experts > 0 and ops.reads_unit_multipliers:
+        raise ConfigError(
+            f"model.parametrization = {config.parametrization!r}: experts have no "
+            "unit-scaled form; choose 'mup' or 'completep', or leave model.experts out"
+        )
     if is_plain and not ops.reads_unit_multipliers:
         return
     used: dict[Option, tuple[str, object, bool]] = {

@@ -22,6 +22,7 @@ from scaling.model.architecture import (
     Call,
     Key,
     Params,
+    Routing,
     Tap,
     find_architecture,
     pass_through,
@@ -87,6 +88,20 @@ class Family:
         if segments is not None:
             require_segments(self.config)
         return model(tokens_BxT, Call(key, tap, self.unroll, segments))
+
+    def apply_with_routing(
+        self,
+        params: Params,
+        tokens_BxT: Int[Array, "B T"],
+        key: Key = None,
+        segments: Int[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T V"], Routing | None]:
+        """Logits as of `apply`, and what the routers did; None without any."""
+        model = nnx.merge(self.graph, nnx.State(params))
+        if segments is not None:
+            require_segments(self.config)
+        call = Call(key, pass_through, self.unroll, segments)
+        return model.apply_with_routing(tokens_BxT, call)
 
     def make_cache(self, rows: int, length: int) -> Cache:
         """An empty cache.

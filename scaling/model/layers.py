@@ -15,7 +15,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from scaling.config import ConfigError
+from scaling.config import ConfigError, ModelConfig
 from scaling.model.architecture import Key
 from scaling.model.parametrization import Parametrization, Role
 from scaling.model.quantization import read_matrix
@@ -100,9 +100,18 @@ def multiply_by_scale(
 class Linear(nnx.Module):
     """One matrix, or several matrices of the same input in a single product.
 
-    `role` is "hidden", or "residual_out" if the result is added to the residual stream;
-    `fan_outs` are the outputs of each matrix; `base_fan_in` is the number of inputs at
-    the base width, `config.base_width` for those that read activations of the width.
+    Args:
+        rules: The parametrization.
+        rngs: For the initial values.
+        role: "hidden", or "residual_out" if the result is added to the residual stream.
+        fan_outs: Outputs of each matrix.
+        fan_in: Inputs of each output.
+        base_fan_in: The same at the base width: `config.base_width` for those that read
+            activations of the width.
+        inputs: Inputs that these matrices read, where others write to the same outputs;
+            None: all of them.
+        zero_init: Whether the matrices start at zero.
+        weight_bits: `ModelConfig.weight_bits`.
     """
 
     def __init__(
@@ -114,16 +123,18 @@ class Linear(nnx.Module):
         *,
         fan_in: int,
         base_fan_in: float | int,
+        inputs: int | None = None,
         zero_init: bool = False,
         weight_bits: int | None = None,
     ) -> None:
+        rows = fan_in if inputs is None else inputs
         weights = []
         for fan_out in fan_outs:
             weight = make_weight(
                 rules,
                 rngs,
                 role,
-                (fan_in, fan_out),
+                (rows, fan_out),
                 fan_in=fan_in,
                 base_fan_in=base_fan_in,
                 zero_init=zero_init,
@@ -141,6 +152,48 @@ class Linear(nnx.Module):
         weights = [read_matrix(weight[...], bits) for weight in self.weights]
         y = split_rows(self.ops.linear(x, weights, self.multiplier))
         return multiply_by_scale(y, self.scale)
+
+
+class FeedForward(nnx.Module):
+    """Two matrices around an activation; a gated activation takes a third matrix.
+
+    Args:
+        config: The model.
+        rules: Its parametrization.
+        rngs: For the initial values.
+        units: Hidden units. If they are fewer than a token uses in a layer, other
+            matrices write to the same outputs.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, units: int
+    ) -> None:
+        active = config.active_units
+        self.up = Linear(
+            rules,
+            rngs,
+            "hidden",
+            (units, units) if config.gated else (units,),
+            fan_in=config.width,
+            base_fan_in=config.base_width,
+            weight_bits=config.weight_bits,
+        )
+        self.down = Linear(
+            rules,
+            rngs,
+            "residual_out",
+            (config.width,),
+            fan_in=active,
+            base_fan_in=active * config.base_width / config.width,
+            inputs=units,
+            zero_init=config.zero_init_outputs,
+            weight_bits=config.weight_bits,
+        )
+        self.ops = rules.ops
+        self.activation = config.activation
+
+    def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(self.ops.activate(self.activation, self.up(x_BxTxD)))
 
 
 class Norm(nnx.Module):

@@ -1,11 +1,11 @@
 """Low-rank adapters: W + (alpha / rank) A B in place of W, with only A and B trained (Hu
 et al. 2021, arXiv:2106.09685).
 
-Every matrix of the blocks has an adapter. B starts at zero, so that the model starts as
-its parent. The sum is computed before each step and each evaluation, which costs little
-beside a batch, and the model itself needs no change.
+Every matrix of the blocks has an adapter, but for a router. B starts at zero, so that the
+model starts as its parent. The sum is computed before each step and each evaluation,
+which costs little beside a batch, and the model itself needs no change.
 
-Axes: L layers if they are stacked, I and O the two sides of a matrix, r rank.
+Axes: L layers if they are stacked, and experts, I and O the two sides of a matrix, r rank.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from jaxtyping import Array, Float, UInt
 
 from scaling.model.architecture import Params
 from scaling.model.family import Family
-from scaling.model.parametrization import Role, Rule
+from scaling.model.parametrization import EXPERT_ROLES, Role, Rule
 
-_ADAPTED: tuple[Role, ...] = ("hidden", "residual_out")
+_ADAPTED: tuple[Role, ...] = ("hidden", "residual_out", *EXPERT_ROLES)
 
 
 Adapter = tuple[

@@ -39,7 +39,16 @@ def list_matrices(config: ArchitectureConfig, *, embedding: bool = False) -> lis
     Args:
         config: The model.
         embedding: Also an embedding that is not tied, which multiplies nothing.
+
+    Raises:
+        ConfigError: the model has experts.
     """
+    if config.n_experts > 0:
+        raise ConfigError(
+            f"model.experts.routed = {config.n_experts}: the matrices of experts are "
+            "stacked, and neither pruning nor quantization takes stacks; use a model "
+            "without experts"
+        )
     family = build_family(config.unscan())
     roles = jax.tree_util.tree_leaves_with_path(family.roles)
     names = []

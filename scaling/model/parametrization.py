@@ -31,6 +31,15 @@ Role = Literal[
     "residual_out",
     # The output head.
     "readout",
+    # The stacked matrices of the experts of a layer: feed-forward in and out.
+    "expert_in",
+    "expert_out",
+    # The matrix from the residual stream to the scores of the experts. Like the output
+    # head it has a fan-in that grows with width and a fan-out that does not.
+    "router",
+    # What is added to the scores for the choice alone. No gradient trains it: the
+    # training step sets it from the loads.
+    "router_bias",
     # Scale and shift of a norm in a block.
     "gain",
     "bias",
@@ -42,6 +51,9 @@ Role = Literal[
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 MATRIX_ROLES: tuple[Role, ...] = ("hidden", "residual_out", "readout")
+EXPERT_ROLES: tuple[Role, ...] = ("expert_in", "expert_out")
+PRODUCT_ROLES: tuple[Role, ...] = (*MATRIX_ROLES, *EXPERT_ROLES, "router")
+"""All that multiply activations."""
 VECTOR_ROLES: tuple[Role, ...] = ("gain", "bias", "final_gain", "final_bias", "scale")
 
 Constraint = Literal["none", "tensor", "unit"]
@@ -160,7 +172,16 @@ def _constant_vector(s: ParameterSizes) -> Rule:
     return Rule(0.0, weight_decay=0.0)
 
 
-_VECTOR_RULES: dict[Role, RuleOf] = dict.fromkeys(VECTOR_ROLES, _constant_vector)
+def _set_by_the_step(s: ParameterSizes) -> Rule:
+    """The rule of a parameter that the optimizer leaves as it is."""
+    del s
+    return Rule(0.0, lr=0.0, weight_decay=0.0)
+
+
+_VECTOR_RULES: dict[Role, RuleOf] = {
+    **dict.fromkeys(VECTOR_ROLES, _constant_vector),
+    "router_bias": _set_by_the_step,
+}
 
 
 # --- powers of width ------------------------------------------------------------------
@@ -189,6 +210,11 @@ def _make_width_rules(
     powers: WidthPowers, *, epsilon: float = 0.0, depth: float = 1.0
 ) -> dict[Role, RuleOf]:
     """Rules that follow powers of width and equal `sp` at the base width.
+
+    The matrices of experts have both sides grow with width, as hidden ones. Their number
+    does not grow, so that the router has the rule of the output head: a matrix from a
+    width without bound to a fixed number of outputs (Yang et al. 2022, arXiv:2203.03466,
+    table 8; Malasnicki et al. 2025, arXiv:2508.09752, study such rules for experts).
 
     Args:
         powers: The powers of width.
@@ -226,6 +252,16 @@ def _make_width_rules(
             lr=m**-lr.readout,
         )
 
+    def router(s: ParameterSizes) -> Rule:
+        """That of the output head, for a matrix in a block."""
+        deeper = s.depth_ratio ** (depth - 1)
+        return replace(
+            readout(s),
+            lr=readout(s).lr * deeper,
+            weight_decay=deeper,
+            epsilon=s.width_ratio**-epsilon,
+        )
+
     def vector(s: ParameterSizes) -> Rule:
         return Rule(
             init_std=0.0,
@@ -240,6 +276,9 @@ def _make_width_rules(
         "hidden": hidden,
         "residual_out": hidden,
         "readout": readout,
+        "expert_in": hidden,
+        "expert_out": hidden,
+        "router": router,
         "gain": vector,
         "bias": vector,
     }
@@ -309,7 +348,14 @@ def _make_completep(a: float) -> ParametrizationSpec:
 
         return lowered
 
-    blocks: tuple[Role, ...] = ("hidden", "residual_out", "gain", "bias")
+    blocks: tuple[Role, ...] = (
+        "hidden",
+        "residual_out",
+        *EXPERT_ROLES,
+        "router",
+        "gain",
+        "bias",
+    )
     for role in blocks:
         rules[role] = lower_epsilon(rules[role])
 
@@ -341,7 +387,7 @@ def _make_unit() -> ParametrizationSpec:
         del config, branch
         return ResidualWeights(skip=2**-0.5, branch=2**-0.5)
 
-    matrices = dict.fromkeys(MATRIX_ROLES, matrix)
+    matrices = dict.fromkeys(PRODUCT_ROLES, matrix)
     return ParametrizationSpec(
         {**_VECTOR_RULES, **matrices, "embedding": embedding},
         attention=_inverse_head_dim,
@@ -377,6 +423,9 @@ def _make_umup() -> ParametrizationSpec:
         "hidden": hidden,
         "residual_out": hidden,
         "readout": readout,
+        "expert_in": hidden,
+        "expert_out": hidden,
+        "router": readout,
         "gain": vector,
         "bias": vector,
     }
@@ -412,7 +461,7 @@ def _make_normalized() -> ParametrizationSpec:
             constraint="unit",
         )
 
-    matrices = dict.fromkeys(MATRIX_ROLES, matrix)
+    matrices = dict.fromkeys(PRODUCT_ROLES, matrix)
     return ParametrizationSpec(
         {**_VECTOR_RULES, **matrices, "embedding": embedding}, learned_scales=True
     )
@@ -444,7 +493,7 @@ def _make_literal(power: float, constraint: Constraint) -> ParametrizationSpec:
 
     rules: Rules = {
         **_VECTOR_RULES,
-        **dict.fromkeys(MATRIX_ROLES, matrix),
+        **dict.fromkeys(PRODUCT_ROLES, matrix),
         "embedding": embedding,
         "bias": bias,
         "final_bias": bias,

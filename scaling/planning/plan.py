@@ -24,6 +24,7 @@ from scaling.config import (
     ArchitectureConfig,
     ConfigError,
     DataConfig,
+    ModelConfig,
     OptimConfig,
     RunConfig,
     Trunk,
@@ -113,7 +114,7 @@ class PlanConfig:
     """Warm-up as a fraction of the tokens of the shortest run on its trunk, so a plan
     with other budgets may have other warm-ups; None: optim.warmup_tokens.
     """
-    model: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    model: ArchitectureConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval_tokens: int = RunConfig.eval_tokens

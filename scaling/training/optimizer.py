@@ -3,6 +3,8 @@
 An optimizer turns gradients into updates, given the learning rate and the weight decay
 of the step. These two are inputs of the executable, so that runs that differ only in
 learning rate, weight decay, schedule or length share it.
+
+Axes: L layers, E experts.
 """
 
 from __future__ import annotations
@@ -13,23 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 from optax import contrib
 
-from scaling.config import OptimConfig
+from scaling.config import ModelConfig, OptimConfig
 from scaling.model.architecture import Params
 from scaling.model.family import Family
-from scaling.model.parametrization import VECTOR_ROLES, Role, Rule
+from scaling.model.parametrization import EXPERT_ROLES, VECTOR_ROLES, Role, Rule
 
 _UNIT_AXIS: dict[Role, int] = {
     "embedding": -1,
     "hidden": -2,
     "residual_out": -2,
     "readout": -2,
+    "expert_in": -2,
+    "expert_out": -2,
+    "router": -2,
 }
 """The axis of the weights into one unit."""
 
-_MUON_ROLES: tuple[Role, ...] = ("hidden", "residual_out")
+_MUON_ROLES: tuple[Role, ...] = ("hidden", "residual_out", *EXPERT_ROLES)
 _MUON_RMS = 0.2
 """Root mean square of an update of Muon. It is that of Adam, so that one learning rate
 serves both (Liu et al. 2025, arXiv:2502.16982, section 2.2)."""
@@ -102,6 +107,33 @@ def apply_constraints(family: Family, params: Params) -> Params:
     return jax.tree.map(project, family.roles, family.rules, params)
 
 
+def move_router_biases(
+    family: Family, params: Params, counts: Float[Array, "L E"]
+) -> Params:
+    """Raise the bias of each expert that was chosen less often than the mean of its
+    layer, and lower that of each which was chosen more often, by one rate (Wang et al.
+    2024, arXiv:2408.15664, algorithm 1).
+
+    Args:
+        family: The model.
+        params: Its parameters, with the layers stacked or in a list.
+        counts: How often each expert was chosen in the step.
+    """
+    config = family.config
+    if not isinstance(config, ModelConfig) or config.n_experts == 0:
+        return params
+    missing = counts.mean(axis=-1, keepdims=True) - counts
+    moves = config.experts.bias_rate * jnp.sign(missing)
+    of_layer = iter(moves)
+
+    def move(role: Role, weight: Array) -> Array:
+        if role != "router_bias":
+            return weight
+        return weight + (moves if config.scanned else next(of_layer))
+
+    return jax.tree.map(move, family.roles, params)
+
+
 def _make_preconditioner(
     config: OptimConfig, family: Family
 ) -> optax.GradientTransformation:
@@ -139,7 +171,7 @@ def _make_transformation(
 def _make_muon(beta: float) -> optax.GradientTransformation:
     """Momentum, orthogonalized on the last two axes (Jordan 2024).
 
-    A leading layer axis is a batch of matrices.
+    Leading axes, of layers or of experts, are a batch of matrices.
     """
 
     def is_masked(weight: object) -> bool:

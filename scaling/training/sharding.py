@@ -47,7 +47,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PyTree, UInt
 
 from scaling.config import ConfigError
-from scaling.model.sharding_axes import SHARDS
+from scaling.model.sharding_axes import EXPERTS, SHARDS
 
 Device = Any
 """A `jax.Device`, whose type is not visible to type checkers."""
@@ -355,10 +355,16 @@ class Fsdp(Strategy):
     def shardings(self, tree: PyTree) -> PyTree:
         """The sharding of each array of a state."""
 
-        def choose_sharding(x: ArrayLike | Shape) -> NamedSharding:
-            return self.sharding(*choose_split_axis(jnp.shape(x), self.devices))
+        def choose_sharding(
+            path: tuple[object, ...], x: ArrayLike | Shape
+        ) -> NamedSharding:
+            names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+            axes = choose_split_axis(
+                jnp.shape(x), self.devices, of_experts=EXPERTS in names
+            )
+            return self.sharding(*axes)
 
-        return jax.tree.map(choose_sharding, tree)
+        return jax.tree_util.tree_map_with_path(choose_sharding, tree)
 
     def _trace_on_mesh(
         self, function: Callable[..., _Result], *args: PyTree
@@ -378,14 +384,26 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def choose_split_axis(shape: tuple[int, ...], devices: int) -> tuple[str | None, ...]:
+def choose_split_axis(
+    shape: tuple[int, ...], devices: int, *, of_experts: bool = False
+) -> tuple[str | None, ...]:
     """The axis along which fsdp splits an array, as the axes of a `PartitionSpec`.
 
     The largest axis that the devices divide, the first of equal ones; none (every
     device has a copy) if they divide no axis. A stack of matrices is never split along
     its layers: a scan takes one layer at a time, and each device must have a part of
     every layer.
+
+    Args:
+        shape: Of the array.
+        devices: Number of devices.
+        of_experts: Whether its last axes are those of stacked experts, (E, I, O), with
+            or without an axis of layers before. They are split along the experts if the
+            devices divide them.
     """
+    experts = len(shape) - 3
+    if of_experts and experts >= 0 and shape[experts] % devices == 0:
+        return (*[None] * experts, SHARDS)
     first = 1 if len(shape) > 2 else 0
     best: int | None = None
     for axis in range(first, len(shape)):

@@ -4,8 +4,8 @@ They are pure functions here, and `get_executable` compiles them.
 
 Axes: S steps of a chunk, B batch, T position (windows hold T + 1 tokens: the inputs
 and, shifted by one, the targets; T1 is T + 1), b rows of this process, M held-out
-windows, A micro-batches. Several runs of one shape may train together ("run packing",
-`scaling.training.packing`).
+windows, A micro-batches, L layers, E experts. Several runs of one shape may train
+together ("run packing", `scaling.training.packing`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from scaling.model.kernels import cross_entropy
 from scaling.model.lora import Lora
 from scaling.model.masks import drop_zeros
 from scaling.model.parametrization import bind_parametrization
-from scaling.training.optimizer import apply_constraints, make_optimizer
+from scaling.training.optimizer import (
+    apply_constraints,
+    make_optimizer,
+    move_router_biases,
+)
 from scaling.training.sharding import CompiledFunction, Strategy
 
 LossRange = tuple[int, int] | None
@@ -39,8 +43,36 @@ LossRange = tuple[int, int] | None
 Metrics = dict[str, Array]
 """What is measured in a step, by name: scalars, or [S] for the steps of a chunk."""
 
-GradientSum = tuple[Float[Array, ""], Float[Array, ""], Params]
-"""Sum of the losses, number of targets that count, and gradient of the sum."""
+
+class GradientSum(NamedTuple):
+    """What a batch gives.
+
+    Attributes:
+        loss: Sum of the losses.
+        targets: Number of targets that count.
+        grads: Gradient of the sum.
+        choices: How often each expert was chosen; None without experts.
+    """
+
+    loss: Float[Array, ""]
+    targets: Float[Array, ""]
+    grads: Params
+    choices: Float[Array, "L E"] | None
+
+
+class TrainingLosses(NamedTuple):
+    """What training lowers.
+
+    Attributes:
+        losses: Of each target, 0 where it does not count.
+        weights: 1 where a target counts, 0 elsewhere.
+        choices: How often each expert was chosen; None without experts.
+    """
+
+    losses: Float[Array, "B T"]
+    weights: Float[Array, "B T"]
+    choices: Float[Array, "L E"] | None
+
 
 CACHED_TOKENS = 512
 """Tokens computed at once on CPU. Their activations stay in the cache of a core."""
@@ -176,8 +208,8 @@ State = TrainState | Callable[[], TrainState]
 
 
 ChunkMetrics = Mapping[str, ArrayLike]
-"""`Metrics` of a chunk as the host reads them: "loss" and "grad_norm" of each of the S
-steps; under pmap with a device axis first.
+"""`Metrics` of a chunk as the host reads them: "loss", "grad_norm" and what else there is
+of each of the S steps; under pmap with a device axis first.
 """
 
 
@@ -268,13 +300,14 @@ def weigh_losses(
 
 def training_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """What training lowers, and the weight of each target: `token_losses`, or with a
-    teacher their mixture with the cross-entropy of its distribution; and the z-loss.
+) -> TrainingLosses:
+    """What training lowers: `token_losses`, or with a teacher their mixture with the
+    cross-entropy of its distribution; the z-loss; and what balances experts.
     """
     rows = read_rows(spec, windows)
-    model = spec.make_model(params)
-    logits = spec.family.apply(model, rows.inputs, key, segments=rows.segments)
+    logits, routing = spec.family.apply_with_routing(
+        spec.make_model(params), rows.inputs, key, rows.segments
+    )
     losses = cross_entropy(logits, rows.targets)
     if spec.teacher is not None:
         weight = spec.teacher.weight
@@ -282,7 +315,10 @@ def training_losses(
         losses = (1 - weight) * losses + weight * taught
     if spec.z_loss > 0:
         losses = losses + spec.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
-    return weigh_losses(losses, rows)
+    if routing is None:
+        return TrainingLosses(*weigh_losses(losses, rows), choices=None)
+    losses, weights = weigh_losses(losses + routing.losses, rows)
+    return TrainingLosses(losses, weights, routing.counts)
 
 
 def measure_taught_losses(
@@ -309,31 +345,59 @@ def compute_gradient_sum(
 
     def sum_losses(
         trained: Params, windows: Int[Array, "b T1"], key: Key
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, tuple[Array, Array | None]]:
         whole = spec.replace_trained(params, trained)
-        losses, weights = training_losses(spec, whole, windows, key)
-        return losses.sum(), weights.sum()
+        losses, weights, choices = training_losses(spec, whole, windows, key)
+        return losses.sum(), (weights.sum(), choices)
 
     trained = spec.select_trained(params)
     value_and_gradient = jax.value_and_grad(sum_losses, has_aux=True)
     if spec.accumulate == 1:
-        (loss, count), grads = value_and_gradient(trained, windows, key)
-        return loss, count, grads
+        (loss, (count, choices)), grads = value_and_gradient(trained, windows, key)
+        return GradientSum(loss, count, grads, choices)
 
     def add_micro_batch(
         total: GradientSum, piece: tuple[Int[Array, "b T1"], Int[Array, ""]]
     ) -> tuple[GradientSum, None]:
         micro_batch, index = piece
         micro_key = None if key is None else jax.random.fold_in(key, index)
-        (loss, count), grads = value_and_gradient(trained, micro_batch, micro_key)
-        return jax.tree.map(jnp.add, total, (loss, count, grads)), None
+        (loss, (count, choices)), grads = value_and_gradient(
+            trained, micro_batch, micro_key
+        )
+        found = GradientSum(loss, count, grads, choices)
+        return jax.tree.map(jnp.add, total, found), None
 
-    zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
+    zero = GradientSum(
+        loss=jnp.zeros(()),
+        targets=jnp.zeros(()),
+        grads=jax.tree.map(jnp.zeros_like, trained),
+        choices=_make_zero_choices(spec.family.config),
+    )
     # Each micro-batch takes every A-th row. Where rows are split over devices, every
     # device then has an equal part of every micro-batch.
     micro_batches = windows.reshape(-1, spec.accumulate, windows.shape[1])
     pieces = (micro_batches.swapaxes(0, 1), jnp.arange(spec.accumulate))
     return jax.lax.scan(add_micro_batch, zero, pieces)[0]
+
+
+def _make_zero_choices(config: ArchitectureConfig) -> Float[Array, "L E"] | None:
+    if config.n_experts == 0:
+        return None
+    return jnp.zeros((config.depth, config.n_experts))
+
+
+def measure_loads(choices: Float[Array, "L E"]) -> Metrics:
+    """How evenly the experts of the layers were chosen in a step.
+
+    "largest_load" is the largest number of tokens of an expert over the mean of its
+    layer: 1 at even loads, and the number of experts over those of a token at most.
+    "idle_experts" is the share of experts that no token chose.
+    """
+    means = choices.mean(axis=-1, keepdims=True)
+    return {
+        "largest_load": (choices / means).max(),
+        "idle_experts": (choices == 0).mean(),
+    }
 
 
 def train_step(
@@ -347,15 +411,17 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One step on the mean loss over all devices of `axis`.
 
-    The metrics are the mean loss in nats per target and the norm of its gradient.
+    The metrics are the mean loss in nats per target and the norm of its gradient, and
+    with experts those of `measure_loads`.
     """
     if key is not None:
         key = jax.random.fold_in(key, state.step)
         if axis is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-    loss, count, grads = compute_gradient_sum(spec, state.params, windows, key)
+    total = compute_gradient_sum(spec, state.params, windows, key)
     if axis is not None:
-        loss, count, grads = jax.lax.psum((loss, count, grads), axis)
+        total = jax.lax.psum(total, axis)
+    loss, count, grads, choices = total
     count = jnp.maximum(count, 1.0)  # a batch may hold no target that counts
     grads = jax.tree.map(lambda g: g / count, grads)
     grads = spec.drop_pruned(state.params, grads)
@@ -367,8 +433,12 @@ def train_step(
     trained = optax.apply_updates(trained, updates)
     if spec.lora is None:
         trained = apply_constraints(spec.family, trained)
+    if choices is not None and spec.lora is None:
+        trained = move_router_biases(spec.family, trained, choices)
     params = spec.replace_trained(state.params, trained)
     metrics = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
+    if choices is not None:
+        metrics |= measure_loads(choices)
     return TrainState(params, opt_state, state.step + 1), metrics
 
 
@@ -402,7 +472,10 @@ def train_chunk(
         return state, updated
 
     steps = windows.shape[0]
-    empty = {"loss": jnp.zeros(steps), "grad_norm": jnp.zeros(steps)}
+    names = ["loss", "grad_norm"]
+    if spec.family.config.n_experts > 0:
+        names += ["largest_load", "idle_experts"]
+    empty = {name: jnp.zeros(steps) for name in names}
     return jax.lax.fori_loop(0, count, train_one, (state, empty))
 
 

@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling.config import (
+    ArchitectureConfig,
     DataConfig,
+    ExpertConfig,
     ModelConfig,
     OptimConfig,
     ParentConfig,
     RunConfig,
     TeacherConfig,
     from_dict,
+    to_dict,
 )
-from scaling.config.architecture import ArchitectureConfig, UnitMultipliers
+from scaling.config.architecture import UnitMultipliers
 from scaling.config.identity import (
     FIRST_FIELDS,
     describe_identity,
@@ -45,7 +48,7 @@ CLASSES = (
 
 
 @dataclass(frozen=True)
-class Experts:
+class Streams:
     """A table of options as a later version may add one."""
 
     count: int = 1
@@ -58,7 +61,7 @@ class GrownModel(ModelConfig):
 
     latent_width: int | None = None
     block_length: int = 0
-    experts: Experts = field(default_factory=Experts)
+    streams: Streams = field(default_factory=Streams)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def test_a_value_that_departs_changes_the_id(
     model = {
         "latent_width": latent_width,
         "block_length": block_length,
-        "experts": {"count": count},
+        "streams": {"count": count},
     }
     run = grow(case["config"], model=model, averaging=averaging)
     as_before = (latent_width, block_length, count, averaging) == (None, 0, 1, "none")
@@ -148,11 +151,13 @@ def test_defaults_of_later_fields_are_recorded() -> None:
     Record a new field in tests/data/later_fields.json; never change an entry.
     """
     found: dict[str, dict[str, Any]] = {}
-    for cls in (*CLASSES, ParentConfig, TeacherConfig):
+    for cls in (*CLASSES, ExpertConfig, ParentConfig, TeacherConfig):
         for entry in dataclasses.fields(cls):
             if entry.metadata.get("label") or is_first_field(cls, entry):
                 continue
             default = get_introduced_default(entry)
+            if dataclasses.is_dataclass(default):
+                default = to_dict(default)
             found.setdefault(cls.__name__, {})[entry.name] = default
     assert found == LATER
 

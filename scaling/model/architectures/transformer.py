@@ -5,7 +5,8 @@ parameter carries its role and its rule as metadata.
 
 Axes: B batch, T position, D width, H heads, K head dimension, I and O the two sides of
 a matrix (O all outputs of matrices that share one product), F feed-forward,
-V vocabulary, L layers, S positions of a cache, C context, G heads of keys and values.
+V vocabulary, L layers, S positions of a cache, C context, G heads of keys and values,
+E experts.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from scaling.model.architecture import (
     Key,
     Option,
     ParameterCounts,
+    Routing,
     Tap,
     pass_through,
 )
+from scaling.model.experts import MixtureOfExperts
 from scaling.model.kernels import split_heads
 from scaling.model.layers import (
+    FeedForward,
     Linear,
     Norm,
     apply_dropout,
@@ -189,41 +193,11 @@ class Attention(nnx.Module):
         return self.out(y)
 
 
-class FeedForward(nnx.Module):
-    """Two matrices around an activation; a gated activation takes a third matrix."""
-
-    def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs
-    ) -> None:
-        hidden = config.d_ff
-        self.up = Linear(
-            rules,
-            rngs,
-            "hidden",
-            (hidden, hidden) if config.gated else (hidden,),
-            fan_in=config.width,
-            base_fan_in=config.base_width,
-            weight_bits=config.weight_bits,
-        )
-        self.down = Linear(
-            rules,
-            rngs,
-            "residual_out",
-            (config.width,),
-            fan_in=hidden,
-            base_fan_in=hidden * config.base_width / config.width,
-            zero_init=config.zero_init_outputs,
-            weight_bits=config.weight_bits,
-        )
-        self.ops = rules.ops
-        self.activation = config.activation
-
-    def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(self.ops.activate(self.activation, self.up(x_BxTxD)))
-
-
 class Block(nnx.Module):
-    """An attention branch and a feed-forward branch, each behind a norm."""
+    """An attention branch and a feed-forward branch, each behind a norm.
+
+    The feed-forward branch is dense or a mixture of experts.
+    """
 
     def __init__(
         self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
@@ -231,9 +205,12 @@ class Block(nnx.Module):
         self.norms = nnx.List(
             [Norm(config.norm, rules, rngs, config.width) for _ in _BRANCHES]
         )
-        self.branches = nnx.List(
-            [Attention(config, rules, rngs, kind), FeedForward(config, rules, rngs)]
-        )
+        attention = Attention(config, rules, rngs, kind)
+        if config.n_experts > 0:
+            feed_forward = MixtureOfExperts(config, rules, rngs)
+        else:
+            feed_forward = FeedForward(config, rules, rngs, config.d_ff)
+        self.branches = nnx.List([attention, feed_forward])
         self.ops = rules.ops
         self.dropout = config.dropout
 
@@ -244,16 +221,23 @@ class Block(nnx.Module):
         key: Key,
         tap: Tap = pass_through,
         layout: Layout | None = None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """The residual stream after both branches, and what the router did."""
+        routing = None
         keys = [None, None] if key is None else list(jax.random.split(key))
         for i, name in enumerate(_BRANCHES):
             skip, x = self.ops.split_residual(x, weights[i])
             branch = self.branches[i]
             y = self.norms[i](x)
-            y = branch(y, layout) if isinstance(branch, Attention) else branch(y)
+            if isinstance(branch, Attention):
+                y = branch(y, layout)
+            elif isinstance(branch, MixtureOfExperts):
+                y, routing = branch(y)
+            else:
+                y = branch(y)
             y = tap(name, apply_dropout(y, self.dropout, keys[i]))
             x = self.ops.join_residual(skip, y, weights[i])
-        return x
+        return x, routing
 
     def extend(
         self,
@@ -269,7 +253,11 @@ class Block(nnx.Module):
         y, cache = attention.extend(self.norms[0](x), positions, cache)
         x = self.ops.join_residual(skip, y, weights[0])
         skip, x = self.ops.split_residual(x, weights[1])
-        y = feed_forward(self.norms[1](x))
+        y = self.norms[1](x)
+        if isinstance(feed_forward, MixtureOfExperts):
+            y, _ = feed_forward(y)
+        else:
+            y = feed_forward(y)
         return self.ops.join_residual(skip, y, weights[1]), cache
 
 
@@ -329,6 +317,11 @@ class Transformer(Architecture):
     def __call__(
         self, tokens_BxT: Int[Array, "B T"], call: Call
     ) -> Float[Array, "B T V"]:
+        return self.apply_with_routing(tokens_BxT, call)[0]
+
+    def apply_with_routing(
+        self, tokens_BxT: Int[Array, "B T"], call: Call
+    ) -> tuple[Float[Array, "B T V"], Routing | None]:
         segments = call.segments
         layout = None if segments is None else lay_out_segments(segments)
         x = self._embed(tokens_BxT, None if layout is None else layout.positions)
@@ -338,8 +331,8 @@ class Transformer(Architecture):
             embedding_key, layers_key = jax.random.split(call.key)
         x = apply_dropout(x, self.config.dropout, embedding_key)
         x = call.tap("embedding", x)
-        x = self._apply_layers(x, layers_key, call.tap, call.unroll, layout)
-        return self.read_out(x, call.tap)
+        x, routing = self._apply_layers(x, layers_key, call.tap, call.unroll, layout)
+        return self.read_out(x, call.tap), routing
 
     @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
@@ -438,7 +431,8 @@ class Transformer(Architecture):
         tap: Tap,
         unroll: bool,
         layout: Layout | None,
-    ) -> Float[Array, "B T D"]:
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """The residual stream after the layers, and what their routers did."""
         config = self.config
         weights = self._list_residual_weights()
         keys = None if key is None else jax.random.split(key, config.depth)
@@ -457,24 +451,31 @@ class Transformer(Architecture):
 
             def apply_layer(
                 x: Array, layer: tuple[PyTree, BlockWeights, Key]
-            ) -> tuple[Array, None]:
+            ) -> tuple[Array, Routing | None]:
                 layer_state, layer_weights, layer_key = layer
-                y = apply_block(graph, layer_state, x, layer_weights, layer_key, layout)
-                return y, None
+                return apply_block(
+                    graph, layer_state, x, layer_weights, layer_key, layout
+                )
 
             layers = (state, stacked, keys)
-            return jax.lax.scan(apply_layer, x, layers, unroll=unroll)[0]
+            x, routing = jax.lax.scan(apply_layer, x, layers, unroll=unroll)
+            return x, _add_losses(routing)
 
+        routings: list[Routing | None] = []
         for layer, block in enumerate(self.blocks):
             layer_key = None if keys is None else keys[layer]
             if tap is pass_through:
                 graph, state = nnx.split(block)
-                x = apply_block(graph, state, x, weights[layer], layer_key, layout)
+                x, routing = apply_block(
+                    graph, state, x, weights[layer], layer_key, layout
+                )
             else:
                 name = f"block{layer}"
                 tap_in_block = functools.partial(_tap_in_block, tap, name)
-                x = tap(name, block(x, weights[layer], layer_key, tap_in_block, layout))
-        return x
+                x, routing = block(x, weights[layer], layer_key, tap_in_block, layout)
+                x = tap(name, x)
+            routings.append(routing)
+        return x, _add_losses(jax.tree.map(lambda *r: jnp.stack(r), *routings))
 
     def _list_residual_weights(self) -> list[BlockWeights]:
         weights: list[BlockWeights] = []
@@ -495,8 +496,15 @@ def _apply_block(
     weights: BlockWeights,
     key: Key,
     layout: Layout | None,
-) -> Float[Array, "B T D"]:
+) -> tuple[Float[Array, "B T D"], Routing | None]:
     return nnx.merge(graph, state)(x, weights, key, layout=layout)
+
+
+def _add_losses(routing: Routing | None) -> Routing | None:
+    """What the routers of all layers did, from what each did: the losses are added."""
+    if routing is None:
+        return None
+    return routing._replace(losses=routing.losses.sum(axis=0))
 
 
 def _stack_blocks(blocks: list[Block]) -> Block:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.config import ConfigError
+from scaling.config import ConfigError, ExpertConfig
 from scaling.inference.decoding import CHUNK, count_kept, get_decoder
 from scaling.inference.generation import make_batch
 from scaling.inference.model import TrainedModel
@@ -42,6 +42,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},
     "rounded, tied": {"weight_bits": 4, "tied": True},
+    "experts": {"experts": ExpertConfig(routed=4, per_token=2, granularity=2)},
+    "experts, scanned layers": {
+        "experts": ExpertConfig(routed=4, shared=1, balancing="none"),
+        "scan_layers": "always",
+    },
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import pytest
 
-from scaling.config import ModelConfig
+from scaling.config import ExpertConfig, ModelConfig
 from scaling.config.activations import ACTIVATIONS
 from scaling.model.architecture import Params
 from scaling.model.family import build_family
@@ -28,6 +28,7 @@ from scaling.model.positions import apply_rope, sinusoidal_encodings
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 B, T, V = 2, 16, 16
+MIXTURE = ExpertConfig(routed=4, per_token=2, granularity=2)
 
 # every value of every option, each at least once
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -57,6 +58,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
     "layers of three kinds": {"depth": 3, "layer_pattern": "wfn", "window": 4},
     "rounded, tied": {"weight_bits": 3, "tied": True},
+    "experts, one of them shared, dropout": {
+        "depth": 2,
+        "experts": ExpertConfig(routed=3, per_token=2, shared=1, balancing="none"),
+        "dropout": 0.3,
+    },
     "deep": {
         "depth": 9,
         "dtype": "bfloat16",
@@ -215,14 +221,23 @@ def test_a_shorter_window_predicts_the_same(make_model: MakeModel) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scan_layers": "always"}, {"scan_layers": "always", "remat": True}],
-    ids=["scanned", "scanned and rematerialized"],
+    [
+        {"scan_layers": "always"},
+        {"scan_layers": "always", "remat": True},
+        {"scan_layers": "always", "remat": True, "experts": MIXTURE},
+    ],
+    ids=["scanned", "scanned and rematerialized", "of experts"],
 )
 def test_scanned_and_rematerialized_layers_equal_unrolled_ones(
     make_model: MakeModel, changes: dict[str, Any]
 ) -> None:
     """The same dropout, loss and gradient."""
-    config = make_model(depth=2, zero_init_outputs=False, dropout=0.2)
+    config = make_model(
+        depth=2,
+        zero_init_outputs=False,
+        dropout=0.2,
+        experts=changes.get("experts", ExpertConfig()),
+    )
     loss, grads = value_and_grad(config, 7)
     other = dataclasses.replace(config, **changes)
     other_loss, other_grads = value_and_grad(other, 7)

@@ -68,7 +68,7 @@ def test_the_loss_is_the_mixture_that_is_stated(temperature: float) -> None:
     shares = np.asarray(jax.nn.softmax(teacher / temperature))
     taught = -(shares * log_shares).sum(-1) * temperature**2
     text, _ = token_losses(spec, params, WINDOWS)
-    found, weights = training_losses(spec, params, WINDOWS)
+    found, weights, _ = training_losses(spec, params, WINDOWS)
     expected = 0.7 * np.asarray(text) + 0.3 * taught
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert float(weights.sum()) == WINDOWS[:, 1:].size
@@ -76,7 +76,7 @@ def test_the_loss_is_the_mixture_that_is_stated(temperature: float) -> None:
 
 def test_only_the_student_has_a_gradient() -> None:
     spec = make_spec(1.0)
-    _, _, grads = compute_gradient_sum(spec, make_params(spec), WINDOWS, None)
+    _, _, grads, _ = compute_gradient_sum(spec, make_params(spec), WINDOWS, None)
     shapes = jax.tree.map(lambda x: x.shape, grads)
     assert shapes == jax.tree.map(lambda x: x.shape, spec.family.init(0))
 
@@ -86,7 +86,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn() -> None:
     spec = make_step_spec(RunConfig(SMALL), teacher=teacher)
     params = spec.family.init(2)
     taught = TaughtParams(params, params)
-    _, _, grads = compute_gradient_sum(spec, taught, WINDOWS, None)
+    _, _, grads, _ = compute_gradient_sum(spec, taught, WINDOWS, None)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
 
 

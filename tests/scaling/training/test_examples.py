@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.config import ModelConfig, OptimConfig, RunConfig
+from scaling.config import ExpertConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.data.examples import Pair, encode_examples, pack_rows
 from scaling.data.tokenizers import ByteTokenizer
 from scaling.training.step import (
@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "scan_layers": "always",
     },
     "recomputed": {"remat": True},
+    "experts": {"experts": ExpertConfig(routed=4, per_token=2, granularity=2)},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
 }
 
@@ -62,7 +63,7 @@ def test_packed_examples_equal_examples_alone(options: dict[str, Any]) -> None:
     # The rows are padded to one number: gradients of unit scaling depend on it.
     alone = [make_rows([pair]) for pair in PAIRS]
     sums = [compute_gradient_sum(spec, params, rows, None) for rows in alone]
-    loss, count, grads = compute_gradient_sum(spec, params, packed, None)
+    loss, count, grads, _ = compute_gradient_sum(spec, params, packed, None)
     assert float(loss) == pytest.approx(sum(float(s[0]) for s in sums), rel=1e-5)
     assert float(count) == sum(float(s[1]) for s in sums)
     if spec.family.rules is not None and "parametrization" not in options:

@@ -1,0 +1,241 @@
+"""What a mixture of experts is worth at equal FLOPs: a sweep over sparsity and
+granularity, and the laws of both fitted to it.
+
+    python -m experiments.experts --out runs/experts
+
+All models of a sweep have the sizes and tokens of the dense one, and its FLOPs but for the
+router. Sparsity is the number of experts over those of a token, at one granularity;
+granularity is varied at one sparsity, with as many experts of a token. The learning rate
+is that of the dense model and is not tuned again.
+
+Two laws are fitted, with 90 % intervals. That of Krajewski et al. 2024 (arXiv:2402.07871)
+takes the runs of one sparsity, that of Abnar et al. 2025 (arXiv:2501.12370) those of one
+granularity. A law that the runs do not determine is marked so: its intervals then mean
+nothing. Writes `runs.csv`, `laws.md` and `experts.png`. Expect the loss to
+fall with the number of experts and to gain less from each doubling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+import analysis
+from analysis import Fit, Law
+from analysis.fitting.bootstrap import Bootstrap
+from analysis.laws.base import Array, Params, Variables, power
+from analysis.plots.style import LOSS, MARKERS, make_figure, save_figure, use_style
+from scaling import ExpertConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
+from scaling.cli.output import print_plan
+from scaling.cli.plan_sweep import find_preset
+from scaling.config import read_toml
+
+EXPONENT = (0.01, 2.0)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What to train.
+
+    Attributes:
+        out: folder of the runs, the laws and the figure.
+        preset: the sweep of the dense model.
+        budgets: FLOPs, in place of the preset's.
+        sizes_per_budget: models of each.
+        batch_size: sequences of a step, in place of the preset's.
+        min_steps: of a run, in place of the preset's.
+        sparsities: experts over those of a token; 1 is the dense model.
+        granularities: varied at `at_sparsity`; the others have 1.
+        at_sparsity: of the models of other granularities.
+        draws: of the parameters.
+        workers: processes. Default: one per core on CPU.
+    """
+
+    out: Path = Path("runs/experts")
+    preset: str = "isoflop"
+    budgets: tuple[float, ...] = (1e11, 3e11, 9e11)
+    sizes_per_budget: int = 3
+    batch_size: int = 8
+    min_steps: int = 200
+    sparsities: tuple[int, ...] = (1, 2, 4, 8, 16)
+    granularities: tuple[int, ...] = (1, 2, 4)
+    at_sparsity: int = 8
+    draws: int = 500
+    workers: int | None = None
+
+
+def list_arms(args: Experts) -> list[tuple[int, int]]:
+    """Sparsity and granularity of each model that is compared."""
+    arms = [(sparsity, 1) for sparsity in args.sparsities]
+    arms += [(args.at_sparsity, granularity) for granularity in args.granularities]
+    return list(dict.fromkeys(arms))
+
+
+def plan_arm(args: Experts, sparsity: int, granularity: int) -> list[RunConfig]:
+    """The sweep of the dense model with experts in the place of its blocks."""
+    preset = read_toml(find_preset(args.preset), PlanConfig)
+    plan = make_plan(
+        dataclasses.replace(
+            preset,
+            budgets=args.budgets,
+            sizes_per_budget=args.sizes_per_budget,
+            min_steps=args.min_steps,
+            optim=dataclasses.replace(preset.optim, batch_size=args.batch_size),
+        )
+    )
+    experts = ExpertConfig()
+    if sparsity > 1:
+        experts = ExpertConfig(
+            routed=sparsity * granularity,
+            per_token=granularity,
+            granularity=granularity,
+        )
+    runs = []
+    for run in plan:
+        model = dataclasses.replace(run.model, experts=experts)
+        runs.append(dataclasses.replace(run, model=model))
+    return runs
+
+
+def train_arms(args: Experts) -> pd.DataFrame:
+    """The run table of all arms, with the columns sparsity and granularity."""
+    arms = {}
+    for sparsity, granularity in list_arms(args):
+        for run in plan_arm(args, sparsity, granularity):
+            arms[run.run_id] = (run, sparsity, granularity)
+    plan = Plan("experts", tuple(run for run, _, _ in arms.values()))
+    print_plan(plan, args.out, timing=True, workers=args.workers)
+    table = sweep(plan, args.out, workers=args.workers)
+    ids = table["run_id"].tolist()
+    table["experts_over_active"] = [arms[run_id][1] for run_id in ids]
+    table["granularity"] = [arms[run_id][2] for run_id in ids]
+    return table
+
+
+# --- laws -----------------------------------------------------------------------------
+
+
+def compute_granularity_terms(p: Params, x: Variables) -> tuple[Array, ...]:
+    size = power(x["N"], -p["alpha"])
+    return 1.0, size * power(x["G"], -p["gamma"]), size, power(x["D"], -p["beta"])
+
+
+def compute_sparsity_terms(p: Params, x: Variables) -> tuple[Array, ...]:
+    """R = 1 / (1 - S) is the number of experts over those of a token."""
+    return (
+        1.0,
+        power(x["N"], -p["alpha"]),
+        power(x["D"], -p["beta"]),
+        power(x["R"], p["lambda"]),
+        power(x["R"], p["delta"]) * power(x["N"], -p["gamma"]),
+    )
+
+
+GRANULARITY = Law(
+    name="granularity",
+    formula="c + (g / G^gamma + a) / N^alpha + b / D^beta",
+    variables=("N", "D", "G"),
+    linear=("c", "g", "a", "b"),
+    nonlinear=(("gamma", *EXPONENT), ("alpha", *EXPONENT), ("beta", *EXPONENT)),
+    terms=compute_granularity_terms,
+    source="Krajewski et al. 2024, arXiv:2402.07871",
+    floor="c",
+)
+SPARSITY = Law(
+    name="sparsity",
+    formula="E + a / N^alpha + b / D^beta + c R^lambda + d R^delta / N^gamma",
+    variables=("N", "D", "R"),
+    linear=("E", "a", "b", "c", "d"),
+    nonlinear=(
+        ("alpha", *EXPONENT),
+        ("beta", *EXPONENT),
+        ("lambda", -2.0, 2.0),
+        ("delta", -2.0, 2.0),
+        ("gamma", *EXPONENT),
+    ),
+    terms=compute_sparsity_terms,
+    source="Abnar et al. 2025, arXiv:2501.12370",
+    floor="E",
+)
+
+
+def fit_laws(args: Experts, table: pd.DataFrame) -> list[tuple[Fit, Bootstrap]]:
+    """Both laws with draws of their parameters. N is the number of all parameters but
+    the embedding and the head, as in both papers.
+    """
+    size = "n_non_embedding"
+    fine = table.loc[table["experts_over_active"] == args.at_sparsity]
+    coarse = table.loc[table["granularity"] == 1]
+    data = {
+        GRANULARITY: analysis.load_runs(fine, N=size, D="tokens", G="granularity"),
+        SPARSITY: analysis.load_runs(
+            coarse, N=size, D="tokens", R="experts_over_active"
+        ),
+    }
+    found = []
+    for law, runs in data.items():
+        fit = analysis.fit(runs, law=law, allow_unidentified=True, effects="row")
+        found.append((fit, fit.bootstrap(args.draws, seed=0)))
+    return found
+
+
+def format_laws(laws: list[tuple[Fit, Bootstrap]]) -> str:
+    """The parameters of each law as a Markdown table."""
+    lines = []
+    for fit, draws in laws:
+        lines += [f"{fit.law.equation} ({fit.law.source})", ""]
+        if not fit.certificate.ok:
+            lines += ["The runs do not determine this law.", ""]
+        lines += ["| parameter | value | 90 % interval |", "|---|---|---|"]
+        for name in fit.law.params:
+            low, high = draws.interval(name)
+            value = float(np.asarray(fit.params[name]))
+            lines.append(f"| {name} | {value:.3g} | [{low:.3g}, {high:.3g}] |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+@use_style
+def plot_losses(args: Experts, table: pd.DataFrame) -> Figure:
+    """The lowest loss of each budget, by sparsity and by granularity."""
+    figure = make_figure(2.8)
+    panels = figure.subplots(1, 2, sharey=True)
+    fine = table[table["experts_over_active"] == args.at_sparsity]
+    coarse = table[table["granularity"] == 1]
+    cases = (
+        (panels[0], coarse, "experts_over_active", "Experts over those of a token"),
+        (panels[1], fine, "granularity", "Granularity"),
+    )
+    for ax, rows, column, label in cases:
+        for marker, (budget, group) in zip(
+            MARKERS, rows.groupby("budget"), strict=False
+        ):
+            places = sorted(set(group[column].tolist()))
+            best = [float(group.loc[group[column] == x, "loss"].min()) for x in places]
+            ax.plot(places, best, marker=marker, label=f"{budget:.0e} FLOPs")
+        ax.set_xscale("log", base=2)
+        ax.set_xlabel(label)
+    panels[0].set_ylabel(LOSS)
+    panels[0].legend()
+    return figure
+
+
+def main() -> None:
+    """Train, fit, draw."""
+    args = tyro.cli(Experts, description=__doc__)
+    table = train_arms(args)
+    table.to_csv(args.out / "runs.csv", index=False)
+    text = format_laws(fit_laws(args, table))
+    (args.out / "laws.md").write_text(f"{text}\n", encoding="utf-8")
+    print(f"\n{text}")
+    print(save_figure(plot_losses(args, table), args.out / "experts.png"))
+
+
+if __name__ == "__main__":
+    main()
