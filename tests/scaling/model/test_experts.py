@@ -205,8 +205,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("experts", MIXTURES.values(), ids=MIXTURES.keys())
 @pytest.mark.parametrize(
     "options",
-    [{}, {"activation": "swiglu"}, {"parametrization": "normalized"}],
-    ids=["plain", "gated", "with learned scales"],
+    [
+        {"activation": "swiglu", "parametrization": "normalized"},
+        pytest.param({}, marks=pytest.mark.slow),
+    ],
+    ids=["gated, with learned scales", "plain"],
 )
 def test_what_is_computed_of_a_token_depends_on_no_other_in_its_batch(
     make_model: MakeModel, experts: dict[str, Any], options: dict[str, Any]
@@ -388,7 +391,14 @@ def test_loads_by_numbers() -> None:
     assert float(found["idle_experts"]) == 0.25
 
 
-@pytest.mark.parametrize("balancing", ["bias", "loss", "none"])
+@pytest.mark.parametrize(
+    "balancing",
+    [
+        "bias",
+        pytest.param("loss", marks=pytest.mark.slow),
+        pytest.param("none", marks=pytest.mark.slow),
+    ],
+)
 def test_micro_batches_change_nothing(make_model: MakeModel, balancing: Any) -> None:
     """Loads are those of the whole step, and the balance loss is of each sequence."""
     experts = dataclasses.replace(EIGHT, balancing=balancing)
@@ -525,6 +535,7 @@ def measure_changes(config: ModelConfig) -> dict[str, float]:
     return {name: float(np.mean(found)) for name, found in totals.items()}
 
 
+@pytest.mark.slow
 def test_changes_under_mup_do_not_depend_on_width() -> None:
     """As they do in the standard parametrization."""
     mup = measure_slopes("mup")
