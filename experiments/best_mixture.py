@@ -24,7 +24,6 @@ import pandas as pd
 import tyro
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy.optimize import least_squares
 
 from analysis.plots.style import (
     BLUE,
@@ -37,6 +36,8 @@ from analysis.plots.style import (
 from scaling import DataConfig, ModelConfig, OptimConfig, Plan, RunConfig, sweep
 
 _GRID = np.linspace(0.01, 0.99, 197)
+_RATES = np.concatenate([np.geomspace(-60, -0.1, 200), np.geomspace(0.1, 60, 200)])
+"""Values of t that are tried."""
 
 
 @dataclass(frozen=True)
@@ -147,23 +148,21 @@ def train_shares(
 
 
 def fit_law(share: Float[np.ndarray, " n"], loss: Float[np.ndarray, " n"]) -> MixingLaw:
-    """The law by least squares, from several starting points."""
-    best: tuple[float, MixingLaw] | None = None
-    for t in (-30.0, -10.0, -3.0, -1.0, 1.0, 3.0, 10.0, 30.0):
-        # Given t, the law is linear in c and k.
-        columns = np.column_stack(
-            [np.ones_like(share), np.exp(t * (share - share.max()))]
-        )
-        (c, k), *_ = np.linalg.lstsq(columns, loss, rcond=None)
-        start = (c, k * math.exp(-t * share.max()), t)
-        solution = least_squares(
-            lambda p: p[0] + p[1] * np.exp(p[2] * share) - loss, start, x_scale="jac"
-        )
-        candidate = MixingLaw(*(float(value) for value in solution.x))
-        if best is None or solution.cost < best[0]:
-            best = (float(solution.cost), candidate)
-    assert best is not None
-    return best[1]
+    """The law by least squares. Given t it is linear in c and k, so the search is over t
+    alone.
+    """
+    best = MixingLaw(c=float(loss.mean()), k=0.0, t=0.0)
+    least = math.inf
+    for t in _RATES:
+        basis = np.exp(t * (share - 0.5))
+        centered = basis - basis.mean()
+        k = float(centered @ loss / (centered @ centered))
+        c = float(loss.mean() - k * basis.mean())
+        cost = float(np.square(c + k * basis - loss).sum())
+        if cost < least:
+            least = cost
+            best = MixingLaw(c, k * math.exp(-0.5 * t), float(t))
+    return best
 
 
 def find_best_share(laws: tuple[MixingLaw, MixingLaw]) -> float:
