@@ -55,6 +55,7 @@ class BestMixture:
         larger_tokens: of their runs.
         steps_around: distances from the predicted share that are trained as well.
         seeds: of each small run.
+        larger_seeds: of each larger run.
         draws: of the bootstrap.
         workers: processes. Default: one per core on CPU.
     """
@@ -65,10 +66,11 @@ class BestMixture:
     shares: tuple[float, ...] = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95)
     width: int = 32
     tokens: int = 1_000_000
-    larger_width: int = 64
-    larger_tokens: int = 4_000_000
+    larger_width: int = 48
+    larger_tokens: int = 1_500_000
     steps_around: tuple[float, ...] = (-0.3, -0.15, 0.15, 0.3)
     seeds: int = 3
+    larger_seeds: int = 2
     draws: int = 500
     workers: int | None = None
 
@@ -238,7 +240,7 @@ def main() -> None:
     for share in list_tested_shares(args, found.share):
         larger_runs[share] = [
             make_run(args, share, args.larger_width, args.larger_tokens, seed)
-            for seed in seeds
+            for seed in range(args.larger_seeds)
         ]
     larger = train_shares(args, "larger", larger_runs)
     runs = pd.concat([small, larger], ignore_index=True)

@@ -13,8 +13,8 @@ from experiments.compare_architectures import (
     measure_model,
     measure_multipliers,
     plan_arm,
-    plot_multipliers,
 )
+from experiments.multipliers import Interval, plot_multipliers
 from scaling.store.run_dirs import describe_run
 
 GATE = "gated attention"
@@ -59,7 +59,12 @@ def test_an_option_worth_its_tokens_twice_has_the_multiplier_two() -> None:
     assert better.low <= better.multiplier <= better.high
     table = format_table([better, equal])
     assert "| layer norm | 1.00 [" in table
-    assert len(plot_multipliers([better, equal]).axes) == 1
+    intervals = [
+        Interval(row.arm, row.multiplier, row.low, row.high) for row in (equal, better)
+    ]
+    (ax,) = plot_multipliers(intervals, DEFAULT).axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == [equal.arm, better.arm]  # the best at the top
 
 
 def test_the_sizes_of_an_arm_are_counted() -> None:
