@@ -51,7 +51,7 @@ from scaling.store.parameters import (
 from scaling.store.table import run_table
 from scaling.training.activation_changes import measure_activation_changes
 from scaling.training.loop import LoopConfig
-from scaling.training.sharding import StrategyName
+from scaling.training.sharding import StrategyName, count_local_devices
 
 Verdict = Literal["passed", "failed", "skipped"]
 
@@ -308,7 +308,7 @@ def check_flops(subject: Subject) -> str:
 
 def check_strategies(subject: Subject) -> str:
     """All strategies give one loss, on all devices."""
-    devices = jax.local_device_count()
+    devices = count_local_devices()
     if devices == 1:
         raise NotApplicable("there is one device; start it with several")
     run = subject.make_run()
