@@ -44,6 +44,7 @@ def test_every_arm_is_another_model_of_the_same_sizes_and_tokens() -> None:
     assert len(ids) == len(ARMS)
 
 
+@pytest.mark.slow
 def test_an_option_worth_its_tokens_twice_has_the_multiplier_two() -> None:
     """At equal weights; the FLOPs that the gate adds are charged."""
     args = Architectures(budgets=(1e11, 2.8e11, 8e11, 1.6e12))

@@ -55,6 +55,7 @@ def test_the_module_of_the_guide_is_swept_by_workers_and_used(folder: Path) -> N
         scaling.count_cost(trained.config, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_architecture_resumes_to_the_bit(tmp_path: Path) -> None:
     assert check_resume(Subject(make_small_model("lstm"), tmp_path))
 

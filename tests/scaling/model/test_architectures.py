@@ -380,7 +380,10 @@ def make_subject(module: type[Architecture], folder: Path) -> Subject:
         (Miscounted, conformance.check_flops, "the products of its program are"),
         (Leaking, conformance.check_examples, "they change by"),
         (Leaking, conformance.check_dropout, "changes nothing"),
-        (Unscaled, conformance.check_coordinates, r"to \+"),
+        pytest.param(
+            *(Unscaled, conformance.check_coordinates, r"to \+"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_wrong_module_breaks_its_law(

@@ -361,6 +361,7 @@ def record_scores(family: Family, params: Params, tokens: jax.Array) -> np.ndarr
     return 1 / (1 + np.exp(-(stream * gain) @ router))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balancing", ["bias", "loss"])
 def test_balancing_evens_the_loads(make_model: MakeModel, balancing: Any) -> None:
     """Without it they stay less even."""

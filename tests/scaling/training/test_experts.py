@@ -98,6 +98,7 @@ def answer(make_run: MakeRun) -> dict[str, Any]:
 
 
 # One test, since every process that runs tests would make the answer anew.
+@pytest.mark.slow
 def test_eight_devices_give_the_losses_and_loads_of_one(answer: dict[str, Any]) -> None:
     """Under fsdp each device holds some experts."""
     for layers in ("list", "scan"):
@@ -136,6 +137,7 @@ def read_loss(out: Path, run: RunConfig) -> float:
 
 
 @pytest.mark.usefixtures("quick_compile")
+@pytest.mark.slow
 def test_packed_and_resumed_runs_are_those_trained_alone(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
