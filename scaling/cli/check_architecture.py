@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,10 +11,27 @@ import tyro
 
 from scaling.cli.fit import Positional
 from scaling.cli.output import print_json
-from scaling.config import ArchitectureConfig
+from scaling.config import ArchitectureConfig, ConfigError
 from scaling.config.architecture import find_config_class
 
 _DEVICES = 8
+
+
+def make_defaults(words: Sequence[str]) -> CheckArchitectureArgs | None:
+    """The arguments of the verb before its flags are read, whose class depends on the
+    architecture; None to show the help.
+
+    Raises:
+        ConfigError: the first word is no architecture.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        return None
+    if words[0].startswith("-"):
+        raise ConfigError(
+            f"check-architecture {words[0]!r}: give the architecture first, as in "
+            "check-architecture lstm --model.width 48"
+        )
+    return CheckArchitectureArgs(words[0], make_small_model(words[0]))
 
 
 def make_small_model(name: str) -> ArchitectureConfig:

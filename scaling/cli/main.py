@@ -180,10 +180,10 @@ def parse_command(argv: Sequence[str]) -> Callable[[], int]:
 
         rest = [expand_flag(word) for word in rest]
         options["default"] = verb(config=read_preset(rest))
-    if name == "check-architecture" and rest and not rest[0].startswith("-"):
-        from scaling.cli.check_architecture import make_small_model
+    if name == "check-architecture":
+        from scaling.cli.check_architecture import make_defaults
 
-        options["default"] = verb(rest[0], make_small_model(rest[0]))
+        options["default"] = make_defaults(rest)
     return tyro.cli(verb, args=rest, prog=f"scaling {name}", **options)
 
 

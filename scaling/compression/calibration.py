@@ -49,12 +49,9 @@ def draw_calibration_windows(
             f"{model.context}"
         )
     dataset = data.load_dataset(model.run.data)
-    if dataset.components:
-        rows = dataset.make_windows(model.context, batch_size=1, seed=0)
-        return rows.batches(0, tokens // model.context)[:, 0]
-    if len(dataset.train) == 0:
+    if dataset.train_tokens == 0:
         raise DataError(f"data.source = {model.run.data.source!r}: holds no text")
-    if dataset.has_examples:
+    if dataset.has_examples or dataset.components:
         rows = dataset.make_windows(model.context, batch_size=1, seed=0)
         available = rows.tokens_per_epoch // model.context
         count = min(available, tokens // model.context)

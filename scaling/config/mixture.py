@@ -11,7 +11,9 @@ from typing import NamedTuple
 from scaling.config.conversion import ConfigError
 
 _PREFIX = "mixture:"
-_DIGITS = 6
+_UNITS = 1_000_000
+"""Weights are whole millionths, so that they sum to exactly 1 and a mixture that is read
+from its own name is the same."""
 
 
 class MixturePart(NamedTuple):
@@ -47,10 +49,27 @@ def parse_mixture(source: str) -> tuple[MixturePart, ...]:
     names = [name for name, _ in parts]
     if len(names) < 2 or len(set(names)) != len(names):
         _reject(source, "name two or more different sources")
-    total = sum(weight for _, weight in parts)
+    shares = _round_shares([weight for _, weight in parts])
+    if min(shares) == 0:
+        _reject(source, f"a weight is less than one in {_UNITS:,} of all; raise it")
     return tuple(
-        MixturePart(name, round(weight / total, _DIGITS)) for name, weight in parts
+        MixturePart(name, share / _UNITS)
+        for name, share in zip(names, shares, strict=True)
     )
+
+
+def _round_shares(weights: list[float]) -> list[int]:
+    """Shares in whole units that sum to all of them, by the largest remainders."""
+    total = math.fsum(weights)
+    exact = [weight / total * _UNITS for weight in weights]
+    # A share that is whole but for the rounding of the division stays as it is.
+    shares = [math.floor(share + 1e-3) for share in exact]
+    by_remainder = sorted(
+        range(len(exact)), key=lambda i: exact[i] - shares[i], reverse=True
+    )
+    for i in by_remainder[: _UNITS - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 def _parse_weight(source: str, text: str) -> float:

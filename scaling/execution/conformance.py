@@ -179,7 +179,7 @@ class Subject:
         """The loss of a run that is finished."""
         return float(run_table(out, [run])["loss"].iloc[0])
 
-    def hash_parameters(self, out: Path, run: RunConfig) -> dict[str, bytes]:
+    def read_parameter_bytes(self, out: Path, run: RunConfig) -> dict[str, bytes]:
         """The bytes of all parameters of a run, by name."""
         params, _ = read_parameters(self._find_parameters(out, run))
         arrays = flatten_parameters(params)
@@ -360,8 +360,8 @@ def check_resume(subject: Subject) -> str:
     with contextlib.suppress(_Interrupt):
         subject.train([run], "cut", loop, interrupt)
     cut = subject.train([run], "cut", loop)
-    expected = subject.hash_parameters(whole, run)
-    found = subject.hash_parameters(cut, run)
+    expected = subject.read_parameter_bytes(whole, run)
+    found = subject.read_parameter_bytes(cut, run)
     other = [name for name in expected if expected[name] != found[name]]
     if other:
         raise LawBroken(f"{len(other)} arrays differ, among them {other[0]}")

@@ -305,8 +305,9 @@ def split_module(
             raise ConfigError(
                 f"{architecture.__name__}: {name} is {type(weight).__name__} and has no "
                 "role in the table of parametrizations; make all parameters with "
-                "scaling.model.layers (Linear, Norm, Embedding, Readout, or make_weight "
-                f"with one of the roles {', '.join(ROLES)}), and keep no other state"
+                "scaling.Linear, Norm, Embedding, Readout, Bias or make_weight, give "
+                "those of other layers one by scaling.give_role, and keep no other state; "
+                f"roles are {', '.join(ROLES)}"
             )
         return metadata["role"], metadata["rule"]
 

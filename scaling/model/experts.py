@@ -105,7 +105,15 @@ class MixtureOfExperts(nnx.Module):
         shared = None
         if options.shared > 0:
             units = options.shared * config.expert_units
-            shared = FeedForward(config, rules, rngs, units)
+            shared = FeedForward(
+                rules,
+                rngs,
+                units,
+                activation=config.activation,
+                active_units=config.active_units,
+                zero_init=config.zero_init_outputs,
+                weight_bits=config.weight_bits,
+            )
         self.shared = shared
         self.options = options
         self.ops = rules.ops

@@ -15,7 +15,8 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from scaling.config import ConfigError, ModelConfig
+from scaling.config import ConfigError
+from scaling.config.activations import ACTIVATIONS
 from scaling.model.architecture import Key
 from scaling.model.parametrization import Parametrization, Role
 from scaling.model.quantization import read_matrix
@@ -158,39 +159,53 @@ class FeedForward(nnx.Module):
     """Two matrices around an activation; a gated activation takes a third matrix.
 
     Args:
-        config: The model.
-        rules: Its parametrization.
+        rules: The parametrization of the model.
         rngs: For the initial values.
-        units: Hidden units. If they are fewer than a token uses in a layer, other
-            matrices write to the same outputs.
+        units: Hidden units.
+        activation: Of `scaling.config.activations`.
+        active_units: Hidden units of all matrices that write to the same outputs; None
+            if these are all.
+        zero_init: Whether the last matrix starts at zero.
+        weight_bits: `ModelConfig.weight_bits`.
     """
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, units: int
+        self,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        units: int,
+        *,
+        activation: str = "gelu",
+        active_units: int | None = None,
+        zero_init: bool = False,
+        weight_bits: int | None = None,
     ) -> None:
-        active = config.active_units
+        width = rules.config.width
+        base_width = rules.config.base_width
+        active = units if active_units is None else active_units
+        is_gated = ACTIVATIONS[activation].is_gated
         self.up = Linear(
             rules,
             rngs,
             "hidden",
-            (units, units) if config.gated else (units,),
-            fan_in=config.width,
-            base_fan_in=config.base_width,
-            weight_bits=config.weight_bits,
+            (units, units) if is_gated else (units,),
+            fan_in=width,
+            base_fan_in=base_width,
+            weight_bits=weight_bits,
         )
         self.down = Linear(
             rules,
             rngs,
             "residual_out",
-            (config.width,),
+            (width,),
             fan_in=active,
-            base_fan_in=active * config.base_width / config.width,
+            base_fan_in=active * base_width / width,
             inputs=units,
-            zero_init=config.zero_init_outputs,
-            weight_bits=config.weight_bits,
+            zero_init=zero_init,
+            weight_bits=weight_bits,
         )
         self.ops = rules.ops
-        self.activation = config.activation
+        self.activation = activation
 
     def __call__(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(self.ops.activate(self.activation, self.up(x_BxTxD)))
@@ -306,8 +321,9 @@ class Bias(nnx.Module):
         self.ops = rules.ops
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        bias = self.ops.read_vector(self.value[...], x)
-        return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        bias = self.ops.read_vector(self.value[...], x).astype(x.dtype)
+        vector_shape = (1,) * (x.ndim - 1) + (-1,)
+        return x + bias.reshape(vector_shape)
 
 
 def give_role(

@@ -40,6 +40,7 @@ from scaling.events import (
     Restored,
     Started,
 )
+from scaling.model.family import require_segments
 from scaling.model.flops import flops_per_token, forward_flops_per_token
 from scaling.store import provenance, run_dirs
 from scaling.store.parameters import PARAMETERS_FILE, write_parameters
@@ -575,10 +576,12 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     """Check that a model can be trained on a dataset.
 
     Raises:
-        ConfigError: the vocabulary is too small.
+        ConfigError: the vocabulary is too small, or the model cannot keep examples apart.
         DataError: windows would cut documents of fixed length.
     """
     dataset.check_context(run.model.context)
+    if dataset.has_examples:
+        require_segments(run.model)
     if run.model.vocab < dataset.vocab:
         raise ConfigError(
             f"model.vocab = {run.model.vocab}: source {run.data.source!r} has "

@@ -8,7 +8,6 @@ from pathlib import Path
 from scaling.config import ConfigError, RelativeConfig, RunConfig
 from scaling.data import Dataset
 from scaling.model.architecture import Params
-from scaling.model.family import require_segments
 from scaling.model.masks import prune_params
 from scaling.store import query
 from scaling.training.sharding import Strategy
@@ -20,11 +19,8 @@ def open_executable(run: RunConfig, strategy: Strategy, dataset: Dataset) -> Exe
     """The executable that trains a run on its dataset.
 
     Raises:
-        ConfigError: its teacher is not where the configuration says, or its model cannot
-            train on examples.
+        ConfigError: its teacher is not where the configuration says.
     """
-    if dataset.has_examples:
-        require_segments(run.model)
     return get_executable(
         run,
         strategy,

@@ -6,7 +6,7 @@ Axes: B batch, T position, D width, V vocabulary, F channels, K positions of a k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,11 @@ from scaling.config.conversion import (
     require_at_least_one,
     require_positive,
 )
-from scaling.model.architecture import Architecture, Call, Option
+from scaling.model.architectures.layer_stack import LayerStack
 from scaling.model.layers import (
-    Embedding,
     Linear,
-    Norm,
-    Readout,
-    apply_dropout,
-    split_dropout_key,
 )
-from scaling.model.parametrization import Parametrization, bind_parametrization
+from scaling.model.parametrization import Parametrization
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def list_earlier(
 
 
 class ConvolutionLayer(nnx.Module):
-    """Norm, convolution, activation, pooling, and a matrix back to the stream."""
+    """Convolution, activation, pooling, and a matrix back to the stream."""
 
     def __init__(
         self,
@@ -102,7 +97,6 @@ class ConvolutionLayer(nnx.Module):
         rngs: nnx.Rngs,
         layer: int,
     ) -> None:
-        self.norm = Norm("rmsnorm", rules, rngs, config.width)
         # One matrix for all positions of the kernel, which lie next to each other.
         self.convolve = Linear(
             rules,
@@ -127,8 +121,7 @@ class ConvolutionLayer(nnx.Module):
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"] | None
     ) -> Float[Array, "B T D"]:
         config = self.config
-        y = self.norm(x)
-        seen = list_earlier(y, config.kernel, self.step, segments)
+        seen = list_earlier(x, config.kernel, self.step, segments)
         y = jax.nn.gelu(self.convolve(jnp.concatenate(seen, axis=-1)))
         return self.out(self._pool(y, segments))
 
@@ -143,37 +136,15 @@ class ConvolutionLayer(nnx.Module):
         return sum(list_earlier(y, count, 1, segments), jnp.zeros_like(y)) / count
 
 
-class ConvolutionalNetwork(Architecture):
-    """Tokens to logits.
-
-    The tap is called with "embedding"; for each layer i with "layer{i}", the residual
-    stream after it; "final_norm"; "logits".
-    """
+class ConvolutionalNetwork(LayerStack):
+    """Tokens to logits through the layers "layer{i}"."""
 
     Config = ConvolutionConfig
-    honors: ClassVar[frozenset[Option]] = frozenset({"dropout", "segments"})
 
-    def __init__(self, config: ConvolutionConfig, rngs: nnx.Rngs) -> None:
-        rules = bind_parametrization(config)
-        self.config = config
-        self.embedding = Embedding(rules, rngs)
-        layers = [ConvolutionLayer(config, rules, rngs, i) for i in range(config.depth)]
-        self.layers = nnx.List(layers)
-        self.final_norm = Norm("rmsnorm", rules, rngs, config.width, is_final=True)
-        self.head = Readout(rules, rngs)
-        self.ops = rules.ops
-        self.weights = tuple(rules.residual(2 * i) for i in range(config.depth))
-
-    def __call__(
-        self, tokens_BxT: Int[Array, "B T"], call: Call
-    ) -> Float[Array, "B T V"]:
-        rate = self.config.dropout
-        keys = split_dropout_key(call.key, self.config.depth + 1)
-        x = apply_dropout(self.embedding(tokens_BxT), rate, keys[0])
-        x = call.tap("embedding", x)
-        for i, layer in enumerate(self.layers):
-            y = apply_dropout(layer(x, call.segments), rate, keys[i + 1])
-            x = self.ops.join_residual(x, y, self.weights[i])
-            x = call.tap(f"layer{i}", x)
-        x = call.tap("final_norm", self.final_norm(x))
-        return call.tap("logits", self.head(x))
+    def make_layers(
+        self, config: ConvolutionConfig, rules: Parametrization, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Module]:
+        return {
+            f"layer{i}": ConvolutionLayer(config, rules, rngs, i)
+            for i in range(config.depth)
+        }

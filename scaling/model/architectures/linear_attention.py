@@ -13,7 +13,6 @@ C tokens of a chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +26,15 @@ from scaling.config.conversion import (
     require_at_least_one,
     require_positive,
 )
-from scaling.model.architecture import Architecture, Call, Option
+from scaling.model.architectures.layer_stack import LayerStack
 from scaling.model.layers import (
     Bias,
-    Embedding,
+    FeedForward,
     Linear,
     Norm,
-    Readout,
-    apply_dropout,
     make_weight,
-    split_dropout_key,
 )
-from scaling.model.parametrization import Parametrization, bind_parametrization
+from scaling.model.parametrization import Parametrization
 
 _DECAY_TEMPERATURE = 16.0
 """Decays are sigmoid(z)^(1 / 16) (Yang et al. 2024, section 4.3)."""
@@ -199,92 +195,35 @@ class LinearAttention(nnx.Module):
         self, x: Float[Array, "B T D"], segments: Int[Array, "B T"] | None
     ) -> Float[Array, "B T D"]:
         B, T, _ = x.shape
-        shape = (B, T, self.config.heads, self.config.head_dim)
-        *q_k_v, gate = jnp.split(self.project(x), 4, axis=-1)
-        q, k, v = (part.reshape(shape) for part in q_k_v)
+        by_head = (B, T, self.config.heads, self.config.head_dim)
+        q, k, v, gate = jnp.split(self.project(x), 4, axis=-1)
+        q = self.q_norm(q.reshape(by_head)) * self.config.head_dim**-0.5
+        k = self.k_norm(k.reshape(by_head)) * self.config.head_dim**-0.5
         z = self.decay_bias(self.decay(x)).astype(jnp.float32)
         log_decay = jax.nn.log_sigmoid(z) / _DECAY_TEMPERATURE
-        q = self.q_norm(q) * self.config.head_dim**-0.5
-        k = self.k_norm(k) * self.config.head_dim**-0.5
-        y = attend_linearly(q, k, v, log_decay, self.config.chunk, segments)
-        # Without it the first token's output, (q . k) v, would have no direction where
-        # q . k is near zero, and the norm would amplify the rounding.
+        y = attend_linearly(
+            q, k, v.reshape(by_head), log_decay, self.config.chunk, segments
+        )
+        # Without its own value the first token's output, (q . k) v, would have no
+        # direction where q . k is near zero, and the norm would amplify the rounding.
         own_value = self.own_value[...].astype(x.dtype).reshape(1, 1, -1)
-        y = y.reshape(B, T, -1) + own_value * v.reshape(B, T, -1)
+        y = y.reshape(B, T, -1) + own_value * v
         return self.out(self.norm(y) * jax.nn.silu(gate))
 
 
-class FeedForward(nnx.Module):
-    """Two matrices around a GELU."""
-
-    def __init__(
-        self, config: LinearAttentionConfig, rules: Parametrization, rngs: nnx.Rngs
-    ) -> None:
-        width = config.width
-        base = config.base_width
-        hidden = config.d_ff
-        self.up = Linear(
-            rules, rngs, "hidden", (hidden,), fan_in=width, base_fan_in=base
-        )
-        self.down = Linear(
-            rules,
-            rngs,
-            "residual_out",
-            (width,),
-            fan_in=hidden,
-            base_fan_in=hidden * base / width,
-        )
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.gelu(self.up(x)))
-
-
-class LinearTransformer(Architecture):
-    """Tokens to logits.
-
-    The tap is called with "embedding"; for each block i with "block{i}.attention" and
-    "block{i}.feed_forward" (what the branches write) and "block{i}" (the residual stream
-    after it); "final_norm"; "logits".
-    """
+class LinearTransformer(LayerStack):
+    """Tokens to logits through "block{i}.attention" and "block{i}.feed_forward"."""
 
     Config = LinearAttentionConfig
-    honors: ClassVar[frozenset[Option]] = frozenset({"dropout", "segments"})
 
-    def __init__(self, config: LinearAttentionConfig, rngs: nnx.Rngs) -> None:
-        rules = bind_parametrization(config)
-        depth = config.depth
-        self.config = config
-        self.embedding = Embedding(rules, rngs)
-        self.attentions = nnx.List(
-            [LinearAttention(config, rules, rngs) for _ in range(depth)]
-        )
-        self.feed_forwards = nnx.List(
-            [FeedForward(config, rules, rngs) for _ in range(depth)]
-        )
-        self.norms = nnx.List(
-            [Norm("rmsnorm", rules, rngs, config.width) for _ in range(2 * depth)]
-        )
-        self.final_norm = Norm("rmsnorm", rules, rngs, config.width, is_final=True)
-        self.head = Readout(rules, rngs)
-        self.ops = rules.ops
-        self.weights = tuple(rules.residual(i) for i in range(2 * depth))
-
-    def __call__(
-        self, tokens_BxT: Int[Array, "B T"], call: Call
-    ) -> Float[Array, "B T V"]:
-        rate = self.config.dropout
-        keys = split_dropout_key(call.key, 2 * self.config.depth + 1)
-        x = apply_dropout(self.embedding(tokens_BxT), rate, keys[-1])
-        x = call.tap("embedding", x)
-        for i in range(self.config.depth):
-            first = 2 * i
-            y = self.attentions[i](self.norms[first](x), call.segments)
-            y = call.tap(f"block{i}.attention", apply_dropout(y, rate, keys[first]))
-            x = self.ops.join_residual(x, y, self.weights[first])
-            second = first + 1
-            y = self.feed_forwards[i](self.norms[second](x))
-            y = call.tap(f"block{i}.feed_forward", apply_dropout(y, rate, keys[second]))
-            x = self.ops.join_residual(x, y, self.weights[second])
-            x = call.tap(f"block{i}", x)
-        x = call.tap("final_norm", self.final_norm(x))
-        return call.tap("logits", self.head(x))
+    def make_layers(
+        self, config: LinearAttentionConfig, rules: Parametrization, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Module]:
+        depth = range(config.depth)
+        attentions = [LinearAttention(config, rules, rngs) for _ in depth]
+        feed_forwards = [FeedForward(rules, rngs, config.d_ff) for _ in depth]
+        layers: dict[str, nnx.Module] = {}
+        for i in depth:
+            layers[f"block{i}.attention"] = attentions[i]
+            layers[f"block{i}.feed_forward"] = feed_forwards[i]
+        return layers

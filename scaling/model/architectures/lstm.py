@@ -10,7 +10,7 @@ Axes: B batch, T position, D width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from scaling.config import ArchitectureConfig
-from scaling.model.architecture import Architecture, Call, Option
+from scaling.model.architectures.layer_stack import LayerStack
 from scaling.model.layers import (
     Bias,
-    Embedding,
     Linear,
-    Norm,
-    Readout,
-    apply_dropout,
-    split_dropout_key,
 )
-from scaling.model.ops import ResidualWeights
-from scaling.model.parametrization import Parametrization, bind_parametrization
+from scaling.model.parametrization import Parametrization
 from scaling.model.positions import find_starts
 
 _GATES = 4
@@ -58,7 +52,7 @@ class LstmLayer(nnx.Module):
     """The outputs of one LSTM, as many as its inputs."""
 
     def __init__(
-        self, config: LstmConfig, rules: Parametrization, rngs: nnx.Rngs
+        self, config: ArchitectureConfig, rules: Parametrization, rngs: nnx.Rngs
     ) -> None:
         width = config.width
 
@@ -78,9 +72,9 @@ class LstmLayer(nnx.Module):
         self.width = width
 
     def __call__(
-        self, x_BxTxD: Float[Array, "B T D"], starts: Bool[Array, "B T"] | None
+        self, x_BxTxD: Float[Array, "B T D"], segments: Int[Array, "B T"] | None
     ) -> Float[Array, "B T D"]:
-        """The outputs; the state is empty at the first position and at all `starts`."""
+        """The outputs. The state is empty at the first position of each segment."""
         gates_BxTxG = self.bias(self.read_input(x_BxTxD))
         empty = jnp.zeros((len(x_BxTxD), self.width), x_BxTxD.dtype)
 
@@ -100,57 +94,23 @@ class LstmLayer(nnx.Module):
             output = jax.nn.sigmoid(show) * jnp.tanh(cell)
             return LstmState(output, cell), output
 
-        starts_TxB = None if starts is None else starts.T
+        starts_TxB = None if segments is None else find_starts(segments).T
         by_position = (jnp.moveaxis(gates_BxTxG, 1, 0), starts_TxB)
         _, outputs_TxBxD = jax.lax.scan(step, LstmState(empty, empty), by_position)
         return jnp.moveaxis(outputs_TxBxD, 0, 1)
 
 
-class Lstm(Architecture):
-    """Tokens to logits.
-
-    The tap is called with "embedding"; for each layer i with "layer{i}", what is handed
-    on; "final_norm"; "logits".
-    """
+class Lstm(LayerStack):
+    """Tokens to logits through the layers "layer{i}"."""
 
     Config = LstmConfig
-    honors: ClassVar[frozenset[Option]] = frozenset({"dropout", "segments"})
 
     def __init__(self, config: LstmConfig, rngs: nnx.Rngs) -> None:
-        rules = bind_parametrization(config)
-        self.config = config
-        self.embedding = Embedding(rules, rngs)
-        norm = "rmsnorm" if config.residual else "none"
-        norms = [Norm(norm, rules, rngs, config.width) for _ in range(config.depth)]
-        layers = [LstmLayer(config, rules, rngs) for _ in range(config.depth)]
-        self.norms = nnx.List(norms)
-        self.layers = nnx.List(layers)
-        self.final_norm = Norm(norm, rules, rngs, config.width, is_final=True)
-        self.head = Readout(rules, rngs)
-        self.ops = rules.ops
-        self.weights = tuple(rules.residual(2 * i) for i in range(config.depth))
+        super().__init__(config, rngs, residual=config.residual)
 
-    def __call__(
-        self, tokens_BxT: Int[Array, "B T"], call: Call
-    ) -> Float[Array, "B T V"]:
-        rate = self.config.dropout
-        keys = split_dropout_key(call.key, self.config.depth + 1)
-        starts = None if call.segments is None else find_starts(call.segments)
-        x = apply_dropout(self.embedding(tokens_BxT), rate, keys[0])
-        x = call.tap("embedding", x)
-        for i, layer in enumerate(self.layers):
-            y = layer(self.norms[i](x), starts)
-            y = apply_dropout(y, rate, keys[i + 1])
-            x = call.tap(f"layer{i}", self._hand_on(x, y, self.weights[i]))
-        x = call.tap("final_norm", self.final_norm(x))
-        return call.tap("logits", self.head(x))
-
-    def _hand_on(
-        self,
-        x: Float[Array, "B T D"],
-        y: Float[Array, "B T D"],
-        weights: ResidualWeights,
-    ) -> Float[Array, "B T D"]:
-        if not self.config.residual:
-            return y
-        return self.ops.join_residual(x, y, weights)
+    def make_layers(
+        self, config: ArchitectureConfig, rules: Parametrization, rngs: nnx.Rngs
+    ) -> dict[str, nnx.Module]:
+        return {
+            f"layer{i}": LstmLayer(config, rules, rngs) for i in range(config.depth)
+        }

@@ -209,7 +209,14 @@ class Block(nnx.Module):
         if config.n_experts > 0:
             feed_forward = MixtureOfExperts(config, rules, rngs)
         else:
-            feed_forward = FeedForward(config, rules, rngs, config.d_ff)
+            feed_forward = FeedForward(
+                rules,
+                rngs,
+                config.d_ff,
+                activation=config.activation,
+                zero_init=config.zero_init_outputs,
+                weight_bits=config.weight_bits,
+            )
         self.branches = nnx.List([attention, feed_forward])
         self.ops = rules.ops
         self.dropout = config.dropout

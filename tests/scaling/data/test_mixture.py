@@ -39,6 +39,19 @@ def test_equal_mixtures_have_one_name_and_one_id() -> None:
     assert DataConfig(configs[0].source) == configs[0]
 
 
+@given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=20))
+def test_a_mixture_is_read_from_its_own_name(weights: list[float]) -> None:
+    """Otherwise a stored run would have another id than its configuration."""
+    entries = ",".join(f"s{i}={weight!r}" for i, weight in enumerate(weights))
+    config = DataConfig(f"mixture:{entries}")
+    assert DataConfig(config.source).source == config.source
+    parts = parse_mixture(config.source)
+    assert sum(round(part.weight * 1e6) for part in parts) == 1_000_000
+    for part in parts:
+        exact = weights[int(part.source[1:])] / sum(weights)
+        assert abs(part.weight - exact) < 1.1e-6
+
+
 def test_a_path_may_hold_an_equals_sign() -> None:
     parts = parse_mixture("mixture:texts/a=b=1,code=1")
     assert [part.source for part in parts] == ["texts/a=b", "code"]
@@ -54,6 +67,7 @@ def test_a_path_may_hold_an_equals_sign() -> None:
         ("mixture:code=0,sotu=1", "'0' must be a positive number"),
         ("mixture:code=nan,sotu=1", "'nan' must be a positive number"),
         ("mixture:code=x,sotu=1", "'x' must be a positive number"),
+        ("mixture:code=1e-9,sotu=1", "less than one in 1,000,000"),
     ],
 )
 def test_a_mixture_that_cannot_be_read_is_named(source: str, match: str) -> None:

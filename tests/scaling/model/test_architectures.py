@@ -50,8 +50,7 @@ from scaling.model.parametrization import bind_parametrization
 from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import grid_plan
 from scaling.store import run_dirs
-from scaling.training.relatives import open_executable
-from scaling.training.sharding import Single
+from scaling.training.loop import check_fits
 
 SMALL = {"width": 16, "depth": 2, "vocab": 32, "context": 24, "base_width": 16}
 OWN = f"{__name__}:Bigram"
@@ -424,4 +423,4 @@ def test_a_task_needs_sequences_that_are_kept_apart() -> None:
     run = RunConfig(model=BigramConfig(vocab=256), data=DataConfig("task:addition"))
     dataset = load_dataset(run.data)
     with pytest.raises(ConfigError, match="does not keep the examples of a row apart"):
-        open_executable(run, Single(), dataset)
+        check_fits(run, dataset)
