@@ -79,8 +79,14 @@ FAMILIES: dict[str, FamilySpec] = {
     "linear attention": FamilySpec("linear_attention"),
     "LSTM": FamilySpec("lstm"),
     "convolution": FamilySpec("convolution", {"depth": 4}),
+    "prefix decoder": FamilySpec("decoder", {"prefix": 0.5}),
+    "encoder-decoder": FamilySpec("encoder_decoder"),
+    "encoder": FamilySpec("encoder"),
 }
-"""What is compared, the baseline first."""
+"""What can be compared, the baseline first. The last three predict other tokens, so that
+their losses compare only as `experiments.objectives` measures them."""
+
+_PREDICTORS = ("decoder", "linear attention", "LSTM", "convolution")
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Families:
     """
 
     out: Path = Path("runs/families")
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = _PREDICTORS
     preset: str = "isoflop"
     budgets: tuple[float, ...] = (5e10, 1e11, 2e11)
     context: int = 256

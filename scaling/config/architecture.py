@@ -27,6 +27,22 @@ from scaling.config.suggestions import did_you_mean
 
 DType = Literal["float32", "bfloat16"]
 
+
+class Masking(NamedTuple):
+    """How the tokens of a window are hidden from a model that predicts them.
+
+    Attributes:
+        rate: Share of the tokens that are predicted.
+        hidden: Share of these that are replaced by a mark.
+        replaced: Share of these that are replaced by a random token. The rest are left
+            as they are.
+    """
+
+    rate: float
+    hidden: float
+    replaced: float
+
+
 DECODER = "decoder"
 """The architecture of a configuration that names none."""
 
@@ -45,6 +61,14 @@ ARCHITECTURES: dict[str, ArchitectureEntry] = {
     DECODER: ArchitectureEntry(
         config="scaling.config.model:ModelConfig",
         module="scaling.model.architectures.transformer:Transformer",
+    ),
+    "encoder": ArchitectureEntry(
+        config="scaling.config.encoder:EncoderConfig",
+        module="scaling.model.architectures.encoder:Encoder",
+    ),
+    "encoder_decoder": ArchitectureEntry(
+        config="scaling.model.architectures.encoder_decoder:EncoderDecoderConfig",
+        module="scaling.model.architectures.encoder_decoder:EncoderDecoder",
     ),
     "linear_attention": ArchitectureEntry(
         config="scaling.model.architectures.linear_attention:LinearAttentionConfig",
@@ -159,6 +183,21 @@ class ArchitectureConfig:
     def n_experts(self) -> int:
         """Experts of each layer among which a router chooses; 0 without a router."""
         return 0
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens at the start of each window are read as a whole: they see each
+        other, and the loss counts from the second token after them on. 0 if every token
+        sees the tokens before it alone.
+        """
+        return 0
+
+    @property
+    def masking(self) -> Masking | None:
+        """How tokens are hidden that the model predicts from both sides; None if it
+        predicts the token after each one.
+        """
+        return None
 
     def unscan(self) -> ArchitectureConfig:
         """The same model with its layers in a list."""

@@ -79,6 +79,10 @@ class ModelConfig(ArchitectureConfig):
     (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
     experts: ExpertConfig = field(default_factory=ExpertConfig)
     """A mixture of experts in the place of each feed-forward block."""
+    prefix: float = 0.0
+    """Share of the context, at its start, whose tokens see each other; those after it
+    see all before them and are predicted (prefix LM; Raffel et al. 2019,
+    arXiv:1910.10683, section 3.2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +94,7 @@ class ModelConfig(ArchitectureConfig):
         self._check_heads()
         self._check_layers()
         self._check_experts()
+        self._check_prefix()
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
@@ -134,6 +139,18 @@ class ModelConfig(ArchitectureConfig):
         bits = self.weight_bits
         fix = "matrices of experts are not rounded; leave it out"
         require(bits is None, "model.weight_bits", bits, fix)
+
+    def _check_prefix(self) -> None:
+        """Hold the prefix against the context and the layers."""
+        ok = 0 <= self.prefix < 1
+        require(ok, "model.prefix", self.prefix, "must lie in [0, 1)")
+        tokens = round(self.prefix * self.context)
+        ok = self.prefix == 0 or 0 < tokens < self.context
+        fix = f"must be between 1 and {self.context - 1} tokens of model.context"
+        require(ok, "model.prefix", self.prefix, fix)
+        ok = self.prefix_tokens == 0 or self.window is None
+        fix = "a window would cut the tokens that are read as a whole; leave it out"
+        require(ok, "model.window", self.window, fix)
 
     def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
@@ -201,6 +218,15 @@ class ModelConfig(ArchitectureConfig):
         return max(1, round(self.ff_ratio * self.width))
 
     @property
+    def prefix_tokens(self) -> int:
+        return round(self.prefix * self.context)
+
+    @property
+    def input_ids(self) -> int:
+        """Rows of the embedding: one for each token, and for each mark beside them."""
+        return self.vocab
+
+    @property
     def n_experts(self) -> int:
         return self.experts.routed
 
@@ -243,8 +269,14 @@ class ModelConfig(ArchitectureConfig):
             "n_heads": self.heads,
             "n_kv_heads": self.n_kv_heads,
             "weight_bits": self.weight_bits,
+            **self._describe_prefix(),
             **self._describe_experts(),
         }
+
+    def _describe_prefix(self) -> JsonObject:
+        if self.prefix_tokens == 0:
+            return {}
+        return {"prefix_tokens": self.prefix_tokens}
 
     def _describe_experts(self) -> JsonObject:
         if self.n_experts == 0:
@@ -267,7 +299,7 @@ def require_decoder(config: ArchitectureConfig, purpose: str) -> ModelConfig:
     Raises:
         ConfigError: it is another architecture.
     """
-    if isinstance(config, ModelConfig):
+    if isinstance(config, ModelConfig) and config.architecture == DECODER:
         return config
     raise ConfigError(
         f"model.architecture = {config.architecture!r}: {purpose} needs a {DECODER!r}"

@@ -40,6 +40,12 @@ class Batches(abc.ABC):
     def count_unique(self, tokens: int) -> int:
         """How many of the first `tokens` targets are seen for the first time."""
 
+    def count_tokens_by_source(self, tokens: int) -> list[int]:
+        """How many of the first `tokens` targets come from each source of a mixture, or
+        from the one source.
+        """
+        return [tokens]
+
     @abc.abstractmethod
     def take(self, places: Int[np.ndarray, " n"]) -> Int32[np.ndarray, "n window"]:
         """The rows at some places of the endless order."""

@@ -41,7 +41,7 @@ class MixedRows(Batches):
         """Targets of all sources together."""
         return sum(source.tokens_per_epoch for source in self.sources)
 
-    def count_tokens(self, tokens: int) -> list[int]:
+    def count_tokens_by_source(self, tokens: int) -> list[int]:
         """How many of the first `tokens` targets come from each source."""
         rows = tokens // self.context
         blocks, rest = divmod(rows, BLOCK)
@@ -55,7 +55,9 @@ class MixedRows(Batches):
     def count_unique(self, tokens: int) -> int:
         """How many of the first `tokens` targets are seen for the first time."""
         total = 0
-        for source, seen in zip(self.sources, self.count_tokens(tokens), strict=True):
+        for source, seen in zip(
+            self.sources, self.count_tokens_by_source(tokens), strict=True
+        ):
             total += source.count_unique(seen)
         return total
 

@@ -51,6 +51,7 @@ from scaling.store.parameters import (
 from scaling.store.table import run_table
 from scaling.training.activation_changes import measure_activation_changes
 from scaling.training.loop import LoopConfig
+from scaling.training.rows import open_training_rows
 from scaling.training.sharding import StrategyName, count_local_devices
 
 Verdict = Literal["passed", "failed", "skipped"]
@@ -219,8 +220,11 @@ def check_logits(subject: Subject) -> str:
 
 
 def check_causality(subject: Subject) -> str:
-    """A token changes the logits from its own position on, and none before."""
+    """A token changes the logits from its own position on, and none before. Those of a
+    prefix change each other.
+    """
     context = subject.model.context
+    prefix = subject.model.prefix_tokens
     tokens = subject.draw_tokens(1)[0]
     changed = jnp.tile(tokens, (context, 1))
     places = jnp.arange(context)
@@ -230,6 +234,11 @@ def check_causality(subject: Subject) -> str:
     change = np.asarray(jnp.abs(logits[1:] - logits[:1]).max(axis=-1))
     scale = float(jnp.std(logits[0]))
     before = np.tril(change, -1)  # row s: the change at t < s
+    if prefix == context:
+        if change[-1, 0] == 0.0:
+            raise LawBroken("the first logits do not depend on the last token")
+        return "all tokens see each other; those that it predicts are hidden"
+    before[:prefix] = 0.0
     worst = before.max() / scale
     if worst > 1e-4:
         place, seen = np.unravel_index(before.argmax(), before.shape)
@@ -237,10 +246,11 @@ def check_causality(subject: Subject) -> str:
             f"the logits at position {seen} depend on the token at {place}: they change "
             f"by {worst:.2g} standard deviations"
         )
-    own = np.diag(change) / scale
+    own = np.diag(change)[prefix:] / scale
     if own.min() == 0.0:
+        place = prefix + int(own.argmin())
         raise LawBroken(
-            f"the logits at position {int(own.argmin())} do not depend on its own token"
+            f"the logits at position {place} do not depend on its own token"
         )
     return f"largest change before a changed token: {worst:.1g} standard deviations"
 
@@ -249,6 +259,8 @@ def check_examples(subject: Subject) -> str:
     """A sequence gives the same logits whatever else is in its row."""
     if "segments" not in subject.architecture.honors:
         raise NotApplicable("it does not honor 'segments', and trains on no task")
+    if subject.model.prefix_tokens > 0:
+        raise NotApplicable("its prefix has one length, and it trains on no task")
     context = subject.model.context
     tokens = subject.draw_tokens(2)
     half = context // 2
@@ -373,6 +385,8 @@ def check_resume(subject: Subject) -> str:
 def check_decoding(subject: Subject) -> str:
     """Logits that are computed token by token are those of the whole sequence."""
     family = subject.family
+    if family.config.prefix_tokens > 0:
+        raise NotApplicable("it reads its prefix as a whole, and writes no texts")
     if family.config.scanned:
         raise NotApplicable("its layers are scanned; decoding lists them")
     tokens = subject.draw_tokens(2)
@@ -408,7 +422,7 @@ def check_coordinates(subject: Subject) -> str:
         subject.model, parametrization="mup", base_width=subject.model.width
     )
     dataset = load_dataset(subject.make_run().data)
-    batches = dataset.make_windows(model.context, _COORDINATE_BATCH, 0)
+    batches = open_training_rows(model, dataset, _COORDINATE_BATCH, 0)
     windows = jnp.asarray(batches.batches(0, _COORDINATE_STEPS))
     probe = subject.draw_tokens(2, seed=1)
     widths = [model.width * factor for factor in (1, 2, 4)]

@@ -35,8 +35,9 @@ from scaling.inference.tokens import (
     make_separator,
 )
 from scaling.model.architecture import Params
-from scaling.model.family import Family, build_family
+from scaling.model.family import Family, build_family, require_next_tokens
 from scaling.training.heldout import evaluate_heldout
+from scaling.training.rows import make_heldout_rows
 from scaling.training.sharding import Single
 from scaling.training.step import Executable, TrainState, get_executable
 
@@ -142,8 +143,10 @@ class TrainedModel:
         second.
 
         Raises:
+            ConfigError: the model reads a part of its context as a whole.
             DataError: the text is longer than the model's context.
         """
+        require_next_tokens(self.config, "give the logits of a text")
         tokenizer = self.require_tokenizer()
         ids = np.concatenate([make_separator(tokenizer), self.encode(text)])
         if not 1 <= len(ids) <= self.context:
@@ -172,7 +175,8 @@ class TrainedModel:
                 context and takes longer.
 
         Raises:
-            ConfigError: the stride is not between 1 and the context.
+            ConfigError: the stride is not between 1 and the context, or the model reads
+                a part of its context as a whole.
             DataError: there is no token to predict.
         """
         if stride is not None and not 1 <= stride <= self.context:
@@ -335,7 +339,7 @@ class TrainedModel:
         return HeldoutSlice(
             executable=executable,
             dataset=dataset,
-            windows=dataset.make_heldout_windows(self.context, self.run.eval_tokens),
+            windows=make_heldout_rows(self.config, dataset, self.run.eval_tokens),
             bytes_per_token=dataset.bytes_per_token,
         )
 

@@ -21,7 +21,7 @@ from scaling.config import ArchitectureConfig
 from scaling.inference.decoding import round_up_to_power_of_two
 from scaling.inference.tokens import TokenIds
 from scaling.model.architecture import Params
-from scaling.model.family import Family, build_family
+from scaling.model.family import Family, build_family, require_next_tokens
 from scaling.model.kernels import cross_entropy
 
 _SMALLEST_ROW = 16
@@ -84,7 +84,11 @@ def sum_losses(
         params: Its parameters.
         rows: Rows of the sequences, in any order.
         sequences: Number of sequences.
+
+    Raises:
+        ConfigError: the model reads a part of its context as a whole.
     """
+    require_next_tokens(config, "give the losses of a text")
     totals = np.zeros(sequences)
     groups: dict[int, list[Row]] = {}
     for row in rows:

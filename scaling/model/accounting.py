@@ -102,7 +102,8 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         "attention out": [in_block("attention out", "residual_out", (inner, D))],
         **_list_feed_forward(config),
     }
-    weights = [WeightShape("embedding", "embedding", "embedding", shape=(V, D))]
+    shape = (config.input_ids, D)
+    weights = [WeightShape("embedding", "embedding", "embedding", shape=shape)]
     if config.position == "learned":
         shape = (config.context, D)
         weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
@@ -206,7 +207,7 @@ def sum_seen_positions(config: ModelConfig, start: int, stop: int) -> float:
     total = 0.0
     for kind in config.layer_kinds:
         window = config.window if kind == "w" else None
-        total += count_seen_positions(start, stop, window)
+        total += count_seen_positions(start, stop, window, config.prefix_tokens)
     return total
 
 
@@ -256,8 +257,9 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
         saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
-    if not has_cudnn_attention(config.dtype, config.key_dim):
-        scores = round(config.heads * count_computed_positions(config.context))
+    prefix = config.prefix_tokens
+    if prefix > 0 or not has_cudnn_attention(config.dtype, config.key_dim):
+        scores = round(config.heads * count_computed_positions(config.context, prefix))
         saved.append(SavedActivation("attention scores", scores))
     return saved
 
@@ -299,7 +301,8 @@ def count_forward_flops(config: ModelConfig, *, causal: bool = True) -> float:
     if causal:
         positions = sum_seen_positions(config, 0, length) / length
     else:
-        positions = config.depth * count_computed_positions(length)
+        prefix = config.prefix_tokens
+        positions = config.depth * count_computed_positions(length, prefix)
     widths = sum(product.width for product in list_attention_products(config))
     return float(2 * count_parameters(config).n_matmul + 2 * positions * widths)
 

@@ -266,6 +266,11 @@ def _check_options(
             f"model.parametrization = {config.parametrization!r}: experts have no "
             "unit-scaled form; choose 'mup' or 'completep', or leave model.experts out"
         )
+    if config.prefix_tokens > 0 and ops.reads_unit_multipliers:
+        raise ConfigError(
+            f"model.parametrization = {config.parametrization!r}: attention to tokens on "
+            "both sides has no unit-scaled form; choose 'mup' or 'completep'"
+        )
     if is_plain and not ops.reads_unit_multipliers:
         return
     used: dict[Option, tuple[str, object, bool]] = {

@@ -109,7 +109,11 @@ class Family:
         Args:
             rows: Number of sequences.
             length: Positions of each, at most the model's context.
+
+        Raises:
+            ConfigError: the model reads a part of its context as a whole.
         """
+        require_next_tokens(self.config, "write texts token by token")
         architecture = find_architecture(self.config)
         return architecture.make_cache(self.config, rows, length)
 
@@ -154,11 +158,31 @@ def require_segments(config: ArchitectureConfig) -> None:
     Raises:
         ConfigError: it cannot.
     """
+    if config.prefix_tokens > 0:
+        require_next_tokens(config, "train on examples, whose prompts vary in length")
     if "segments" not in find_architecture(config).honors:
         raise ConfigError(
             f"model.architecture = {config.architecture!r}: does not keep the examples "
             "of a row apart (it does not honor 'segments'), so it cannot train on a "
             "task; use another architecture"
+        )
+
+
+def require_next_tokens(config: ArchitectureConfig, purpose: str) -> None:
+    """Check that a model predicts each token from those before it.
+
+    Args:
+        config: The model.
+        purpose: What needs such a model, for the message.
+
+    Raises:
+        ConfigError: it reads a part of its context as a whole.
+    """
+    if config.prefix_tokens > 0:
+        raise ConfigError(
+            f"model.architecture = {config.architecture!r}: reads its first "
+            f"{config.prefix_tokens} tokens as a whole, so it cannot {purpose}; use a "
+            "model that predicts every token from those before it"
         )
 
 

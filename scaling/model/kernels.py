@@ -102,6 +102,7 @@ def causal_attention(
     scale: float,
     segments: Int[Array, "B T"] | None = None,
     window: int | None = None,
+    prefix: int = 0,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of each position over the positions up to it.
 
@@ -112,12 +113,13 @@ def causal_attention(
         scale: Factor on the products of queries and keys.
         segments: A position sees only those of its own segment; None means one segment.
         window: How many positions each one sees at most, itself included.
+        prefix: Positions at the start that all positions see.
 
     Returns:
         The weighted values, in the precision of `v`. The softmax is in float32.
     """
     on_gpu = jax.default_backend() == "gpu"
-    is_whole = segments is None
+    is_whole = segments is None and prefix == 0
     if is_whole and on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
@@ -130,7 +132,7 @@ def causal_attention(
             implementation="cudnn",
         )
         return jnp.swapaxes(y, 1, 2)
-    return _compute_attention(q, k, v, segments, scale, window)
+    return _compute_attention(q, k, v, segments, scale, window, prefix)
 
 
 def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
@@ -184,35 +186,41 @@ class QueryBlock(NamedTuple):
     stop: int
 
 
-def list_query_blocks(length: int) -> list[QueryBlock]:
+def list_query_blocks(length: int, prefix: int = 0) -> list[QueryBlock]:
     """The blocks of queries whose scores are computed together.
 
     The second half of the queries sees all keys. The first half sees only its own, so
-    that a quarter of the scores is not computed.
+    that a quarter of the scores is not computed, unless the positions that all see are
+    more than that.
     """
     half = length // 2
-    if length % 2 == 0 and half >= _MIN_BLOCK:
+    if length % 2 == 0 and half >= _MIN_BLOCK and prefix <= half:
         return [QueryBlock(0, half), QueryBlock(half, length)]
     return [QueryBlock(0, length)]
 
 
-def count_computed_positions(length: int) -> float:
+def count_computed_positions(length: int, prefix: int = 0) -> float:
     """Positions whose score is computed, as a mean over the queries.
 
     It exceeds (length + 1) / 2, the positions that a query sees, by those that are
     computed and then masked.
     """
-    blocks = list_query_blocks(length)
+    blocks = list_query_blocks(length, prefix)
     return sum((block.stop - block.start) * block.stop for block in blocks) / length
 
 
-def count_seen_positions(start: int, stop: int, window: int | None) -> float:
+def count_seen_positions(
+    start: int, stop: int, window: int | None, prefix: int = 0
+) -> float:
     """Positions that those from `start` to `stop` - 1 see together: p + 1 at position p,
-    or as many as the window has.
+    at most as many as the window has, and at least the prefix.
     """
-    if window is None:
+    if window is None and prefix == 0:
         return (stop * (stop + 1) - start * (start + 1)) / 2
-    return float(np.minimum(np.arange(start, stop) + 1, window).sum())
+    seen = np.maximum(np.arange(start, stop) + 1, prefix)
+    if window is not None:
+        seen = np.minimum(seen, window)
+    return float(seen.sum())
 
 
 class SavedBlock(NamedTuple):
@@ -239,7 +247,7 @@ class SavedAttention(NamedTuple):
     blocks: list[SavedBlock]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _compute_attention(
     q: Array,
     k: Array,
@@ -247,8 +255,9 @@ def _compute_attention(
     segments: Array | None,
     scale: float,
     window: int | None,
+    prefix: int,
 ) -> Array:
-    return _attention_forward(q, k, v, segments, scale, window)[0]
+    return _attention_forward(q, k, v, segments, scale, window, prefix)[0]
 
 
 def _attention_forward(
@@ -258,6 +267,7 @@ def _attention_forward(
     segments: Array | None,
     scale: float,
     window: int | None,
+    prefix: int,
 ) -> tuple[Array, SavedAttention]:
     shared = (k, v)
     k, v = (_repeat_heads(x, q.shape[1]) for x in shared)
@@ -265,9 +275,10 @@ def _attention_forward(
     causal = np.tril(np.ones((length, length), bool))
     if window is not None:
         causal &= ~np.tril(causal, -window)
+    causal[:, :prefix] = True
     causal = causal[None, None]
     saved: list[SavedBlock] = []
-    for start, stop in list_query_blocks(length):
+    for start, stop in list_query_blocks(length, prefix):
         scores = _einsum_float32(
             "bhtk,bhsk->bhts",
             q[:, :, start:stop] * jnp.asarray(scale, q.dtype),
@@ -289,9 +300,9 @@ def _attention_forward(
 
 
 def _attention_backward(
-    scale: float, window: int | None, saved: SavedAttention, dy: Array
+    scale: float, window: int | None, prefix: int, saved: SavedAttention, dy: Array
 ) -> tuple[Array, Array, Array, None]:
-    """Gradients of queries, keys and values. Outside of the window the powers are 0.
+    """Gradients of queries, keys and values. Where nothing is seen the powers are 0.
 
     Those of keys and values are computed transposed, (B, H, K, S): of the two orders
     this is the one that XLA multiplies fast.
@@ -304,7 +315,7 @@ def _attention_backward(
     dq = []
     dk_transposed = jnp.zeros((), q.dtype)
     dv_transposed = jnp.zeros((), q.dtype)
-    blocks = list_query_blocks(length)
+    blocks = list_query_blocks(length, prefix)
     for (start, stop), block in zip(blocks, saved_blocks, strict=True):
         d = dy[:, :, start:stop] * block.share
         through_sum = (d * block.output).sum(axis=-1, keepdims=True)

@@ -113,11 +113,12 @@ class Ops:
         scale: float,
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
+        prefix: int = 0,
     ) -> Float[Array, "B H T K"]:
-        """Causal attention within each segment and the window before each position;
-        `scale` multiplies q.k.
+        """Causal attention within each segment and the window before each position; all
+        see the first `prefix` positions. `scale` multiplies q.k.
         """
-        return causal_attention(q, k, v, scale, segments, window)
+        return causal_attention(q, k, v, scale, segments, window, prefix)
 
     def attend_to_cache(
         self,

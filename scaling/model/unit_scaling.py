@@ -177,6 +177,7 @@ class UnitOps(Ops):
         scale: float,
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
+        prefix: int = 0,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
@@ -188,7 +189,7 @@ class UnitOps(Ops):
         if groups > 1:
             # Their gradient is a sum over the heads of queries that share them.
             k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
-        output = super().attend(q, k, v, mult * scale, segments, window)
+        output = super().attend(q, k, v, mult * scale, segments, window, prefix)
         return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def attend_to_cache(

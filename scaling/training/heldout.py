@@ -79,7 +79,7 @@ def evaluate_heldout(
         executable: Of the model.
         state: With its parameters.
         dataset: What it is evaluated on.
-        windows: Those of `dataset.make_heldout_windows`.
+        windows: Those of `scaling.training.rows.make_heldout_rows`.
         limit_tokens: With which they were made.
     """
     if not dataset.components:

@@ -30,7 +30,6 @@ from jaxtyping import UInt8
 from scaling import data
 from scaling.config import ConfigError, RunConfig, Trunk
 from scaling.config.schedule import learning_rate_factor
-from scaling.data.mixture import MixedRows
 from scaling.events import (
     Diverged,
     Finished,
@@ -57,6 +56,7 @@ from scaling.training.relatives import (
     read_relative_config,
     read_relative_params,
 )
+from scaling.training.rows import make_heldout_rows, open_training_rows
 from scaling.training.sharding import StrategyName, choose_strategy
 from scaling.training.step import (
     Chunk,
@@ -218,12 +218,10 @@ class Trainer:
             f"the text of data.source = {run.data.source!r}", self.dataset.fingerprint
         )
         check_fits(run, self.dataset)
-        self.windows = self.dataset.make_windows(
-            run.model.context, run.optim.batch_size, run.data.seed
+        self.rows = open_training_rows(
+            run.model, self.dataset, run.optim.batch_size, run.data.seed
         )
-        self.heldout = self.dataset.make_heldout_windows(
-            run.model.context, run.eval_tokens
-        )
+        self.heldout = make_heldout_rows(run.model, self.dataset, run.eval_tokens)
         strategy = choose_strategy(
             loop.strategy, run.optim.batch_size, run.optim.accumulate
         )
@@ -264,9 +262,8 @@ class Trainer:
             seconds = time.monotonic() - start
             self.report(Diverged(run.run_id, diverged.step))
         row = self._make_row(run, evaluation, seconds)
-        if isinstance(self.windows, MixedRows):
-            tokens = run.steps * run.batch_tokens
-            seen = self.windows.count_tokens(tokens)
+        if self.dataset.components:
+            seen = self.rows.count_tokens_by_source(run.steps * run.batch_tokens)
             row["mixture"] = describe_sources(self.dataset, seen, measured.by_source)
         if run.parent is not None:
             row["pretraining_loss"] = pretraining_loss
@@ -321,7 +318,7 @@ class Trainer:
         except data.DataError as error:
             log.warning("the text of the parent %s: %s", run.parent.run, error)
             return math.nan
-        windows = dataset.make_heldout_windows(run.model.context, parent.eval_tokens)
+        windows = make_heldout_rows(run.model, dataset, parent.eval_tokens)
         executable = open_executable(run, self.executable.strategy, dataset)
         state = materialize_state(end.state)
         limit = parent.eval_tokens
@@ -459,7 +456,7 @@ class Trainer:
         rows = self.executable.strategy.local_rows(run.optim.batch_size)
         return Chunk(
             state=state,
-            batches=self.windows.batches(step, S, rows),
+            batches=self.rows.batches(step, S, rows),
             rates=rates,
             count=np.int32(count),
             seed=np.uint32(run.seed),
@@ -528,7 +525,7 @@ class Trainer:
         tokens = run.steps * run.batch_tokens
         has_diverged = not np.isfinite(evaluation.loss)
         bits_per_token = evaluation.loss / math.log(2.0)
-        unique_tokens = self.windows.count_unique(tokens)
+        unique_tokens = self.rows.count_unique(tokens)
         return {
             **run_dirs.describe_run(run),
             "sweep": self.loop.sweep,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from scaling.config import ConfigError, RelativeConfig, RunConfig
+from scaling.config import ArchitectureConfig, ConfigError, RelativeConfig, RunConfig
+from scaling.config.architecture import Masking
 from scaling.data import Dataset
 from scaling.model.architecture import Params
 from scaling.model.masks import prune_params
@@ -98,5 +99,16 @@ def make_teacher(run: RunConfig) -> Teacher | None:
             f"model.context = {run.model.context}: teacher.run = {teacher.run} sees "
             f"{config.context} tokens; lower it to at most that"
         )
+    if _describe_reading(config) != _describe_reading(run.model):
+        raise ConfigError(
+            f"model.architecture = {run.model.architecture!r}: teacher.run = "
+            f"{teacher.run} ({config.architecture!r}) predicts other tokens, or sees "
+            "others; both must read their windows alike"
+        )
     config = dataclasses.replace(config, dropout=0.0)
     return Teacher(config, teacher.weight, teacher.temperature)
+
+
+def _describe_reading(model: ArchitectureConfig) -> tuple[int, Masking | None]:
+    """What a model sees of its window and predicts."""
+    return model.prefix_tokens, model.masking

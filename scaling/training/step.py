@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Float, Int, UInt
 from numpy.typing import ArrayLike
 
 from scaling.config import ArchitectureConfig, RunConfig
-from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
 from scaling.model.architecture import Key, Params
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
@@ -35,10 +34,8 @@ from scaling.training.optimizer import (
     make_optimizer,
     move_router_biases,
 )
+from scaling.training.rows import LossRange, WindowRows, read_rows
 from scaling.training.sharding import CompiledFunction, Strategy
-
-LossRange = tuple[int, int] | None
-"""Token ids lo <= id < hi that count as targets in the loss; None if all do."""
 
 Metrics = dict[str, Array]
 """What is measured in a step, by name: scalars, or [S] for the steps of a chunk."""
@@ -147,6 +144,15 @@ class StepSpec:
     keeps_zeros: bool = False
     z_loss: float = 0.0
 
+    def read_rows(self, windows: Int[Array, "B T1"]) -> WindowRows:
+        """Inputs and targets of windows."""
+        return read_rows(
+            self.family.config,
+            windows,
+            has_examples=self.has_examples,
+            loss_range=self.loss_range,
+        )
+
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step, with fresh parameters."""
         teacher = None if self.teacher is None else self.teacher.family.init(0)
@@ -238,41 +244,6 @@ class Chunk(NamedTuple):
     seed: np.uint32
 
 
-class WindowRows(NamedTuple):
-    """Windows as the model reads them.
-
-    Attributes:
-        inputs: The tokens to read.
-        targets: The tokens to predict.
-        counts: Which of them count; None if all do.
-        segments: Which example each input belongs to; None if a row is one sequence.
-    """
-
-    inputs: Int[Array, "B T"]
-    targets: Int[Array, "B T"]
-    counts: Bool[Array, "B T"] | None
-    segments: Int[Array, "B T"] | None
-
-
-def read_rows(spec: StepSpec, windows: Int[Array, "B T1"]) -> WindowRows:
-    """Inputs and targets of windows of text or of examples."""
-    if spec.has_examples:
-        windows = windows.astype(jnp.int32)
-        tokens = windows & TOKEN_MASK
-        segments = jnp.cumsum((windows & BEGINS) != 0, axis=1)
-        counts = (windows[:, 1:] & COUNTS) != 0
-        # The first token of an example is not predicted from the one before it.
-        counts &= segments[:, 1:] == segments[:, :-1]
-        return WindowRows(tokens[:, :-1], tokens[:, 1:], counts, segments[:, :-1])
-    inputs = windows[:, :-1].astype(jnp.int32)
-    targets = windows[:, 1:].astype(jnp.int32)
-    if spec.loss_range is None:
-        return WindowRows(inputs, targets, counts=None, segments=None)
-    low, high = spec.loss_range
-    counts = (targets >= low) & (targets < high)
-    return WindowRows(inputs, targets, counts, segments=None)
-
-
 def token_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
@@ -281,7 +252,7 @@ def token_losses(
     The weight is 1 where the target counts (`spec.loss_range`, or the flags of
     examples); elsewhere both are 0.
     """
-    rows = read_rows(spec, windows)
+    rows = spec.read_rows(windows)
     logits = spec.family.apply(
         spec.make_model(params), rows.inputs, key, segments=rows.segments
     )
@@ -304,7 +275,7 @@ def training_losses(
     """What training lowers: `token_losses`, or with a teacher their mixture with the
     cross-entropy of its distribution; the z-loss; and what balances experts.
     """
-    rows = read_rows(spec, windows)
+    rows = spec.read_rows(windows)
     logits, routing = spec.family.apply_with_routing(
         spec.make_model(params), rows.inputs, key, rows.segments
     )

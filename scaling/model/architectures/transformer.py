@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
-from scaling.config import ArchitectureConfig, ConfigError, ModelConfig, require_decoder
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig
 from scaling.model import accounting
 from scaling.model.architecture import (
     Architecture,
@@ -128,6 +128,7 @@ class Attention(nnx.Module):
         self.context = config.context
         self.has_rope = config.position == "rope" and kind != "n"
         self.window = config.window if kind == "w" else None
+        self.prefix = config.prefix_tokens
         self.rope_base = config.rope_base
         self.ops = rules.ops
         self.scale = rules.scale_attention(config.key_dim, config.base_key_dim)
@@ -137,7 +138,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         if layout is None:
             q, k, v, gate = self._project(x_BxTxD)
-            y = self.ops.attend(q, k, v, self.scale, window=self.window)
+            y = self.ops.attend(
+                q, k, v, self.scale, window=self.window, prefix=self.prefix
+            )
             return self._join_heads(y, gate)
         q, k, v, gate = self._project(x_BxTxD, layout.positions)
         y = self.ops.attend(q, k, v, self.scale, layout.segments, self.window)
@@ -294,7 +297,7 @@ class Transformer(Architecture):
         self.config = config
         self.rules = rules
         self.embedding = make_weight(
-            rules, rngs, "embedding", (vocab, width), fan_in=vocab
+            rules, rngs, "embedding", (config.input_ids, width), fan_in=vocab
         )
         position = None
         if config.position == "learned":
@@ -343,28 +346,28 @@ class Transformer(Architecture):
 
     @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
-        return accounting.count_parameters(require_decoder(config, "this count"))
+        return accounting.count_parameters(_require_model_config(config))
 
     @classmethod
     def count_forward_flops(
         cls, config: ArchitectureConfig, *, causal: bool = True
     ) -> float:
-        decoder = require_decoder(config, "this count")
-        return accounting.count_forward_flops(decoder, causal=causal)
+        model = _require_model_config(config)
+        return accounting.count_forward_flops(model, causal=causal)
 
     @classmethod
     def count_layer_bytes(cls, config: ArchitectureConfig) -> int:
-        return accounting.count_layer_bytes(require_decoder(config, "this count"))
+        return accounting.count_layer_bytes(_require_model_config(config))
 
     @classmethod
     def make_cache(
         cls, config: ArchitectureConfig, rows: int, length: int
     ) -> tuple[LayerCache, ...]:
         """An empty cache of keys and values."""
-        decoder = require_decoder(config, "this cache")
-        shape = (rows, decoder.kv_heads, length, decoder.key_dim)
-        empty = jnp.zeros(shape, decoder.dtype)
-        return tuple(LayerCache(empty, empty) for _ in range(decoder.depth))
+        model = _require_model_config(config)
+        shape = (rows, model.kv_heads, length, model.key_dim)
+        empty = jnp.zeros(shape, model.dtype)
+        return tuple(LayerCache(empty, empty) for _ in range(model.depth))
 
     def extend(
         self,
@@ -421,7 +424,10 @@ class Transformer(Architecture):
         """The logits of a residual stream, float32."""
         ops = self.rules.ops
         x = tap("final_norm", self.norm(x))
-        weight = self.embedding[...].T if self.head is None else self.head[...]
+        if self.head is not None:
+            weight = self.head[...]
+        else:
+            weight = self.embedding[...][: self.config.vocab].T
         weight = read_matrix(weight, self.config.weight_bits)
         logits = split_rows(ops.readout(split_rows(x), weight, self.out_multiplier))
         logits = multiply_by_scale(logits, self.head_scale)
@@ -494,6 +500,12 @@ class Transformer(Architecture):
                 feed_forward = feed_forward._replace(skip=None)
             weights.append((attention, feed_forward))
         return weights
+
+
+def _require_model_config(config: ArchitectureConfig) -> ModelConfig:
+    if not isinstance(config, ModelConfig):
+        raise TypeError(f"{type(config).__name__}: must be a ModelConfig")
+    return config
 
 
 def _apply_block(

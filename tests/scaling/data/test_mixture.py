@@ -132,7 +132,7 @@ def test_repeated_tokens_are_counted_by_source() -> None:
     mixed = make_rows(70, 3000, weights=(0.25, 0.75), batch_size=1)
     for rows in (1, 10, 279, 999, 1000, 1001, 2500):
         seen = mixed.batches(0, rows)[:, 0, 0]
-        counts = mixed.count_tokens(rows * CONTEXT)
+        counts = mixed.count_tokens_by_source(rows * CONTEXT)
         assert counts == [
             int((seen < 10_000).sum()) * CONTEXT,
             int((seen >= 10_000).sum()) * CONTEXT,

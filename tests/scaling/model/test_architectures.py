@@ -180,6 +180,7 @@ def test_the_traced_program_of_a_decoder_has_its_closed_form() -> None:
         {"activation": "swiglu", "tied": True},
         {"n_kv_heads": 2, "attention_gate": True},
         {"scan_layers": "always", "remat": True},
+        {"prefix": 0.25},
     ):
         decoder = ModelConfig(**SMALL, **options)
         traced = trace_forward(find_architecture(decoder), decoder).flops
@@ -262,7 +263,10 @@ def test_the_laws_of_one_process_hold(
     try:
         assert check(open_subject(config))
     except NotApplicable:
-        assert config.architecture == OWN
+        assert config.architecture == OWN or (
+            config.prefix_tokens > 0
+            and check in (conformance.check_examples, conformance.check_decoding)
+        )
 
 
 def test_linear_attention_is_the_sum_that_it_stands_for() -> None:

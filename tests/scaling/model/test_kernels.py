@@ -133,6 +133,23 @@ def test_a_window_hides_what_is_further_back(window: int) -> None:
     assert count_seen_positions(10, 40, window) == seen
 
 
+@pytest.mark.parametrize("prefix", [1, 20, 50, 64])
+def test_a_prefix_is_seen_from_everywhere(prefix: int) -> None:
+    arguments = tuple(4.0 * normal(seed, 2, 3, 64, 6) for seed in range(3))
+    position = np.arange(64)
+    is_seen = (position[:, None] >= position[None]) | (position[None] < prefix)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3
+        scores = jnp.where(is_seen[None, None], scores, -jnp.inf)
+        return jnp.einsum("bhts,bhsk->bhtk", jax.nn.softmax(scores), v)
+
+    assert_same(
+        lambda q, k, v: causal_attention(q, k, v, 0.3, prefix=prefix), attend, arguments
+    )
+    assert count_seen_positions(10, 40, None, prefix) == is_seen[10:40].sum()
+
+
 def test_attention_of_huge_scores_is_finite() -> None:
     q, k, v = (normal(seed, 1, 2, 64, 4) for seed in range(3))
     y, gradients = values_and_gradients(
