@@ -80,7 +80,7 @@ def measure_bytes(args: Args, run: RunConfig) -> dict[str, float]:
     )
     answer = {"compiled": sum(parts) + stats.temp_size_in_bytes, "in_use": None}
     try:
-        compiled = get_executable(run, Single(), None)
+        compiled = get_executable(run, Single())
         state = compiled.init(0)
         shape = (S, run.optim.batch_size, run.model.context + 1)
         windows = np.random.default_rng(0).integers(

@@ -224,7 +224,7 @@ def measure_checkpoint(run: RunConfig, folder: Path) -> tuple[float, float]:
 
     dice = np.random.default_rng(0)
     like = get_executable(
-        run, choose_strategy("single", run.optim.batch_size, 1), None
+        run, choose_strategy("single", run.optim.batch_size, 1)
     ).abstract_state
     state = jax.tree.map(lambda x: dice.standard_normal(x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(folder)

@@ -40,9 +40,10 @@ from experiments.compare_families import (
     train_families,
 )
 from experiments.multipliers import Interval, plot_multipliers
+from scaling.config import ArchitectureConfig
 from scaling.inference.model import TrainedModel
 from scaling.model.architecture import Params
-from scaling.model.family import Family
+from scaling.model.family import build_family
 from scaling.model.kernels import cross_entropy
 
 OBJECTIVES = ("prefix decoder", "encoder-decoder", "encoder")
@@ -87,21 +88,24 @@ def measure_hidden_completion(model: TrainedModel) -> float:
     half = model.context // 2
     # The last place of a window of an encoder holds no token.
     tokens = windows[np.unique(chosen), :-1]
-    losses = _compute_hidden_losses(model.params, tokens, model.family, half)
+    losses = compute_hidden_losses(model.params, tokens, model.config, half)
     return float(np.mean(np.asarray(losses, np.float64)))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _compute_hidden_losses(
-    params: Params, tokens: Int[Array, "M T"], family: Family, half: int
+def compute_hidden_losses(
+    params: Params, tokens: Int[Array, "M T"], model: ArchitectureConfig, half: int
 ) -> Float[Array, "M N"]:
-    """The losses of the tokens after the first `half` + 1 of each window."""
+    """The losses of the tokens after the first `half` + 1 of each window, each hidden
+    behind the `half` tokens before it.
+    """
+    family = build_family(model)
     starts = jnp.arange(1, tokens.shape[1] - half)
     places = starts[:, None] + jnp.arange(half + 1)[None]
 
     def score_window(window: Int[Array, " T"]) -> Float[Array, " N"]:
         rows = window[places]
-        inputs = rows.at[:, -1].set(family.config.vocab)
+        inputs = rows.at[:, -1].set(model.vocab)
         logits = family.apply(params, inputs)[:, -1:]
         return cross_entropy(logits, rows[:, -1:])[:, 0]
 

@@ -35,7 +35,7 @@ def build_contender(shape: Shape) -> Contender:
         steps = max(
             1, min(steps, int(CALL_FLOPS / (run.batch_tokens * flops_per_token(model))))
         )
-    compiled = get_executable(run, strategy, None)
+    compiled = get_executable(run, strategy)
     rng = np.random.default_rng(0)
     windows = rng.integers(
         0, shape.vocab, (steps, shape.batch, shape.context + 1), dtype=np.int32

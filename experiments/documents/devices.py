@@ -89,7 +89,7 @@ class TimedStrategy:
             np.full(STEPS, run.optim.lr, np.float32), np.zeros(STEPS, np.float32)
         )
         strategy = choose_strategy(name, run.optim.batch_size)
-        self.executable = get_executable(run, strategy, None)
+        self.executable = get_executable(run, strategy)
         self.batches = self.executable.strategy.shard_batches(self.tokens)
         self.found: StrategyMeasurement = {"losses": [], "tokens_per_second": []}
 

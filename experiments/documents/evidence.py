@@ -85,7 +85,6 @@ class Evidence:
             family=family,
             optimizer=make_optimizer(run.optim, family),
             accumulate=1,
-            loss_range=None,
         )
         like = make_checkpoint_tree(jax.eval_shape(lambda: spec.init(0)))
         trunk_dir = run_dirs.trunk_dir(self.out / "runs", run)

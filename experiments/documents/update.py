@@ -81,7 +81,6 @@ def train_at_rates(run: RunConfig, arm: str, rates: tuple[float, ...]) -> list[f
         family=build_family(run.model),
         optimizer=make_update_rule(arm == SUBTRACTED),
         accumulate=1,
-        loss_range=None,
     )
     strategy = choose_strategy("single", run.optim.batch_size)
     train = strategy.compile_chunk(functools.partial(train_chunk, spec=spec))

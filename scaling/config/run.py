@@ -52,6 +52,10 @@ class DataConfig:
     """Of the order of the windows."""
     examples: int | None = None
     """Train on the first so many examples of a task only; None means all."""
+    separate_documents: bool = False
+    """Each token sees those of its own document alone, and positions begin anew with each
+    document (Grattafiori et al. 2024, arXiv:2407.21783, section 3.2). Otherwise a window
+    is one sequence, whatever documents it holds."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "data")
@@ -78,6 +82,9 @@ class DataConfig:
         ok = self.unique_tokens is None or not is_task
         fix = "a task is cut by data.examples"
         require(ok, "data.unique_tokens", self.unique_tokens, fix)
+        ok = not (self.separate_documents and is_task)
+        fix = "the examples of a task are kept apart in any case; leave it out"
+        require(ok, "data.separate_documents", self.separate_documents, fix)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ from scaling.data.identity import (
 )
 from scaling.data.loader import Batches, Rows, Windows, heldout_windows
 from scaling.data.mixture import MixedRows
+from scaling.data.row_format import RowFormat
 from scaling.data.sources import Source, open_source
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
@@ -105,6 +106,7 @@ class Dataset:
         heldout_examples: the same of `heldout`.
         components: the sources of a mixture, whose own `train` and `heldout` are empty;
             none for a single source.
+        separator: the id between documents, if each token is to see its own alone.
     """
 
     train: np.ndarray
@@ -119,6 +121,7 @@ class Dataset:
     train_examples: EncodedExamples | None = None
     heldout_examples: EncodedExamples | None = None
     components: tuple[Component, ...] = ()
+    separator: int | None = None
 
     @property
     def train_tokens(self) -> int:
@@ -134,6 +137,11 @@ class Dataset:
     def has_examples(self) -> bool:
         """Whether the rows hold examples, with flags in their ids."""
         return self.train_examples is not None
+
+    @property
+    def row_format(self) -> RowFormat:
+        """What the ids of its rows mean to training."""
+        return RowFormat(self.loss_range, self.has_examples, self.separator)
 
     def make_windows(self, context: int, batch_size: int, seed: int) -> Batches:
         """The rows to train on, in a replayable order.
@@ -222,6 +230,20 @@ def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
             little text.
     """
     root = cache_root() if cache is None else Path(cache)
+    dataset = _open_dataset(config, root)
+    if not config.separate_documents:
+        return dataset
+    separator = load_tokenizer(config, root).separator
+    if separator is None:
+        raise DataError(
+            f"data.tokenizer = {config.tokenizer!r}: has no separator between documents, "
+            "which data.separate_documents needs; leave that out, or add one of "
+            f"{', '.join(tokenizers.SEPARATORS)} to the tokenizer"
+        )
+    return dataclasses.replace(dataset, separator=separator)
+
+
+def _open_dataset(config: DataConfig, root: Path) -> Dataset:
     if is_mixture(config.source):
         return _load_mixture(config, root)
     if is_synthetic(config.source):

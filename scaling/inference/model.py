@@ -333,9 +333,7 @@ class TrainedModel:
         # The parameters are those of the model itself, with all adapters added.
         optim = dataclasses.replace(self.run.optim, lora_rank=None)
         run = dataclasses.replace(self.run, model=self.config, optim=optim)
-        executable = get_executable(
-            run, Single(), dataset.loss_range, dataset.has_examples
-        )
+        executable = get_executable(run, Single(), dataset.row_format)
         return HeldoutSlice(
             executable=executable,
             dataset=dataset,

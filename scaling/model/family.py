@@ -152,19 +152,25 @@ class Family:
         return model.read_out(x_BxTxD)
 
 
-def require_segments(config: ArchitectureConfig) -> None:
+def require_segments(
+    config: ArchitectureConfig, purpose: str = "read rows of several sequences"
+) -> None:
     """Check that a model can keep the sequences of a row apart.
+
+    Args:
+        config: The model.
+        purpose: What needs it, for the message.
 
     Raises:
         ConfigError: it cannot.
     """
     if config.prefix_tokens > 0:
-        require_next_tokens(config, "train on examples, whose prompts vary in length")
+        require_next_tokens(config, purpose)
     if "segments" not in find_architecture(config).honors:
         raise ConfigError(
-            f"model.architecture = {config.architecture!r}: does not keep the examples "
-            "of a row apart (it does not honor 'segments'), so it cannot train on a "
-            "task; use another architecture"
+            f"model.architecture = {config.architecture!r}: does not keep the sequences "
+            f"of a row apart (it does not honor 'segments'), so it cannot {purpose}; use "
+            "another architecture"
         )
 
 

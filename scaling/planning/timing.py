@@ -36,7 +36,7 @@ def measure_step(run: RunConfig, loop: LoopConfig) -> Timing:
     strategy = choose_strategy(
         loop.strategy, run.optim.batch_size, run.optim.accumulate
     )
-    compiled = get_executable(run, strategy, None)
+    compiled = get_executable(run, strategy)
     steps = loop.chunk_steps
     shape = (steps, run.optim.batch_size, run.model.context + 1)
     rng = np.random.default_rng(0)

@@ -46,7 +46,6 @@ def measure_activation_changes(
         family=family,
         optimizer=make_optimizer(optim, family),
         accumulate=1,
-        loss_range=None,
     )
     rate = jnp.float32(optim.lr)
     no_decay = jnp.float32(0)

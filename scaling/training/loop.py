@@ -573,12 +573,15 @@ def check_fits(run: RunConfig, dataset: data.Dataset) -> None:
     """Check that a model can be trained on a dataset.
 
     Raises:
-        ConfigError: the vocabulary is too small, or the model cannot keep examples apart.
+        ConfigError: the vocabulary is too small, or the model cannot keep examples or
+            documents apart.
         DataError: windows would cut documents of fixed length.
     """
     dataset.check_context(run.model.context)
     if dataset.has_examples:
-        require_segments(run.model)
+        require_segments(run.model, "train on a task")
+    if dataset.separator is not None:
+        require_segments(run.model, "keep documents apart (data.separate_documents)")
     if run.model.vocab < dataset.vocab:
         raise ConfigError(
             f"model.vocab = {run.model.vocab}: source {run.data.source!r} has "

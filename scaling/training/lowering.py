@@ -74,7 +74,7 @@ def lower_for_devices(
         strategy = Single(1, named)
     else:
         strategy = Pmap(len(named), named)
-    return lower_chunk(get_executable(run, strategy, None), run, steps)
+    return lower_chunk(get_executable(run, strategy), run, steps)
 
 
 def lower_chunk(executable: Executable, run: RunConfig, steps: int) -> Lowered:

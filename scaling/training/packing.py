@@ -78,6 +78,7 @@ def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
             run.shape,
             run.data.source,
             run.data.tokenizer,
+            run.data.separate_documents,
             run.teacher,
             run.keeps_zeros,
         )

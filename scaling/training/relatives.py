@@ -25,8 +25,7 @@ def open_executable(run: RunConfig, strategy: Strategy, dataset: Dataset) -> Exe
     return get_executable(
         run,
         strategy,
-        dataset.loss_range,
-        dataset.has_examples,
+        dataset.row_format,
         make_teacher(run),
     )
 

@@ -25,9 +25,7 @@ from scaling.config.architecture import Masking
 from scaling.data import Dataset
 from scaling.data.examples import BEGINS, COUNTS, TOKEN_MASK
 from scaling.data.loader import Batches
-
-LossRange = tuple[int, int] | None
-"""Token ids lo <= id < hi that count as targets in the loss; None if all do."""
+from scaling.data.row_format import PLAIN_ROWS, RowFormat
 
 _LARGEST_NUMBER = 2**31 - 1
 _SEED_STRIDE = 1_000_003
@@ -41,7 +39,8 @@ class WindowRows(NamedTuple):
         inputs: The tokens to read.
         targets: The tokens to predict.
         counts: Which of them count; None if all do.
-        segments: Which example each input belongs to; None if a row is one sequence.
+        segments: Which example or document each input belongs to; None if a row is one
+            sequence.
     """
 
     inputs: Int[Array, "B T"]
@@ -112,35 +111,36 @@ def make_heldout_rows(
 def read_rows(
     model: ArchitectureConfig,
     windows: Int[Array, "B T1"],
-    *,
-    has_examples: bool = False,
-    loss_range: LossRange = None,
+    row_format: RowFormat = PLAIN_ROWS,
 ) -> WindowRows:
     """Inputs and targets of windows.
 
     Args:
         model: What reads them.
         windows: Of `open_training_rows` or `make_heldout_rows`.
-        has_examples: Whether the ids carry the flags of examples.
-        loss_range: Which targets count.
+        row_format: What their ids mean.
     """
-    if has_examples:
+    if row_format.has_examples:
         return _read_examples(windows)
     if model.masking is not None:
         return _hide_tokens(model.masking, model.vocab, windows)
     inputs = windows[:, :-1].astype(jnp.int32)
     targets = windows[:, 1:].astype(jnp.int32)
     counts = None
-    if loss_range is not None:
-        low, high = loss_range
+    if row_format.loss_range is not None:
+        low, high = row_format.loss_range
         counts = (targets >= low) & (targets < high)
     if model.prefix_tokens > 0:
-        # The last token of the prefix sees its target nowhere, but an encoder-decoder
-        # begins its second part with the next one; so all count the same tokens.
+        # An encoder-decoder begins its second part with the first token after the prefix,
+        # so the first one that it predicts is the next. All count the same tokens.
         is_after = jnp.arange(inputs.shape[1])[None] >= model.prefix_tokens
         is_after = jnp.broadcast_to(is_after, inputs.shape)
         counts = is_after if counts is None else counts & is_after
-    return WindowRows(inputs, targets, counts, segments=None)
+    segments = None
+    if row_format.separator is not None:
+        # A separator begins the document after it.
+        segments = jnp.cumsum(inputs == row_format.separator, axis=1)
+    return WindowRows(inputs, targets, counts, segments)
 
 
 def _read_examples(windows: Int[Array, "B T1"]) -> WindowRows:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, UInt
 from numpy.typing import ArrayLike
 
 from scaling.config import ArchitectureConfig, RunConfig
+from scaling.data.row_format import PLAIN_ROWS, RowFormat
 from scaling.model.architecture import Key, Params
 from scaling.model.family import Family, build_family
 from scaling.model.kernels import cross_entropy
@@ -34,7 +35,7 @@ from scaling.training.optimizer import (
     make_optimizer,
     move_router_biases,
 )
-from scaling.training.rows import LossRange, WindowRows, read_rows
+from scaling.training.rows import WindowRows, read_rows
 from scaling.training.sharding import CompiledFunction, Strategy
 
 Metrics = dict[str, Array]
@@ -126,9 +127,8 @@ class StepSpec:
         family: The model.
         optimizer: Of what is trained.
         accumulate: Micro-batches of a step.
-        loss_range: Which targets count.
+        row_format: What the ids of the windows mean.
         lora: The adapters that are trained; None if the model itself is.
-        has_examples: Whether the ids of the windows carry the flags of examples.
         teacher: The model that it learns from beside the text; None if from none.
         keeps_zeros: Whether weights that are zero stay zero.
         z_loss: `OptimConfig.z_loss`.
@@ -137,21 +137,15 @@ class StepSpec:
     family: Family
     optimizer: optax.GradientTransformationExtraArgs
     accumulate: int
-    loss_range: LossRange
+    row_format: RowFormat = PLAIN_ROWS
     lora: Lora | None = None
-    has_examples: bool = False
     teacher: Teacher | None = None
     keeps_zeros: bool = False
     z_loss: float = 0.0
 
     def read_rows(self, windows: Int[Array, "B T1"]) -> WindowRows:
         """Inputs and targets of windows."""
-        return read_rows(
-            self.family.config,
-            windows,
-            has_examples=self.has_examples,
-            loss_range=self.loss_range,
-        )
+        return read_rows(self.family.config, windows, self.row_format)
 
     def init(self, seed: int | UInt[Array, ""]) -> TrainState:
         """The state before the first step, with fresh parameters."""
@@ -249,8 +243,7 @@ def token_losses(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Cross-entropy of each target in nats, and its weight.
 
-    The weight is 1 where the target counts (`spec.loss_range`, or the flags of
-    examples); elsewhere both are 0.
+    The weight is 1 where the target counts (`RowFormat`); elsewhere both are 0.
     """
     rows = spec.read_rows(windows)
     logits = spec.family.apply(
@@ -574,8 +567,7 @@ def summarize_losses(measured: WindowLosses) -> Evaluation:
 def get_executable(
     run: RunConfig,
     strategy: Strategy,
-    loss_range: LossRange,
-    has_examples: bool = False,
+    row_format: RowFormat = PLAIN_ROWS,
     teacher: Teacher | None = None,
 ) -> Executable:
     """The executable of a run's shape, one per process and shape.
@@ -583,21 +575,17 @@ def get_executable(
     Args:
         run: The run.
         strategy: How the devices are used.
-        loss_range: Which targets count.
-        has_examples: Whether the windows hold examples.
+        row_format: What the ids of the windows mean.
         teacher: The model that it learns from beside the text.
     """
-    return _build_executable(
-        run.shape, strategy, loss_range, has_examples, teacher, run.keeps_zeros
-    )
+    return _build_executable(run.shape, strategy, row_format, teacher, run.keeps_zeros)
 
 
 @functools.lru_cache(maxsize=32)
 def _build_executable(
     shape: RunConfig,
     strategy: Strategy,
-    loss_range: LossRange,
-    has_examples: bool,
+    row_format: RowFormat,
     teacher: Teacher | None,
     keeps_zeros: bool,
 ) -> Executable:
@@ -605,8 +593,7 @@ def _build_executable(
         shape,
         unroll=strategy.platform == "gpu",
         accumulate=count_micro_batches(shape, strategy),
-        loss_range=loss_range,
-        has_examples=has_examples,
+        row_format=row_format,
         teacher=teacher,
         keeps_zeros=keeps_zeros,
     )
@@ -630,8 +617,7 @@ def make_step_spec(
     *,
     unroll: bool = False,
     accumulate: int = 1,
-    loss_range: LossRange = None,
-    has_examples: bool = False,
+    row_format: RowFormat = PLAIN_ROWS,
     teacher: Teacher | None = None,
     keeps_zeros: bool = False,
 ) -> StepSpec:
@@ -646,9 +632,8 @@ def make_step_spec(
         family=family,
         optimizer=make_optimizer(run.optim, trained),
         accumulate=accumulate,
-        loss_range=loss_range,
+        row_format=row_format,
         lora=lora,
-        has_examples=has_examples,
         teacher=teacher,
         keeps_zeros=keeps_zeros,
         z_loss=run.optim.z_loss,

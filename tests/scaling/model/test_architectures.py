@@ -426,5 +426,5 @@ def test_a_role_that_multiplies_is_refused_for_other_layers() -> None:
 def test_a_task_needs_sequences_that_are_kept_apart() -> None:
     run = RunConfig(model=BigramConfig(vocab=256), data=DataConfig("task:addition"))
     dataset = load_dataset(run.data)
-    with pytest.raises(ConfigError, match="does not keep the examples of a row apart"):
+    with pytest.raises(ConfigError, match="does not keep the sequences of a row apart"):
         check_fits(run, dataset)

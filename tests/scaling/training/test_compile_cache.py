@@ -79,7 +79,7 @@ def size(depth: int) -> int:
     """Lines of the program that XLA is given for a chunk."""
     model = ModelConfig(width=8, depth=depth, n_heads=2, vocab=16, context=16)
     run = RunConfig(model, optim=OptimConfig(batch_size=2, warmup_tokens=0))
-    compiled = get_executable(run, Single(), None)
+    compiled = get_executable(run, Single())
     windows, rates = (
         np.zeros((4, 2, 17), np.int32),
         StepRates(*np.zeros((2, 4), np.float32)),

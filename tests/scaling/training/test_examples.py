@@ -11,6 +11,7 @@ import pytest
 
 from scaling.config import ExpertConfig, ModelConfig, OptimConfig, RunConfig
 from scaling.data.examples import Pair, encode_examples, pack_rows
+from scaling.data.row_format import RowFormat
 from scaling.data.tokenizers import ByteTokenizer
 from scaling.training.step import (
     StepSpec,
@@ -44,7 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def make_spec(**changes: Any) -> StepSpec:
     model = ModelConfig(width=16, depth=2, n_heads=2, context=CONTEXT, **changes)
     return make_step_spec(
-        RunConfig(model, optim=OptimConfig(batch_size=1)), has_examples=True
+        RunConfig(model, optim=OptimConfig(batch_size=1)),
+        row_format=RowFormat(has_examples=True),
     )
 
 

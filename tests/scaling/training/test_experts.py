@@ -47,7 +47,7 @@ for name, run in json.loads(sys.argv[1]).items():
     found = {}
     for kind, devices in (("single", 1), ("pmap", 8), ("fsdp", 8)):
         strategy = STRATEGIES[kind](devices)
-        compiled = get_executable(run, strategy, None)
+        compiled = get_executable(run, strategy)
         state, metrics = compiled.chunk(
             compiled.init(0), strategy.shard_batches(windows), rates, np.int32(S), np.uint32(0)
         )

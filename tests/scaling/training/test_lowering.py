@@ -47,7 +47,7 @@ def test_chunk_and_evaluator_lower(
         "optim.accumulate": 2,
     }
     run = make_run(**changes, **{"model.dtype": dtype, "model.scan_layers": layers})
-    compiled = get_executable(run, Single(), None)
+    compiled = get_executable(run, Single())
     state = compiled.abstract_state
     chunk = jax.export.export(compiled.chunk, platforms=[platform])(
         *abstract_arguments(state, run, STEPS)

@@ -22,6 +22,7 @@ from scaling.config import (
 )
 from scaling.config.encoder import EncoderConfig
 from scaling.data import load_dataset
+from scaling.data.row_format import RowFormat
 from scaling.model.architectures.encoder_decoder import EncoderDecoderConfig
 from scaling.model.family import build_family
 from scaling.store.table import run_table
@@ -133,7 +134,7 @@ def test_the_loss_counts_after_the_prefix(model: ArchitectureConfig) -> None:
     np.testing.assert_array_equal(rows.targets, windows[:, 1:])
     expected = np.tile(np.arange(24) >= 12, (2, 1))
     np.testing.assert_array_equal(rows.counts, expected)
-    ranged = read_rows(model, windows, loss_range=(0, 100))
+    ranged = read_rows(model, windows, RowFormat(loss_range=(0, 100)))
     np.testing.assert_array_equal(ranged.counts, expected & (rows.targets < 100))
 
 
@@ -165,6 +166,59 @@ def test_a_decoder_of_no_prefix_has_the_id_that_it_had() -> None:
     )
     assert RunConfig(model=PREFIX).run_id != RunConfig(model=plain).run_id
     assert RunConfig(model=ENCODER).run_id != RunConfig(model=plain).run_id
+
+
+# --- documents ------------------------------------------------------------------------
+
+
+def test_documents_of_a_row_have_the_losses_that_they_have_alone() -> None:
+    model = dataclasses.replace(ModelConfig(**SHAPE), qk_norm=False)
+    family = build_family(model)
+    params = family.init(0)
+    tokens = np.random.default_rng(0).integers(1, 256, 25).astype(np.int32)
+    tokens[[0, 9, 20]] = 0
+    apart = RowFormat(separator=0)
+    rows = read_rows(model, jnp.asarray(tokens[None]), apart)
+    together = family.apply(params, rows.inputs, segments=rows.segments)[0]
+    for start, stop in ((0, 9), (9, 20), (20, 24)):
+        alone = family.apply(params, jnp.asarray(tokens[None, start:stop]))[0]
+        np.testing.assert_allclose(together[start:stop], alone, atol=2e-5)
+    np.testing.assert_array_equal(rows.targets[0], tokens[1:])
+    assert rows.counts is None
+    mixed = family.apply(params, rows.inputs)[0]
+    assert float(jnp.abs(mixed - together)[9:].max()) > 1e-3
+
+
+def test_a_run_may_keep_documents_apart(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(80):
+        text = f"document {number} " * 8
+        (texts / f"{number}.txt").write_text(text, encoding="utf-8")
+    plain = DataConfig(str(texts), heldout_fraction=0.3)
+    apart = dataclasses.replace(plain, separate_documents=True)
+    assert load_dataset(plain).row_format.separator is None
+    assert load_dataset(apart).row_format == RowFormat(separator=0)
+    runs = []
+    for config in (plain, apart):
+        run = RunConfig(
+            model=ModelConfig(**SHAPE), data=config, tokens=8 * 64 * 24, eval_tokens=480
+        )
+        train_trunk(Trunk((run,)), tmp_path / "out", LoopConfig(), lambda event: None)
+        runs.append(run)
+    table = run_table(tmp_path / "out", runs)
+    assert table["loss"].nunique() == 2
+    found = scaling.load(tmp_path / "out", runs[1].run_id).evaluate_heldout()
+    assert found.loss == pytest.approx(table["loss"].iloc[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("model", [ENCODER, PREFIX, BOTH], ids=lambda m: str(m.prefix))
+def test_documents_need_a_model_that_keeps_them_apart(
+    model: ArchitectureConfig,
+) -> None:
+    run = RunConfig(model=model, data=DataConfig("code", separate_documents=True))
+    with pytest.raises(ConfigError, match="it cannot keep documents apart"):
+        check_fits(run, load_dataset(run.data))
 
 
 # --- training -------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def inputs(run, strategy):  # each token is its predecessor plus one
 
 
 def losses(run, strategy):
-    compiled = get_executable(run, strategy, None)
+    compiled = get_executable(run, strategy)
     heldout = np.random.default_rng(1).integers(0, run.model.vocab, (300, run.model.context + 1), dtype=np.int32)
     start = compiled.init(0)
     before = compiled.evaluate(start, heldout)
@@ -77,7 +77,7 @@ def losses(run, strategy):
 
 
 def cost(run, strategy):  # of one device
-    compiled = get_executable(run, strategy, None)
+    compiled = get_executable(run, strategy)
     state = strategy.place(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), compiled.abstract_state))
     step = compiled.chunk.lower(state, *inputs(run, strategy)).compile()
     return [step.memory_analysis().argument_size_in_bytes, step.cost_analysis()["flops"]]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from scaling.config import RunConfig
+from scaling.data.row_format import RowFormat
 from scaling.training.sharding import Single
 from scaling.training.step import (
     Executable,
@@ -43,7 +44,7 @@ def run(make_run: MakeRun) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def compiled(run: RunConfig) -> Executable:
-    return get_executable(run, SINGLE, None)
+    return get_executable(run, SINGLE)
 
 
 def random_windows(*shape: int, seed: int = 0) -> np.ndarray:
@@ -117,11 +118,9 @@ def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
         {"budget": 1e9},
     ]
     for change in others:
-        assert get_executable(make_run(**change), SINGLE, None) is compiled
-    assert (
-        get_executable(make_run(**{"optim.beta1": 0.8}), SINGLE, None) is not compiled
-    )
-    assert get_executable(run, SINGLE, (0, 4)) is not compiled
+        assert get_executable(make_run(**change), SINGLE) is compiled
+    assert get_executable(make_run(**{"optim.beta1": 0.8}), SINGLE) is not compiled
+    assert get_executable(run, SINGLE, RowFormat(loss_range=(0, 4))) is not compiled
     train(compiled, compiled.init(1), 0, 3, lr=0.3)
     programs = compiled.chunk._cache_size()  # pyright: ignore[reportFunctionMemberAccess]
     train(compiled, compiled.init(0), 5, 16, lr=0.1)
@@ -131,7 +130,7 @@ def test_one_compiled_program_serves_all_rates_schedules_lengths_and_sources(
 def test_gradient_accumulation_changes_nothing(
     compiled: Executable, make_run: MakeRun
 ) -> None:
-    pieces = get_executable(make_run(**{"optim.accumulate": 4}), SINGLE, None)
+    pieces = get_executable(make_run(**{"optim.accumulate": 4}), SINGLE)
     _, whole = train(compiled, compiled.init(0), 0, 16)
     _, parts = train(pieces, pieces.init(0), 0, 16)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
@@ -202,7 +201,7 @@ def test_one_window_has_no_standard_error(
 def test_only_targets_in_the_loss_range_count(
     compiled: Executable, run: RunConfig, trained: TrainState
 ) -> None:
-    masked = get_executable(run, SINGLE, (4, 8))
+    masked = get_executable(run, SINGLE, RowFormat(loss_range=(4, 8)))
     windows = random_windows(40, seed=3)
     counted = (windows[:, 1:] >= 4) & (windows[:, 1:] < 8)
     losses = cross_entropy(compiled, trained, windows)
@@ -226,7 +225,7 @@ def test_only_targets_in_the_loss_range_count(
 
 
 def test_masked_targets_give_no_gradient(run: RunConfig, trained: TrainState) -> None:
-    spec = get_executable(run, SINGLE, (4, 8)).spec
+    spec = get_executable(run, SINGLE, RowFormat(loss_range=(4, 8))).spec
     windows = random_windows(B)
     windows[:, 1:] = np.where(
         (windows[:, 1:] >= 4) & (windows[:, 1:] < 8), 0, windows[:, 1:]
@@ -246,8 +245,8 @@ def test_masked_targets_give_no_gradient(run: RunConfig, trained: TrainState) ->
 
 def test_dropout_is_a_function_of_seed_and_step(make_run: MakeRun) -> None:
     config = make_run(**{"model.dropout": 0.5, "model.zero_init_outputs": False})
-    dropped = get_executable(config, SINGLE, None)
-    assert get_executable(dataclasses.replace(config, seed=1), SINGLE, None) is dropped
+    dropped = get_executable(config, SINGLE)
+    assert get_executable(dataclasses.replace(config, seed=1), SINGLE) is dropped
     rates = StepRates(
         np.zeros(S, np.float32), np.zeros(S, np.float32)
     )  # nothing is learned
