@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scaling.config.architecture import DECODER, Masking
-from scaling.config.conversion import JsonObject, require
+from scaling.config.conversion import require
 from scaling.config.model import ModelConfig
 
 MaskScheme = Literal["bert", "all"]
@@ -54,6 +54,3 @@ class EncoderConfig(ModelConfig):
     @property
     def input_ids(self) -> int:
         return self.vocab + 1
-
-    def describe(self) -> JsonObject:
-        return super().describe() | {"mask_rate": self.mask_rate}

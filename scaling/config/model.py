@@ -269,14 +269,8 @@ class ModelConfig(ArchitectureConfig):
             "n_heads": self.heads,
             "n_kv_heads": self.n_kv_heads,
             "weight_bits": self.weight_bits,
-            **self._describe_prefix(),
             **self._describe_experts(),
         }
-
-    def _describe_prefix(self) -> JsonObject:
-        if self.prefix_tokens == 0:
-            return {}
-        return {"prefix_tokens": self.prefix_tokens}
 
     def _describe_experts(self) -> JsonObject:
         if self.n_experts == 0:

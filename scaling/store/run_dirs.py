@@ -249,8 +249,23 @@ def describe_run(run: RunConfig) -> JsonObject:
         "source": run.data.source,
         "tokenizer": run.data.tokenizer,
         "undercooled": is_decay_too_short(run),
+        **describe_objective(run),
         **describe_finetuning(run),
     }
+
+
+def describe_objective(run: RunConfig) -> JsonObject:
+    """The columns that say what a run sees and predicts, if that is not each token of a
+    window from all those before it.
+    """
+    columns: JsonObject = {}
+    if run.model.prefix_tokens > 0:
+        columns["prefix_tokens"] = run.model.prefix_tokens
+    if run.model.masking is not None:
+        columns["mask_rate"] = run.model.masking.rate
+    if run.data.separate_documents:
+        columns["separate_documents"] = True
+    return columns
 
 
 def describe_finetuning(run: RunConfig) -> JsonObject:

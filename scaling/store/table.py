@@ -58,6 +58,8 @@ def make_table(results: Iterable[JsonObject]) -> pd.DataFrame:
         elif column.optional and column.kind in ("text", "id"):
             known = table[column.name].astype(object)
             table[column.name] = known.where(known.notna(), column.default).astype(str)
+        elif column.optional and column.kind == "flag":
+            table[column.name] = table[column.name].eq(True)
     order = ["n_matmul", "trunk_id", "tokens", "run_id"]
     table = table.sort_values(by=order, ignore_index=True)
     shared = table.loc[:, "trunk_id"].duplicated(keep=False)

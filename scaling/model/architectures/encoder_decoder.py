@@ -97,11 +97,7 @@ class EncoderDecoderConfig(ArchitectureConfig):
         return max(1, round(self.ff_ratio * self.width))
 
     def describe(self) -> JsonObject:
-        return {
-            "d_ff": self.d_ff,
-            "n_heads": self.n_heads,
-            "prefix_tokens": self.prefix_tokens,
-        }
+        return {"d_ff": self.d_ff, "n_heads": self.n_heads}
 
     def make_attention_config(self, prefix: float) -> ModelConfig:
         """The decoder's configuration whose attention this model's layers have."""

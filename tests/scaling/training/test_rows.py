@@ -208,6 +208,7 @@ def test_a_run_may_keep_documents_apart(tmp_path: Path) -> None:
         runs.append(run)
     table = run_table(tmp_path / "out", runs)
     assert table["loss"].nunique() == 2
+    assert table["separate_documents"].tolist() == [False, True]
     found = scaling.load(tmp_path / "out", runs[1].run_id).evaluate_heldout()
     assert found.loss == pytest.approx(table["loss"].iloc[1], rel=1e-5)
 
@@ -240,6 +241,7 @@ def test_a_loaded_model_has_the_loss_that_its_run_recorded(
     train_trunk(Trunk((run,)), tmp_path, LoopConfig(), lambda event: None)
     row = run_table(tmp_path, [run]).iloc[0]
     assert row["loss"] < 0.98 * np.log(16)
+    assert row["prefix_tokens"] == model.prefix_tokens
     found = scaling.load(tmp_path, run.run_id).evaluate_heldout()
     assert found.loss == pytest.approx(row["loss"], rel=1e-5)
     assert found.tokens < 0.6 * 4800
