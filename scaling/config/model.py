@@ -68,6 +68,10 @@ class ModelConfig(ArchitectureConfig):
     attention_gate: bool = False
     """The output of each head is multiplied by the sigmoid of a projection of its input
     (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
+    attention_sink: bool = False
+    """Each head has a learned logit that joins the denominator of its softmax and has no
+    value, so that a head can attend to nothing (gpt-oss, arXiv:2508.10925; compare Xiao
+    et al. 2023, arXiv:2309.17453). It starts at 0."""
     logit_cap: float | None = None
     """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
     they are as they are."""

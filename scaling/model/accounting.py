@@ -89,6 +89,9 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     ) -> WeightShape:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
+    sinks = []
+    if config.attention_sink:
+        sinks.append(in_block("attention sinks", "bias", (config.heads,)))
     gates = []
     if config.attention_gate:
         gates.append(in_block("attention gates", "hidden", (D, inner)))
@@ -108,6 +111,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
     for matrices in products.values():
         weights += matrices
+    weights += sinks
     weights += _list_routers(config)
     weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
     weights += _list_norm(
@@ -256,7 +260,8 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
         saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
-    if not has_cudnn_attention(config.dtype, config.key_dim):
+    is_fused = has_cudnn_attention(config.dtype, config.key_dim)
+    if config.attention_sink or not is_fused:
         scores = round(config.heads * count_computed_positions(config.context))
         saved.append(SavedActivation("attention scores", scores))
     return saved

@@ -113,11 +113,12 @@ class Ops:
         scale: float,
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """Causal attention within each segment and the window before each position;
-        `scale` multiplies q.k.
+        `scale` multiplies q.k, and a sink joins the denominator.
         """
-        return causal_attention(q, k, v, scale, segments, window)
+        return causal_attention(q, k, v, scale, segments, window, sink)
 
     def attend_to_cache(
         self,
@@ -127,9 +128,10 @@ class Ops:
         positions: Int[Array, "B T"],
         scale: float,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """`attend` for some positions, over the keys and values of a cache."""
-        return attend_to_cache(q, k, v, positions, scale, window)
+        return attend_to_cache(q, k, v, positions, scale, window, sink)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

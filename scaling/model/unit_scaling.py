@@ -177,18 +177,20 @@ class UnitOps(Ops):
         scale: float,
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
         The variance is that of a full context, however many positions are computed: a
-        model is one function of the tokens before.
+        model is one function of the tokens before. A sink starts as one more position,
+        which the variance leaves out.
         """
         mult = self.multipliers.attention_softmax
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             # Their gradient is a sum over the heads of queries that share them.
             k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
-        output = super().attend(q, k, v, mult * scale, segments, window)
+        output = super().attend(q, k, v, mult * scale, segments, window, sink)
         return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def attend_to_cache(
@@ -199,10 +201,11 @@ class UnitOps(Ops):
         positions: Int[Array, "B T"],
         scale: float,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """As `attend`, over the keys and values of a cache."""
         mult = self.multipliers.attention_softmax
-        output = super().attend_to_cache(q, k, v, positions, mult * scale, window)
+        output = super().attend_to_cache(q, k, v, positions, mult * scale, window, sink)
         return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def _count_seen(self, window: int | None) -> int:

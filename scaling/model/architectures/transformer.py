@@ -125,6 +125,14 @@ class Attention(nnx.Module):
         self.heads = (config.heads, config.kv_heads, config.kv_heads)
         self.splits = np.cumsum((inner, shared, shared, *gate))[:-1].tolist()
         self.has_gate = config.attention_gate
+        sink = None
+        if config.attention_sink:
+            # A vector that is added within the softmax, whose logits keep their size as
+            # the width grows: it starts at 0 at the rate of a bias.
+            sink = make_weight(
+                rules, rngs, "bias", (config.heads,), fan_in=config.heads
+            )
+        self.sink = sink
         self.context = config.context
         self.has_rope = config.position == "rope" and kind != "n"
         self.window = config.window if kind == "w" else None
@@ -137,10 +145,14 @@ class Attention(nnx.Module):
     ) -> Float[Array, "B T D"]:
         if layout is None:
             q, k, v, gate = self._project(x_BxTxD)
-            y = self.ops.attend(q, k, v, self.scale, window=self.window)
+            sink = self._read_sink(x_BxTxD)
+            y = self.ops.attend(q, k, v, self.scale, window=self.window, sink=sink)
             return self._join_heads(y, gate)
         q, k, v, gate = self._project(x_BxTxD, layout.positions)
-        y = self.ops.attend(q, k, v, self.scale, layout.segments, self.window)
+        sink = self._read_sink(x_BxTxD)
+        y = self.ops.attend(
+            q, k, v, self.scale, layout.segments, self.window, sink=sink
+        )
         return self._join_heads(y, gate)
 
     def extend(
@@ -159,7 +171,13 @@ class Attention(nnx.Module):
             values=_write_to_cache(cache.values, v, starts),
         )
         y = self.ops.attend_to_cache(
-            q, cache.keys, cache.values, positions, self.scale, self.window
+            q,
+            cache.keys,
+            cache.values,
+            positions,
+            self.scale,
+            self.window,
+            sink=self._read_sink(x_BxTxD),
         )
         return self._join_heads(y, gate), cache
 
@@ -182,6 +200,12 @@ class Attention(nnx.Module):
             q = apply_rope(q, positions, context, self.rope_base)
             k = apply_rope(k, positions, context, self.rope_base)
         return q, k, v, gate
+
+    def _read_sink(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, " H"] | None:
+        """The sinks' logits, if there are any."""
+        if self.sink is None:
+            return None
+        return self.ops.read_vector(self.sink[...], x_BxTxD)
 
     def _join_heads(
         self, y_BxHxTxK: Float[Array, "B H T K"], gate: Float[Array, "B T _"] | None

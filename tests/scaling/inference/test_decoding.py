@@ -38,6 +38,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 1,
     },
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 30.0},
+    "attention sinks, unit scaling, grouped heads": {
+        "attention_sink": True,
+        "parametrization": "umup",
+        "n_kv_heads": 2,
+    },
     "layers of two kinds": {"layer_pattern": "wn", "window": 5},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},

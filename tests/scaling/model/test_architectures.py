@@ -178,7 +178,7 @@ def test_the_traced_program_of_a_decoder_has_its_closed_form() -> None:
     for options in (
         {},
         {"activation": "swiglu", "tied": True},
-        {"n_kv_heads": 2, "attention_gate": True},
+        {"n_kv_heads": 2, "attention_gate": True, "attention_sink": True},
         {"scan_layers": "always", "remat": True},
     ):
         decoder = ModelConfig(**SMALL, **options)

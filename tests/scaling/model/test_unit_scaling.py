@@ -57,7 +57,7 @@ def test_scaled_has_its_own_gradient() -> None:
 
 def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]]:
     x, tokens = normal(0, B, T, D), jax.random.randint(jax.random.key(1), (B, T), 0, V)
-    vector = jnp.ones(D)
+    vector, sink = jnp.ones(D), jnp.zeros(2)
     halves = lambda y: (y[..., :D] + y[..., D:]) / 2**0.5
     return {
         "linear": (lambda x, w: OPS.linear(x, [w], D**-0.5), (x, normal(2, D, 3 * D))),
@@ -74,6 +74,12 @@ def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, .
         "values of attention": (
             lambda v: OPS.attend(
                 normal(7, B, 2, T, 16), normal(8, B, 2, T, 16), v, 1 / 16
+            ),
+            (normal(9, B, 2, T, 16),),
+        ),
+        "values beside a sink": (
+            lambda v: OPS.attend(
+                normal(7, B, 2, T, 16), normal(8, B, 2, T, 16), v, 1 / 16, sink=sink
             ),
             (normal(9, B, 2, T, 16),),
         ),
@@ -186,6 +192,7 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
         "position": "learned",
         "norm": "layernorm",
         "zero_init_outputs": False,
+        "attention_sink": True,
     }
     config = make_model(
         depth=3,
