@@ -58,6 +58,7 @@ ARMS: dict[str, Arm] = {
     "1 head of keys and values": Arm({"n_kv_heads": 1}),
     "gated attention": Arm({"attention_gate": True}),
     "attention sinks": Arm({"attention_sink": True}),
+    "parallel branches": Arm({"parallel_blocks": True}),
     "windows of 32 in every other layer": Arm({"layer_pattern": "wf", "window": 32}),
     "no positions in every other layer": Arm({"layer_pattern": "fn"}),
     "learned positions": Arm({"position": "learned"}),

@@ -72,6 +72,9 @@ class ModelConfig(ArchitectureConfig):
     """Each head has a learned logit that joins the denominator of its softmax and has no
     value, so that a head can attend to nothing (gpt-oss, arXiv:2508.10925; compare Xiao
     et al. 2023, arXiv:2309.17453). It starts at 0."""
+    parallel_blocks: bool = False
+    """The attention and the feed-forward branch of a block read the same input, behind one
+    norm, and both add to the stream (PaLM, arXiv:2204.02311, section 2)."""
     logit_cap: float | None = None
     """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
     they are as they are."""
@@ -94,6 +97,9 @@ class ModelConfig(ArchitectureConfig):
         self._check_heads()
         self._check_layers()
         self._check_experts()
+        ok = self.residual or not self.parallel_blocks
+        fix = "adds both branches to the residual stream; set model.residual = True"
+        require(ok, "model.parallel_blocks", self.parallel_blocks, fix)
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")

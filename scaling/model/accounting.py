@@ -113,7 +113,8 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         weights += matrices
     weights += sinks
     weights += _list_routers(config)
-    weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
+    norms = 1 if config.parallel_blocks else 2
+    weights += _list_norm("branch norms", "block", config.norm, size=D, copies=norms)
     weights += _list_norm(
         "query and key norms",
         "block",
@@ -237,13 +238,14 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     F = config.active_units
     inner = config.heads * config.key_dim
     shared = config.kv_heads * config.key_dim
+    inputs = D if config.parallel_blocks else 2 * D
     saved = [
         SavedActivation("queries, keys, values", inner + 2 * shared),
         SavedActivation("input of attention out", inner),
         SavedActivation("attention branch", D),
         SavedActivation("hidden units", (3 if config.gated else 2) * F),
         SavedActivation("feed-forward branch", D),
-        SavedActivation("residual stream after each branch", 2 * D),
+        SavedActivation("residual stream before each norm", inputs),
     ]
     if config.n_experts > 0:
         # In float32: the input of the router, and the scores.
@@ -259,7 +261,7 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     if config.qk_norm or config.position == "rope":
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
-        saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
+        saved.append(SavedActivation("normalized inputs of both branches", inputs))
     is_fused = has_cudnn_attention(config.dtype, config.key_dim)
     if config.attention_sink or not is_fused:
         scores = round(config.heads * count_computed_positions(config.context))

@@ -218,7 +218,8 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """An attention branch and a feed-forward branch, each behind a norm.
+    """An attention branch and a feed-forward branch, each behind a norm; parallel ones are
+    both behind one norm.
 
     The feed-forward branch is dense or a mixture of experts.
     """
@@ -226,8 +227,10 @@ class Block(nnx.Module):
     def __init__(
         self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
     ) -> None:
+        self.is_parallel = config.parallel_blocks
+        readers = ("both",) if self.is_parallel else _BRANCHES
         self.norms = nnx.List(
-            [Norm(config.norm, rules, rngs, config.width) for _ in _BRANCHES]
+            [Norm(config.norm, rules, rngs, config.width) for _ in readers]
         )
         attention = Attention(config, rules, rngs, kind)
         if config.n_experts > 0:
@@ -256,10 +259,10 @@ class Block(nnx.Module):
         """The residual stream after both branches, and what the router did."""
         routing = None
         keys = [None, None] if key is None else list(jax.random.split(key))
+        x, inputs = self._read_at_once(x, weights)
         for i, name in enumerate(_BRANCHES):
-            skip, x = self.ops.split_residual(x, weights[i])
+            skip, y = self._read_stream(i, x, weights, inputs)
             branch = self.branches[i]
-            y = self.norms[i](x)
             if isinstance(branch, Attention):
                 y = branch(y, layout)
             elif isinstance(branch, MixtureOfExperts):
@@ -280,16 +283,48 @@ class Block(nnx.Module):
         """`__call__` for new tokens, whose attention reads and writes the cache."""
         attention, feed_forward = self.branches
         assert isinstance(attention, Attention)
-        skip, x = self.ops.split_residual(x, weights[0])
-        y, cache = attention.extend(self.norms[0](x), positions, cache)
+        x, inputs = self._read_at_once(x, weights)
+        skip, y = self._read_stream(0, x, weights, inputs)
+        y, cache = attention.extend(y, positions, cache)
         x = self.ops.join_residual(skip, y, weights[0])
-        skip, x = self.ops.split_residual(x, weights[1])
-        y = self.norms[1](x)
+        skip, y = self._read_stream(1, x, weights, inputs)
         if isinstance(feed_forward, MixtureOfExperts):
             y, _ = feed_forward(y)
         else:
             y = feed_forward(y)
         return self.ops.join_residual(skip, y, weights[1]), cache
+
+    def _read_stream(
+        self,
+        i: int,
+        x: Float[Array, "B T D"],
+        weights: BlockWeights,
+        inputs: list[Float[Array, "B T D"]] | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """What a branch is added to, and what it reads."""
+        if inputs is not None:
+            return x, inputs[i]
+        skip, x = self.ops.split_residual(x, weights[i])
+        return skip, self.norms[i](x)
+
+    def _read_at_once(
+        self, x: Float[Array, "B T D"], weights: BlockWeights
+    ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]] | None]:
+        """What the branches are added to, and, if they are parallel, what each reads.
+
+        The attention branch is added first, so that its output passes both skip weights.
+        The stream and what both branches read are split in the reverse order. They are
+        split behind the norm, so that gradients have their weights where they meet in it.
+        """
+        if not self.is_parallel:
+            return x, None
+        shared = self.norms[0](x)
+        inputs: list[Float[Array, "B T D"]] = []
+        for branch in reversed(weights):
+            x, _ = self.ops.split_residual(x, branch)
+            shared, read = self.ops.split_residual(shared, branch)
+            inputs.insert(0, read)
+        return x, inputs
 
 
 class Transformer(Architecture):

@@ -38,8 +38,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 1,
     },
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 30.0},
-    "attention sinks, unit scaling, grouped heads": {
+    "attention sinks, parallel branches, unit scaling, grouped heads": {
         "attention_sink": True,
+        "parallel_blocks": True,
         "parametrization": "umup",
         "n_kv_heads": 2,
     },

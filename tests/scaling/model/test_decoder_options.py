@@ -14,6 +14,7 @@ import pytest
 
 from scaling.config import ConfigError, ModelConfig
 from scaling.export.architectures import choose_architecture
+from scaling.export.fold import fold_multipliers
 from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
 
@@ -22,6 +23,7 @@ MakeModel = Callable[..., ModelConfig]
 T, V = 16, 16
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention_sink": {"attention_sink": True, "n_kv_heads": 2},
+    "parallel_blocks": {"parallel_blocks": True},
 }
 
 
@@ -79,8 +81,12 @@ def test_no_prediction_depends_on_a_later_token_and_packed_examples_are_alone(
 
 def test_transformers_refuses_them() -> None:
     for name, changes in OPTIONS.items():
-        with pytest.raises(ConfigError, match=f"model.{name} = True: .*safetensors"):
-            choose_architecture(ModelConfig(activation="swiglu", **changes))
+        config = ModelConfig(activation="swiglu", **changes)
+        match = f"model.{name} = True: .*safetensors"
+        with pytest.raises(ConfigError, match=match):
+            choose_architecture(config)
+        with pytest.raises(ConfigError, match=match):
+            fold_multipliers(config, {})
 
 
 # --- sinks ----------------------------------------------------------------------------
@@ -101,3 +107,57 @@ def test_sinks_far_below_the_scores_are_none(make_model: MakeModel) -> None:
     apply = jax.jit(with_sinks.apply)
     np.testing.assert_allclose(apply(low, tokens), expected, atol=1e-6)
     assert not np.allclose(apply(params, tokens), expected, atol=1e-3)
+
+
+# --- parallel branches ----------------------------------------------------------------
+
+
+def test_parallel_branches_are_both_added_to_what_they_read(
+    make_model: MakeModel,
+) -> None:
+    """Against the formula x + attention(norm(x)) + feed_forward(norm(x))."""
+    config = make_model(
+        depth=1,
+        parallel_blocks=True,
+        zero_init_outputs=False,
+        qk_norm=False,
+        position="learned",
+        activation="relu",
+    )
+    family = build_family(config)
+    params = draw_parameters(family)
+    tokens = make_tokens(2)
+    heads = config.heads
+
+    def normalize(x: jax.Array, gain: jax.Array) -> jax.Array:
+        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+        return x / jnp.sqrt(mean_square + 1e-6) * gain[None, None]
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], heads, -1)
+
+    def attend(h: jax.Array, attention: Params) -> jax.Array:
+        q, k, v = (split(h @ w) for w in attention["qkv"]["weights"].values())
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / config.key_dim**0.5
+        future = jnp.triu(jnp.full((T, T), -jnp.inf), 1)[None, None]
+        shares = jax.nn.softmax(scores + future)
+        y = jnp.einsum("bhts,bshk->bthk", shares, v).reshape(h.shape)
+        return y @ attention["out"]["weights"][0]
+
+    @jax.jit
+    def apply(params: Params) -> jax.Array:
+        block = params["blocks"][0]
+        attention, feed_forward = block["branches"].values()
+        up, down = (feed_forward[name]["weights"][0] for name in ("up", "down"))
+        x = params["embedding"][tokens] + params["position"][None, :T]
+        h = normalize(x, block["norms"][0]["gain"])
+        y = x + attend(h, attention) + jax.nn.relu(h @ up) @ down
+        return normalize(y, params["norm"]["gain"]) @ params["head"]
+
+    found = jax.jit(family.apply)(params, tokens)
+    np.testing.assert_allclose(found, apply(params), rtol=1e-4, atol=1e-4)
+
+
+def test_parallel_branches_need_a_stream_to_add_to() -> None:
+    with pytest.raises(ConfigError, match=r"model.parallel_blocks = True: .*residual"):
+        ModelConfig(parallel_blocks=True, residual=False)

@@ -41,7 +41,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "grouped heads": {"width": 128, "context": 64, "n_kv_heads": 2},
     "windows": {"width": 64, "context": 64, "layer_pattern": "wf", "window": 9},
     "gated attention": {"width": 128, "context": 64, "attention_gate": True},
-    "attention sinks": {"width": 64, "context": 64, "attention_sink": True},
+    "attention sinks, parallel branches": {
+        "width": 64,
+        "context": 64,
+        "attention_sink": True,
+        "parallel_blocks": True,
+    },
     "tied": {"width": 128, "context": 64, "tied": True},
     "bare": {
         "width": 128,
@@ -93,6 +98,7 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
     n_kv_heads=st.sampled_from([None, 1, 2]),
     attention_gate=st.booleans(),
     attention_sink=st.booleans(),
+    parallel_blocks=st.booleans(),
     scan_layers=st.sampled_from(["always", "never"]),
 )
 def test_counts_are_those_of_the_built_model(**options: Any) -> None:

@@ -180,9 +180,20 @@ def test_umup_by_numbers(make_model: MakeModel) -> None:
     assert rules.scale_attention(16, 4) == 1 / 16
 
 
-@pytest.mark.parametrize(("name", "scan"), [("unit", "always"), ("umup", "never")])
+@pytest.mark.parametrize(
+    ("name", "scan", "options"),
+    [
+        ("unit", "always", {}),
+        ("umup", "never", {"attention_sink": True}),
+        ("umup", "never", {"parallel_blocks": True}),
+    ],
+)
 def test_gradients_are_those_of_the_function_up_to_a_factor(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, scan: Any
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    scan: Any,
+    options: dict[str, Any],
 ) -> None:
     """Every weight's gradient is parallel to the one that plain differentiation of the
     same function gives.
@@ -192,7 +203,7 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
         "position": "learned",
         "norm": "layernorm",
         "zero_init_outputs": False,
-        "attention_sink": True,
+        **options,
     }
     config = make_model(
         depth=3,
