@@ -59,6 +59,7 @@ ARMS: dict[str, Arm] = {
     "gated attention": Arm({"attention_gate": True}),
     "attention sinks": Arm({"attention_sink": True}),
     "parallel branches": Arm({"parallel_blocks": True}),
+    "values mixed with the first layer's": Arm({"value_residual": True}),
     "windows of 32 in every other layer": Arm({"layer_pattern": "wf", "window": 32}),
     "no positions in every other layer": Arm({"layer_pattern": "fn"}),
     "learned positions": Arm({"position": "learned"}),

@@ -75,6 +75,10 @@ class ModelConfig(ArchitectureConfig):
     parallel_blocks: bool = False
     """The attention and the feed-forward branch of a block read the same input, behind one
     norm, and both add to the stream (PaLM, arXiv:2204.02311, section 2)."""
+    value_residual: bool = False
+    """The values of each layer after the first are a times those of the first layer plus b
+    times its own; a and b are learned by layer and start at 1/2 (Zhou et al. 2024,
+    arXiv:2410.17897, the learnable variant)."""
     logit_cap: float | None = None
     """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
     they are as they are."""
@@ -132,6 +136,9 @@ class ModelConfig(ArchitectureConfig):
         ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
         fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
         require(ok, "model.layer_pattern", pattern, fix)
+        ok = self.scan_layers != "always" or not self.value_residual
+        fix = "a scan hides the values of its first layer; set model.scan_layers = 'never'"
+        require(ok, "model.value_residual", self.value_residual, fix)
 
     def _check_experts(self) -> None:
         """Hold the experts against the options that do not go with them."""
@@ -241,7 +248,8 @@ class ModelConfig(ArchitectureConfig):
         parameters and so of the checkpoints.
         """
         if self.scan_layers == "auto":
-            return self.depth > 8 and len(set(self.layer_kinds)) == 1
+            is_uniform = len(set(self.layer_kinds)) == 1 and not self.value_residual
+            return self.depth > 8 and is_uniform
         return self.scan_layers == "always"
 
     def unscan(self) -> ModelConfig:

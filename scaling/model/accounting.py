@@ -28,7 +28,8 @@ from scaling.model.parametrization import (
     find_parametrization_spec,
 )
 
-Place = Literal["embedding", "block", "final", "head"]
+Place = Literal["embedding", "block", "later block", "final", "head"]
+"""A later block is one after the first."""
 
 _VECTORS_PER_NORM: dict[str, int] = {
     "rmsnorm": 1,  # gains
@@ -44,7 +45,8 @@ class WeightShape:
 
     Attributes:
         name: What they are.
-        place: The embedding, a block, the final norm or the output head.
+        place: The embedding, each block or each later one, the final norm or the output
+            head.
         role: Their role in the parametrization table.
         shape: The shape of one of them.
         copies: How many the model holds; in a block, how many one block holds.
@@ -92,6 +94,9 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     sinks = []
     if config.attention_sink:
         sinks.append(in_block("attention sinks", "bias", (config.heads,)))
+    mixes = []
+    if config.value_residual:
+        mixes.append(WeightShape("mix of values", "later block", "gain", shape=(2,)))
     gates = []
     if config.attention_gate:
         gates.append(in_block("attention gates", "hidden", (D, inner)))
@@ -112,6 +117,7 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     for matrices in products.values():
         weights += matrices
     weights += sinks
+    weights += mixes
     weights += _list_routers(config)
     norms = 1 if config.parallel_blocks else 2
     weights += _list_norm("branch norms", "block", config.norm, size=D, copies=norms)
@@ -258,6 +264,8 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         saved.append(
             SavedActivation("attention gates and what they multiply", 2 * inner)
         )
+    if config.value_residual:
+        saved.append(SavedActivation("values as mixed", shared))
     if config.qk_norm or config.position == "rope":
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
@@ -276,13 +284,15 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     non_embedding = 0
     block_matrices = 0
     for weight in list_weights(config):
-        copies = config.depth if weight.place == "block" else 1
+        copies = {"block": config.depth, "later block": config.depth - 1}.get(
+            weight.place, 1
+        )
         size = copies * weight.size
         if weight.place == "block" and weight.is_matrix:
             block_matrices += copies * weight.active_size
         total += size
         active += copies * weight.active_size
-        if weight.place in ("block", "final"):
+        if weight.place in ("block", "later block", "final"):
             non_embedding += size
     return ParameterCounts(
         n_total=total,

@@ -133,6 +133,25 @@ class Ops:
         """`attend` for some positions, over the keys and values of a cache."""
         return attend_to_cache(q, k, v, positions, scale, window, sink)
 
+    def mix_values(
+        self,
+        first: Float[Array, "B G T K"],
+        own: Float[Array, "B G T K"],
+        weights: Float[Array, " 2"],
+    ) -> Float[Array, "B G T K"]:
+        """The values of the first layer and those of this one, weighted and added."""
+        weights = weights.astype(own.dtype)
+        return weights[0] * first + weights[1] * own
+
+    def read_across_branches(self, x: Array, factor: Factor) -> Array:
+        """An activation of one branch as another branch reads it.
+
+        `factor` is the weight of the reader on the residual stream over that of the
+        other, which plain gradients have already.
+        """
+        del factor
+        return x
+
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:

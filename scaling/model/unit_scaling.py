@@ -212,6 +212,19 @@ class UnitOps(Ops):
         """Positions that the last one of a full context sees."""
         return self.context if window is None else min(window, self.context)
 
+    def mix_values(
+        self,
+        first: Float[Array, "B G T K"],
+        own: Float[Array, "B G T K"],
+        weights: Float[Array, " 2"],
+    ) -> Float[Array, "B G T K"]:
+        """At unit variance for weights of 1/2."""
+        return super().mix_values(first, own, weights) * 2**0.5
+
+    def read_across_branches(self, x: Array, factor: Factor) -> Array:
+        """Gradient times `factor`: within a branch, gradients lack the branch's weight."""
+        return scale_backward(x, factor)
+
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:

@@ -24,6 +24,7 @@ T, V = 16, 16
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention_sink": {"attention_sink": True, "n_kv_heads": 2},
     "parallel_blocks": {"parallel_blocks": True},
+    "value_residual": {"value_residual": True, "n_kv_heads": 2},
 }
 
 
@@ -161,3 +162,38 @@ def test_parallel_branches_are_both_added_to_what_they_read(
 def test_parallel_branches_need_a_stream_to_add_to() -> None:
     with pytest.raises(ConfigError, match=r"model.parallel_blocks = True: .*residual"):
         ModelConfig(parallel_blocks=True, residual=False)
+
+
+# --- values of the first layer --------------------------------------------------------
+
+
+def test_values_that_weigh_the_first_layer_by_zero_are_their_own(
+    make_model: MakeModel,
+) -> None:
+    """With weights of 1 and 0, what the later layer would have as values is not read."""
+    sizes: dict[str, Any] = {"depth": 2, "zero_init_outputs": False, "n_kv_heads": 2}
+    plain = build_family(make_model(**sizes))
+    mixed = build_family(make_model(**sizes, value_residual=True))
+    params = mixed.init(0)
+    assert "mix" not in params["blocks"][0]["branches"][0]
+    np.testing.assert_array_equal(params["blocks"][1]["branches"][0]["mix"], 0.5)
+    tokens = make_tokens(2)
+    apply = jax.jit(mixed.apply)
+    expected = jax.jit(plain.apply)(plain.init(0), tokens)
+    own = set_in_attention(params, "mix", [0.0, 1.0])
+    np.testing.assert_allclose(apply(own, tokens), expected, atol=1e-6)
+    assert not np.allclose(apply(params, tokens), expected, atol=1e-3)
+
+    first = set_in_attention(params, "mix", [1.0, 0.0])
+    weights = first["blocks"][1]["branches"][0]["qkv"]["weights"]
+    before = apply(first, tokens)
+    weights[2] = -weights[2]
+    np.testing.assert_array_equal(apply(first, tokens), before)
+
+
+def test_values_of_the_first_layer_are_not_scanned() -> None:
+    match = r"model.value_residual = True: .*set model.scan_layers = 'never'"
+    with pytest.raises(ConfigError, match=match):
+        ModelConfig(value_residual=True, scan_layers="always")
+    assert ModelConfig(depth=9).scanned
+    assert not ModelConfig(depth=9, value_residual=True).scanned

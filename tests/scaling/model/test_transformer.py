@@ -56,9 +56,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "grouped heads, other frequencies": {"n_kv_heads": 1, "rope_base": 500.0},
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
-    "attention sinks, parallel branches": {
+    "attention sinks, parallel branches, values of the first layer": {
         "attention_sink": True,
         "parallel_blocks": True,
+        "value_residual": True,
+        "remat": True,
         "depth": 2,
         "dropout": 0.3,
     },

@@ -83,6 +83,10 @@ def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, .
             ),
             (normal(9, B, 2, T, 16),),
         ),
+        "mix of values": (
+            lambda first, own: OPS.mix_values(first, own, jnp.full(2, 0.5)),
+            (normal(7, B, 2, T, 16), normal(8, B, 2, T, 16)),
+        ),
         "gate": (
             lambda y: OPS.apply_gate(y, normal(11, B, T, D)),
             (normal(10, B, T, D),),
@@ -184,8 +188,8 @@ def test_umup_by_numbers(make_model: MakeModel) -> None:
     ("name", "scan", "options"),
     [
         ("unit", "always", {}),
-        ("umup", "never", {"attention_sink": True}),
-        ("umup", "never", {"parallel_blocks": True}),
+        ("umup", "never", {"attention_sink": True, "value_residual": True}),
+        ("umup", "never", {"parallel_blocks": True, "value_residual": True}),
     ],
 )
 def test_gradients_are_those_of_the_function_up_to_a_factor(
@@ -209,7 +213,7 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
         depth=3,
         parametrization=name,
         scan_layers=scan,
-        unit=UnitMultipliers(activation=1.5),
+        unit=UnitMultipliers(activation=1.5, residual=3.0),
         **changes,
     )
     family = build_family(config)
