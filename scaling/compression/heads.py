@@ -123,6 +123,8 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
         units = list_units(config, stay)
         block = model.params["blocks"][layer]
         attention = _shrink_attention(block["branches"][0], units, output_factor)
+        if config.attention_sink:
+            attention["sink"] = attention["sink"][np.asarray(stay)]
         if query_factor != 1.0:
             _scale_queries(config, attention, query_factor)
         branches = {**block["branches"], 0: attention}

@@ -68,6 +68,17 @@ class ModelConfig(ArchitectureConfig):
     attention_gate: bool = False
     """The output of each head is multiplied by the sigmoid of a projection of its input
     (Qiu et al. 2025, arXiv:2505.06708, elementwise after the attention)."""
+    attention_sink: bool = False
+    """Each head has a learned logit that joins the denominator of its softmax and has no
+    value, so that a head can attend to nothing (gpt-oss, arXiv:2508.10925; compare Xiao
+    et al. 2023, arXiv:2309.17453). It starts at 0."""
+    parallel_blocks: bool = False
+    """The attention and the feed-forward branch of a block read the same input, behind one
+    norm, and both add to the stream (PaLM, arXiv:2204.02311, section 2)."""
+    value_residual: bool = False
+    """The values of each layer after the first are a times those of the first layer plus b
+    times its own; a and b are learned by layer and start at 1/2 (Zhou et al. 2024,
+    arXiv:2410.17897, the learnable variant)."""
     logit_cap: float | None = None
     """Logits are cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118, section 2); None:
     they are as they are."""
@@ -95,6 +106,9 @@ class ModelConfig(ArchitectureConfig):
         self._check_layers()
         self._check_experts()
         self._check_prefix()
+        ok = self.residual or not self.parallel_blocks
+        fix = "adds both branches to the residual stream; set model.residual = True"
+        require(ok, "model.parallel_blocks", self.parallel_blocks, fix)
         if self.position == "rope":
             is_even = self.key_dim % 2 == 0
             require(is_even, "head dimension", self.key_dim, "must be even for 'rope'")
@@ -127,6 +141,9 @@ class ModelConfig(ArchitectureConfig):
         ok = self.scan_layers != "always" or len(set(self.layer_kinds)) == 1
         fix = "a scan takes layers of one kind; set model.scan_layers = 'never'"
         require(ok, "model.layer_pattern", pattern, fix)
+        ok = self.scan_layers != "always" or not self.value_residual
+        fix = "a scan hides the values of its first layer; set model.scan_layers = 'never'"
+        require(ok, "model.value_residual", self.value_residual, fix)
 
     def _check_experts(self) -> None:
         """Hold the experts against the options that do not go with them."""
@@ -257,7 +274,8 @@ class ModelConfig(ArchitectureConfig):
         parameters and so of the checkpoints.
         """
         if self.scan_layers == "auto":
-            return self.depth > 8 and len(set(self.layer_kinds)) == 1
+            is_uniform = len(set(self.layer_kinds)) == 1 and not self.value_residual
+            return self.depth > 8 and is_uniform
         return self.scan_layers == "always"
 
     def unscan(self) -> ModelConfig:

@@ -28,7 +28,8 @@ from scaling.model.parametrization import (
     find_parametrization_spec,
 )
 
-Place = Literal["embedding", "block", "final", "head"]
+Place = Literal["embedding", "block", "later block", "final", "head"]
+"""A later block is one after the first."""
 
 _VECTORS_PER_NORM: dict[str, int] = {
     "rmsnorm": 1,  # gains
@@ -44,7 +45,8 @@ class WeightShape:
 
     Attributes:
         name: What they are.
-        place: The embedding, a block, the final norm or the output head.
+        place: The embedding, each block or each later one, the final norm or the output
+            head.
         role: Their role in the parametrization table.
         shape: The shape of one of them.
         copies: How many the model holds; in a block, how many one block holds.
@@ -89,6 +91,12 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
     ) -> WeightShape:
         return WeightShape(name, "block", role, shape=shape, copies=copies)
 
+    sinks = []
+    if config.attention_sink:
+        sinks.append(in_block("attention sinks", "bias", (config.heads,)))
+    mixes = []
+    if config.value_residual:
+        mixes.append(WeightShape("mix of values", "later block", "gain", shape=(2,)))
     gates = []
     if config.attention_gate:
         gates.append(in_block("attention gates", "hidden", (D, inner)))
@@ -109,8 +117,11 @@ def list_weights(config: ModelConfig) -> list[WeightShape]:
         weights.append(WeightShape("positions", "embedding", "embedding", shape=shape))
     for matrices in products.values():
         weights += matrices
+    weights += sinks
+    weights += mixes
     weights += _list_routers(config)
-    weights += _list_norm("branch norms", "block", config.norm, size=D, copies=2)
+    norms = 1 if config.parallel_blocks else 2
+    weights += _list_norm("branch norms", "block", config.norm, size=D, copies=norms)
     weights += _list_norm(
         "query and key norms",
         "block",
@@ -234,13 +245,14 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
     F = config.active_units
     inner = config.heads * config.key_dim
     shared = config.kv_heads * config.key_dim
+    inputs = D if config.parallel_blocks else 2 * D
     saved = [
         SavedActivation("queries, keys, values", inner + 2 * shared),
         SavedActivation("input of attention out", inner),
         SavedActivation("attention branch", D),
         SavedActivation("hidden units", (3 if config.gated else 2) * F),
         SavedActivation("feed-forward branch", D),
-        SavedActivation("residual stream after each branch", 2 * D),
+        SavedActivation("residual stream before each norm", inputs),
     ]
     if config.n_experts > 0:
         # In float32: the input of the router, and the scores.
@@ -253,12 +265,15 @@ def list_saved_activations(config: ModelConfig) -> list[SavedActivation]:
         saved.append(
             SavedActivation("attention gates and what they multiply", 2 * inner)
         )
+    if config.value_residual:
+        saved.append(SavedActivation("values as mixed", shared))
     if config.qk_norm or config.position == "rope":
         saved.append(SavedActivation("queries and keys as multiplied", inner + shared))
     if config.norm != "none":
-        saved.append(SavedActivation("normalized inputs of both branches", 2 * D))
+        saved.append(SavedActivation("normalized inputs of both branches", inputs))
     prefix = config.prefix_tokens
-    if prefix > 0 or not has_cudnn_attention(config.dtype, config.key_dim):
+    is_fused = has_cudnn_attention(config.dtype, config.key_dim)
+    if config.attention_sink or prefix > 0 or not is_fused:
         scores = round(config.heads * count_computed_positions(config.context, prefix))
         saved.append(SavedActivation("attention scores", scores))
     return saved
@@ -271,13 +286,15 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     non_embedding = 0
     block_matrices = 0
     for weight in list_weights(config):
-        copies = config.depth if weight.place == "block" else 1
+        copies = {"block": config.depth, "later block": config.depth - 1}.get(
+            weight.place, 1
+        )
         size = copies * weight.size
         if weight.place == "block" and weight.is_matrix:
             block_matrices += copies * weight.active_size
         total += size
         active += copies * weight.active_size
-        if weight.place in ("block", "final"):
+        if weight.place in ("block", "later block", "final"):
             non_embedding += size
     return ParameterCounts(
         n_total=total,

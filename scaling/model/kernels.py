@@ -103,6 +103,7 @@ def causal_attention(
     segments: Int[Array, "B T"] | None = None,
     window: int | None = None,
     prefix: int = 0,
+    sink: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of each position over the positions up to it.
 
@@ -114,12 +115,15 @@ def causal_attention(
         segments: A position sees only those of its own segment; None means one segment.
         window: How many positions each one sees at most, itself included.
         prefix: Positions at the start that all positions see.
+        sink: A logit of each head that joins the denominator of the softmax and has no
+            value.
 
     Returns:
         The weighted values, in the precision of `v`. The softmax is in float32.
     """
     on_gpu = jax.default_backend() == "gpu"
-    is_whole = segments is None and prefix == 0
+    # cuDNN's softmax knows no segments, no prefix and no sink.
+    is_whole = segments is None and prefix == 0 and sink is None
     if is_whole and on_gpu and has_cudnn_attention(q.dtype.name, q.shape[-1]):
         q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
         y = jax.nn.dot_product_attention(
@@ -132,7 +136,7 @@ def causal_attention(
             implementation="cudnn",
         )
         return jnp.swapaxes(y, 1, 2)
-    return _compute_attention(q, k, v, segments, scale, window, prefix)
+    return _compute_attention(q, k, v, segments, scale, window, prefix, sink)
 
 
 def has_cudnn_attention(dtype: str, head_dim: int) -> bool:
@@ -147,6 +151,7 @@ def attend_to_cache(
     positions: Int[Array, "B T"],
     scale: float,
     window: int | None = None,
+    sink: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B H T K"]:
     """Softmax attention of some positions over all keys up to each of them.
 
@@ -157,6 +162,7 @@ def attend_to_cache(
         positions: The position of each query.
         scale: Factor on the products of queries and keys.
         window: How many positions each one sees at most, itself included.
+        sink: As in `causal_attention`.
 
     Returns:
         The weighted values, computed in the precisions of `causal_attention`.
@@ -173,10 +179,31 @@ def attend_to_cache(
     if window is not None:
         is_visible &= distance < window
     scores = jnp.where(is_visible[:, None], scores, _MASKED)
-    powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    share = 1.0 / powers.sum(axis=-1, keepdims=True)
+    if sink is not None:
+        # A row for each query, as of the scores.
+        sink = jnp.repeat(sink.reshape(G, H // G), T, axis=1)[None, :, :, None]
+    powers, total, _ = _exponentiate_scores(scores, sink)
+    share = 1.0 / total
     y = _einsum_float32("bhts,bhsk->bhtk", powers.astype(v.dtype), v) * share
     return y.astype(v.dtype).reshape(B, H, T, K)
+
+
+def _exponentiate_scores(
+    scores: Float[Array, "B H T S"], sink: Float[Array, "1 H _ 1"] | None
+) -> tuple[
+    Float[Array, "B H T S"], Float[Array, "B H T 1"], Float[Array, "B H T 1"] | None
+]:
+    """The exponentials of the scores less a maximum, the denominator of their softmax,
+    and the sink's part of it.
+    """
+    peak = scores.max(axis=-1, keepdims=True)
+    if sink is None:
+        powers = jnp.exp(scores - peak)
+        return powers, powers.sum(axis=-1, keepdims=True), None
+    peak = jnp.maximum(peak, sink)
+    powers = jnp.exp(scores - peak)
+    sink_power = jnp.exp(sink - peak)
+    return powers, powers.sum(axis=-1, keepdims=True) + sink_power, sink_power
 
 
 class QueryBlock(NamedTuple):
@@ -231,11 +258,13 @@ class SavedBlock(NamedTuple):
             computes no exponential.
         share: 1 / the sum of the powers of each query.
         output: The block's part of the result.
+        sink_power: The power of the sink, which is part of the sum; None without one.
     """
 
     powers: Float[Array, "B H T S"]
     share: Float[Array, "B H T 1"]
     output: Float[Array, "B H T K"]
+    sink_power: Float[Array, "B H T 1"] | None
 
 
 class SavedAttention(NamedTuple):
@@ -256,8 +285,9 @@ def _compute_attention(
     scale: float,
     window: int | None,
     prefix: int,
+    sink: Array | None = None,
 ) -> Array:
-    return _attention_forward(q, k, v, segments, scale, window, prefix)[0]
+    return _attention_forward(q, k, v, segments, scale, window, prefix, sink)[0]
 
 
 def _attention_forward(
@@ -268,6 +298,7 @@ def _attention_forward(
     scale: float,
     window: int | None,
     prefix: int,
+    sink: Array | None = None,
 ) -> tuple[Array, SavedAttention]:
     shared = (k, v)
     k, v = (_repeat_heads(x, q.shape[1]) for x in shared)
@@ -277,6 +308,8 @@ def _attention_forward(
         causal &= ~np.tril(causal, -window)
     causal[:, :prefix] = True
     causal = causal[None, None]
+    if sink is not None:
+        sink = sink[None, :, None, None]
     saved: list[SavedBlock] = []
     for start, stop in list_query_blocks(length, prefix):
         scores = _einsum_float32(
@@ -289,11 +322,11 @@ def _attention_forward(
             is_same = segments[:, start:stop, None] == segments[:, None, :stop]
             is_visible = is_visible & is_same[:, None]
         scores = jnp.where(is_visible, scores, _MASKED)
-        powers = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-        share = 1.0 / powers.sum(axis=-1, keepdims=True)
+        powers, total, sink_power = _exponentiate_scores(scores, sink)
+        share = 1.0 / total
         powers = powers.astype(v.dtype)
         y = _einsum_float32("bhts,bhsk->bhtk", powers, v[:, :, :stop]) * share
-        saved.append(SavedBlock(powers, share, y.astype(v.dtype)))
+        saved.append(SavedBlock(powers, share, y.astype(v.dtype), sink_power))
     y = jnp.concatenate([block.output for block in saved], axis=2)
     k, v = shared
     return y, SavedAttention(q=q, k=k, v=v, blocks=saved)
@@ -301,8 +334,9 @@ def _attention_forward(
 
 def _attention_backward(
     scale: float, window: int | None, prefix: int, saved: SavedAttention, dy: Array
-) -> tuple[Array, Array, Array, None]:
-    """Gradients of queries, keys and values. Where nothing is seen the powers are 0.
+) -> tuple[Array, Array, Array, None, Array | None]:
+    """Gradients of queries, keys, values and sinks. Where nothing is seen the powers are
+    0.
 
     Those of keys and values are computed transposed, (B, H, K, S): of the two orders
     this is the one that XLA multiplies fast.
@@ -315,10 +349,14 @@ def _attention_backward(
     dq = []
     dk_transposed = jnp.zeros((), q.dtype)
     dv_transposed = jnp.zeros((), q.dtype)
+    dsink = None
     blocks = list_query_blocks(length, prefix)
     for (start, stop), block in zip(blocks, saved_blocks, strict=True):
         d = dy[:, :, start:stop] * block.share
         through_sum = (d * block.output).sum(axis=-1, keepdims=True)
+        if block.sink_power is not None:
+            dsink_block = -(block.sink_power * through_sum).sum(axis=(0, 2, 3))
+            dsink = dsink_block if dsink is None else dsink + dsink_block
         d = d.astype(v.dtype)
         dpowers = _einsum_float32("bhtk,bhsk->bhts", d, v[:, :, :stop]) - through_sum
         dscores = (block.powers * dpowers).astype(q.dtype)
@@ -335,6 +373,7 @@ def _attention_backward(
         _sum_repeated_heads(jnp.swapaxes(dk_transposed, 2, 3) * factor, heads),
         _sum_repeated_heads(jnp.swapaxes(dv_transposed, 2, 3), heads),
         None,
+        dsink,
     )
 
 

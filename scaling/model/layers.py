@@ -41,6 +41,7 @@ def make_weight(
     fan_in: int,
     base_fan_in: float | int | None = None,
     zero_init: bool = False,
+    start: float | None = None,
 ) -> Weight:
     """A parameter with its initial values.
 
@@ -52,12 +53,15 @@ def make_weight(
         fan_in: Inputs of each output.
         base_fan_in: The same at the base width; None if it does not grow with the width.
         zero_init: Start at zero, whatever the rule says.
+        start: Start at this value, whatever the rule says.
 
     Raises:
         ConfigError: the role has no rule.
     """
     rule = rules.rule(role, fan_in, base_fan_in)
-    if role in _ONE_ROLES:
+    if start is not None:
+        value = np.full(shape, start, np.float32)
+    elif role in _ONE_ROLES:
         value = np.ones(shape, np.float32)
     elif zero_init or rule.init_std == 0.0:
         value = np.zeros(shape, np.float32)

@@ -114,11 +114,13 @@ class Ops:
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
         prefix: int = 0,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """Causal attention within each segment and the window before each position; all
-        see the first `prefix` positions. `scale` multiplies q.k.
+        see the first `prefix` positions. `scale` multiplies q.k, and a sink joins the
+        denominator.
         """
-        return causal_attention(q, k, v, scale, segments, window, prefix)
+        return causal_attention(q, k, v, scale, segments, window, prefix, sink)
 
     def attend_to_cache(
         self,
@@ -128,9 +130,29 @@ class Ops:
         positions: Int[Array, "B T"],
         scale: float,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """`attend` for some positions, over the keys and values of a cache."""
-        return attend_to_cache(q, k, v, positions, scale, window)
+        return attend_to_cache(q, k, v, positions, scale, window, sink)
+
+    def mix_values(
+        self,
+        first: Float[Array, "B G T K"],
+        own: Float[Array, "B G T K"],
+        weights: Float[Array, " 2"],
+    ) -> Float[Array, "B G T K"]:
+        """The values of the first layer and those of this one, weighted and added."""
+        weights = weights.astype(own.dtype)
+        return weights[0] * first + weights[1] * own
+
+    def read_across_branches(self, x: Array, factor: Factor) -> Array:
+        """An activation of one branch as another branch reads it.
+
+        `factor` is the weight of the reader on the residual stream over that of the
+        other, which plain gradients have already.
+        """
+        del factor
+        return x
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

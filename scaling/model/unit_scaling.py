@@ -178,18 +178,20 @@ class UnitOps(Ops):
         segments: Int[Array, "B T"] | None = None,
         window: int | None = None,
         prefix: int = 0,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """Scores times alpha_attn_softmax x `scale`, the output at unit variance.
 
         The variance is that of a full context, however many positions are computed: a
-        model is one function of the tokens before.
+        model is one function of the tokens before. A sink starts as one more position,
+        which the variance leaves out.
         """
         mult = self.multipliers.attention_softmax
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             # Their gradient is a sum over the heads of queries that share them.
             k, v = (scale_backward(x, groups**-0.5) for x in (k, v))
-        output = super().attend(q, k, v, mult * scale, segments, window, prefix)
+        output = super().attend(q, k, v, mult * scale, segments, window, prefix, sink)
         return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def attend_to_cache(
@@ -200,15 +202,29 @@ class UnitOps(Ops):
         positions: Int[Array, "B T"],
         scale: float,
         window: int | None = None,
+        sink: Float[Array, " H"] | None = None,
     ) -> Float[Array, "B H T K"]:
         """As `attend`, over the keys and values of a cache."""
         mult = self.multipliers.attention_softmax
-        output = super().attend_to_cache(q, k, v, positions, mult * scale, window)
+        output = super().attend_to_cache(q, k, v, positions, mult * scale, window, sink)
         return output * attention_scale(self._count_seen(window), q.shape[3], mult)
 
     def _count_seen(self, window: int | None) -> int:
         """Positions that the last one of a full context sees."""
         return self.context if window is None else min(window, self.context)
+
+    def mix_values(
+        self,
+        first: Float[Array, "B G T K"],
+        own: Float[Array, "B G T K"],
+        weights: Float[Array, " 2"],
+    ) -> Float[Array, "B G T K"]:
+        """At unit variance for weights of 1/2."""
+        return super().mix_values(first, own, weights) * 2**0.5
+
+    def read_across_branches(self, x: Array, factor: Factor) -> Array:
+        """Gradient times `factor`: within a branch, gradients lack the branch's weight."""
+        return scale_backward(x, factor)
 
     def split_residual(
         self, x: Float[Array, "B T D"], weights: ResidualWeights

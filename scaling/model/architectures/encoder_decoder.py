@@ -173,6 +173,8 @@ class Branch(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """The stream after the layer, which also reads the context."""
         y = self.layer(self.norm(x), *context)
+        if isinstance(self.layer, Attention):
+            y, _ = y  # it may also show its values
         y = tap(self.name, apply_dropout(y, self.dropout, key))
         return tap(f"{self.name}.stream", self.ops.join_residual(x, y, self.weights))
 
@@ -257,7 +259,7 @@ def _make_encoder(
     branches: list[Branch] = []
     for i in range(config.encoder_layers):
         layers = {
-            "attention": Attention(attention, rules, rngs, "f"),
+            "attention": Attention(attention, rules, rngs, "f", is_first=False),
             "feed_forward": FeedForward(rules, rngs, config.d_ff),
         }
         for name, layer in layers.items():
@@ -274,7 +276,7 @@ def _make_decoder(
     branches: list[Branch] = []
     for i in range(config.depth):
         layers = {
-            "attention": Attention(attention, rules, rngs, "f"),
+            "attention": Attention(attention, rules, rngs, "f", is_first=False),
             "cross": CrossAttention(config, rules, rngs),
             "feed_forward": FeedForward(rules, rngs, config.d_ff),
         }

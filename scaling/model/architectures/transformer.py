@@ -43,7 +43,7 @@ from scaling.model.layers import (
     make_weight,
     multiply_by_scale,
 )
-from scaling.model.ops import ResidualWeights, apply_multiplier
+from scaling.model.ops import Factor, ResidualWeights, apply_multiplier
 from scaling.model.parametrization import Parametrization, bind_parametrization
 from scaling.model.positions import (
     Layout,
@@ -57,6 +57,9 @@ from scaling.model.sharding_axes import split_rows
 
 BlockWeights = tuple[ResidualWeights, ResidualWeights]
 """Residual weights of the attention branch and of the feed-forward branch."""
+
+Values = Float[Array, "B G T K"]
+"""The values of the first layer, where later ones read them (`value_residual`)."""
 
 _BRANCHES = ("attention", "feed_forward")
 
@@ -94,7 +97,13 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
+        self,
+        config: ModelConfig,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        kind: str,
+        *,
+        is_first: bool,
     ) -> None:
         inner = config.heads * config.key_dim
         shared = config.kv_heads * config.key_dim
@@ -125,6 +134,19 @@ class Attention(nnx.Module):
         self.heads = (config.heads, config.kv_heads, config.kv_heads)
         self.splits = np.cumsum((inner, shared, shared, *gate))[:-1].tolist()
         self.has_gate = config.attention_gate
+        sink = None
+        if config.attention_sink:
+            # A vector that is added within the softmax, whose logits keep their size as
+            # the width grows: it starts at 0 at the rate of a bias.
+            sink = make_weight(
+                rules, rngs, "bias", (config.heads,), fan_in=config.heads
+            )
+        self.sink = sink
+        self.shows_values = config.value_residual and is_first
+        mix = None
+        if config.value_residual and not is_first:
+            mix = make_weight(rules, rngs, "gain", (2,), fan_in=2, start=0.5)
+        self.mix = mix
         self.context = config.context
         self.has_rope = config.position == "rope" and kind != "n"
         self.window = config.window if kind == "w" else None
@@ -134,42 +156,58 @@ class Attention(nnx.Module):
         self.scale = rules.scale_attention(config.key_dim, config.base_key_dim)
 
     def __call__(
-        self, x_BxTxD: Float[Array, "B T D"], layout: Layout | None = None
-    ) -> Float[Array, "B T D"]:
+        self,
+        x_BxTxD: Float[Array, "B T D"],
+        layout: Layout | None = None,
+        first: Values | None = None,
+    ) -> tuple[Float[Array, "B T D"], Values | None]:
+        """What the branch writes, and its values if it is the layer that shows them."""
         if layout is None:
-            q, k, v, gate = self._project(x_BxTxD)
+            q, k, v, gate = self._project(x_BxTxD, first=first)
+            sink = self._read_sink(x_BxTxD)
             y = self.ops.attend(
-                q, k, v, self.scale, window=self.window, prefix=self.prefix
+                q, k, v, self.scale, window=self.window, prefix=self.prefix, sink=sink
             )
-            return self._join_heads(y, gate)
-        q, k, v, gate = self._project(x_BxTxD, layout.positions)
-        y = self.ops.attend(q, k, v, self.scale, layout.segments, self.window)
-        return self._join_heads(y, gate)
+            return self._join_heads(y, gate), self._show_values(v)
+        q, k, v, gate = self._project(x_BxTxD, layout.positions, first)
+        sink = self._read_sink(x_BxTxD)
+        y = self.ops.attend(
+            q, k, v, self.scale, layout.segments, self.window, sink=sink
+        )
+        return self._join_heads(y, gate), self._show_values(v)
 
     def extend(
         self,
         x_BxTxD: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         cache: LayerCache,
-    ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        """Attention of new tokens to themselves and to those of the cache, and the
-        cache with them.
+        first: Values | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Values | None]:
+        """Attention of new tokens to themselves and to those of the cache, the cache with
+        them, and their values if this is the layer that shows them.
         """
-        q, k, v, gate = self._project(x_BxTxD, positions)
+        q, k, v, gate = self._project(x_BxTxD, positions, first)
         starts = positions[:, 0]
         cache = LayerCache(
             keys=_write_to_cache(cache.keys, k, starts),
             values=_write_to_cache(cache.values, v, starts),
         )
         y = self.ops.attend_to_cache(
-            q, cache.keys, cache.values, positions, self.scale, self.window
+            q,
+            cache.keys,
+            cache.values,
+            positions,
+            self.scale,
+            self.window,
+            sink=self._read_sink(x_BxTxD),
         )
-        return self._join_heads(y, gate), cache
+        return self._join_heads(y, gate), cache, self._show_values(v)
 
     def _project(
         self,
         x_BxTxD: Float[Array, "B T D"],
         positions: Int[Array, "B T"] | None = None,
+        first: Values | None = None,
     ) -> tuple[Array, Array, Array, Array | None]:
         """Queries (B, H, T, K), keys and values (B, G, T, K), and the gates (B, T, HK) if
         there are any.
@@ -180,11 +218,23 @@ class Attention(nnx.Module):
         q, k, v = (split_heads(*pair) for pair in zip(q_k_v, self.heads, strict=True))
         q = self.q_norm(q)
         k = self.k_norm(k)
+        if self.mix is not None and first is not None:
+            mix = self.ops.read_vector(self.mix[...], x_BxTxD)
+            v = self.ops.mix_values(first, v, mix)
         if self.has_rope:
             context = None if positions is None else self.context
             q = apply_rope(q, positions, context, self.rope_base)
             k = apply_rope(k, positions, context, self.rope_base)
         return q, k, v, gate
+
+    def _show_values(self, v: Values) -> Values | None:
+        return v if self.shows_values else None
+
+    def _read_sink(self, x_BxTxD: Float[Array, "B T D"]) -> Float[Array, " H"] | None:
+        """The sinks' logits, if there are any."""
+        if self.sink is None:
+            return None
+        return self.ops.read_vector(self.sink[...], x_BxTxD)
 
     def _join_heads(
         self, y_BxHxTxK: Float[Array, "B H T K"], gate: Float[Array, "B T _"] | None
@@ -197,18 +247,27 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """An attention branch and a feed-forward branch, each behind a norm.
+    """An attention branch and a feed-forward branch, each behind a norm; parallel ones are
+    both behind one norm.
 
     The feed-forward branch is dense or a mixture of experts.
     """
 
     def __init__(
-        self, config: ModelConfig, rules: Parametrization, rngs: nnx.Rngs, kind: str
+        self,
+        config: ModelConfig,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        kind: str,
+        *,
+        is_first: bool,
     ) -> None:
+        self.is_parallel = config.parallel_blocks
+        readers = ("both",) if self.is_parallel else _BRANCHES
         self.norms = nnx.List(
-            [Norm(config.norm, rules, rngs, config.width) for _ in _BRANCHES]
+            [Norm(config.norm, rules, rngs, config.width) for _ in readers]
         )
-        attention = Attention(config, rules, rngs, kind)
+        attention = Attention(config, rules, rngs, kind, is_first=is_first)
         if config.n_experts > 0:
             feed_forward = MixtureOfExperts(config, rules, rngs)
         else:
@@ -231,23 +290,27 @@ class Block(nnx.Module):
         key: Key,
         tap: Tap = pass_through,
         layout: Layout | None = None,
-    ) -> tuple[Float[Array, "B T D"], Routing | None]:
-        """The residual stream after both branches, and what the router did."""
+        first: Values | None = None,
+    ) -> tuple[Float[Array, "B T D"], Routing | None, Values | None]:
+        """The residual stream after both branches, what the router did, and the values if
+        this is the layer that shows them.
+        """
         routing = None
+        values = None
         keys = [None, None] if key is None else list(jax.random.split(key))
+        x, inputs = self._read_at_once(x, weights)
         for i, name in enumerate(_BRANCHES):
-            skip, x = self.ops.split_residual(x, weights[i])
+            skip, y = self._read_stream(i, x, weights, inputs)
             branch = self.branches[i]
-            y = self.norms[i](x)
             if isinstance(branch, Attention):
-                y = branch(y, layout)
+                y, values = branch(y, layout, first)
             elif isinstance(branch, MixtureOfExperts):
                 y, routing = branch(y)
             else:
                 y = branch(y)
             y = tap(name, apply_dropout(y, self.dropout, keys[i]))
             x = self.ops.join_residual(skip, y, weights[i])
-        return x, routing
+        return x, routing, values
 
     def extend(
         self,
@@ -255,20 +318,54 @@ class Block(nnx.Module):
         weights: BlockWeights,
         positions: Int[Array, "B T"],
         cache: LayerCache,
-    ) -> tuple[Float[Array, "B T D"], LayerCache]:
+        first: Values | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Values | None]:
         """`__call__` for new tokens, whose attention reads and writes the cache."""
         attention, feed_forward = self.branches
         assert isinstance(attention, Attention)
-        skip, x = self.ops.split_residual(x, weights[0])
-        y, cache = attention.extend(self.norms[0](x), positions, cache)
+        x, inputs = self._read_at_once(x, weights)
+        skip, y = self._read_stream(0, x, weights, inputs)
+        y, cache, values = attention.extend(y, positions, cache, first)
         x = self.ops.join_residual(skip, y, weights[0])
-        skip, x = self.ops.split_residual(x, weights[1])
-        y = self.norms[1](x)
+        skip, y = self._read_stream(1, x, weights, inputs)
         if isinstance(feed_forward, MixtureOfExperts):
             y, _ = feed_forward(y)
         else:
+            assert isinstance(feed_forward, FeedForward)
             y = feed_forward(y)
-        return self.ops.join_residual(skip, y, weights[1]), cache
+        return self.ops.join_residual(skip, y, weights[1]), cache, values
+
+    def _read_stream(
+        self,
+        i: int,
+        x: Float[Array, "B T D"],
+        weights: BlockWeights,
+        inputs: list[Float[Array, "B T D"]] | None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """What a branch is added to, and what it reads."""
+        if inputs is not None:
+            return x, inputs[i]
+        skip, x = self.ops.split_residual(x, weights[i])
+        return skip, self.norms[i](x)
+
+    def _read_at_once(
+        self, x: Float[Array, "B T D"], weights: BlockWeights
+    ) -> tuple[Float[Array, "B T D"], list[Float[Array, "B T D"]] | None]:
+        """What the branches are added to, and, if they are parallel, what each reads.
+
+        The attention branch is added first, so that its output passes both skip weights.
+        The stream and what both branches read are split in the reverse order. They are
+        split behind the norm, so that gradients have their weights where they meet in it.
+        """
+        if not self.is_parallel:
+            return x, None
+        shared = self.norms[0](x)
+        inputs: list[Float[Array, "B T D"]] = []
+        for branch in reversed(weights):
+            x, _ = self.ops.split_residual(x, branch)
+            shared, read = self.ops.split_residual(shared, branch)
+            inputs.insert(0, read)
+        return x, inputs
 
 
 class Transformer(Architecture):
@@ -305,7 +402,10 @@ class Transformer(Architecture):
                 rules, rngs, "embedding", (config.context, width), fan_in=vocab
             )
         self.position = position
-        blocks = [Block(config, rules, rngs, kind) for kind in config.layer_kinds]
+        blocks = [
+            Block(config, rules, rngs, kind, is_first=layer == 0)
+            for layer, kind in enumerate(config.layer_kinds)
+        ]
         self.blocks = _stack_blocks(blocks) if config.scanned else nnx.List(blocks)
         self.norm = Norm(config.norm, rules, rngs, width, is_final=True)
         head = None
@@ -387,10 +487,12 @@ class Transformer(Architecture):
                 "layers one by one; use unstack_layers"
             )
         layers: list[LayerCache] = []
+        first = None
         for block, weights, layer in zip(
             self.blocks, self._list_residual_weights(), cache, strict=True
         ):
-            x, layer = block.extend(x, weights, positions, layer)
+            x, layer, values = block.extend(x, weights, positions, layer, first)
+            first = values if first is None else first
             layers.append(layer)
         return x, tuple(layers)
 
@@ -466,29 +568,55 @@ class Transformer(Architecture):
                 x: Array, layer: tuple[PyTree, BlockWeights, Key]
             ) -> tuple[Array, Routing | None]:
                 layer_state, layer_weights, layer_key = layer
-                return apply_block(
+                x, routing, _ = apply_block(
                     graph, layer_state, x, layer_weights, layer_key, layout
                 )
+                return x, routing
 
             layers = (state, stacked, keys)
             x, routing = jax.lax.scan(apply_layer, x, layers, unroll=unroll)
             return x, _add_losses(routing)
 
         routings: list[Routing | None] = []
+        first = None
         for layer, block in enumerate(self.blocks):
             layer_key = None if keys is None else keys[layer]
+            read = self._read_first_values(first, weights[0], weights[layer])
             if tap is pass_through:
                 graph, state = nnx.split(block)
-                x, routing = apply_block(
-                    graph, state, x, weights[layer], layer_key, layout
+                x, routing, values = apply_block(
+                    graph, state, x, weights[layer], layer_key, layout, read
                 )
             else:
                 name = f"block{layer}"
                 tap_in_block = functools.partial(_tap_in_block, tap, name)
-                x, routing = block(x, weights[layer], layer_key, tap_in_block, layout)
+                x, routing, values = block(
+                    x, weights[layer], layer_key, tap_in_block, layout, read
+                )
                 x = tap(name, x)
+            first = values if first is None else first
             routings.append(routing)
         return x, _add_losses(jax.tree.map(lambda *r: jnp.stack(r), *routings))
+
+    def _read_first_values(
+        self, first: Values | None, source: BlockWeights, reader: BlockWeights
+    ) -> Values | None:
+        """The values of the first layer as a later one reads them."""
+        if first is None:
+            return None
+        factor = self._weigh_attention(reader) / self._weigh_attention(source)
+        return self.rules.ops.read_across_branches(first, factor)
+
+    def _weigh_attention(self, weights: BlockWeights) -> Factor:
+        """The weight of an attention branch on the stream, up to where it is weighted for
+        its gradient.
+        """
+        attention, feed_forward = weights
+        if attention.skip is None or feed_forward.skip is None:
+            return 1.0
+        if self.config.parallel_blocks:
+            return attention.branch * feed_forward.skip
+        return attention.branch
 
     def _list_residual_weights(self) -> list[BlockWeights]:
         weights: list[BlockWeights] = []
@@ -515,8 +643,9 @@ def _apply_block(
     weights: BlockWeights,
     key: Key,
     layout: Layout | None,
-) -> tuple[Float[Array, "B T D"], Routing | None]:
-    return nnx.merge(graph, state)(x, weights, key, layout=layout)
+    first: Values | None = None,
+) -> tuple[Float[Array, "B T D"], Routing | None, Values | None]:
+    return nnx.merge(graph, state)(x, weights, key, layout=layout, first=first)
 
 
 def _add_losses(routing: Routing | None) -> Routing | None:

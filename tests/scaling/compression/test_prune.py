@@ -87,7 +87,11 @@ HEADS = {
     "multipliers of the fan-in": {"parametrization": "mean_field_full"},
     "learned scales": {"parametrization": "normalized", "base_width": 8},
     "unit-scaled": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
-    "tied": {"tied": True, "activation": "swiglu"},
+    "tied, attention sinks": {
+        "tied": True,
+        "activation": "swiglu",
+        "attention_sink": True,
+    },
 }
 
 

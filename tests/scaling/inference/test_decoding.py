@@ -38,6 +38,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 1,
     },
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 30.0},
+    "values of the first layer, grouped heads, windows": {
+        "value_residual": True,
+        "n_kv_heads": 2,
+        "layer_pattern": "fw",
+        "window": 5,
+    },
+    "attention sinks, parallel branches, unit scaling, grouped heads": {
+        "attention_sink": True,
+        "parallel_blocks": True,
+        "parametrization": "umup",
+        "n_kv_heads": 2,
+    },
     "layers of two kinds": {"layer_pattern": "wn", "window": 5},
     "unit scaling": {"parametrization": "umup", "norm": "nonparametric_rmsnorm"},
     "without residual": {"residual": False},

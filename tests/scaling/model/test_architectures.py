@@ -178,8 +178,9 @@ def test_the_traced_program_of_a_decoder_has_its_closed_form() -> None:
     for options in (
         {},
         {"activation": "swiglu", "tied": True},
-        {"n_kv_heads": 2, "attention_gate": True},
-        {"scan_layers": "always", "remat": True},
+        {"n_kv_heads": 2, "attention_gate": True, "attention_sink": True},
+        {"n_kv_heads": 2, "value_residual": True},
+        {"scan_layers": "always", "remat": True, "parallel_blocks": True},
         {"prefix": 0.25},
     ):
         decoder = ModelConfig(**SMALL, **options)

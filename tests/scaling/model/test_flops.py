@@ -41,6 +41,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "grouped heads": {"width": 128, "context": 64, "n_kv_heads": 2},
     "windows": {"width": 64, "context": 64, "layer_pattern": "wf", "window": 9},
     "gated attention": {"width": 128, "context": 64, "attention_gate": True},
+    "attention sinks, parallel branches, values of the first layer": {
+        "width": 64,
+        "context": 64,
+        "attention_sink": True,
+        "parallel_blocks": True,
+        "value_residual": True,
+    },
     "tied": {"width": 128, "context": 64, "tied": True},
     "bare": {
         "width": 128,
@@ -91,9 +98,13 @@ def programs(config: ModelConfig) -> tuple[Any, Any, Any, Any]:
     qk_norm=st.booleans(),
     n_kv_heads=st.sampled_from([None, 1, 2]),
     attention_gate=st.booleans(),
+    attention_sink=st.booleans(),
+    parallel_blocks=st.booleans(),
+    value_residual=st.booleans(),
     scan_layers=st.sampled_from(["always", "never"]),
 )
 def test_counts_are_those_of_the_built_model(**options: Any) -> None:
+    options["value_residual"] &= options["scan_layers"] == "never"
     config = ModelConfig(n_heads=4, vocab=50, context=10, **options)
     family = build_family(config)
     params = jax.eval_shape(lambda: family.init(0))
@@ -132,8 +143,9 @@ def test_the_accounting_lists_the_parameters_of_the_built_model(
         built[role, array.shape] += 1
     listed: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for weight in list_weights(config):
-        blocks = config.depth if weight.place == "block" else 1
-        listed[weight.role, weight.shape] += blocks * weight.copies
+        blocks = {"block": config.depth, "later block": config.depth - 1}
+        holders = blocks.get(weight.place, 1)
+        listed[weight.role, weight.shape] += holders * weight.copies
     assert listed == built
 
 

@@ -150,6 +150,72 @@ def test_a_prefix_is_seen_from_everywhere(prefix: int) -> None:
     assert count_seen_positions(10, 40, None, prefix) == is_seen[10:40].sum()
 
 
+@pytest.mark.parametrize("length", [7, 64])
+def test_a_sink_is_a_score_without_a_value(length: int) -> None:
+    """In one block of queries or two, with windows, segments and shared keys at once."""
+    q = 2.0 * normal(0, 2, 4, length, 6)
+    k, v = (2.0 * normal(seed, 2, 2, length, 6) for seed in (1, 2))
+    sink = 3.0 * normal(3, 4)
+    segments = np.arange(length) // 5 // np.array([[1], [100]])
+    distance = np.arange(length)[:, None] - np.arange(length)[None]
+    is_seen = ((distance >= 0) & (distance < 4))[None]
+    is_seen = is_seen & (segments[:, :, None] == segments[:, None])
+
+    def attend(q: Any, k: Any, v: Any, sink: Any) -> Any:
+        k, v = (jnp.repeat(x, 2, axis=1) for x in (k, v))
+        scores = jnp.einsum("bhtk,bhsk->bhts", q, k) * 0.3
+        scores = jnp.where(is_seen[:, None], scores, -jnp.inf)
+        column = jnp.broadcast_to(sink[None, :, None, None], (*q.shape[:3], 1))
+        shares = jax.nn.softmax(jnp.concatenate([scores, column], axis=-1))
+        return jnp.einsum("bhts,bhsk->bhtk", shares[..., :-1], v)
+
+    assert_same(
+        lambda q, k, v, sink: causal_attention(
+            q, k, v, 0.3, jnp.asarray(segments), 4, sink=sink
+        ),
+        attend,
+        (q, k, v, sink),
+    )
+    q, k, v, sink = (jnp.asarray(x) for x in (q, k, v, sink))
+    positions = jnp.tile(jnp.arange(length), (2, 1))
+    np.testing.assert_allclose(
+        attend_to_cache(q, k, v, positions, 0.3, 4, sink),
+        causal_attention(q, k, v, 0.3, window=4, sink=sink),
+        atol=1e-5,
+    )
+
+
+def test_a_sink_far_below_the_scores_is_none() -> None:
+    """One far above them takes everything, and all stays finite."""
+    q, k, v = (normal(seed, 1, 2, 64, 4) for seed in range(3))
+    attend = lambda q, k, v, sink: causal_attention(q, k, v, 0.5, sink=sink)
+    low, high = (
+        values_and_gradients(attend, (q, k, v, np.full(2, logit, np.float32)))
+        for logit in (-1e4, 1e4)
+    )
+    none = values_and_gradients(lambda q, k, v: attend(q, k, v, None), (q, k, v))
+    found = (*low[0][:3], low[1])
+    for a, b in zip(found, (*none[0], none[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.any(low[0][3])
+    assert not any(np.any(x) for x in jax.tree.leaves(high))
+
+
+def test_a_gpu_computes_sinks_by_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's attention, which has none, takes what has no sinks."""
+
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise AssertionError("cuDNN")
+
+    q = jnp.ones((1, 2, 8, 8), jnp.bfloat16)
+    sink = jnp.zeros(2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", refuse)
+    with pytest.raises(AssertionError, match="cuDNN"):
+        causal_attention(q, q, q, 0.5)
+    assert causal_attention(q, q, q, 0.5, sink=sink).shape == q.shape
+
+
 def test_attention_of_huge_scores_is_finite() -> None:
     q, k, v = (normal(seed, 1, 2, 64, 4) for seed in range(3))
     y, gradients = values_and_gradients(

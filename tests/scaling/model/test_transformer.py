@@ -56,6 +56,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "grouped heads, other frequencies": {"n_kv_heads": 1, "rope_base": 500.0},
     "gated attention, capped logits": {"attention_gate": True, "logit_cap": 2.0},
+    "attention sinks, parallel branches, values of the first layer": {
+        "attention_sink": True,
+        "parallel_blocks": True,
+        "value_residual": True,
+        "remat": True,
+        "depth": 2,
+        "dropout": 0.3,
+    },
     "layers of three kinds": {"depth": 3, "layer_pattern": "wfn", "window": 4},
     "rounded, tied": {"weight_bits": 3, "tied": True},
     "experts, one of them shared, dropout": {

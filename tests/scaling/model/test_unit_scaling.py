@@ -57,7 +57,7 @@ def test_scaled_has_its_own_gradient() -> None:
 
 def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]]:
     x, tokens = normal(0, B, T, D), jax.random.randint(jax.random.key(1), (B, T), 0, V)
-    vector = jnp.ones(D)
+    vector, sink = jnp.ones(D), jnp.zeros(2)
     halves = lambda y: (y[..., :D] + y[..., D:]) / 2**0.5
     return {
         "linear": (lambda x, w: OPS.linear(x, [w], D**-0.5), (x, normal(2, D, 3 * D))),
@@ -76,6 +76,16 @@ def operations() -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array, .
                 normal(7, B, 2, T, 16), normal(8, B, 2, T, 16), v, 1 / 16
             ),
             (normal(9, B, 2, T, 16),),
+        ),
+        "values beside a sink": (
+            lambda v: OPS.attend(
+                normal(7, B, 2, T, 16), normal(8, B, 2, T, 16), v, 1 / 16, sink=sink
+            ),
+            (normal(9, B, 2, T, 16),),
+        ),
+        "mix of values": (
+            lambda first, own: OPS.mix_values(first, own, jnp.full(2, 0.5)),
+            (normal(7, B, 2, T, 16), normal(8, B, 2, T, 16)),
         ),
         "gate": (
             lambda y: OPS.apply_gate(y, normal(11, B, T, D)),
@@ -174,9 +184,20 @@ def test_umup_by_numbers(make_model: MakeModel) -> None:
     assert rules.scale_attention(16, 4) == 1 / 16
 
 
-@pytest.mark.parametrize(("name", "scan"), [("unit", "always"), ("umup", "never")])
+@pytest.mark.parametrize(
+    ("name", "scan", "options"),
+    [
+        ("unit", "always", {}),
+        ("umup", "never", {"attention_sink": True, "value_residual": True}),
+        ("umup", "never", {"parallel_blocks": True, "value_residual": True}),
+    ],
+)
 def test_gradients_are_those_of_the_function_up_to_a_factor(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, scan: Any
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    scan: Any,
+    options: dict[str, Any],
 ) -> None:
     """Every weight's gradient is parallel to the one that plain differentiation of the
     same function gives.
@@ -186,12 +207,13 @@ def test_gradients_are_those_of_the_function_up_to_a_factor(
         "position": "learned",
         "norm": "layernorm",
         "zero_init_outputs": False,
+        **options,
     }
     config = make_model(
         depth=3,
         parametrization=name,
         scan_layers=scan,
-        unit=UnitMultipliers(activation=1.5),
+        unit=UnitMultipliers(activation=1.5, residual=3.0),
         **changes,
     )
     family = build_family(config)

@@ -166,7 +166,10 @@ def test_attention_of_cudnn_is_ours(heads: int) -> None:
         return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     with jax.default_matmul_precision("highest"):
-        expected = weighted(_compute_attention, jnp.float32)
+        expected = weighted(
+            lambda q, k, v, scale: _compute_attention(q, k, v, None, scale, None),
+            jnp.float32,
+        )
     program = jax.jit(
         lambda *x: causal_attention(*(a.astype(jnp.bfloat16) for a in x), scale)
     ).lower(q, k, v)

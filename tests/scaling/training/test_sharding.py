@@ -137,6 +137,7 @@ def answer(
     options = {
         "model.n_kv_heads": 1,
         "model.attention_gate": True,
+        "model.attention_sink": True,
         "model.layer_pattern": "wn",
         "model.window": 5,
         "optim.z_loss": 1e-3,
