@@ -95,9 +95,9 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
         heads: The heads that stay, as many in every layer.
 
     Raises:
-        ConfigError: the layers do not keep equally many heads, heads share their keys
-            and values, or the attention scale changes and queries have a norm without
-            gains.
+        ConfigError: the layers do not keep equally many heads, or other heads where
+            they share values; heads share their keys and values; or the attention scale
+            changes and queries have a norm without gains.
     """
     config = require_decoder(model.config, "removing heads")
     if config.kv_heads != config.heads:
@@ -110,6 +110,12 @@ def remove_heads(model: TrainedModel, heads: Heads) -> TrainedModel:
     if len(counts) != 1:
         raise ConfigError(
             f"heads = {heads}: every layer must keep equally many; mask them instead"
+        )
+    if config.value_residual and len(set(heads)) > 1:
+        raise ConfigError(
+            f"model.value_residual = True: the heads {heads} that stay differ between "
+            "layers, and later ones read the values of the first by head; keep the zeros "
+            "of PrunedModel.model, and write it by write_pruned"
         )
     smaller = dataclasses.replace(config, n_heads=counts.pop(), head_dim=config.key_dim)
     old = bind_parametrization(config)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import scaling
-from scaling.compression.heads import measure_loss_without
+from scaling.compression.heads import measure_loss_without, remove_heads
 from scaling.compression.prune import (
     PruningConfig,
     count_sparse_bytes,
@@ -22,8 +22,8 @@ from scaling.config import ConfigError
 from scaling.inference.compressed import count_bytes, describe_origin, write_folder
 from scaling.inference.model import TrainedModel
 from scaling.model.family import build_family
-from scaling.model.masks import mask_two_of_four
-from scaling.model.matrices import list_matrices, read_matrices
+from scaling.model.masks import mask_heads, mask_two_of_four
+from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
 from scaling.store.files import StoreError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -118,6 +118,22 @@ def test_heads_whose_scale_cannot_be_kept_are_named(make_random: MakeModel) -> N
     pruned = prune_model(model, PruningConfig("heads", heads=2))
     with pytest.raises(ConfigError, match="queries have no gains"):
         pruned.shrink()
+
+
+def test_layers_that_read_the_values_of_the_first_keep_its_heads(
+    make_random: MakeModel, compute_logits: Compute
+) -> None:
+    """As one model without the other heads; different heads in a layer are refused."""
+    model = make_random(value_residual=True)
+    with pytest.raises(ConfigError, match=r"model.value_residual = True: .*write_pr"):
+        remove_heads(model, ((0, 1), (0, 2)))
+    smaller = remove_heads(model, ((0, 2), (0, 2)))
+    matrices = read_all(model)
+    masks = mask_heads(model.config, matrices, ((0, 2), (0, 2)))
+    zeroed = {name: jnp.asarray(matrices[name] * mask) for name, mask in masks.items()}
+    masked = model.replace_params(replace_matrices(model.params, zeroed))
+    found, expected = compute_logits(smaller), compute_logits(masked)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_the_head_that_does_nothing_goes_first(make_random: MakeModel) -> None:
