@@ -335,11 +335,25 @@ def trace_forward(
     Raises:
         ConfigError: the program holds a loop whose length is not known.
     """
-    parts = split_module(architecture, config)
-    tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
+    compute, params, tokens = _make_forward(architecture, config, rows=1)
+    return count_products(jax.make_jaxpr(compute)(params, tokens), activations=1)
 
-    def compute(params: Params, tokens: Int[Array, "B T"]) -> Array:
+
+def trace_logits(
+    architecture: type[Architecture], config: ArchitectureConfig, rows: int
+) -> PyTree:
+    """The shape and dtype of what the forward pass of some full contexts returns."""
+    return jax.eval_shape(*_make_forward(architecture, config, rows))
+
+
+def _make_forward(
+    architecture: type[Architecture], config: ArchitectureConfig, rows: int
+) -> tuple[Callable[[Params, Array], PyTree], PyTree, jax.ShapeDtypeStruct]:
+    """The forward pass, and the shapes of its parameters and tokens."""
+    parts = split_module(architecture, config)
+    tokens = jax.ShapeDtypeStruct((rows, config.context), jnp.int32)
+
+    def compute(params: Params, tokens: Int[Array, "B T"]) -> PyTree:
         return nnx.merge(parts.graph, nnx.State(params))(tokens, Call())
 
-    program = jax.make_jaxpr(compute)(parts.shapes, tokens)
-    return count_products(program, activations=1)
+    return compute, parts.shapes, tokens
