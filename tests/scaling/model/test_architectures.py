@@ -46,7 +46,7 @@ from scaling.model.architectures.linear_attention import (
 from scaling.model.architectures.lstm import LstmConfig
 from scaling.model.family import build_family
 from scaling.model.flops import count_parameters, forward_flops_per_token
-from scaling.model.layers import Embedding, Readout, give_role
+from scaling.model.layers import Embedding, Readout, give_role, make_weight
 from scaling.model.parametrization import bind_parametrization
 from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import grid_plan
@@ -81,7 +81,7 @@ class Bigram(Architecture):
             base_fan_in=config.base_width,
         )
         assert self.up.bias is not None
-        give_role(self.up.bias, rules, "bias", fan_in=config.width)
+        give_role(self.up.bias, rules, "bias")
         self.head = Readout(rules, rngs)
 
     def __call__(self, tokens_BxT: jax.Array, call: Call) -> jax.Array:
@@ -481,6 +481,17 @@ def test_a_role_that_multiplies_is_refused_for_other_layers() -> None:
     wider = BigramConfig(**{**SMALL, "width": 32}, parametrization="ntk_full")
     with pytest.raises(ConfigError, match="multiplies the output of role 'hidden'"):
         build_family(wider)
+
+
+def test_a_vector_needs_no_fan_in_and_a_matrix_does() -> None:
+    rules = bind_parametrization(BigramConfig(**SMALL))
+    rate = nnx.Param(jnp.linspace(-1.0, 1.0, 16))
+    give_role(rate, rules, "gain")
+    assert rate.get_metadata()["rule"] == rules.rule("gain", 16)
+    with pytest.raises(ConfigError, match="role 'hidden': give fan_in"):
+        give_role(rate, rules, "hidden")
+    with pytest.raises(ConfigError, match="role 'readout': give fan_in"):
+        make_weight(rules, nnx.Rngs(0), "readout", (16, 32))
 
 
 def test_a_task_needs_sequences_that_are_kept_apart() -> None:
