@@ -142,18 +142,7 @@ class Architecture(nnx.Module):
         matrix of the role "readout". A model without one is tied: its embedding
         multiplies activations.
         """
-        sizes: dict[str, int] = dict.fromkeys(ROLES, 0)
-        parts = split_module(cls, config)
-        for role, shape in zip(
-            jax.tree.leaves(parts.roles), jax.tree.leaves(parts.shapes), strict=True
-        ):
-            sizes[role] += math.prod(shape.shape)
-        total = sum(sizes.values())
-        matmul = sum(sizes[role] for role in PRODUCT_ROLES)
-        if sizes["readout"] == 0:
-            matmul += config.vocab * config.width
-        ends = sizes["embedding"] + sizes["readout"]
-        return ParameterCounts(total, total - ends, matmul)
+        return _count_by_role(cls, config)
 
     @classmethod
     def count_forward_flops(
@@ -324,6 +313,24 @@ def split_module(
     roles: PyTree = jax.tree.map(lambda pair: pair[0], pairs, is_leaf=is_pair)
     rules: PyTree = jax.tree.map(lambda pair: pair[1], pairs, is_leaf=is_pair)
     return ModuleParts(graph, nnx.to_pure_dict(state), roles, rules)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_by_role(
+    architecture: type[Architecture], config: ArchitectureConfig
+) -> ParameterCounts:
+    sizes: dict[str, int] = dict.fromkeys(ROLES, 0)
+    parts = split_module(architecture, config)
+    for role, shape in zip(
+        jax.tree.leaves(parts.roles), jax.tree.leaves(parts.shapes), strict=True
+    ):
+        sizes[role] += math.prod(shape.shape)
+    total = sum(sizes.values())
+    matmul = sum(sizes[role] for role in PRODUCT_ROLES)
+    if sizes["readout"] == 0:
+        matmul += config.vocab * config.width
+    ends = sizes["embedding"] + sizes["readout"]
+    return ParameterCounts(total, total - ends, matmul)
 
 
 @functools.lru_cache(maxsize=4096)
