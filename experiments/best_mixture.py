@@ -173,14 +173,16 @@ def find_best_share(laws: tuple[MixingLaw, MixingLaw]) -> float:
     return float(_GRID[np.argmin(mean)])
 
 
+def fit_both(rows: pd.DataFrame) -> tuple[MixingLaw, MixingLaw]:
+    """The laws of the losses on the first and on the second source."""
+    share = rows.loc[:, "share"].to_numpy(float)
+    loss_on_first = rows.loc[:, "first"].to_numpy(float)
+    loss_on_second = rows.loc[:, "second"].to_numpy(float)
+    return fit_law(share, loss_on_first), fit_law(share, loss_on_second)
+
+
 def predict_share(args: BestMixture, small: pd.DataFrame) -> Prediction:
     """Fit both laws, and draw seeds of each share anew for the interval."""
-
-    def fit_both(rows: pd.DataFrame) -> tuple[MixingLaw, MixingLaw]:
-        share = rows.loc[:, "share"].to_numpy(float)
-        first = fit_law(share, rows.loc[:, "first"].to_numpy(float))
-        return first, fit_law(share, rows.loc[:, "second"].to_numpy(float))
-
     laws = fit_both(small)
     rng = np.random.default_rng(0)
     places = [group.index.to_numpy() for _, group in small.groupby("share")]

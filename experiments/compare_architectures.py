@@ -26,9 +26,15 @@ import tyro
 
 import analysis
 from analysis.plots.style import save_figure
-from experiments.multipliers import Interval, plot_multipliers
-from scaling import ModelConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
-from scaling.cli.output import print_plan
+from experiments.multipliers import (
+    Interval,
+    explain_mark,
+    format_multiplier,
+    plot_multipliers,
+    save_multipliers,
+    train_sweeps,
+)
+from scaling import ModelConfig, PlanConfig, RunConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.inference.cost import count_cache_bytes
@@ -142,15 +148,7 @@ def train_arms(args: Architectures) -> dict[str, pd.DataFrame]:
     """The run table of each arm, the default first."""
     names = dict.fromkeys((DEFAULT, *args.arms))
     plans = {name: plan_arm(args, ARMS[name]) for name in names}
-    runs = [run for plan in plans.values() for run in plan]
-    plan = Plan("architectures", tuple(runs))
-    print_plan(plan, args.out, timing=True, workers=args.workers)
-    table = sweep(plan, args.out, workers=args.workers).set_index("run_id", drop=False)
-    tables = {}
-    for name, arm_runs in plans.items():
-        ids = [run.run_id for run in arm_runs]
-        tables[name] = table.loc[ids].reset_index(drop=True)
-    return tables
+    return train_sweeps("architectures", plans, args.out, args.workers)
 
 
 def measure_multipliers(
@@ -206,15 +204,10 @@ def format_table(rows: list[Multiplier]) -> str:
             row.flops / default["flops"],
             row.cache_bytes / default["cache_bytes"],
         ]
-        mark = "" if row.shares_shape else " (*)"
-        interval = f"{row.multiplier:.2f} [{row.low:.2f}, {row.high:.2f}]{mark}"
+        interval = format_multiplier(row)
         cells = [row.arm, interval, *(f"{size:.2f}" for size in sizes)]
         lines.append("| " + " | ".join(cells) + " |")
-    if not all(row.shares_shape for row in rows):
-        lines += [
-            "",
-            "(*) One shape of the law is rejected; each was fitted by itself.",
-        ]
+    lines += explain_mark(rows)
     return "\n".join(lines)
 
 
@@ -222,10 +215,7 @@ def main() -> None:
     """Train, compare, draw."""
     args = tyro.cli(Architectures, description=__doc__)
     rows = measure_multipliers(train_arms(args), args.draws)
-    pd.DataFrame(rows).to_csv(args.out / "multipliers.csv", index=False)
-    table = format_table(rows)
-    (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
-    print(f"\n{table}")
+    save_multipliers(rows, format_table(rows), args.out)
     intervals = [Interval(row.arm, row.multiplier, row.low, row.high) for row in rows]
     figure = plot_multipliers(intervals, DEFAULT)
     print(save_figure(figure, args.out / "multipliers.png"))

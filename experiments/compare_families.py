@@ -43,9 +43,15 @@ from analysis.plots.style import (
     save_figure,
     use_style,
 )
-from experiments.multipliers import Interval, plot_multipliers
-from scaling import Plan, PlanConfig, RunConfig, make_plan, sweep
-from scaling.cli.output import print_plan
+from experiments.multipliers import (
+    Interval,
+    explain_mark,
+    format_multiplier,
+    plot_multipliers,
+    save_multipliers,
+    train_sweeps,
+)
+from scaling import PlanConfig, RunConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 from scaling.config.architecture import replace_architecture
@@ -169,15 +175,7 @@ def train_families(args: Families) -> dict[str, pd.DataFrame]:
     """The run table of each family, the decoder first."""
     names = dict.fromkeys((BASELINE, *args.families))
     plans = {name: plan_family(args, FAMILIES[name]) for name in names}
-    runs = [run for plan in plans.values() for run in plan]
-    plan = Plan("families", tuple(runs))
-    print_plan(plan, args.out, timing=True, workers=args.workers)
-    table = sweep(plan, args.out, workers=args.workers).set_index("run_id", drop=False)
-    tables = {}
-    for name, family_runs in plans.items():
-        ids = [run.run_id for run in family_runs]
-        tables[name] = table.loc[ids].reset_index(drop=True)
-    return tables
+    return train_sweeps("families", plans, args.out, args.workers)
 
 
 def keep_best_rates(table: pd.DataFrame) -> pd.DataFrame:
@@ -298,14 +296,9 @@ def format_table(rows: list[FamilyResult]) -> str:
         "|---|---|---|",
     ]
     for row in rows:
-        mark = "" if row.shares_shape else " (*)"
-        interval = f"{row.multiplier:.2f} [{row.low:.2f}, {row.high:.2f}]{mark}"
+        interval = format_multiplier(row)
         lines.append(f"| {row.family} | {interval} | {row.at_edge} of {row.cells} |")
-    if not all(row.shares_shape for row in rows):
-        lines += [
-            "",
-            "(*) One shape of the law is rejected; each was fitted by itself.",
-        ]
+    lines += explain_mark(rows)
     return "\n".join(lines)
 
 
@@ -333,10 +326,7 @@ def main() -> None:
     trained = train_families(args)
     tables = {name: keep_best_rates(table) for name, table in trained.items()}
     rows = compare_families(tables, args.draws)
-    pd.DataFrame(rows).to_csv(args.out / "multipliers.csv", index=False)
-    table = format_table(rows)
-    (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
-    print(f"\n{table}")
+    save_multipliers(rows, format_table(rows), args.out)
     intervals = []
     for row in rows:
         intervals.append(Interval(row.family, row.multiplier, row.low, row.high))

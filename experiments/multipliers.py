@@ -1,13 +1,43 @@
-"""Figures of compute multipliers."""
+"""Sweeps that are compared with a baseline: trained as one plan, and the table and the
+figure of their compute multipliers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.plots.style import BLUE, GRAY, make_figure, use_style
+from scaling import Plan, RunConfig, sweep
+from scaling.cli.output import print_plan
+
+
+class MultiplierRow(Protocol):
+    """What a row of a table of multipliers has."""
+
+    @property
+    def multiplier(self) -> float:
+        """The compute multiplier over the baseline."""
+        ...
+
+    @property
+    def low(self) -> float:
+        """End of its 90 % interval."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """The other end."""
+        ...
+
+    @property
+    def shares_shape(self) -> bool:
+        """Whether both sweeps bear one shape of the law."""
+        ...
 
 
 class Interval(NamedTuple):
@@ -24,6 +54,53 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def train_sweeps(
+    name: str,
+    sweeps: Mapping[str, Sequence[RunConfig]],
+    out: Path,
+    workers: int | None,
+) -> dict[str, pd.DataFrame]:
+    """Train several sweeps as one plan.
+
+    Args:
+        name: Of the plan.
+        sweeps: The runs of each sweep; two of them may share runs.
+        out: Folder of all runs.
+        workers: Processes; None: one per core on CPU.
+
+    Returns:
+        The run table of each sweep, in their order.
+    """
+    plan = Plan(name, tuple(run for runs in sweeps.values() for run in runs))
+    print_plan(plan, out, timing=True, workers=workers)
+    table = sweep(plan, out, workers=workers).set_index("run_id", drop=False)
+    tables = {}
+    for sweep_name, runs in sweeps.items():
+        ids = [run.run_id for run in runs]
+        tables[sweep_name] = table.loc[ids].reset_index(drop=True)
+    return tables
+
+
+def format_multiplier(row: MultiplierRow) -> str:
+    """A multiplier with its interval; a mark says that one shape is rejected."""
+    mark = "" if row.shares_shape else " (*)"
+    return f"{row.multiplier:.2f} [{row.low:.2f}, {row.high:.2f}]{mark}"
+
+
+def explain_mark(rows: Sequence[MultiplierRow]) -> list[str]:
+    """The lines below a table that has the mark of `format_multiplier`."""
+    if all(row.shares_shape for row in rows):
+        return []
+    return ["", "(*) One shape of the law is rejected; each was fitted by itself."]
+
+
+def save_multipliers(rows: Sequence[MultiplierRow], table: str, out: Path) -> None:
+    """Write `multipliers.csv` and `table.md`, and print the table."""
+    pd.DataFrame(rows).to_csv(out / "multipliers.csv", index=False)
+    (out / "table.md").write_text(f"{table}\n", encoding="utf-8")
+    print(f"\n{table}")
 
 
 @use_style

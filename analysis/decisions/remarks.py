@@ -62,6 +62,19 @@ def _list_values(table: pd.DataFrame, name: str) -> list[str]:
     return sorted(set(table[name].dropna().astype(str)))
 
 
+def note_runs(sources: Sequence[Source]) -> list[str]:
+    """What was noted of each recipe's runs when they were read, such as cells that were
+    not tuned: it limits the comparison as it limits a fit.
+    """
+    notes = []
+    for source in sources:
+        of_runs = source.runs.notes
+        if source.fit is not None:
+            of_runs = source.fit.protocol.notes
+        notes += [f"{source.name}: {note}" for note in of_runs]
+    return notes
+
+
 def note_objectives(sources: Sequence[Source]) -> list[str]:
     """Notes on fits that were given and were made with different objectives."""
     given = []

@@ -62,6 +62,20 @@ class Certificate:
     degrees_of_freedom: int
     ridges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why it is not ok, in words; nothing if it is."""
+        if self.ok:
+            return ()
+        found = {
+            "not converged": self.gradient > GRADIENT_OK,
+            "not identified": bool(self.not_identified),
+            "at a bound": bool(self.at_bound),
+            "flat direction": bool(self.ridges),
+        }
+        named = tuple(problem for problem, is_there in found.items() if is_there)
+        return named or ("found from one start alone",)
+
 
 class DesignProblem(NamedTuple):
     """Why no losses at these points could identify the law.

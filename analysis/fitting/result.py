@@ -259,8 +259,11 @@ class FitResult:
 
     def _list_findings(self) -> list[str]:
         certificate = self.certificate
+        verdict = "ok"
+        if not certificate.ok:
+            verdict = f"NOT OK ({', '.join(certificate.problems)})"
         lines = [
-            f"  certificate: {'ok' if certificate.ok else 'NOT OK'}; "
+            f"  certificate: {verdict}; "
             f"scaled gradient {certificate.gradient:.1e}; "
             f"{certificate.agree} of {certificate.starts} starts agree; "
             f"condition {certificate.condition:.3g}; "

@@ -60,21 +60,20 @@ class Approaches:
     def __str__(self) -> str:
         lines = [f"approaches at {self.C:.3g} FLOPs ({self.level:.0%} intervals)"]
         for row in self.table.to_dict("records"):
-            a_ends = _format_ends(row["a_low"], row["a_high"], _format_exponent)
-            b_ends = _format_ends(row["b_low"], row["b_high"], _format_exponent)
-            N_ends = _format_ends(row["N_low"], row["N_high"], format_size)
+            a = _format_estimate(row["a"], row["a_low"], row["a_high"])
+            b = _format_estimate(row["b"], row["b_low"], row["b_high"])
+            N = _format_estimate(row["N"], row["N_low"], row["N_high"], format_size)
             lines.append(
-                f"  {row['approach']:<22} {row['rows']:>4} rows: "
-                f"a = {_format_exponent(row['a'])}{a_ends}, "
-                f"b = {_format_exponent(row['b'])}{b_ends}, "
-                f"N* = {format_size(row['N'])}{N_ends}"
+                f"  {row['approach']:<22} {row['rows']:>4} rows: a = {a}, b = {b}, "
+                f"N* = {N}"
             )
-        for row in self.bias.to_dict("records"):
+        for row in self.bias.dropna(subset="a_bias").to_dict("records"):
             lines.append(
                 f"  bias of approach {row['approach'][0]} on the fitted surface: "
                 f"a {row['a_bias']:+.4f}, N* {row['N_bias_percent']:+.1f} %"
             )
-        for row in self.disagreement.to_dict("records"):
+        known = self.disagreement.dropna(subset="a_difference")
+        for row in known.to_dict("records"):
             lines.append(
                 f"  {row['pair']}: a differs by {row['a_difference']:+.3f} "
                 f"({overlap_text(row['a_overlap'])}), N* by {row['N_percent']:+.1f} % "
@@ -214,6 +213,8 @@ def compare_approaches(
     found = (("1, training envelope", envelope), ("2, IsoFLOP parabolas", iso))
     for name, approach in found:
         if approach is not None:
+            if not np.isfinite(approach.a):
+                notes += [f"approach {name[0]}: {note}" for note in approach.notes]
             rows.append(_describe_power_laws(name, approach, C, level))
             biases.append(_measure_bias(name, approach, fit, surface))
     rows.append(surface)
@@ -383,8 +384,15 @@ def _format_exponent(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _format_ends(low: float, high: float, write: Callable[[float], str]) -> str:
-    """An interval in brackets; "" where it is unknown."""
+def _format_estimate(
+    value: float,
+    low: float,
+    high: float,
+    write: Callable[[float], str] = _format_exponent,
+) -> str:
+    """A value with its interval in brackets, each as far as it is known."""
+    if not np.isfinite(value):
+        return "unknown"
     if not np.isfinite([low, high]).all():
-        return ""
-    return f" [{write(low)}, {write(high)}]"
+        return write(value)
+    return f"{write(value)} [{write(low)}, {write(high)}]"

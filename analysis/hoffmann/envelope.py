@@ -361,8 +361,8 @@ def _explain_limits(curves: _Curves, a: float, winners: np.ndarray) -> tuple[str
     notes = []
     if not np.isfinite(a):
         notes.append(
-            "a and b need two sizes or more that are best inside the grid, and "
-            f"{n_best} are: train more sizes, each for more token counts"
+            "a and b need two sizes or more that are best inside the grid, and there "
+            f"are {n_best}: train more sizes, each for more token counts"
         )
     elif n_best < MIN_SIZES:
         notes.append(

@@ -118,8 +118,12 @@ class ColumnOptions:
         tuned_over = columns.pop("tuned")
         units = parse_pairs("--unit", columns.pop("unit"), "N=millions")
         columns |= parse_pairs("--variable", columns.pop("variable"), "U=unique_tokens")
-        source = read_finished_runs(path) if path.is_dir() else path
-        runs = load_runs(source, **columns, units=units)
+        if path.is_dir():
+            table = read_finished_runs(path)
+            runs = load_runs(table, **columns, units=units)
+            runs = dataclasses.replace(runs, source=str(path))
+        else:
+            runs = load_runs(path, **columns, units=units)
         if tuned_over is None:
             return runs
         return tuned(runs, tuned_over)

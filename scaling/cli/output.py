@@ -33,6 +33,10 @@ MAIN_COLUMNS = (
 )
 """The columns of the run table that fit on a screen."""
 
+_CELL_COLUMNS = ["budget", "width", "depth", "tokens"]
+_DISTINGUISHING_COLUMNS = ("architecture", "seed", "lr")
+"""They are shown too where runs of one cell differ in them."""
+
 
 def print_json(value: object) -> None:
     """Print indented JSON. A number that is not finite becomes null, since JSON has
@@ -64,12 +68,27 @@ def print_table(table: pd.DataFrame, as_json: bool) -> None:
 
 
 def select_main_columns(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """The columns of a run table that fit on a screen, and those in `also`."""
+    """The columns of a run table that fit on a screen, those that tell its runs apart,
+    and those in `also`.
+    """
     names: list[str] = list(MAIN_COLUMNS)
-    for name in (*also, "reason"):
+    for name in (*_find_distinguishing_columns(table), *also, "reason"):
         if name in table.columns and name not in names:
             names.append(name)
     return table[names].assign(run_id=table["run_id"].str[:8])
+
+
+def _find_distinguishing_columns(table: pd.DataFrame) -> list[str]:
+    """Columns in which runs differ that are alike in budget, shape and tokens."""
+    cells = table.groupby(_CELL_COLUMNS, dropna=False)
+    found = []
+    for name in _DISTINGUISHING_COLUMNS:
+        if name not in table.columns:
+            continue
+        counts = cells[name].nunique().to_numpy(int)
+        if counts.max(initial=0) > 1:
+            found.append(name)
+    return found
 
 
 def print_duplicates(out: Path, table: pd.DataFrame) -> None:
@@ -183,6 +202,20 @@ def print_plan(
     if seconds is not None:
         left = len(drop_finished(plan, out))
         print(f"{left} left to train: about {seconds / 60:.1f} minutes on this machine")
+
+
+def print_rejected_widths(plan: Plan) -> None:
+    """Say on standard error which sizes a plan leaves out, in a line for each budget."""
+    widths: dict[float | None, list[int]] = {}
+    for run, _ in plan.skipped:
+        widths.setdefault(run.budget, []).append(run.model.width)
+    for budget, rejected in widths.items():
+        where = "" if budget is None else f" at {budget:.3g} FLOPs"
+        named = ", ".join(str(width) for width in sorted(set(rejected)))
+        print(
+            f"rejected{where}: width {named}; `scaling plan` says why",
+            file=sys.stderr,
+        )
 
 
 def print_cost(cost: CostEstimate, as_json: bool = False) -> None:

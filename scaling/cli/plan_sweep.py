@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from scaling.cli.design_plan import expect_plan, find_plan
-from scaling.cli.output import print_cost, print_plan, print_table, select_main_columns
+from scaling.cli.output import (
+    print_cost,
+    print_plan,
+    print_rejected_widths,
+    print_table,
+    select_main_columns,
+)
 from scaling.config import ConfigError, read_toml
 from scaling.config.architecture import replace_architecture
 from scaling.config.suggestions import did_you_mean
@@ -298,6 +304,7 @@ class SweepArgs:
         plan = self._make_plan()
         training = self.training
         if multihost.is_process_0() and training.progress not in ("json", "quiet"):
+            print_rejected_widths(plan)
             expected = self.design.expect(plan)
             if expected is not None:
                 print(expected, file=sys.stderr)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import traceback
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -226,6 +227,8 @@ def find_config_class(name: object, path: str) -> type[ArchitectureConfig]:
     fix = "its attribute Config must be a subclass of scaling.ArchitectureConfig"
     require(ok, path, name, fix)
     assert isinstance(config, type)
+    fix = f"decorate {config.__name__} with @dataclass(frozen=True)"
+    require("__dataclass_fields__" in vars(config), path, name, fix)
     own = config.__dataclass_fields__["architecture"].default
     fix = f"set {config.__name__}.architecture, which is {own!r}, to this name"
     require(own == name, path, name, fix)
@@ -272,11 +275,40 @@ def import_class(name: str, path: str) -> type:
     """
     module_name, _, class_name = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except Exception as error:  # a module may fail in any way when it is imported
         raise ConfigError(
-            f"{path} = {name!r}: cannot be imported ({type(error).__name__}: {error}); "
-            "name it package.module:Class, with the package on PYTHONPATH"
+            f"{path} = {name!r}: {_explain_import_error(error, module_name)}"
         ) from None
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [
+            key for key, value in vars(module).items() if isinstance(value, type)
+        ]
+        hint = did_you_mean(class_name, classes, label="classes")
+        raise ConfigError(
+            f"{path} = {name!r}: {module.__file__} has no such class; {hint}"
+        )
     require(isinstance(found, type), path, name, "must be a class")
     return found
+
+
+def _explain_import_error(error: Exception, module_name: str) -> str:
+    """What to do about a module that cannot be imported.
+
+    The module itself may be missing; otherwise its own code fails, and the line that
+    does is named.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        is_missing = f"{module_name}.".startswith(f"{error.name}.")
+        if is_missing:
+            return (
+                f"there is no module {error.name!r}; name it package.module:Class, with "
+                "its folder on PYTHONPATH"
+            )
+    text = f"{module_name} fails when it is imported: {type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    at_import = [frame for frame in frames if frame.name == "<module>"]
+    if at_import:
+        text += f" ({at_import[-1].filename}, line {at_import[-1].lineno})"
+    return text

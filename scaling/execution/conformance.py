@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ from scaling.model.architecture import (
     Params,
     find_architecture,
     trace_forward,
+    trace_logits,
 )
 from scaling.model.family import Family, build_family
 from scaling.model.flops import count_parameters, forward_flops_per_token
@@ -210,10 +213,13 @@ def check_parameters(subject: Subject) -> str:
 
 def check_logits(subject: Subject) -> str:
     """Logits are float32, one row for each token, and finite."""
-    logits = subject.compute_logits(subject.draw_tokens(2))
     expected = (2, subject.model.context, subject.model.vocab)
-    if logits.shape != expected or logits.dtype != jnp.float32:
-        raise LawBroken(f"{logits.dtype}{logits.shape}, not float32{expected}")
+    traced = trace_logits(subject.architecture, subject.model, rows=2)
+    if not isinstance(traced, jax.ShapeDtypeStruct):
+        raise LawBroken(f"it returns {type(traced).__name__}, not float32{expected}")
+    if traced.shape != expected or traced.dtype != jnp.float32:
+        raise LawBroken(f"{traced.dtype}{traced.shape}, not float32{expected}")
+    logits = subject.compute_logits(subject.draw_tokens(2))
     if not bool(jnp.isfinite(logits).all()):
         raise LawBroken("some are not finite")
     return f"float32{expected}"
@@ -442,16 +448,20 @@ def check_coordinates(subject: Subject) -> str:
     lowest = min(slopes, key=slopes.__getitem__)
     finding = (
         f"slopes of the change over widths {widths}: from {slopes[lowest]:+.2f} "
-        f"({lowest}) to {slopes[highest]:+.2f} ({highest})"
+        f"({lowest}) to {slopes[highest]:+.2f} ({highest}); they may be {_LARGEST_FALL} "
+        f"to {_LARGEST_GROWTH}"
     )
     if slopes[highest] > _LARGEST_GROWTH or slopes[lowest] < _LARGEST_FALL:
         raise LawBroken(finding)
     return finding
 
 
+LOGITS = "logits have their shape"
+"""The first law: without logits there is nothing else to check."""
+
 LAWS: dict[str, Callable[[Subject], str]] = {
+    LOGITS: check_logits,
     "parameters are counted": check_parameters,
-    "logits have their shape": check_logits,
     "no token is seen before its place": check_causality,
     "sequences of a row are kept apart": check_examples,
     "dropout acts in training alone": check_dropout,
@@ -466,7 +476,8 @@ LAWS: dict[str, Callable[[Subject], str]] = {
 
 
 def check_architecture(model: ArchitectureConfig) -> Iterator[CheckResult]:
-    """Check an architecture law by law, on a small model.
+    """Check an architecture law by law, on a small model. Without logits of the right
+    shape, the first law, the others are not checked.
 
     On CPU it takes about two minutes. The strategies are checked over all devices of
     this process.
@@ -481,12 +492,33 @@ def check_architecture(model: ArchitectureConfig) -> Iterator[CheckResult]:
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(model, Path(folder))
         for law, check in LAWS.items():
-            try:
-                yield CheckResult(law, "passed", check(subject))
-            except NotApplicable as reason:
-                yield CheckResult(law, "skipped", str(reason))
-            except LawBroken as reason:
-                yield CheckResult(law, "failed", str(reason))
-            except Exception as error:  # the module may fail in any way
-                finding = f"{type(error).__name__}: {error}".splitlines()[0]
-                yield CheckResult(law, "failed", finding)
+            result = _check_law(law, check, subject)
+            yield result
+            if law == LOGITS and result.verdict == "failed":
+                return
+
+
+def _check_law(
+    law: str, check: Callable[[Subject], str], subject: Subject
+) -> CheckResult:
+    try:
+        return CheckResult(law, "passed", check(subject))
+    except NotApplicable as reason:
+        return CheckResult(law, "skipped", str(reason))
+    except LawBroken as reason:
+        return CheckResult(law, "failed", str(reason))
+    except Exception as error:  # the module may fail in any way
+        return CheckResult(law, "failed", describe_error(error, subject.architecture))
+
+
+def describe_error(error: Exception, architecture: type[Architecture]) -> str:
+    """The first line of an error, and the line of the architecture's own file where it
+    came up.
+    """
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    file = inspect.getfile(architecture)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file]
+    if not own:
+        return text
+    return f"{text} ({file}, line {own[-1].lineno})"

@@ -108,6 +108,13 @@ class TrainedModel:
     folder: Path
     fingerprint: str | None = None
 
+    def __repr__(self) -> str:
+        model = self.config
+        return (
+            f"<{type(self).__name__} {self.folder}: {model.architecture}, width "
+            f"{model.width}, depth {model.depth}, step {self.step}>"
+        )
+
     @functools.cached_property
     def family(self) -> Family:
         """The model as functions of its parameters."""

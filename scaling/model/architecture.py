@@ -142,18 +142,7 @@ class Architecture(nnx.Module):
         matrix of the role "readout". A model without one is tied: its embedding
         multiplies activations.
         """
-        sizes: dict[str, int] = dict.fromkeys(ROLES, 0)
-        parts = split_module(cls, config)
-        for role, shape in zip(
-            jax.tree.leaves(parts.roles), jax.tree.leaves(parts.shapes), strict=True
-        ):
-            sizes[role] += math.prod(shape.shape)
-        total = sum(sizes.values())
-        matmul = sum(sizes[role] for role in PRODUCT_ROLES)
-        if sizes["readout"] == 0:
-            matmul += config.vocab * config.width
-        ends = sizes["embedding"] + sizes["readout"]
-        return ParameterCounts(total, total - ends, matmul)
+        return _count_by_role(cls, config)
 
     @classmethod
     def count_forward_flops(
@@ -332,6 +321,24 @@ def split_module(
 
 
 @functools.lru_cache(maxsize=4096)
+def _count_by_role(
+    architecture: type[Architecture], config: ArchitectureConfig
+) -> ParameterCounts:
+    sizes: dict[str, int] = dict.fromkeys(ROLES, 0)
+    parts = split_module(architecture, config)
+    for role, shape in zip(
+        jax.tree.leaves(parts.roles), jax.tree.leaves(parts.shapes), strict=True
+    ):
+        sizes[role] += math.prod(shape.shape)
+    total = sum(sizes.values())
+    matmul = sum(sizes[role] for role in PRODUCT_ROLES)
+    if sizes["readout"] == 0:
+        matmul += config.vocab * config.width
+    ends = sizes["embedding"] + sizes["readout"]
+    return ParameterCounts(total, total - ends, matmul)
+
+
+@functools.lru_cache(maxsize=4096)
 def trace_forward(
     architecture: type[Architecture], config: ArchitectureConfig
 ) -> TracedCounts:
@@ -340,11 +347,25 @@ def trace_forward(
     Raises:
         ConfigError: the program holds a loop whose length is not known.
     """
-    parts = split_module(architecture, config)
-    tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
+    compute, params, tokens = _make_forward(architecture, config, rows=1)
+    return count_products(jax.make_jaxpr(compute)(params, tokens), activations=1)
 
-    def compute(params: Params, tokens: Int[Array, "B T"]) -> Array:
+
+def trace_logits(
+    architecture: type[Architecture], config: ArchitectureConfig, rows: int
+) -> PyTree:
+    """The shape and dtype of what the forward pass of some full contexts returns."""
+    return jax.eval_shape(*_make_forward(architecture, config, rows))
+
+
+def _make_forward(
+    architecture: type[Architecture], config: ArchitectureConfig, rows: int
+) -> tuple[Callable[[Params, Array], PyTree], PyTree, jax.ShapeDtypeStruct]:
+    """The forward pass, and the shapes of its parameters and tokens."""
+    parts = split_module(architecture, config)
+    tokens = jax.ShapeDtypeStruct((rows, config.context), jnp.int32)
+
+    def compute(params: Params, tokens: Int[Array, "B T"]) -> PyTree:
         return nnx.merge(parts.graph, nnx.State(params))(tokens, Call())
 
-    program = jax.make_jaxpr(compute)(parts.shapes, tokens)
-    return count_products(program, activations=1)
+    return compute, parts.shapes, tokens

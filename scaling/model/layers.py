@@ -18,7 +18,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scaling.config import ConfigError
 from scaling.config.activations import ACTIVATIONS
 from scaling.model.architecture import Key
-from scaling.model.parametrization import Parametrization, Role
+from scaling.model.parametrization import (
+    ROLES,
+    VECTOR_ROLES,
+    Parametrization,
+    Role,
+    Rule,
+)
 from scaling.model.quantization import read_matrix
 from scaling.model.sharding_axes import split_rows
 
@@ -38,7 +44,7 @@ def make_weight(
     role: Role,
     shape: tuple[int, ...],
     *,
-    fan_in: int,
+    fan_in: int | None = None,
     base_fan_in: float | int | None = None,
     zero_init: bool = False,
     start: float | None = None,
@@ -50,15 +56,16 @@ def make_weight(
         rngs: Of the initial values.
         role: What the table of parametrizations has a rule for.
         shape: A matrix has its inputs first, an embedding a row for each token.
-        fan_in: Inputs of each output.
+        fan_in: Inputs of each output. The roles of vectors ("gain", "bias", ...) need
+            none.
         base_fan_in: The same at the base width; None if it does not grow with the width.
         zero_init: Start at zero, whatever the rule says.
         start: Start at this value, whatever the rule says.
 
     Raises:
-        ConfigError: the role has no rule.
+        ConfigError: the role has no rule, or needs a fan-in.
     """
-    rule = rules.rule(role, fan_in, base_fan_in)
+    rule = _find_rule(rules, role, fan_in, base_fan_in)
     if start is not None:
         value = np.full(shape, start, np.float32)
     elif role in _ONE_ROLES:
@@ -68,6 +75,27 @@ def make_weight(
     else:
         value = _draw_normal(rngs.params(), shape, rule.init_std)
     return Weight(value, role=role, rule=rule)
+
+
+def _find_rule(
+    rules: Parametrization,
+    role: Role,
+    fan_in: int | None,
+    base_fan_in: float | int | None,
+) -> Rule:
+    """The rule of a role for a parameter of these sizes.
+
+    Raises:
+        ConfigError: the role has no rule, or needs a fan-in.
+    """
+    if fan_in is not None:
+        return rules.rule(role, fan_in, base_fan_in)
+    if role in ROLES and role not in VECTOR_ROLES:
+        raise ConfigError(
+            f"role {role!r}: give fan_in, the inputs of each output, and base_fan_in, "
+            "the same at the base width"
+        )
+    return rules.rule(role, 1)
 
 
 def _draw_normal(
@@ -335,25 +363,27 @@ def give_role(
     rules: Parametrization,
     role: Role,
     *,
-    fan_in: int,
+    fan_in: int | None = None,
     base_fan_in: float | int | None = None,
 ) -> None:
-    """Give a parameter of another library's layer, `nnx.Linear(...).kernel` for example,
-    a role. It keeps its initial values, and its learning rate, weight decay and epsilon
-    follow the role's rule.
+    """Give a role to a parameter that is not made by `make_weight`: an `nnx.Param` with
+    initial values of its own, or one of another library's layer, such as
+    `nnx.Linear(...).kernel`. It keeps its initial values, and its learning rate, weight
+    decay and epsilon follow the role's rule.
 
     Args:
         parameter: The parameter.
         rules: The parametrization of the model.
         role: What the table of parametrizations has a rule for.
-        fan_in: Inputs of each output.
+        fan_in: Inputs of each output. The roles of vectors ("gain", "bias", ...) need
+            none.
         base_fan_in: The same at the base width; None if it does not grow with the width.
 
     Raises:
-        ConfigError: the rule multiplies the output of the parameter, which the other
-            library's layer does not do.
+        ConfigError: the role has no rule, or needs a fan-in; or the rule multiplies the
+            output of the parameter, which the other library's layer does not do.
     """
-    rule = rules.rule(role, fan_in, base_fan_in)
+    rule = _find_rule(rules, role, fan_in, base_fan_in)
     name = rules.config.parametrization
     if rule.multiplier != 1.0:
         raise ConfigError(

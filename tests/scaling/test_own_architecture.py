@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import scaling
 from scaling.cli.check_architecture import make_small_model
@@ -20,11 +24,15 @@ GUIDE = Path(__file__).parents[2] / "docs" / "how_to" / "add_an_architecture.md"
 NAME = "my_models:MeanMixer"
 
 
+def read_code_blocks() -> list[str]:
+    """The Python of the guide."""
+    return re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the module of the guide, where the commands are run."""
-    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)[0]
-    (tmp_path / "my_models.py").write_text(code)
+    (tmp_path / "my_models.py").write_text(read_code_blocks()[0])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -53,6 +61,17 @@ def test_the_module_of_the_guide_is_swept_by_workers_and_used(folder: Path) -> N
     assert trained.evaluate_heldout().loss == pytest.approx(recorded, abs=1e-5)
     with pytest.raises(scaling.ConfigError, match="needs a 'decoder'"):
         scaling.count_cost(trained.config, 4, 4)
+
+
+def test_the_decay_of_the_guide_is_a_parameter_with_its_own_values() -> None:
+    module = SimpleNamespace(decays=[])
+    names = {"nnx": nnx, "jnp": jnp, "scaling": scaling, "width": 8, "self": module}
+    names["rules"] = scaling.bind_parametrization(make_small_model("lstm"))
+    exec(read_code_blocks()[1], names)
+    (logit,) = module.decays
+    assert logit.get_metadata()["role"] == "gain"
+    horizon = 1 / (1 - jax.nn.sigmoid(logit[...]))
+    assert horizon[0] == pytest.approx(2) and horizon[-1] == pytest.approx(101)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from analysis import (
     fit,
     load_runs,
     plot_comparison,
+    tuned,
 )
 from analysis.decisions.compare import name_recipes
 from analysis.decisions.multiplier import compute_multiplier
@@ -309,6 +310,22 @@ def test_a_fit_stands_for_its_runs(
     np.testing.assert_allclose(again.table["low"], known.table["low"], rtol=1e-6)
     with pytest.raises(ValueError, match="fits of one law"):
         compare(fit(plain), fit(better, "power_law_C"))
+
+
+def test_the_notes_on_the_runs_of_a_recipe_stand_with_its_name(
+    plain: pd.DataFrame, better: pd.DataFrame
+) -> None:
+    """A baseline that was not tuned makes the other recipe look better."""
+    tables = []
+    for factor in (0.5, 1.0, 2.0):
+        lost = 0.002 * np.log(factor / 2.0) ** 2  # the best rate is the largest
+        tables.append(plain.assign(lr=factor, loss=plain["loss"] * (1 + lost)))
+    baseline = tuned(load_runs(pd.concat(tables, ignore_index=True)))
+    for runs in (baseline, fit(baseline)):
+        found = compare({"plain": runs, "better": better}, draws=20)
+        notes = [note for note in found.notes if "untuned" in note]
+        assert len(notes) == 1
+        assert notes[0].startswith("plain: untuned: in 35 of 35 cells")
 
 
 def test_below_the_irreducible_loss_the_multiplier_is_infinite(

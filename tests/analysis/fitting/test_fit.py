@@ -215,6 +215,7 @@ def test_an_unidentified_fit_can_be_had_but_is_marked(data_dir) -> None:
     found = fit(runs, allow_unidentified=True)
     assert not found.certificate.ok
     assert {"A", "B", "alpha", "beta"} <= set(found.certificate.not_identified)
+    assert "NOT OK (not identified" in str(found)
 
 
 def test_a_law_without_floor_puts_E_on_its_bound() -> None:
@@ -226,7 +227,7 @@ def test_a_law_without_floor_puts_E_on_its_bound() -> None:
     )
     if found.params["E"] == 0:
         assert found.certificate.at_bound == ("E",)
-        assert not found.certificate.ok
+        assert found.certificate.problems == ("at a bound",)
 
 
 def test_missing_variables_and_unknown_names_are_named(sweep) -> None:

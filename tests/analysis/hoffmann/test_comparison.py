@@ -230,6 +230,25 @@ def test_a_missing_approach_is_noted_and_unknown_intervals_say_so(
     assert three.records()["table"][1]["a_low"] is None
 
 
+def test_an_approach_without_exponents_says_why(
+    true: dict[str, float], fit_at: Callable[..., Fit]
+) -> None:
+    """Of three sizes at three budgets one alone is best between two others."""
+    N, C = np.meshgrid(
+        best_size(1e19, true) * [0.5, 1.0, 2.0], [5e18, 1e19, 2e19], indexing="ij"
+    )
+    table = pd.DataFrame({"N": N.ravel(), "C": C.ravel()})
+    table["D"] = table["C"] / (6 * table["N"])
+    table["loss"] = LAWS["chinchilla"].predict(true, N=table["N"], D=table["D"])
+    three = compare_approaches(None, fit_at(table, true))
+    assert np.isnan(three.table["a"].iloc[0])
+    text = str(three)
+    assert "a = unknown, b = unknown, N* = unknown" in text and "nan" not in text
+    assert any(
+        note.startswith("approach 1: a and b need two sizes") for note in three.notes
+    )
+
+
 def test_laws_without_the_exponents_are_refused(
     sweep: Callable[..., pd.DataFrame], fit_at: Callable[..., Fit]
 ) -> None:

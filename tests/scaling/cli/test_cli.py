@@ -14,6 +14,7 @@ import pytest
 import tyro
 
 from scaling.cli.main import main
+from scaling.cli.output import MAIN_COLUMNS, select_main_columns
 from scaling.cli.plan_sweep import make_executor_args
 from scaling.execution.config import EXECUTORS, ClusterConfig, ExecutorEntry
 
@@ -357,6 +358,22 @@ def test_plan_and_sweep_and_runs(tmp_path, capsys):
     assert (seen["finished"], seen["waiting"], seen["left"]) == (4, 0, 0)
     assert seen["flops"] == pytest.approx(planned["flops"])
     assert [path.name for path in (out / "plans").iterdir()] == ["quickstart.json"]
+
+
+def test_a_sweep_names_the_widths_that_it_leaves_out(tmp_path, capsys):
+    line = f"sweep {TINY} --out {tmp_path / 'runs'} --workers 0 --progress plain"
+    assert run_command(f"{line} --budgets 4e8 --min-steps 400") == 0
+    captured = capsys.readouterr()
+    assert "rejected at 4e+08 FLOPs: width 12; `scaling plan` says why" in captured.err
+
+
+def test_runs_of_one_cell_are_told_apart_by_what_differs():
+    cell = {name: [1, 1] for name in MAIN_COLUMNS if name != "run_id"}
+    table = pd.DataFrame({**cell, "run_id": ["a", "b"], "seed": [0, 1], "lr": [1, 1]})
+    shown = select_main_columns(table)
+    assert list(shown.columns) == [*MAIN_COLUMNS, "seed"]
+    other_cell = table.assign(width=[1, 2])
+    assert list(select_main_columns(other_cell).columns) == [*MAIN_COLUMNS]
 
 
 def test_a_plan_is_found_for_what_is_wanted(tmp_path, capsys):

@@ -56,7 +56,9 @@ def test_a_run_is_found_by_its_folder_its_id_or_its_loss(text_sweep: Sweep) -> N
     assert by_folder.run.run_id == run_id
     assert scaling.load(text_sweep.out, run_id[:8]).run.run_id == run_id
     best = table.loc[table["loss"].idxmin(), "run_id"]
-    assert scaling.load(text_sweep.out, "best").run.run_id == best
+    opened = scaling.load(text_sweep.out, "best")
+    assert opened.run.run_id == best
+    assert best in repr(opened) and len(repr(opened)) < 300  # not its parameters
     with pytest.raises(ConfigError, match="holds 3 runs"):
         scaling.load(text_sweep.out)
     with pytest.raises(ConfigError, match="of another run"):

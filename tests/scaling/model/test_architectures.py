@@ -7,6 +7,7 @@ Axes: B batch, T position.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -45,7 +46,7 @@ from scaling.model.architectures.linear_attention import (
 from scaling.model.architectures.lstm import LstmConfig
 from scaling.model.family import build_family
 from scaling.model.flops import count_parameters, forward_flops_per_token
-from scaling.model.layers import Embedding, Readout, give_role
+from scaling.model.layers import Embedding, Readout, give_role, make_weight
 from scaling.model.parametrization import bind_parametrization
 from scaling.planning.memory import estimate_gpu_footprint
 from scaling.planning.plan import grid_plan
@@ -80,7 +81,7 @@ class Bigram(Architecture):
             base_fan_in=config.base_width,
         )
         assert self.up.bias is not None
-        give_role(self.up.bias, rules, "bias", fan_in=config.width)
+        give_role(self.up.bias, rules, "bias")
         self.head = Readout(rules, rngs)
 
     def __call__(self, tokens_BxT: jax.Array, call: Call) -> jax.Array:
@@ -136,8 +137,9 @@ def test_every_field_of_an_architecture_enters_the_id_unless_it_came_later() -> 
     ("name", "match"),
     [
         ("lstn", "no such architecture; did you mean 'lstm'"),
-        ("nowhere:Model", "cannot be imported .ModuleNotFoundError"),
-        (f"{__name__}:Missing", "cannot be imported .AttributeError"),
+        ("nowhere:Model", "there is no module 'nowhere'"),
+        (f"{__name__}.nowhere:Model", "there is no module"),
+        (f"{__name__}:Biggram", "has no such class; did you mean 'Bigram'"),
         (f"{__name__}:SMALL", "must be a class"),
         (f"{__name__}:BigramConfig", "its attribute Config must be a subclass"),
         (3, "no such architecture"),
@@ -146,6 +148,39 @@ def test_every_field_of_an_architecture_enters_the_id_unless_it_came_later() -> 
 def test_an_unknown_architecture_is_named(name: object, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         from_dict(RunConfig, {"model": {"architecture": name}})
+
+
+@pytest.mark.parametrize(
+    ("code", "match"),
+    [
+        ("x = 1\nimport nowhere", r"No module named 'nowhere' \(.*broken.py, line 2\)"),
+        ("x = 1 / 0", r"fails when it is imported: ZeroDivisionError.*line 1\)"),
+        ("x = = 1", r"SyntaxError: .*broken.py, line 1"),
+    ],
+)
+def test_a_module_that_fails_is_named_with_its_line(
+    code: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(ConfigError, match=match):
+        find_config_class("broken:Model", "architecture")
+
+
+def test_a_configuration_must_be_a_dataclass_of_its_own() -> None:
+    class Plain(BigramConfig):
+        architecture: str = f"{__name__}:Forgotten"
+
+    class Forgotten(Bigram):
+        Config = Plain
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ConfigError, match=r"decorate Plain with @dataclass"),
+    ):
+        patch.setitem(globals(), "Forgotten", Forgotten)
+        find_config_class(f"{__name__}:Forgotten", "architecture")
 
 
 def test_a_configuration_has_its_own_name_alone() -> None:
@@ -366,6 +401,23 @@ class Unscaled(Bigram):
         return call.tap("logits", self.head(call.tap("hidden", x)))
 
 
+class Double(Bigram):
+    """It returns a pair."""
+
+    Config = BigramConfig
+
+    def __call__(self, tokens_BxT: jax.Array, call: Call) -> jax.Array:
+        logits = super().__call__(tokens_BxT, call)
+        return (logits, logits)  # type: ignore[return-value]
+
+
+class Failing(Bigram):
+    Config = BigramConfig
+
+    def __call__(self, tokens_BxT: jax.Array, call: Call) -> jax.Array:
+        raise ValueError("no such shape")
+
+
 def make_subject(module: type[Architecture], folder: Path) -> Subject:
     """A subject whose module is another one than its configuration names."""
 
@@ -380,6 +432,7 @@ def make_subject(module: type[Architecture], folder: Path) -> Subject:
 @pytest.mark.parametrize(
     ("module", "check", "match"),
     [
+        (Double, conformance.check_logits, "it returns tuple, not float32"),
         (Acausal, conformance.check_causality, "depend on the token at"),
         (Miscounted, conformance.check_flops, "the products of its program are"),
         (Leaking, conformance.check_examples, "they change by"),
@@ -408,6 +461,17 @@ def test_a_wrong_module_breaks_its_law(
         check(subject)
 
 
+def test_without_logits_nothing_else_is_checked_and_the_line_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for place in ("scaling.model.family", "scaling.execution.conformance"):
+        monkeypatch.setattr(f"{place}.find_architecture", lambda config: Failing)
+    (result,) = conformance.check_architecture(BigramConfig(**SMALL))
+    assert result.verdict == "failed"
+    assert "ValueError: no such shape (" in result.finding
+    assert f"{Path(__file__).name}, line " in result.finding
+
+
 def test_a_parameter_without_a_role_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "scaling.model.family.find_architecture", lambda config: Unroled
@@ -422,6 +486,17 @@ def test_a_role_that_multiplies_is_refused_for_other_layers() -> None:
     wider = BigramConfig(**{**SMALL, "width": 32}, parametrization="ntk_full")
     with pytest.raises(ConfigError, match="multiplies the output of role 'hidden'"):
         build_family(wider)
+
+
+def test_a_vector_needs_no_fan_in_and_a_matrix_does() -> None:
+    rules = bind_parametrization(BigramConfig(**SMALL))
+    rate = nnx.Param(jnp.linspace(-1.0, 1.0, 16))
+    give_role(rate, rules, "gain")
+    assert rate.get_metadata()["rule"] == rules.rule("gain", 16)
+    with pytest.raises(ConfigError, match="role 'hidden': give fan_in"):
+        give_role(rate, rules, "hidden")
+    with pytest.raises(ConfigError, match="role 'readout': give fan_in"):
+        make_weight(rules, nnx.Rngs(0), "readout", (16, 32))
 
 
 def test_a_task_needs_sequences_that_are_kept_apart() -> None:

@@ -167,7 +167,7 @@ def test_attention_of_cudnn_is_ours(heads: int) -> None:
 
     with jax.default_matmul_precision("highest"):
         expected = weighted(
-            lambda q, k, v, scale: _compute_attention(q, k, v, None, scale, None),
+            lambda q, k, v, scale: _compute_attention(q, k, v, None, scale, None, 0),
             jnp.float32,
         )
     program = jax.jit(
