@@ -39,7 +39,7 @@ from experiments.compare_families import (
     measure_positions,
     train_families,
 )
-from experiments.multipliers import Interval, plot_multipliers
+from experiments.multipliers import Interval, plot_multipliers, save_multipliers
 from scaling.config import ArchitectureConfig
 from scaling.inference.model import TrainedModel
 from scaling.model.architecture import Params
@@ -156,10 +156,8 @@ def main() -> None:
     args = tyro.cli(Objectives, description=__doc__)
     tables = train_and_measure(args)
     rows = compare_families(tables, args.draws)
-    pd.DataFrame(rows).to_csv(args.out / "multipliers.csv", index=False)
     table = format_losses(rows, find_best_losses(tables))
-    (args.out / "table.md").write_text(f"{table}\n", encoding="utf-8")
-    print(f"\n{table}")
+    save_multipliers(rows, table, args.out)
     intervals = []
     for row in rows:
         intervals.append(Interval(row.family, row.multiplier, row.low, row.high))
