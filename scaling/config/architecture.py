@@ -186,6 +186,13 @@ class ArchitectureConfig:
         return 0
 
     @property
+    def trained_layers(self) -> int:
+        """Layers in training; those that the trained model does not have each compute
+        logits too.
+        """
+        return self.depth
+
+    @property
     def prefix_tokens(self) -> int:
         """How many tokens at the start of each window are read as a whole: they see each
         other, and the loss counts from the second token after them on. 0 if every token

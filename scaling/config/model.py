@@ -90,6 +90,13 @@ class ModelConfig(ArchitectureConfig):
     (Ainslie et al. 2023, arXiv:2305.13245); None: as many as of queries."""
     experts: ExpertConfig = field(default_factory=ExpertConfig)
     """A mixture of experts in the place of each feed-forward block."""
+    future_tokens: int = 0
+    """In training each position predicts so many tokens beyond the next one, each by a
+    layer of its own after the last (Gloeckle et al. 2024, arXiv:2404.19737, section 2). A
+    trained model is opened without these layers."""
+    future_weight: float = 0.3
+    """Of the mean of their losses beside that of the next token (DeepSeek-AI 2024,
+    arXiv:2412.19437, section 2.2)."""
     prefix: float = 0.0
     """Share of the context, at its start, whose tokens see each other; those after it
     see all before them and are predicted (prefix LM; Raffel et al. 2019,
@@ -106,6 +113,7 @@ class ModelConfig(ArchitectureConfig):
         self._check_layers()
         self._check_experts()
         self._check_prefix()
+        self._check_future()
         ok = self.residual or not self.parallel_blocks
         fix = "adds both branches to the residual stream; set model.residual = True"
         require(ok, "model.parallel_blocks", self.parallel_blocks, fix)
@@ -168,6 +176,23 @@ class ModelConfig(ArchitectureConfig):
         ok = self.prefix_tokens == 0 or self.window is None
         fix = "a window would cut the tokens that are read as a whole; leave it out"
         require(ok, "model.window", self.window, fix)
+
+    def _check_future(self) -> None:
+        """Hold the prediction of further tokens against the options that it has no form
+        for.
+        """
+        count = self.future_tokens
+        ok = 0 <= count < self.context
+        fix = f"must lie between 0 and {self.context - 1}"
+        require(ok, "model.future_tokens", count, fix)
+        require_positive(self, "model", "future_weight")
+        if count == 0:
+            return
+        ok = self.n_experts == 0 and not self.value_residual
+        fix = "goes with neither model.experts nor model.value_residual"
+        require(ok, "model.future_tokens", count, fix)
+        fix = "a model that hides tokens predicts no later ones; leave it out"
+        require(self.masking is None, "model.future_tokens", count, fix)
 
     def _check_width(self) -> None:
         if self.n_heads is not None and self.head_dim is not None:
@@ -277,6 +302,10 @@ class ModelConfig(ArchitectureConfig):
             is_uniform = len(set(self.layer_kinds)) == 1 and not self.value_residual
             return self.depth > 8 and is_uniform
         return self.scan_layers == "always"
+
+    @property
+    def trained_layers(self) -> int:
+        return self.depth + self.future_tokens
 
     def unscan(self) -> ModelConfig:
         return dataclasses.replace(self, scan_layers="never")

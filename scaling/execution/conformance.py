@@ -312,7 +312,8 @@ def check_flops(subject: Subject) -> str:
             f"products of its program are {traced:,.0f}"
         )
     tokens = jax.ShapeDtypeStruct((1, model.context), jnp.int32)
-    program = jax.jit(subject.family.apply).lower(subject.params, tokens)
+    compute = jax.jit(subject.family.apply_for_training)
+    program = compute.lower(subject.params, tokens)
     if "while" in program.as_text():
         return f"{counted:,.0f} for a context; XLA counts a loop once, so not by XLA"
     cost = program.cost_analysis()

@@ -84,10 +84,12 @@ def _check_foldable(
             f"model.norm = {config.norm!r}: multipliers are folded where blocks have "
             f"norms; {USE_SAFETENSORS}"
         )
-    for option in ("attention_sink", "parallel_blocks", "value_residual"):
-        if getattr(config, option):
+    plain = ModelConfig()
+    for option in ("attention_sink", "parallel_blocks", "value_residual", "prefix"):
+        value = getattr(config, option)
+        if value != getattr(plain, option):
             raise ConfigError(
-                f"model.{option} = True: the folded model does not have it; "
+                f"model.{option} = {value}: the folded model does not have it; "
                 f"{USE_SAFETENSORS}"
             )
     if 0 not in params["blocks"]:

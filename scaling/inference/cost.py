@@ -27,7 +27,7 @@ from scaling.inference.decoding import (
 from scaling.inference.sampling import SamplingConfig
 from scaling.model.accounting import list_attention_products, sum_seen_positions
 from scaling.model.architecture import Params
-from scaling.model.family import build_family
+from scaling.model.family import build_family, require_next_tokens
 from scaling.model.flops import count_parameters
 
 _PARAMETER_BYTES = 4
@@ -68,6 +68,7 @@ def count_cost(
     """
     check_lengths(config, prompt_tokens, new_tokens, batch)
     decoder = require_decoder(config, "the cost of inference")
+    require_next_tokens(decoder, "be costed as a writer of texts")
     end = prompt_tokens + new_tokens
     prefill = batch * count_forward_flops(decoder, 0, prompt_tokens, logits=1)
     # The last token that is written is not read any more.

@@ -219,6 +219,8 @@ def sum_seen_positions(config: ModelConfig, start: int, stop: int) -> float:
     for kind in config.layer_kinds:
         window = config.window if kind == "w" else None
         total += count_seen_positions(start, stop, window, config.prefix_tokens)
+    prefix = config.prefix_tokens
+    total += config.future_tokens * count_seen_positions(start, stop, None, prefix)
     return total
 
 
@@ -285,10 +287,12 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     active = 0
     non_embedding = 0
     block_matrices = 0
+    readouts = 1 + config.future_tokens
     for weight in list_weights(config):
-        copies = {"block": config.depth, "later block": config.depth - 1}.get(
-            weight.place, 1
-        )
+        copies = {
+            "block": config.trained_layers,
+            "later block": config.depth - 1,
+        }.get(weight.place, 1)
         size = copies * weight.size
         if weight.place == "block" and weight.is_matrix:
             block_matrices += copies * weight.active_size
@@ -299,7 +303,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
     return ParameterCounts(
         n_total=total,
         n_non_embedding=non_embedding,
-        n_matmul=block_matrices + config.vocab * config.width,
+        n_matmul=block_matrices + readouts * config.vocab * config.width,
         n_active=active if config.n_experts > 0 else None,
     )
 
@@ -319,7 +323,7 @@ def count_forward_flops(config: ModelConfig, *, causal: bool = True) -> float:
         positions = sum_seen_positions(config, 0, length) / length
     else:
         prefix = config.prefix_tokens
-        positions = config.depth * count_computed_positions(length, prefix)
+        positions = config.trained_layers * count_computed_positions(length, prefix)
     widths = sum(product.width for product in list_attention_products(config))
     return float(2 * count_parameters(config).n_matmul + 2 * positions * widths)
 

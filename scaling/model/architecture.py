@@ -91,16 +91,17 @@ class ParameterCounts:
     n_active: int | None = None
 
 
-class Routing(NamedTuple):
-    """What the routers of a model did.
+class TrainingTerms(NamedTuple):
+    """What training needs beside the logits.
 
     Attributes:
-        losses: What balancing adds to the training loss of each token.
-        counts: How often each expert of a layer was chosen; L for the layers of a model.
+        losses: What is added to the loss of each token.
+        choices: How often each expert of a layer was chosen; None without a router. L for
+            the layers of a model.
     """
 
     losses: Float[Array, "B T"]
-    counts: Float[Array, "*L E"]
+    choices: Float[Array, "*L E"] | None
 
 
 class Architecture(nnx.Module):
@@ -128,10 +129,10 @@ class Architecture(nnx.Module):
         """Logits of the next token after each token, float32."""
         raise NotImplementedError
 
-    def apply_with_routing(
+    def apply_for_training(
         self, tokens_BxT: Int[Array, "B T"], call: Call
-    ) -> tuple[Float[Array, "B T V"], Routing | None]:
-        """The logits, and what the routers did; None without any, as in the default."""
+    ) -> tuple[Float[Array, "B T V"], TrainingTerms | None]:
+        """The logits, and what training needs beside them; None as in the default."""
         return self(tokens_BxT, call), None
 
     @classmethod
@@ -250,16 +251,17 @@ def _check_options(
 ) -> None:
     is_plain = config.dropout == 0 and not config.remat
     ops = bind_parametrization(config).ops
-    if config.n_experts > 0 and ops.reads_unit_multipliers:
-        raise ConfigError(
-            f"model.parametrization = {config.parametrization!r}: experts have no "
-            "unit-scaled form; choose 'mup' or 'completep', or leave model.experts out"
-        )
-    if config.prefix_tokens > 0 and ops.reads_unit_multipliers:
-        raise ConfigError(
-            f"model.parametrization = {config.parametrization!r}: attention to tokens on "
-            "both sides has no unit-scaled form; choose 'mup' or 'completep'"
-        )
+    without_unit_form = {
+        "experts have": config.n_experts > 0,
+        "attention to tokens on both sides has": config.prefix_tokens > 0,
+        "the prediction of further tokens has": config.trained_layers > config.depth,
+    }
+    for option, is_used in without_unit_form.items():
+        if is_used and ops.reads_unit_multipliers:
+            raise ConfigError(
+                f"model.parametrization = {config.parametrization!r}: {option} no "
+                "unit-scaled form; choose 'mup' or 'completep', or leave that option out"
+            )
     if is_plain and not ops.reads_unit_multipliers:
         return
     used: dict[Option, tuple[str, object, bool]] = {
@@ -342,7 +344,8 @@ def _count_by_role(
 def trace_forward(
     architecture: type[Architecture], config: ArchitectureConfig
 ) -> TracedCounts:
-    """What the forward pass of one full context computes, counted from its program.
+    """What the forward pass of one full context computes in training, counted from its
+    program.
 
     Raises:
         ConfigError: the program holds a loop whose length is not known.
@@ -354,18 +357,26 @@ def trace_forward(
 def trace_logits(
     architecture: type[Architecture], config: ArchitectureConfig, rows: int
 ) -> PyTree:
-    """The shape and dtype of what the forward pass of some full contexts returns."""
-    return jax.eval_shape(*_make_forward(architecture, config, rows))
+    """The shape and dtype of the logits of some full contexts."""
+    logits, _ = jax.eval_shape(*_make_forward(architecture, config, rows))
+    return logits
 
 
 def _make_forward(
     architecture: type[Architecture], config: ArchitectureConfig, rows: int
-) -> tuple[Callable[[Params, Array], PyTree], PyTree, jax.ShapeDtypeStruct]:
-    """The forward pass, and the shapes of its parameters and tokens."""
+) -> tuple[
+    Callable[[Params, Array], tuple[Array, TrainingTerms | None]],
+    PyTree,
+    jax.ShapeDtypeStruct,
+]:
+    """The forward pass in training, and the shapes of its parameters and tokens."""
     parts = split_module(architecture, config)
     tokens = jax.ShapeDtypeStruct((rows, config.context), jnp.int32)
 
-    def compute(params: Params, tokens: Int[Array, "B T"]) -> PyTree:
-        return nnx.merge(parts.graph, nnx.State(params))(tokens, Call())
+    def compute(
+        params: Params, tokens: Int[Array, "B T"]
+    ) -> tuple[Array, TrainingTerms | None]:
+        model = nnx.merge(parts.graph, nnx.State(params))
+        return model.apply_for_training(tokens, Call())
 
     return compute, parts.shapes, tokens

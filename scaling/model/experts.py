@@ -10,13 +10,14 @@ F hidden units of an expert, G experts that are computed together, C rows of eac
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from scaling.config import ModelConfig
-from scaling.model.architecture import Routing
 from scaling.model.expert_products import Product, Spread, apply_experts
 from scaling.model.kernels import matrix_product
 from scaling.model.layers import FeedForward, Weight, make_weight
@@ -61,6 +62,18 @@ class ExpertMatrices(nnx.Module):
             base_fan_in=active * config.base_width / width,
             zero_init=config.zero_init_outputs,
         )
+
+
+class Routing(NamedTuple):
+    """What a router did, or, stacked along a first axis, those of L layers.
+
+    Attributes:
+        losses: What balancing adds to the training loss of each token.
+        counts: How often each expert was chosen.
+    """
+
+    losses: Float[Array, "*L B T"]
+    counts: Float[Array, "*L E"]
 
 
 class MixtureOfExperts(nnx.Module):

@@ -8,6 +8,7 @@ Axes: B batch, T position, D width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -15,15 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
-from scaling.config import ArchitectureConfig, ConfigError
+from scaling.config import ArchitectureConfig, ConfigError, ModelConfig
 from scaling.model.architecture import (
     Architecture,
     Cache,
     Call,
     Key,
     Params,
-    Routing,
     Tap,
+    TrainingTerms,
     find_architecture,
     pass_through,
     split_module,
@@ -89,19 +90,19 @@ class Family:
             require_segments(self.config)
         return model(tokens_BxT, Call(key, tap, self.unroll, segments))
 
-    def apply_with_routing(
+    def apply_for_training(
         self,
         params: Params,
         tokens_BxT: Int[Array, "B T"],
         key: Key = None,
         segments: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], Routing | None]:
-        """Logits as of `apply`, and what the routers did; None without any."""
+    ) -> tuple[Float[Array, "B T V"], TrainingTerms | None]:
+        """Logits as of `apply`, and what training needs beside them; None if nothing."""
         model = nnx.merge(self.graph, nnx.State(params))
         if segments is not None:
             require_segments(self.config)
         call = Call(key, pass_through, self.unroll, segments)
-        return model.apply_with_routing(tokens_BxT, call)
+        return model.apply_for_training(tokens_BxT, call)
 
     def make_cache(self, rows: int, length: int) -> Cache:
         """An empty cache.
@@ -207,6 +208,20 @@ def unstack_layers(
     for layer in range(config.depth):
         blocks[layer] = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
     return config.unscan(), {**params, "blocks": blocks}
+
+
+def drop_training_layers(
+    config: ArchitectureConfig, params: Params
+) -> tuple[ArchitectureConfig, Params]:
+    """The same model without the layers that only training needs.
+
+    Returns:
+        The configuration and the parameters. They are the arguments if it has none.
+    """
+    if not isinstance(config, ModelConfig) or config.future_tokens == 0:
+        return config, params
+    kept = {name: value for name, value in params.items() if name != "future"}
+    return dataclasses.replace(config, future_tokens=0), kept
 
 
 def stack_layers(config: ArchitectureConfig, params: Params) -> Params:

@@ -58,10 +58,12 @@ def estimate_gpu_footprint(
 
     tokens = optim.batch_size // optim.accumulate // devices * model.context
     layer = count_layer_bytes(model)
-    kept = model.depth * layer
+    kept = model.trained_layers * layer
     if model.remat:  # the input of every layer, and one layer at a time in full
-        kept = model.depth * model.width * _bytes_per_value(model) + layer
-    temporaries = gradients + tokens * (kept + model.vocab * _FLOAT)
+        inputs = model.trained_layers * model.width * _bytes_per_value(model)
+        kept = inputs + layer
+    readouts = 1 + model.trained_layers - model.depth
+    temporaries = gradients + tokens * (kept + readouts * model.vocab * _FLOAT)
     if sharded:  # two layers, and the embedding or the head, are gathered at a time
         gathered = 2 * count_parameters(model).n_non_embedding // model.depth
         temporaries += _FLOAT * (gathered + model.vocab * model.width)
@@ -83,8 +85,9 @@ def estimate_host_bytes(run: RunConfig) -> int:
     model = run.model
     state = _make_abstract_state(run)
     tokens = max(CACHED_TOKENS, model.context)
-    layers = model.depth * count_layer_bytes(model)
-    activations = tokens * (layers + 2 * model.vocab * _FLOAT)
+    layers = model.trained_layers * count_layer_bytes(model)
+    readouts = 1 + model.trained_layers - model.depth
+    activations = tokens * (layers + 2 * readouts * model.vocab * _FLOAT)
     return 2 * _count_bytes(state) + 2 * _count_bytes(state.params) + activations
 
 

@@ -266,10 +266,11 @@ def training_losses(
     spec: StepSpec, params: Params, windows: Int[Array, "B T1"], key: Key = None
 ) -> TrainingLosses:
     """What training lowers: `token_losses`, or with a teacher their mixture with the
-    cross-entropy of its distribution; the z-loss; and what balances experts.
+    cross-entropy of its distribution; the z-loss; and what the model adds, to balance
+    experts or for tokens beyond the next.
     """
     rows = spec.read_rows(windows)
-    logits, routing = spec.family.apply_with_routing(
+    logits, terms = spec.family.apply_for_training(
         spec.make_model(params), rows.inputs, key, rows.segments
     )
     losses = cross_entropy(logits, rows.targets)
@@ -279,10 +280,10 @@ def training_losses(
         losses = (1 - weight) * losses + weight * taught
     if spec.z_loss > 0:
         losses = losses + spec.z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
-    if routing is None:
+    if terms is None:
         return TrainingLosses(*weigh_losses(losses, rows), choices=None)
-    losses, weights = weigh_losses(losses + routing.losses, rows)
-    return TrainingLosses(losses, weights, routing.counts)
+    losses, weights = weigh_losses(losses + terms.losses, rows)
+    return TrainingLosses(losses, weights, terms.choices)
 
 
 def measure_taught_losses(

@@ -12,6 +12,7 @@ E experts.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -28,12 +29,12 @@ from scaling.model.architecture import (
     Key,
     Option,
     ParameterCounts,
-    Routing,
     Tap,
+    TrainingTerms,
     pass_through,
 )
-from scaling.model.experts import MixtureOfExperts
-from scaling.model.kernels import split_heads
+from scaling.model.experts import MixtureOfExperts, Routing
+from scaling.model.kernels import cross_entropy, split_heads
 from scaling.model.layers import (
     FeedForward,
     Linear,
@@ -57,6 +58,9 @@ from scaling.model.sharding_axes import split_rows
 
 BlockWeights = tuple[ResidualWeights, ResidualWeights]
 """Residual weights of the attention branch and of the feed-forward branch."""
+
+ApplyBlock = Callable[..., tuple[Array, Routing | None, Array | None]]
+"""Computes a block of its structure and its state."""
 
 Values = Float[Array, "B G T K"]
 """The values of the first layer, where later ones read them (`value_residual`)."""
@@ -407,6 +411,14 @@ class Transformer(Architecture):
             for layer, kind in enumerate(config.layer_kinds)
         ]
         self.blocks = _stack_blocks(blocks) if config.scanned else nnx.List(blocks)
+        future = None
+        if config.future_tokens > 0:
+            future = nnx.List(
+                [
+                    Block(config, rules, rngs, "f", is_first=False)
+                    for _ in range(config.future_tokens)
+                ]
+            )
         self.norm = Norm(config.norm, rules, rngs, width, is_final=True)
         head = None
         if not config.tied:
@@ -420,6 +432,7 @@ class Transformer(Architecture):
                 zero_init=config.zero_init_outputs,
             )
         self.head = head
+        self.future = future
         self.head_scale = make_learned_scale(rules, rngs, vocab)
         self.in_multiplier = rules.rule("embedding", vocab).multiplier
         self.out_multiplier = rules.rule("readout", width, config.base_width).multiplier
@@ -427,13 +440,26 @@ class Transformer(Architecture):
     def __call__(
         self, tokens_BxT: Int[Array, "B T"], call: Call
     ) -> Float[Array, "B T V"]:
-        return self.apply_with_routing(tokens_BxT, call)[0]
+        x, _ = self._compute_stream(tokens_BxT, call)
+        return self.read_out(x, call.tap)
 
-    def apply_with_routing(
+    def apply_for_training(
         self, tokens_BxT: Int[Array, "B T"], call: Call
-    ) -> tuple[Float[Array, "B T V"], Routing | None]:
-        segments = call.segments
-        layout = None if segments is None else lay_out_segments(segments)
+    ) -> tuple[Float[Array, "B T V"], TrainingTerms | None]:
+        x, routing = self._compute_stream(tokens_BxT, call)
+        logits = self.read_out(x, call.tap)
+        if self.future is not None:
+            losses = self._compute_future_losses(x, tokens_BxT, call)
+            return logits, TrainingTerms(losses, choices=None)
+        if routing is None:
+            return logits, None
+        return logits, TrainingTerms(routing.losses, routing.counts)
+
+    def _compute_stream(
+        self, tokens_BxT: Int[Array, "B T"], call: Call
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """The residual stream after the layers, and what their routers did."""
+        layout = None if call.segments is None else lay_out_segments(call.segments)
         x = self._embed(tokens_BxT, None if layout is None else layout.positions)
         embedding_key = None
         layers_key = None
@@ -441,8 +467,40 @@ class Transformer(Architecture):
             embedding_key, layers_key = jax.random.split(call.key)
         x = apply_dropout(x, self.config.dropout, embedding_key)
         x = call.tap("embedding", x)
-        x, routing = self._apply_layers(x, layers_key, call.tap, call.unroll, layout)
-        return self.read_out(x, call.tap), routing
+        return self._apply_layers(x, layers_key, call.tap, call.unroll, layout)
+
+    def _compute_future_losses(
+        self, x: Float[Array, "B T D"], tokens: Int[Array, "B T"], call: Call
+    ) -> Float[Array, "B T"]:
+        """What the prediction of tokens beyond the next adds to the loss of each token.
+
+        Where the window or the sequence of a token ends before such a token, nothing is
+        added.
+        """
+        assert self.future is not None
+        segments = call.segments
+        layout = None if segments is None else lay_out_segments(segments)
+        weights = self._list_residual_weights()[-1]
+        total = jnp.zeros(tokens.shape)
+        for i, block in enumerate(self.future):
+            ahead = i + 2
+            key = None if call.key is None else jax.random.fold_in(call.key, ahead)
+            graph, state = nnx.split(block)
+            apply_block = self._choose_apply_block()
+            y, _, _ = apply_block(graph, state, x, weights, key, layout)
+            losses = cross_entropy(self.read_out(y)[:, :-ahead], tokens[:, ahead:])
+            if segments is not None:
+                losses *= segments[:, :-ahead] == segments[:, ahead:]
+            total += jnp.pad(losses, ((0, 0), (0, ahead)))
+        return self.config.future_weight * total / len(self.future)
+
+    def _choose_apply_block(self) -> ApplyBlock:
+        """`_apply_block`, whose activations are recomputed in the backward pass if the
+        configuration says so.
+        """
+        if self.config.remat:
+            return jax.checkpoint(_apply_block, static_argnums=(0,))
+        return _apply_block
 
     @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
@@ -552,9 +610,7 @@ class Transformer(Architecture):
         weights = self._list_residual_weights()
         keys = None if key is None else jax.random.split(key, config.depth)
 
-        apply_block = _apply_block
-        if config.remat:  # recompute the activations in the backward pass
-            apply_block = jax.checkpoint(_apply_block, static_argnums=(0,))
+        apply_block = self._choose_apply_block()
         if isinstance(self.blocks, Block):
             if tap is not pass_through:
                 raise ConfigError(

@@ -249,9 +249,9 @@ def test_the_router_is_computed_in_float32(make_model: MakeModel) -> None:
         )
         without_bias = build_family(spec)
         kept = {**params, "blocks": drop_biases(params["blocks"])}
-        _, routing = without_bias.apply_with_routing(kept, make_tokens())
-        assert routing is not None
-        return routing.losses
+        _, terms = without_bias.apply_for_training(kept, make_tokens())
+        assert terms is not None
+        return terms.losses
 
     assert not np.array_equal(score(params), score(nudged))
 
@@ -296,8 +296,8 @@ def test_a_step_moves_each_bias_against_its_load_and_nothing_else_does(
     )
     spec = make_step_spec(make_run(config, weight_decay=0.1))
     state = spec.init(0)
-    _, routing = spec.family.apply_with_routing(state.params, make_windows()[:, :-1])
-    assert routing is not None
+    _, terms = spec.family.apply_for_training(state.params, make_windows()[:, :-1])
+    assert terms is not None
     moved, _ = take_step(spec)(state)
     roles = jax.tree.leaves(spec.family.roles)
     biases = [
@@ -307,7 +307,7 @@ def test_a_step_moves_each_bias_against_its_load_and_nothing_else_does(
     ]
     found = biases[0] if config.scanned else np.stack(biases)
     fair = B * T / 4
-    np.testing.assert_allclose(found, 0.25 * np.sign(fair - np.asarray(routing.counts)))
+    np.testing.assert_allclose(found, 0.25 * np.sign(fair - np.asarray(terms.choices)))
 
 
 def test_the_bias_counts_in_the_choice_alone(make_model: MakeModel) -> None:
@@ -321,11 +321,11 @@ def test_the_bias_counts_in_the_choice_alone(make_model: MakeModel) -> None:
             family.roles,
             params,
         )
-        logits, _ = family.apply_with_routing(params, make_tokens())
-        found, routing = family.apply_with_routing(biased, make_tokens())
-        assert routing is not None
+        logits, _ = family.apply_for_training(params, make_tokens())
+        found, terms = family.apply_for_training(biased, make_tokens())
+        assert terms is not None
         assert np.allclose(found, logits, atol=1e-6) == is_equal
-        assert routing.counts[0, 2] == B * T
+        assert terms.choices[0, 2] == B * T
 
 
 def test_the_balance_loss_is_the_product_of_shares_of_each_sequence(
