@@ -42,7 +42,9 @@ class DataConfig:
 
     source: str = "code"
     """code, sotu, a path, hf:NAME, task:NAME, a synthetic source such as
-    markov:states=64, or a mixture of texts such as mixture:code=0.7,sotu=0.3."""
+    markov:states=64, or a mixture of texts such as mixture:code=0.7,sotu=0.3. A mixture
+    may change its weights: mixture:code=0.9,sotu=0.1,@2e6,code=0.5,sotu=0.5 begins a
+    second stage after 2,000,000 training tokens."""
     tokenizer: str = "bytes"
     """bytes, bpe:VOCAB, or the path of a tokenizer.json. Synthetic sources emit ids."""
     heldout_fraction: float = 0.02

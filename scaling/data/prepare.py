@@ -27,7 +27,13 @@ from jaxtyping import Int32
 
 from scaling.config import DataConfig
 from scaling.config.conversion import JsonObject
-from scaling.config.mixture import is_mixture, parse_mixture
+from scaling.config.mixture import (
+    Stage,
+    count_tokens_before_repeat,
+    is_mixture,
+    parse_mixture,
+    share_heldout,
+)
 from scaling.data import tokenizers
 from scaling.data.cache import (
     cache_root,
@@ -56,7 +62,7 @@ from scaling.data.identity import (
     list_parts,
 )
 from scaling.data.loader import Batches, Rows, Windows, heldout_windows
-from scaling.data.mixture import MixedRows
+from scaling.data.mixture import MixedRows, find_first_rows
 from scaling.data.row_format import RowFormat
 from scaling.data.sources import Source, open_source
 from scaling.data.spool import Spool
@@ -72,7 +78,8 @@ class Component:
 
     Attributes:
         source: its name.
-        weight: the share of the training tokens that come from it.
+        weight: the share of the training tokens of the last stage that come from it, by
+            which its loss enters the mean; 0 if that stage leaves it out.
         dataset: its token streams.
     """
 
@@ -106,6 +113,7 @@ class Dataset:
         heldout_examples: the same of `heldout`.
         components: the sources of a mixture, whose own `train` and `heldout` are empty;
             none for a single source.
+        stages: of the mixture, with a weight for each component.
         separator: the id between documents, if each token is to see its own alone.
     """
 
@@ -121,17 +129,18 @@ class Dataset:
     train_examples: EncodedExamples | None = None
     heldout_examples: EncodedExamples | None = None
     components: tuple[Component, ...] = ()
+    stages: tuple[Stage, ...] = ()
     separator: int | None = None
 
     @property
     def train_tokens(self) -> int:
-        """Tokens to train on before any repeats."""
+        """Tokens to train on before any repeats; of a mixture by the weights of the
+        stages that they lie in.
+        """
         if not self.components:
             return len(self.train)
-        return min(
-            int(len(component.dataset.train) / component.weight)
-            for component in self.components
-        )
+        lengths = [len(component.dataset.train) for component in self.components]
+        return count_tokens_before_repeat(self.stages, tuple(lengths))
 
     @property
     def has_examples(self) -> bool:
@@ -147,14 +156,14 @@ class Dataset:
         """The rows to train on, in a replayable order.
 
         Raises:
-            DataError: the stream holds less than one batch.
+            DataError: the stream holds less than one batch, or a stage of a mixture less
+                than one row.
         """
         if self.components:
             sources = []
             for component in self.components:
                 sources.append(Windows(component.dataset.train, context, 1, seed))
-            weights = [component.weight for component in self.components]
-            return MixedRows(sources, weights, batch_size, seed)
+            return MixedRows(sources, self.stages, batch_size, seed)
         if self.train_examples is None:
             return Windows(self.train, context, batch_size, seed)
         rows = pack_rows(self.train_examples.list_arrays(), context)
@@ -176,13 +185,14 @@ class Dataset:
         self, context: int, limit_tokens: int | None = None
     ) -> list[Int32[np.ndarray, "M window"]]:
         """The rows of `make_heldout_windows` of each source of a mixture, as many as its
-        weight says, at least one.
+        weight in the last stage that has it says (`share_heldout`), at least one.
         """
         pieces = []
-        for component in self.components:
+        shares = share_heldout(self.stages)
+        for component, share in zip(self.components, shares, strict=True):
             limit = limit_tokens
             if limit is not None:
-                limit = max(context, round(component.weight * limit))
+                limit = max(context, round(share * limit))
             heldout = component.dataset.heldout
             pieces.append(heldout_windows(heldout, context, limit))
         return pieces
@@ -205,8 +215,9 @@ class Dataset:
 
     def check_context(self, context: int) -> None:
         """Raise `DataError` when windows of `context` tokens would cut a document of
-        fixed length.
+        fixed length, or leave a stage of a mixture without a row.
         """
+        find_first_rows(self.stages, context)
         length = self.document_length
         if length is not None and context % length:
             below = max(length, context - context % length)
@@ -303,15 +314,17 @@ def _load_mixture(config: DataConfig, root: Path) -> Dataset:
     """The dataset of several sources of text."""
     if tokenizers.is_bpe(config.tokenizer):
         _refuse_training_tokenizer(config, "a mixture")
+    mixture = parse_mixture(config.source)
+    last = mixture.stages[-1]
     components = []
-    for part in parse_mixture(config.source):
-        if is_synthetic(part.source) or part.source.startswith("task:"):
+    for source, weight in zip(mixture.sources, last.weights, strict=True):
+        if is_synthetic(source) or source.startswith("task:"):
             raise DataError(
-                f"data.source = {config.source!r}: {part.source!r} is no text; a mixture "
+                f"data.source = {config.source!r}: {source!r} is no text; a mixture "
                 "is of sources of text"
             )
-        own = dataclasses.replace(config, source=part.source)
-        components.append(Component(part.source, part.weight, load_dataset(own, root)))
+        own = dataclasses.replace(config, source=source)
+        components.append(Component(source, weight, load_dataset(own, root)))
     first = components[0].dataset
     parts: list[Part] = []
     bytes_per_token = 0.0
@@ -329,6 +342,7 @@ def _load_mixture(config: DataConfig, root: Path) -> Dataset:
         document_length=None,
         meta={"source": config.source, "tokenizer_hash": first.meta["tokenizer_hash"]},
         components=tuple(components),
+        stages=mixture.stages,
     )
 
 

@@ -27,7 +27,8 @@ class HeldoutLoss:
     """The loss on a held-out slice.
 
     Attributes:
-        whole: Of a mixture the mean over its sources by their weights.
+        whole: Of a mixture the mean over its sources by their weights in the last stage,
+            which a source that this stage leaves out does not enter.
         by_source: Of each source of a mixture.
     """
 
@@ -38,9 +39,9 @@ class HeldoutLoss:
 def describe_sources(
     dataset: Dataset, tokens: list[int], by_source: dict[str, Evaluation]
 ) -> str:
-    """What a run saw and learned of each source of a mixture, as JSON: the weight, the
-    tokens trained on, how often they were seen, and the held-out loss with its standard
-    error, which a run that diverged does not have.
+    """What a run saw and learned of each source of a mixture, as JSON: the weight in the
+    last stage, the tokens trained on, how often they were seen, and the held-out loss
+    with its standard error, which a run that diverged does not have.
 
     Args:
         dataset: The mixture.
@@ -49,10 +50,11 @@ def describe_sources(
     """
     described = {}
     for component, seen in zip(dataset.components, tokens, strict=True):
+        epochs = max(1.0, seen / len(component.dataset.train)) if seen else 0.0
         values: dict[str, float] = {
             "weight": component.weight,
             "tokens": seen,
-            "epochs": max(1.0, seen / len(component.dataset.train)),
+            "epochs": epochs,
         }
         found = by_source.get(component.source)
         if found is not None:
@@ -89,6 +91,7 @@ def evaluate_heldout(
     by_source = {}
     loss = 0.0
     variance = 0.0
+    tokens = 0
     start = 0
     pieces = dataset.split_heldout(context, limit_tokens)
     for component, piece in zip(dataset.components, pieces, strict=True):
@@ -96,7 +99,8 @@ def evaluate_heldout(
         start += len(piece)
         own = summarize_losses(WindowLosses(measured.nats[part], measured.tokens[part]))
         by_source[component.source] = own
-        loss += component.weight * own.loss
-        variance += (component.weight * own.loss_se) ** 2
-    tokens = sum(own.tokens for own in by_source.values())
+        if component.weight > 0:
+            loss += component.weight * own.loss
+            variance += (component.weight * own.loss_se) ** 2
+            tokens += own.tokens
     return HeldoutLoss(Evaluation(loss, math.sqrt(variance), tokens), by_source)
