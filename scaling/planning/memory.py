@@ -21,7 +21,7 @@ from scaling.model.architecture import find_architecture
 from scaling.model.flops import count_parameters
 from scaling.planning.aot import Footprint
 from scaling.training.loop import LoopConfig
-from scaling.training.step import CACHED_TOKENS, TrainState, make_step_spec
+from scaling.training.step import TrainState, count_cached_tokens, make_step_spec
 
 _FLOAT = 4  # bytes of a parameter, a gradient and a logit
 _TOKEN = 4  # bytes of a token id
@@ -84,7 +84,7 @@ def estimate_host_bytes(run: RunConfig) -> int:
     """
     model = run.model
     state = _make_abstract_state(run)
-    tokens = max(CACHED_TOKENS, model.context)
+    tokens = max(count_cached_tokens(model), model.context)
     layers = model.trained_layers * count_layer_bytes(model)
     readouts = 1 + model.trained_layers - model.depth
     activations = tokens * (layers + 2 * readouts * model.vocab * _FLOAT)

@@ -75,6 +75,10 @@ class TrainingLosses(NamedTuple):
 CACHED_TOKENS = 512
 """Tokens computed at once on CPU. Their activations stay in the cache of a core."""
 
+_CACHED_TOKENS_WITH_EXPERTS = 2048
+"""The same of a model with experts, each of which sees a part of them. Each piece of a
+batch reads the matrices of all experts, and adds to the gradients of all."""
+
 _EVALUATED_TOKENS = 4096
 """Tokens that an accelerator evaluates at once."""
 
@@ -660,7 +664,13 @@ def count_micro_batches(run: RunConfig, strategy: Strategy) -> int:
     ):
         return pieces
     rows = run.optim.batch_size // strategy.devices
+    limit = count_cached_tokens(run.model)
     for count in range(pieces, rows + 1, pieces):
-        if rows % count == 0 and rows // count * run.model.context <= CACHED_TOKENS:
+        if rows % count == 0 and rows // count * run.model.context <= limit:
             return count
     return rows
+
+
+def count_cached_tokens(model: ArchitectureConfig) -> int:
+    """Tokens of a model that are trained at once on CPU."""
+    return _CACHED_TOKENS_WITH_EXPERTS if model.n_experts > 0 else CACHED_TOKENS

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.config import RunConfig
+from scaling.config import ExpertConfig, RunConfig
 from scaling.data.row_format import RowFormat
 from scaling.training.sharding import Single
 from scaling.training.step import (
@@ -151,6 +151,8 @@ def test_a_batch_is_computed_in_pieces_that_fit_the_cache(make_run: MakeRun) -> 
     assert pieces(**{"optim.batch_size": 96, "optim.accumulate": 2}) == 4
     assert pieces(**{"optim.batch_size": 128, "model.dropout": 0.1}) == 1
     assert pieces(**{"optim.batch_size": 128, "model.parametrization": "umup"}) == 1
+    experts = ExpertConfig(routed=4)  # 2048 tokens
+    assert pieces(**{"optim.batch_size": 256, "model.experts": experts}) == 2
 
 
 # --- losses ---------------------------------------------------------------------------------------------------
