@@ -18,7 +18,7 @@ from experiments.compare_families import (
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_plans_three_rates_of_each_size(name: str) -> None:
-    runs = plan_family(Families(budgets=(1e11,)), FAMILIES[name])
+    runs = plan_family(Families(budgets=(2e11,)), FAMILIES[name])
     cells: dict[tuple[int, int], set[float]] = {}
     for run in runs:
         cells.setdefault((run.model.width, run.tokens), set()).add(run.optim.lr)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from scaling.config import (
+    ArchitectureConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 from scaling.execution.sweep import sweep
 from scaling.inference.model import TrainedModel
 from scaling.model.family import build_family
@@ -19,6 +27,12 @@ from scaling.training.loop import LoopConfig
 
 MakeTrained = Callable[..., TrainedModel]
 WrapModel = Callable[..., TrainedModel]
+
+
+@functools.cache
+def compile_model(config: ArchitectureConfig) -> jax.stages.Wrapped:
+    """The forward pass of a model."""
+    return jax.jit(build_family(config).apply)
 
 
 @pytest.fixture(scope="session")

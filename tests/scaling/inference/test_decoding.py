@@ -16,7 +16,8 @@ from scaling.inference.decoding import CHUNK, count_kept, get_decoder
 from scaling.inference.generation import make_batch
 from scaling.inference.model import TrainedModel
 from scaling.inference.sampling import SamplingConfig, choose_tokens
-from scaling.model.family import build_family
+
+from .conftest import compile_model
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
@@ -62,6 +63,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+_choose_tokens = jax.jit(choose_tokens, static_argnums=4)
+
+
 def recompute(
     model: TrainedModel,
     prompt: str,
@@ -78,7 +82,7 @@ def recompute(
     window = read[-context:]
     occurred = np.zeros((1, model.config.vocab), bool)
     occurred[0, read] = True
-    apply = jax.jit(build_family(model.config).apply)
+    apply = compile_model(model.config)
     values = sampling.make_values(model.config.vocab)
     tokens: list[int] = []
     log_probabilities: list[float] = []
@@ -87,7 +91,7 @@ def recompute(
         padded[0, : len(window)] = window
         logits = apply(model.params, padded)[:, len(window) - 1]
         keys = jax.random.fold_in(jax.random.key(0) if key is None else key, step)
-        chosen = choose_tokens(
+        chosen = _choose_tokens(
             logits, jnp.asarray(occurred), keys[None], values, sampling.kind
         )
         token = int(chosen[0])

@@ -17,15 +17,21 @@ from scaling.inference.model import TrainedModel
 from scaling.inference.scoring import cut_into_rows
 from scaling.model.family import build_family
 
+from .conftest import compile_model
+
 pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
 
 
 def sum_nats(model: TrainedModel, ids: list[int]) -> float:
-    """The loss of a sequence within the context, token by token."""
-    shares = jax.nn.log_softmax(
-        build_family(model.config).apply(model.params, jnp.asarray([ids]))[0]
-    )
+    """The loss of a sequence within the context, token by token.
+
+    It is padded at its end, which no token sees, so that one program computes all.
+    """
+    padded = np.zeros((1, model.context + 1), np.int32)
+    padded[0, : len(ids)] = ids
+    logits = compile_model(model.config)(model.params, padded)[0]
+    shares = np.asarray(jax.nn.log_softmax(logits))
     return -sum(float(shares[i, token]) for i, token in enumerate(ids[1:]))
 
 

@@ -286,7 +286,9 @@ def make_windows() -> jax.Array:
     return jnp.asarray(draws, jnp.int32)
 
 
-@pytest.mark.parametrize("scan_layers", ["always", "never"])
+@pytest.mark.parametrize(
+    "scan_layers", [pytest.param("always", marks=pytest.mark.slow), "never"]
+)
 def test_a_step_moves_each_bias_against_its_load_and_nothing_else_does(
     make_model: MakeModel, scan_layers: str
 ) -> None:

@@ -207,6 +207,7 @@ def test_a_run_may_keep_documents_apart(tmp_path: Path) -> None:
         train_trunk(Trunk((run,)), tmp_path / "out", LoopConfig(), lambda event: None)
         runs.append(run)
     table = run_table(tmp_path / "out", runs)
+    table = table.set_index("run_id").loc[[run.run_id for run in runs]]
     assert table["loss"].nunique() == 2
     assert table["separate_documents"].tolist() == [False, True]
     found = scaling.load(tmp_path / "out", runs[1].run_id).evaluate_heldout()
