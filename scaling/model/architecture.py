@@ -350,28 +350,7 @@ def trace_forward(
     Raises:
         ConfigError: the program holds a loop whose length is not known.
     """
-    compute, params, tokens = _make_forward(architecture, config, rows=1)
-    return count_products(jax.make_jaxpr(compute)(params, tokens), activations=1)
-
-
-def trace_logits(
-    architecture: type[Architecture], config: ArchitectureConfig, rows: int
-) -> PyTree:
-    """The shape and dtype of the logits of some full contexts."""
-    logits, _ = jax.eval_shape(*_make_forward(architecture, config, rows))
-    return logits
-
-
-def _make_forward(
-    architecture: type[Architecture], config: ArchitectureConfig, rows: int
-) -> tuple[
-    Callable[[Params, Array], tuple[Array, TrainingTerms | None]],
-    PyTree,
-    jax.ShapeDtypeStruct,
-]:
-    """The forward pass in training, and the shapes of its parameters and tokens."""
     parts = split_module(architecture, config)
-    tokens = jax.ShapeDtypeStruct((rows, config.context), jnp.int32)
 
     def compute(
         params: Params, tokens: Int[Array, "B T"]
@@ -379,4 +358,18 @@ def _make_forward(
         model = nnx.merge(parts.graph, nnx.State(params))
         return model.apply_for_training(tokens, Call())
 
-    return compute, parts.shapes, tokens
+    tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
+    return count_products(jax.make_jaxpr(compute)(parts.shapes, tokens), activations=1)
+
+
+def trace_logits(
+    architecture: type[Architecture], config: ArchitectureConfig, rows: int
+) -> PyTree:
+    """The shape and dtype of what the module returns for some full contexts."""
+    parts = split_module(architecture, config)
+
+    def compute(params: Params, tokens: Int[Array, "B T"]) -> PyTree:
+        return nnx.merge(parts.graph, nnx.State(params))(tokens, Call())
+
+    tokens = jax.ShapeDtypeStruct((rows, config.context), jnp.int32)
+    return jax.eval_shape(compute, parts.shapes, tokens)

@@ -158,6 +158,7 @@ def test_a_run_of_the_text_that_is_no_better_than_a_shorter_one_does_not_count()
     assert find_flops(flops, np.array([4.0, 3.0, 2.0, 1.0]), 3.0).flops == 2.0
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_multiplier_as_often_as_they_say() -> None:
     """90 % of them, of 100 tables: within three standard errors of that."""
     covered = []
@@ -233,6 +234,7 @@ def test_a_distilled_run_differs_from_the_text_in_its_teacher_alone(
         assert len({run.trunk_id for run in distilled}) == len(tiny.seeds)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_the_experiment_runs(tiny: Distillation, capsys: pytest.CaptureFixture) -> None:
     tiny = dataclasses.replace(tiny, arms=tiny.arms[1:], tokens=(2048,))

@@ -96,6 +96,7 @@ def test_the_law_of_sparsity_is_recovered() -> None:
     assert fit.answer() == "trained for longer, a model loses more"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_a_sweep_is_pruned_recovered_and_drawn(tmp_path: Path) -> None:
     loop = LoopConfig(chunk_steps=8)

@@ -236,6 +236,7 @@ def add_trunks(params: dict[str, float], seed: int, trunk: float) -> pd.DataFram
     return pd.DataFrame({"N": N, "D": D, "C": 6 * N * D, "loss": loss, "trunk": N})
 
 
+@pytest.mark.slow
 def test_the_trunks_of_each_recipe_have_effects_of_their_own(
     true: dict[str, float],
 ) -> None:

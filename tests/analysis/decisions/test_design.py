@@ -109,6 +109,7 @@ def test_a_design_costs_what_its_plan_says(
     assert len(plan) == len(found.table)
 
 
+@pytest.mark.slow
 def test_a_design_beats_isoflop_profiles_of_equal_cost(
     config: PlanConfig,
 ) -> None:

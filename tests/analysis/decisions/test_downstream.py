@@ -69,6 +69,7 @@ def get_width(interval: tuple[float, float]) -> float:
     return interval[1] - interval[0]
 
 
+@pytest.mark.slow
 def test_the_held_out_error_is_covered_as_often_as_promised() -> None:
     covered_losses = []
     covered_errors = []

@@ -403,6 +403,7 @@ def test_a_stream_that_is_too_short_for_any_run_is_named(capsys):
     assert "the stream has 40,000 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_the_plan_that_plan_finds(tmp_path, capsys, monkeypatch):
     """`sweep --flops --for` trains what `plan --flops --for` prints, and says first what
     to expect of it.

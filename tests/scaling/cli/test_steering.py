@@ -189,6 +189,7 @@ def test_an_open_interval_is_written_as_json(tmp_path) -> None:
     assert Journal(tmp_path).decisions[0].name == "rate"
 
 
+@pytest.mark.slow
 def test_it_stops_where_the_interval_is_as_wanted(config, world) -> None:
     steering, _ = steer_simulated(config, world, until=0.5)
     last = steering.journal.decisions[-1]
@@ -300,6 +301,7 @@ def test_a_short_text_is_said_to_be(finished) -> None:
     steering.train_tokens = None
 
 
+@pytest.mark.slow
 def test_no_run_is_longer_than_the_text(config, world) -> None:
     trainer = CountingTrainer(SimulatedTrainer(config, world))
     steering = Steering(

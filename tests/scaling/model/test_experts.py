@@ -233,6 +233,7 @@ def test_what_is_computed_of_a_token_depends_on_no_other_in_its_batch(
     assert_close(ragged, together)
 
 
+@pytest.mark.slow
 def test_the_router_is_computed_in_float32(make_model: MakeModel) -> None:
     """A score moves by a change of the router that bfloat16 does not hold."""
     config = make_model(dtype="bfloat16", experts=EIGHT, zero_init_outputs=False)
