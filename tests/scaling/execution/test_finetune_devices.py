@@ -98,7 +98,7 @@ def alone(folder: Path, texts: Path) -> list[float]:
     return read_losses(start(folder, texts, "single", "single"))
 
 
-@pytest.mark.parametrize("name", ["pmap", "fsdp"])
+@pytest.mark.parametrize("name", [pytest.param("pmap", marks=pytest.mark.slow), "fsdp"])
 def test_eight_devices_equal_one(
     folder: Path, texts: Path, alone: list[float], name: str
 ) -> None:

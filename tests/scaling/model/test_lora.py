@@ -40,7 +40,9 @@ def test_a_model_with_fresh_adapters_is_its_parent() -> None:
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("scan_layers", ["never", "always"])
+@pytest.mark.parametrize(
+    "scan_layers", ["never", pytest.param("always", marks=pytest.mark.slow)]
+)
 def test_training_changes_the_matrices_of_the_blocks_by_the_rank(
     scan_layers: str,
 ) -> None:

@@ -41,7 +41,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sparse")
 
 
-@pytest.fixture(scope="module", params=["listed", "scanned"])
+@pytest.fixture(
+    scope="module", params=["listed", pytest.param("scanned", marks=pytest.mark.slow)]
+)
 def dense(request: pytest.FixtureRequest, out: Path) -> RunConfig:
     """A trained run on a source of known entropy."""
     scan = "always" if request.param == "scanned" else "never"
