@@ -19,10 +19,9 @@ from scaling.config.conversion import (
     require_at_least_one,
     require_positive,
 )
-from scaling.model.architectures.layer_stack import LayerStack
-from scaling.model.layers import (
-    Linear,
-)
+from scaling.config.model import Norm as NormKind
+from scaling.model.architectures.layer_stack import LayerStack, StackedLayer
+from scaling.model.layers import Linear, Norm
 from scaling.model.parametrization import Parametrization
 
 
@@ -96,7 +95,9 @@ class ConvolutionLayer(nnx.Module):
         rules: Parametrization,
         rngs: nnx.Rngs,
         layer: int,
+        norm: NormKind,
     ) -> None:
+        self.norm = Norm(norm, rules, rngs, config.width)  # the stack applies it
         # One matrix for all positions of the kernel, which lie next to each other.
         self.convolve = Linear(
             rules,
@@ -142,9 +143,21 @@ class ConvolutionalNetwork(LayerStack):
     Config = ConvolutionConfig
 
     def make_layers(
-        self, config: ConvolutionConfig, rules: Parametrization, rngs: nnx.Rngs
-    ) -> dict[str, nnx.Module]:
-        return {
-            f"layer{i}": ConvolutionLayer(config, rules, rngs, i)
-            for i in range(config.depth)
-        }
+        self,
+        config: ConvolutionConfig,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        norm: NormKind,
+    ) -> None:
+        self.layers = nnx.List(
+            [
+                ConvolutionLayer(config, rules, rngs, i, norm)
+                for i in range(config.depth)
+            ]
+        )
+
+    def list_layers(self) -> list[StackedLayer]:
+        layers: list[StackedLayer] = []
+        for i, layer in enumerate(self.layers):
+            layers.append(StackedLayer(f"layer{i}", layer.norm, layer))
+        return layers

@@ -26,7 +26,8 @@ from scaling.config.conversion import (
     require_at_least_one,
     require_positive,
 )
-from scaling.model.architectures.layer_stack import LayerStack
+from scaling.config.model import Norm as NormKind
+from scaling.model.architectures.layer_stack import LayerStack, StackedLayer
 from scaling.model.layers import (
     Bias,
     FeedForward,
@@ -217,13 +218,29 @@ class LinearTransformer(LayerStack):
     Config = LinearAttentionConfig
 
     def make_layers(
-        self, config: LinearAttentionConfig, rules: Parametrization, rngs: nnx.Rngs
-    ) -> dict[str, nnx.Module]:
+        self,
+        config: LinearAttentionConfig,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        norm: NormKind,
+    ) -> None:
         depth = range(config.depth)
-        attentions = [LinearAttention(config, rules, rngs) for _ in depth]
-        feed_forwards = [FeedForward(rules, rngs, config.d_ff) for _ in depth]
-        layers: dict[str, nnx.Module] = {}
-        for i in depth:
-            layers[f"block{i}.attention"] = attentions[i]
-            layers[f"block{i}.feed_forward"] = feed_forwards[i]
+        self.attentions = nnx.List(
+            [LinearAttention(config, rules, rngs) for _ in depth]
+        )
+        self.feed_forwards = nnx.List(
+            [FeedForward(rules, rngs, config.d_ff) for _ in depth]
+        )
+        self.norms = nnx.List(
+            [Norm(norm, rules, rngs, config.width) for _ in range(2 * config.depth)]
+        )
+
+    def list_layers(self) -> list[StackedLayer]:
+        layers: list[StackedLayer] = []
+        for i, attention in enumerate(self.attentions):
+            first = self.norms[2 * i]
+            second = self.norms[2 * i + 1]
+            feed_forward = self.feed_forwards[i]
+            layers.append(StackedLayer(f"block{i}.attention", first, attention))
+            layers.append(StackedLayer(f"block{i}.feed_forward", second, feed_forward))
         return layers

@@ -18,11 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from scaling.config import ArchitectureConfig
-from scaling.model.architectures.layer_stack import LayerStack
-from scaling.model.layers import (
-    Bias,
-    Linear,
-)
+from scaling.config.model import Norm as NormKind
+from scaling.model.architectures.layer_stack import LayerStack, StackedLayer
+from scaling.model.layers import Bias, Linear, Norm
 from scaling.model.parametrization import Parametrization
 from scaling.model.positions import find_starts
 
@@ -109,8 +107,18 @@ class Lstm(LayerStack):
         super().__init__(config, rngs, residual=config.residual)
 
     def make_layers(
-        self, config: ArchitectureConfig, rules: Parametrization, rngs: nnx.Rngs
-    ) -> dict[str, nnx.Module]:
-        return {
-            f"layer{i}": LstmLayer(config, rules, rngs) for i in range(config.depth)
-        }
+        self,
+        config: ArchitectureConfig,
+        rules: Parametrization,
+        rngs: nnx.Rngs,
+        norm: NormKind,
+    ) -> None:
+        depth = range(config.depth)
+        self.norms = nnx.List([Norm(norm, rules, rngs, config.width) for _ in depth])
+        self.layers = nnx.List([LstmLayer(config, rules, rngs) for _ in depth])
+
+    def list_layers(self) -> list[StackedLayer]:
+        layers: list[StackedLayer] = []
+        for i, layer in enumerate(self.layers):
+            layers.append(StackedLayer(f"layer{i}", self.norms[i], layer))
+        return layers

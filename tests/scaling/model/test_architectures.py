@@ -7,6 +7,7 @@ Axes: B batch, T position.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,10 @@ from scaling.training.loop import check_fits
 
 SMALL = {"width": 16, "depth": 2, "vocab": 32, "context": 24, "base_width": 16}
 OWN = f"{__name__}:Bigram"
+DATA = Path(__file__).parents[2] / "data"
+STORED_SHAPES: dict[str, dict[str, list[int]]] = json.loads(
+    (DATA / "parameter_shapes.json").read_text()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +308,18 @@ def test_the_laws_of_one_process_hold(
             config.prefix_tokens > 0
             and check in (conformance.check_examples, conformance.check_decoding)
         )
+
+
+@pytest.mark.parametrize("name", STORED_SHAPES)
+def test_parameters_have_the_names_under_which_runs_store_them(name: str) -> None:
+    """Those of the commit that introduced each architecture."""
+    config = find_config_class(name, "architecture")(**SMALL)
+    params = jax.eval_shape(lambda: build_family(config).init(0))
+    found: dict[str, list[int]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        key = jax.tree_util.keystr(path, simple=True, separator=".")
+        found[key] = list(leaf.shape)
+    assert found == STORED_SHAPES[name]
 
 
 def test_linear_attention_is_the_sum_that_it_stands_for() -> None:
