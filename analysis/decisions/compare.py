@@ -280,15 +280,10 @@ def compare(
     for group in range(1, len(compared)):
         slope = compute_slope(laws, compared, group, C, level)
         slopes[compared[group].name] = slope
-    all_notes = (
+    found_notes = (
         *laws.notes,
         *notes,
-        *remarks.note_runs(sources),
-        *remarks.note_columns(sources, laws.fits),
-        *remarks.note_values(sources),
-        *remarks.note_objectives(sources),
-        *remarks.note_flops_conventions(sources, laws.fits, options),
-        *remarks.note_multipliers(sources, laws.fits, table),
+        *remarks.note_sources(sources, laws.fits, options, table),
         *laws.boot.notes,
     )
     found = Comparison(
@@ -302,7 +297,7 @@ def compare(
         furthest=furthest,
         verdict="",
         level=level,
-        notes=tuple(dict.fromkeys(all_notes)),
+        notes=tuple(dict.fromkeys(found_notes)),
     )
     return replace(found, verdict=write_verdict(found))
 

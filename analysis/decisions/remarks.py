@@ -22,6 +22,30 @@ SHARED_VALUES = {
 INSIDE_SWEEP = 1.0001  # C over a sweep's largest C, up to which it counts as inside
 
 
+def note_sources(
+    sources: Sequence[Source],
+    fits: Sequence[Fit],
+    options: Sequence[Callable[[np.ndarray], np.ndarray] | str | None],
+    table: pd.DataFrame,
+) -> list[str]:
+    """All notes on what is compared.
+
+    Args:
+        sources: the runs of each recipe, the baseline first.
+        fits: the law of each.
+        options: how each one's FLOPs per token are counted.
+        table: the multipliers at each budget.
+    """
+    return [
+        *note_runs(sources),
+        *note_columns(sources, fits),
+        *note_values(sources),
+        *note_objectives(sources),
+        *note_flops_conventions(sources, fits, options),
+        *note_multipliers(sources, fits, table),
+    ]
+
+
 def note_columns(sources: Sequence[Source], fits: Sequence[Fit]) -> list[str]:
     """Notes on canonical columns that were read from different columns."""
     notes = []

@@ -14,7 +14,8 @@ from scaling.data.synthetic.protocol import is_synthetic
 from scaling.data.tokenizers import FileTokenizer, Tokenizer, open_tokenizer
 from scaling.inference.compressed import is_compressed, read_compressed
 from scaling.inference.model import TrainedModel
-from scaling.model.family import drop_training_layers, unstack_layers
+from scaling.model.architecture import find_architecture
+from scaling.model.family import unstack_layers
 from scaling.store import query, run_dirs
 from scaling.store.files import StoreError
 from scaling.training.trained_params import TrainedParams, read_trained_params
@@ -49,7 +50,8 @@ def load(
     folder = find_run_folder(Path(path), run)
     trained = read_trained_params(folder, step)
     model, params = unstack_layers(trained.run.model, trained.params)
-    model, params = drop_training_layers(model, params)
+    architecture = find_architecture(model)
+    model, params = architecture.drop_training_layers(model, params)
     expected = trained.metadata.get("tokenizer_hash")
     return TrainedModel(
         run=trained.run,

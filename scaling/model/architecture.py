@@ -136,6 +136,15 @@ class Architecture(nnx.Module):
         return self(tokens_BxT, call), None
 
     @classmethod
+    def drop_training_layers(
+        cls, config: ArchitectureConfig, params: Params
+    ) -> tuple[ArchitectureConfig, Params]:
+        """A trained model without the layers that only training needs; the arguments if
+        it has none, as in the default.
+        """
+        return config, params
+
+    @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
         """Exact parameter counts. The default reads them from the roles.
 

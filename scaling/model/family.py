@@ -8,7 +8,6 @@ Axes: B batch, T position, D width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
-from scaling.config import ArchitectureConfig, ConfigError, ModelConfig
+from scaling.config import ArchitectureConfig, ConfigError
 from scaling.model.architecture import (
     Architecture,
     Cache,
@@ -208,20 +207,6 @@ def unstack_layers(
     for layer in range(config.depth):
         blocks[layer] = jax.tree.map(lambda leaf, i=layer: leaf[i], params["blocks"])
     return config.unscan(), {**params, "blocks": blocks}
-
-
-def drop_training_layers(
-    config: ArchitectureConfig, params: Params
-) -> tuple[ArchitectureConfig, Params]:
-    """The same model without the layers that only training needs.
-
-    Returns:
-        The configuration and the parameters. They are the arguments if it has none.
-    """
-    if not isinstance(config, ModelConfig) or config.future_tokens == 0:
-        return config, params
-    kept = {name: value for name, value in params.items() if name != "future"}
-    return dataclasses.replace(config, future_tokens=0), kept
 
 
 def stack_layers(config: ArchitectureConfig, params: Params) -> Params:

@@ -11,6 +11,7 @@ E experts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -29,6 +30,7 @@ from scaling.model.architecture import (
     Key,
     Option,
     ParameterCounts,
+    Params,
     Tap,
     TrainingTerms,
     pass_through,
@@ -501,6 +503,17 @@ class Transformer(Architecture):
         if self.config.remat:
             return jax.checkpoint(_apply_block, static_argnums=(0,))
         return _apply_block
+
+    @classmethod
+    def drop_training_layers(
+        cls, config: ArchitectureConfig, params: Params
+    ) -> tuple[ArchitectureConfig, Params]:
+        """The decoder without the layers that predict further tokens."""
+        model = _require_model_config(config)
+        if model.future_tokens == 0:
+            return config, params
+        kept = {name: value for name, value in params.items() if name != "future"}
+        return dataclasses.replace(model, future_tokens=0), kept
 
     @classmethod
     def count_parameters(cls, config: ArchitectureConfig) -> ParameterCounts:
