@@ -16,7 +16,7 @@ To compare another option, add a row to `ARMS`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -62,6 +62,9 @@ ARMS: dict[str, Arm] = {
     DEFAULT: Arm(),
     "2 heads of keys and values": Arm({"n_kv_heads": 2}),
     "1 head of keys and values": Arm({"n_kv_heads": 1}),
+    "8 heads, 4 of keys and values": Arm({"n_heads": 8, "n_kv_heads": 4}),
+    "2 heads": Arm({"n_heads": 2}),
+    "1 head": Arm({"n_heads": 1}),
     "gated attention": Arm({"attention_gate": True}),
     "attention sinks": Arm({"attention_sink": True}),
     "parallel branches": Arm({"parallel_blocks": True}),
@@ -75,8 +78,15 @@ ARMS: dict[str, Arm] = {
     "layer norm": Arm({"norm": "layernorm"}),
     "SwiGLU, as many weights": Arm({"activation": "swiglu", "ff_ratio": 8 / 3}),
     "squared ReLU": Arm({"activation": "relu2"}),
+    "one further token predicted": Arm({"future_tokens": 1}),
 }
-"""What is compared, the baseline first."""
+"""What is compared, the default first."""
+
+SAME_CACHE = {
+    "2 heads of keys and values": "2 heads",
+    "1 head of keys and values": "1 head",
+}
+"""Models whose cache has as many bytes, which are compared with each other too."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,9 @@ class Multiplier(NamedTuple):
 
     Attributes:
         arm: its name.
+        baseline: that of the arm it is compared with.
         budget: FLOPs of the largest budget.
-        multiplier: FLOPs of the default over those of the arm at equal loss there.
+        multiplier: FLOPs of the baseline over those of the arm at equal loss there.
         low: end of its 90 % interval.
         high: the other end.
         shares_shape: whether both bear one shape of the law.
@@ -122,6 +133,7 @@ class Multiplier(NamedTuple):
     """
 
     arm: str
+    baseline: str
     budget: float
     multiplier: float
     low: float
@@ -151,23 +163,30 @@ def train_arms(args: Architectures) -> dict[str, pd.DataFrame]:
     return train_sweeps("architectures", plans, args.out, args.workers)
 
 
+def list_comparisons(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Each arm with the default, then with the arm whose cache has as many bytes."""
+    trained = list(names)
+    pairs = [(name, DEFAULT) for name in trained if name != DEFAULT]
+    for name, baseline in SAME_CACHE.items():
+        if name in trained and baseline in trained:
+            pairs.append((name, baseline))
+    return pairs
+
+
 def measure_multipliers(
     tables: Mapping[str, pd.DataFrame], draws: int
 ) -> list[Multiplier]:
-    """Each arm compared with the default, at the largest budget that both have."""
-    default = tables[DEFAULT]
+    """Each arm compared with its baselines, at the largest budget that both have."""
     rows = []
-    for name, table in tables.items():
-        if name == DEFAULT:
-            continue
-        found = analysis.compare(
-            {DEFAULT: default, name: table}, draws=draws, flops_per_token="counted"
-        )
-        budget = min(max(default["flops"].tolist()), max(table["flops"].tolist()))
+    for name, baseline in list_comparisons(tables):
+        arms = {baseline: tables[baseline], name: tables[name]}
+        found = analysis.compare(arms, draws=draws, flops_per_token="counted")
+        budget = min(max(table["flops"].tolist()) for table in arms.values())
         (at,) = found.at([budget]).to_dict("records")
         rows.append(
             Multiplier(
                 arm=name,
+                baseline=baseline,
                 budget=budget,
                 multiplier=float(at["multiplier"]),
                 low=float(at["low"]),
@@ -178,6 +197,13 @@ def measure_multipliers(
         )
         print(f"\n{found}", flush=True)
     return rows
+
+
+def name_row(row: Multiplier) -> str:
+    """The arm, and its baseline where that is not the default."""
+    if row.baseline == DEFAULT:
+        return row.arm
+    return f"{row.arm}, over {row.baseline}"
 
 
 def measure_model(arm: Arm) -> dict[str, float]:
@@ -192,20 +218,20 @@ def measure_model(arm: Arm) -> dict[str, float]:
 
 
 def format_table(rows: list[Multiplier]) -> str:
-    """The multipliers as a Markdown table, over what the default has."""
-    default = measure_model(ARMS[DEFAULT])
+    """The multipliers as a Markdown table, over what the baseline has."""
     lines = [
         "| option | multiplier, 90 % interval | weights | FLOPs a token | cache bytes |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
+        baseline = measure_model(ARMS[row.baseline])
         sizes = [
-            row.parameters / default["parameters"],
-            row.flops / default["flops"],
-            row.cache_bytes / default["cache_bytes"],
+            row.parameters / baseline["parameters"],
+            row.flops / baseline["flops"],
+            row.cache_bytes / baseline["cache_bytes"],
         ]
         interval = format_multiplier(row)
-        cells = [row.arm, interval, *(f"{size:.2f}" for size in sizes)]
+        cells = [name_row(row), interval, *(f"{size:.2f}" for size in sizes)]
         lines.append("| " + " | ".join(cells) + " |")
     lines += explain_mark(rows)
     return "\n".join(lines)
@@ -216,7 +242,10 @@ def main() -> None:
     args = tyro.cli(Architectures, description=__doc__)
     rows = measure_multipliers(train_arms(args), args.draws)
     save_multipliers(rows, format_table(rows), args.out)
-    intervals = [Interval(row.arm, row.multiplier, row.low, row.high) for row in rows]
+    intervals = []
+    for row in rows:
+        name = name_row(row)
+        intervals.append(Interval(name, row.multiplier, row.low, row.high))
     figure = plot_multipliers(intervals, DEFAULT)
     print(save_figure(figure, args.out / "multipliers.png"))
 

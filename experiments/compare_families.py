@@ -63,6 +63,7 @@ from scaling.model.kernels import cross_entropy
 BASELINE = "decoder"
 _COLORS = (BLUE, VERMILLION, GREEN, ORANGE)
 _ROWS_AT_ONCE = 4
+_MUON = {"optimizer": "muon"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,13 @@ class FamilySpec:
         architecture: its name.
         model: values of fields of its configuration.
         optim: values of fields of `OptimConfig`.
+        baseline: name of the family that it is compared with.
     """
 
     architecture: str
     model: Mapping[str, object] = field(default_factory=dict)
     optim: Mapping[str, object] = field(default_factory=dict)
+    baseline: str = BASELINE
 
 
 FAMILIES: dict[str, FamilySpec] = {
@@ -88,9 +91,18 @@ FAMILIES: dict[str, FamilySpec] = {
     "prefix decoder": FamilySpec("decoder", {"prefix": 0.5}),
     "encoder-decoder": FamilySpec("encoder_decoder"),
     "encoder": FamilySpec("encoder"),
+    "decoder with Muon": FamilySpec("decoder", optim=_MUON),
+    "linear attention with Muon": FamilySpec(
+        "linear_attention", optim=_MUON, baseline="linear attention"
+    ),
+    "LSTM with Muon": FamilySpec("lstm", optim=_MUON, baseline="LSTM"),
+    "convolution with Muon": FamilySpec(
+        "convolution", {"depth": 4}, _MUON, baseline="convolution"
+    ),
 }
-"""What can be compared, the baseline first. The last three predict other tokens, so that
-their losses compare only as `experiments.objectives` measures them."""
+"""What can be compared, the decoder first. The prefix decoder, the encoder-decoder and
+the encoder predict other tokens, so that their losses compare only as
+`experiments.objectives` measures them."""
 
 _PREDICTORS = ("decoder", "linear attention", "LSTM", "convolution")
 
@@ -101,7 +113,7 @@ class Families:
 
     Attributes:
         out: folder of the runs, the table and the figures.
-        families: names of `FAMILIES`; the decoder is always trained.
+        families: names of `FAMILIES`; what they are compared with is always trained.
         preset: the sweep that each trains.
         budgets: FLOPs, in place of the preset's.
         context: tokens per sequence.
@@ -133,9 +145,10 @@ class FamilyResult(NamedTuple):
 
     Attributes:
         family: its name.
-        budget: FLOPs of the decoder's largest budget.
-        multiplier: that budget over the FLOPs that the family needs for the decoder's loss
-            there.
+        baseline: name of the family that it is compared with.
+        budget: FLOPs of the baseline's largest budget.
+        multiplier: that budget over the FLOPs that the family needs for the baseline's
+            loss there.
         low: end of its 90 % interval.
         high: the other end.
         shares_shape: whether both bear one shape of the law.
@@ -144,6 +157,7 @@ class FamilyResult(NamedTuple):
     """
 
     family: str
+    baseline: str
     budget: float
     multiplier: float
     low: float
@@ -172,8 +186,11 @@ def plan_family(args: Families, family: FamilySpec) -> list[RunConfig]:
 
 
 def train_families(args: Families) -> dict[str, pd.DataFrame]:
-    """The run table of each family, the decoder first."""
-    names = dict.fromkeys((BASELINE, *args.families))
+    """The run table of each family, the decoder first and each after its baseline."""
+    names = {BASELINE: None}
+    for name in args.families:
+        names[FAMILIES[name].baseline] = None
+        names[name] = None
     plans = {name: plan_family(args, FAMILIES[name]) for name in names}
     return train_sweeps("families", plans, args.out, args.workers)
 
@@ -195,23 +212,26 @@ def keep_best_rates(table: pd.DataFrame) -> pd.DataFrame:
 def compare_families(
     tables: Mapping[str, pd.DataFrame], draws: int
 ) -> list[FamilyResult]:
-    """The compute that each family needs for the loss of the decoder's largest budget."""
-    baseline = tables[BASELINE]
-    budget = max(baseline["flops"].tolist())
+    """The compute that each family needs for the loss of its baseline's largest budget."""
     rows = []
     for name, table in tables.items():
         if name == BASELINE:
             continue
+        baseline = FAMILIES[name].baseline
+        budget = max(tables[baseline]["flops"].tolist())
         # The family is the one whose compute is asked for: it may reach losses that the
-        # decoder's law does not reach with any compute.
+        # baseline's law does not reach with any compute.
         found = analysis.compare(
-            {name: table, BASELINE: baseline}, draws=draws, flops_per_token="counted"
+            {name: table, baseline: tables[baseline]},
+            draws=draws,
+            flops_per_token="counted",
         )
         (at,) = found.at([budget]).to_dict("records")
         at_edge = table.loc[:, "at_edge"].to_numpy(bool)
         rows.append(
             FamilyResult(
                 family=name,
+                baseline=baseline,
                 budget=budget,
                 multiplier=1 / float(at["multiplier"]),
                 low=1 / float(at["high"]),
@@ -292,12 +312,13 @@ def average_octaves(
 def format_table(rows: list[FamilyResult]) -> str:
     """The multipliers as a Markdown table."""
     lines = [
-        "| architecture | multiplier, 90 % interval | best rate at an end |",
-        "|---|---|---|",
+        "| architecture | over | multiplier, 90 % interval | best rate at an end |",
+        "|---|---|---|---|",
     ]
     for row in rows:
         interval = format_multiplier(row)
-        lines.append(f"| {row.family} | {interval} | {row.at_edge} of {row.cells} |")
+        edges = f"{row.at_edge} of {row.cells}"
+        lines.append(f"| {row.family} | {row.baseline} | {interval} | {edges} |")
     lines += explain_mark(rows)
     return "\n".join(lines)
 
@@ -330,7 +351,9 @@ def main() -> None:
     intervals = []
     for row in rows:
         intervals.append(Interval(row.family, row.multiplier, row.low, row.high))
-    figure = plot_multipliers(intervals, BASELINE)
+    baselines = {row.baseline for row in rows}
+    baseline = baselines.pop() if len(baselines) == 1 else "baseline of each"
+    figure = plot_multipliers(intervals, baseline)
     print(save_figure(figure, args.out / "multipliers.png"))
     positions = measure_best_runs(tables, args.out)
     figure = plot_positions(positions)

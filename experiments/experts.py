@@ -11,8 +11,11 @@ is that of the dense model and is not tuned again.
 Two laws are fitted, with 90 % intervals. That of Krajewski et al. 2024 (arXiv:2402.07871)
 takes the runs of one sparsity, that of Abnar et al. 2025 (arXiv:2501.12370) those of one
 granularity. A law that the runs do not determine is marked so: its intervals then mean
-nothing. Writes `runs.csv`, `laws.md` and `experts.png`. Expect the loss to
-fall with the number of experts and to gain less from each doubling.
+nothing. Each model is also compared with the dense one: the multiplier is the compute
+that the dense model needs for its loss at the largest budget, over its own. Writes
+`runs.csv`, `laws.md`, `multipliers.csv`, `table.md` and `experts.png`. Expect the loss to
+fall with the number of experts and to gain less from each doubling. docs/guides/experts.md
+has the figures.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -31,6 +35,11 @@ from analysis import Fit, Law
 from analysis.fitting.bootstrap import Bootstrap
 from analysis.laws.base import Array, Params, Variables, power
 from analysis.plots.style import LOSS, MARKERS, make_figure, save_figure, use_style
+from experiments.multipliers import (
+    explain_mark,
+    format_multiplier,
+    save_multipliers,
+)
 from scaling import ExpertConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
@@ -72,7 +81,8 @@ class Experts:
 
 def list_arms(args: Experts) -> list[tuple[int, int]]:
     """Sparsity and granularity of each model that is compared."""
-    arms = [(sparsity, 1) for sparsity in args.sparsities]
+    arms = [(1, 1)]
+    arms += [(sparsity, 1) for sparsity in args.sparsities]
     arms += [(args.at_sparsity, granularity) for granularity in args.granularities]
     return list(dict.fromkeys(arms))
 
@@ -116,6 +126,72 @@ def train_arms(args: Experts) -> pd.DataFrame:
     table["experts_over_active"] = [arms[run_id][1] for run_id in ids]
     table["granularity"] = [arms[run_id][2] for run_id in ids]
     return table
+
+
+# --- multipliers ----------------------------------------------------------------------
+
+
+class ExpertsResult(NamedTuple):
+    """What a mixture of experts is worth: a row of the table.
+
+    Attributes:
+        sparsity: experts over those of a token.
+        granularity: of the experts.
+        budget: FLOPs of the largest budget.
+        multiplier: FLOPs of the dense model over those of this one at equal loss there.
+        low: end of its 90 % interval.
+        high: the other end.
+        shares_shape: whether both bear one shape of the law.
+    """
+
+    sparsity: int
+    granularity: int
+    budget: float
+    multiplier: float
+    low: float
+    high: float
+    shares_shape: bool
+
+
+def compare_arms(args: Experts, table: pd.DataFrame) -> list[ExpertsResult]:
+    """Each mixture of experts compared with the dense model, which has sparsity 1."""
+    arms = {}
+    for key, runs in table.groupby(["experts_over_active", "granularity"]):
+        arms[key] = runs
+    dense = arms[1, 1]
+    rows = []
+    for sparsity, granularity in list_arms(args):
+        if sparsity == 1:
+            continue
+        runs = {"dense": dense, "experts": arms[sparsity, granularity]}
+        found = analysis.compare(runs, draws=args.draws, flops_per_token="counted")
+        budget = min(max(table["flops"].tolist()) for table in runs.values())
+        (at,) = found.at([budget]).to_dict("records")
+        rows.append(
+            ExpertsResult(
+                sparsity=sparsity,
+                granularity=granularity,
+                budget=budget,
+                multiplier=float(at["multiplier"]),
+                low=float(at["low"]),
+                high=float(at["high"]),
+                shares_shape=found.is_joint,
+            )
+        )
+    return rows
+
+
+def format_table(rows: list[ExpertsResult]) -> str:
+    """The multipliers as a Markdown table."""
+    lines = [
+        "| experts over those of a token | granularity | multiplier, 90 % interval |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        interval = format_multiplier(row)
+        lines.append(f"| {row.sparsity} | {row.granularity} | {interval} |")
+    lines += explain_mark(rows)
+    return "\n".join(lines)
 
 
 # --- laws -----------------------------------------------------------------------------
@@ -231,6 +307,8 @@ def main() -> None:
     args = tyro.cli(Experts, description=__doc__)
     table = train_arms(args)
     table.to_csv(args.out / "runs.csv", index=False)
+    rows = compare_arms(args, table)
+    save_multipliers(rows, format_table(rows), args.out)
     text = format_laws(fit_laws(args, table))
     (args.out / "laws.md").write_text(f"{text}\n", encoding="utf-8")
     print(f"\n{text}")

@@ -147,7 +147,7 @@ def format_losses(rows: list[FamilyResult], best: Mapping[str, float]) -> str:
     lines[1] += "---|"
     for i, row in enumerate(rows):
         lines[2 + i] += f" {best[row.family]:.3f} |"
-    lines.insert(2, f"| {BASELINE} | 1 | | {best[BASELINE]:.3f} |")
+    lines.insert(2, f"| {BASELINE} | | 1 | | {best[BASELINE]:.3f} |")
     return "\n".join(lines)
 
 

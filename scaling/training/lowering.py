@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from scaling.config import RunConfig
+from scaling.data.row_format import PLAIN_ROWS, RowFormat
 from scaling.training.sharding import Device, Fsdp, Pmap, Single, Strategy
 from scaling.training.step import Executable, StepRates, TrainState, get_executable
 
@@ -64,7 +65,9 @@ def lower_for_devices(
 ) -> Lowered:
     """Lower the chunk as the library runs it on these devices.
 
-    The strategy is fsdp if `sharded`, single for one device, and pmap for several.
+    The strategy is fsdp if `sharded`, single for one device, and pmap for several. Where
+    documents are kept apart, their separator has the id 0: no data is read, and the
+    program of another id differs in that number alone.
     """
     named = tuple(devices)
     strategy: Strategy
@@ -74,7 +77,8 @@ def lower_for_devices(
         strategy = Single(1, named)
     else:
         strategy = Pmap(len(named), named)
-    return lower_chunk(get_executable(run, strategy), run, steps)
+    row_format = RowFormat(separator=0) if run.data.separate_documents else PLAIN_ROWS
+    return lower_chunk(get_executable(run, strategy, row_format), run, steps)
 
 
 def lower_chunk(executable: Executable, run: RunConfig, steps: int) -> Lowered:

@@ -8,8 +8,10 @@ import pytest
 from experiments.compare_architectures import (
     ARMS,
     DEFAULT,
+    SAME_CACHE,
     Architectures,
     format_table,
+    list_comparisons,
     measure_model,
     measure_multipliers,
     plan_arm,
@@ -66,6 +68,20 @@ def test_an_option_worth_its_tokens_twice_has_the_multiplier_two() -> None:
     (ax,) = plot_multipliers(intervals, DEFAULT).axes
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == [equal.arm, better.arm]  # the best at the top
+
+
+def test_shared_heads_are_also_compared_at_equal_bytes_of_the_cache() -> None:
+    pairs = list_comparisons([DEFAULT, "1 head of keys and values", "1 head"])
+    assert pairs == [
+        ("1 head of keys and values", DEFAULT),
+        ("1 head", DEFAULT),
+        ("1 head of keys and values", "1 head"),
+    ]
+    assert list_comparisons([DEFAULT, "1 head"]) == [("1 head", DEFAULT)]
+    for name, baseline in SAME_CACHE.items():
+        sizes = [measure_model(ARMS[arm]) for arm in (name, baseline)]
+        assert sizes[0]["cache_bytes"] == sizes[1]["cache_bytes"]
+        assert sizes[0]["flops"] > sizes[1]["flops"]
 
 
 def test_the_sizes_of_an_arm_are_counted() -> None:

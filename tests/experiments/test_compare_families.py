@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import compare_families
 from experiments.best_mixture import MixingLaw, find_best_share, fit_law
 from experiments.compare_families import (
     FAMILIES,
@@ -40,6 +41,22 @@ def test_the_best_rate_of_each_cell_is_kept() -> None:
     best = keep_best_rates(table)
     assert best["lr"].tolist() == [2.0, 4.0]
     assert best["at_edge"].tolist() == [False, True]
+
+
+def test_a_family_is_trained_beside_its_baseline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Muon on an LSTM is compared with AdamW on an LSTM."""
+    trained: list[str] = []
+
+    def train_sweeps(name: str, plans: dict[str, object], *rest: object) -> dict:
+        trained.extend(plans)
+        return {}
+
+    monkeypatch.setattr(compare_families, "train_sweeps", train_sweeps)
+    args = Families(families=("LSTM with Muon", "encoder"), budgets=(2e11,))
+    compare_families.train_families(args)
+    assert trained == ["decoder", "LSTM", "LSTM with Muon", "encoder"]
 
 
 @pytest.mark.parametrize("length", [16, 100, 256])

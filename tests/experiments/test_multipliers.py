@@ -13,7 +13,17 @@ from experiments import multipliers
 from experiments.compare_families import FamilyResult, format_table
 from scaling import ModelConfig, Plan, RunConfig
 
-ROW = FamilyResult("LSTM", 1e11, 2.0, 1.5, 2.5, shares_shape=True, at_edge=1, cells=9)
+ROW = FamilyResult(
+    "LSTM",
+    "decoder",
+    budget=1e11,
+    multiplier=2.0,
+    low=1.5,
+    high=2.5,
+    shares_shape=True,
+    at_edge=1,
+    cells=9,
+)
 
 
 def test_each_sweep_gets_its_own_runs_in_its_order(
@@ -42,7 +52,7 @@ def test_a_rejected_shape_is_marked_and_explained(
     assert "(*)" not in format_table([ROW])
     rows = [ROW, ROW._replace(family="convolution", shares_shape=False)]
     table = format_table(rows)
-    assert "| convolution | 2.00 [1.50, 2.50] (*) | 1 of 9 |" in table
+    assert "| convolution | decoder | 2.00 [1.50, 2.50] (*) | 1 of 9 |" in table
     assert table.endswith(
         "\n\n(*) One shape of the law is rejected; each was fitted by itself."
     )

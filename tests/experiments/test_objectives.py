@@ -72,8 +72,8 @@ def test_an_encoder_sees_nothing_from_the_token_that_it_predicts_on() -> None:
 
 
 def test_the_table_names_the_decoder_first() -> None:
-    row = FamilyResult("encoder", 1e9, 0.5, 0.4, 0.6, True, 1, 9)
+    row = FamilyResult("encoder", "decoder", 1e9, 0.5, 0.4, 0.6, True, 1, 9)
     lines = format_losses([row], {"decoder": 3.0, "encoder": 4.0}).splitlines()
-    assert lines[2] == "| decoder | 1 | | 3.000 |"
-    assert lines[3] == "| encoder | 0.50 [0.40, 0.60] | 1 of 9 | 4.000 |"
+    assert lines[2] == "| decoder | | 1 | | 3.000 |"
+    assert lines[3] == "| encoder | decoder | 0.50 [0.40, 0.60] | 1 of 9 | 4.000 |"
     assert len({line.count("|") for line in lines}) == 1

@@ -16,11 +16,16 @@ import jax.numpy as jnp
 import pytest
 
 from scaling.config import ConfigError, RunConfig
+from scaling.data.row_format import RowFormat
 from scaling.planning import libtpu
 from scaling.planning.aot import Compiler
 from scaling.planning.cost import estimate_cost
 from scaling.planning.hardware import parse_hardware
-from scaling.training.lowering import abstract_arguments
+from scaling.training.lowering import (
+    abstract_arguments,
+    lower_chunk,
+    lower_for_devices,
+)
 from scaling.training.sharding import Single
 from scaling.training.step import get_executable
 
@@ -68,6 +73,18 @@ def test_chunk_and_evaluator_lower(
         state.params, windows
     )
     assert [x.shape for x in evaluator.out_avals] == [(compiled.rows_per_device,)] * 2
+
+
+def test_the_planned_program_keeps_documents_apart(make_run: MakeRun) -> None:
+    """As the one that trains with the separator of a tokenizer, which has another id."""
+    devices = jax.devices()[:1]
+    plain = lower_for_devices(make_run(), devices, STEPS).stages.as_text()
+    run = make_run(**{"data.separate_documents": True})
+    planned = lower_for_devices(run, devices, STEPS).stages.as_text()
+    compiled = get_executable(run, Single(1, tuple(devices)), RowFormat(separator=7))
+    trained = lower_chunk(compiled, run, STEPS).stages.as_text()
+    assert len(planned.splitlines()) == len(trained.splitlines())
+    assert len(planned.splitlines()) > len(plain.splitlines())
 
 
 # --- with the TPU's compiler ----------------------------------------------------------------------------------
