@@ -246,7 +246,7 @@ def main() -> None:
     for row in rows:
         name = name_row(row)
         intervals.append(Interval(name, row.multiplier, row.low, row.high))
-    figure = plot_multipliers(intervals, DEFAULT)
+    figure = plot_multipliers(intervals, "default or what is named")
     print(save_figure(figure, args.out / "multipliers.png"))
 
 

@@ -280,13 +280,14 @@ def format_laws(laws: list[tuple[Fit, Bootstrap]]) -> str:
 @use_style
 def plot_losses(args: Experts, table: pd.DataFrame) -> Figure:
     """The lowest loss of each budget, by sparsity and by granularity."""
-    figure = make_figure(2.8)
+    figure = make_figure(3.1)
     panels = figure.subplots(1, 2, sharey=True)
     fine = table[table["experts_over_active"] == args.at_sparsity]
     coarse = table[table["granularity"] == 1]
+    at_sparsity = f"Granularity, at {args.at_sparsity} experts over those of a token"
     cases = (
         (panels[0], coarse, "experts_over_active", "Experts over those of a token"),
-        (panels[1], fine, "granularity", "Granularity"),
+        (panels[1], fine, "granularity", at_sparsity),
     )
     for ax, rows, column, label in cases:
         for marker, (budget, group) in zip(
@@ -296,9 +297,11 @@ def plot_losses(args: Experts, table: pd.DataFrame) -> Figure:
             best = [float(group.loc[group[column] == x, "loss"].min()) for x in places]
             ax.plot(places, best, marker=marker, label=f"{budget:.0e} FLOPs")
         ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:.0f}")
         ax.set_xlabel(label)
     panels[0].set_ylabel(LOSS)
-    panels[0].legend()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 

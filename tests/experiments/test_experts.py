@@ -64,6 +64,7 @@ def test_every_arm_has_the_sizes_tokens_and_flops_of_the_dense_one() -> None:
             assert row["n_total"] > base["n_total"]
 
 
+@pytest.mark.slow
 def test_the_law_of_granularity_is_recovered() -> None:
     """Of noiseless losses, by the parameters that made them."""
 
