@@ -6,18 +6,24 @@ that a token may see, the output head always, the embedding look-up never. Train
 costs three times the forward pass, because the backward pass has two products for each
 product of the forward pass. Kaplan's 6 N D (arXiv:2001.08361, section 2.1) is another
 column of the run table: for small models and big vocabularies the two differ by tens of
-per cent.
+per cent. A plan asks for the counts of each model many times; they are kept.
 """
 
 from __future__ import annotations
 
+import functools
+
 from scaling.config import ArchitectureConfig, RunConfig, Trunk
-from scaling.model.architecture import ParameterCounts, find_architecture
+from scaling.model.architecture import (
+    Architecture,
+    ParameterCounts,
+    find_architecture,
+)
 
 
 def count_parameters(config: ArchitectureConfig) -> ParameterCounts:
     """Exact parameter counts of a model."""
-    return find_architecture(config).count_parameters(config)
+    return _count_parameters(find_architecture(config), config)
 
 
 def forward_flops_per_token(
@@ -30,7 +36,21 @@ def forward_flops_per_token(
         causal: Count the positions that a token attends to. Otherwise count those for
             which scores are computed, masked ones included.
     """
-    return find_architecture(config).count_forward_flops(config, causal=causal)
+    return _count_forward_flops(find_architecture(config), config, causal)
+
+
+@functools.lru_cache(maxsize=1024)
+def _count_parameters(
+    architecture: type[Architecture], config: ArchitectureConfig
+) -> ParameterCounts:
+    return architecture.count_parameters(config)
+
+
+@functools.lru_cache(maxsize=1024)
+def _count_forward_flops(
+    architecture: type[Architecture], config: ArchitectureConfig, causal: bool
+) -> float:
+    return architecture.count_forward_flops(config, causal=causal)
 
 
 def flops_per_token(config: ArchitectureConfig) -> float:
