@@ -20,6 +20,25 @@ import pytest
 from scaling.config import DataConfig, ModelConfig, OptimConfig, RunConfig, from_dict
 
 TINY_SOURCE = "markov:states=16,branching=2,tokens=40000"
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+
+
+def pytest_configure() -> None:
+    """Compile a step in a sixth of the time, here and in child processes: most laws hold
+    however XLA optimizes.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=false pytest` runs all tests with the programs that
+    users run. Slow tests always do.
+    """
+    if os.environ["JAX_PLATFORMS"] != "cpu":
+        return
+    quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true") == "true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if quick and QUICK_TO_COMPILE not in flags:  # it reaches the processes of xdist
+        os.environ["XLA_FLAGS"] = f"{flags} {QUICK_TO_COMPILE}".strip()
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,12 +81,18 @@ def data_dir() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Half the time to compile, for laws that hold however XLA optimizes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True)
+def optimize_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Slow tests run the programs that users run, in child processes too."""
+    if request.node.get_closest_marker("slow") is None:
+        yield
+        return
+    disabled = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+    jax.config.update("jax_disable_most_optimizations", disabled)
 
 
 MakeModel = Callable[..., ModelConfig]

@@ -235,7 +235,6 @@ def test_a_distilled_run_differs_from_the_text_in_its_teacher_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 def test_the_experiment_runs(tiny: Distillation, capsys: pytest.CaptureFixture) -> None:
     tiny = dataclasses.replace(tiny, arms=tiny.arms[1:], tokens=(2048,))
     run_experiment(tiny)

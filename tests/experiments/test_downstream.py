@@ -136,7 +136,6 @@ def test_choices_are_compared_by_the_byte_before_training_on_the_task(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 def test_a_tiny_experiment_runs_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,6 @@ from scaling.config.encoder import EncoderConfig
 from scaling.model.family import build_family
 from scaling.training.loop import LoopConfig, train_trunk
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPE = {"width": 16, "depth": 1, "context": 16, "base_width": 16, "vocab": 16}
 
 

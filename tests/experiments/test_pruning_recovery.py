@@ -97,7 +97,6 @@ def test_the_law_of_sparsity_is_recovered() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 def test_a_sweep_is_pruned_recovered_and_drawn(tmp_path: Path) -> None:
     loop = LoopConfig(chunk_steps=8)
     runs = []

@@ -178,7 +178,7 @@ def test_the_worst_layer_is_named() -> None:
 
 
 def test_one_step_of_adam_moves_every_embedding_by_the_rate(
-    make_model, quick_compile
+    make_model,
 ) -> None:
     windows = np.random.default_rng(0).integers(0, 16, (2, 4, 17), dtype=np.int32)
     optim = OptimConfig(lr=1e-3, epsilon=1e-16, clip_norm=None)

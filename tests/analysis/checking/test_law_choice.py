@@ -10,7 +10,6 @@ from analysis import RivalLaws, allocate, find_rival_laws, fit
 from analysis.checking.law_choice import _compute_standard_error, find_hull
 from analysis.laws.library import LAWS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 DRAWS = 60
 CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.37}
 KAPLAN = {"A": 0.0, "B": 0.0, "alpha_N": 0.18, "alpha_D": 0.2}

@@ -17,7 +17,6 @@ from analysis import Fit, NotIdentifiedError, fit, influence, load_runs
 from analysis.fitting.noise import compute_effective_noise, estimate_growth
 from analysis.laws.library import LAWS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Sweep = Callable[..., pd.DataFrame]
 
 

@@ -38,7 +38,6 @@ from analysis.fitting.bootstrap import draw_unit_counts
 from analysis.fitting.protocol import evaluate_objective
 from analysis.laws.library import LAWS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Sweep = Callable[..., pd.DataFrame]
 # Hoffmann et al. 2022 (arXiv:2203.15556), from their source: the same values before
 # they were rounded for print.

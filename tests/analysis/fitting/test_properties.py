@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from analysis import Fit, fit, load_runs
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Sweep = Callable[..., pd.DataFrame]
 OBJECTIVES = st.sampled_from(["huber", "least_squares"])
 SEEDS = st.integers(0, 3)  # few, so that what is compared with is fitted once

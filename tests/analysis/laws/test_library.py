@@ -99,7 +99,7 @@ EXACT = [name for name in TRUTH if name != "m4_D"]
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EXACT],
 )
-def test_exact_losses_give_every_parameter_back(name: str, quick_compile: None) -> None:
+def test_exact_losses_give_every_parameter_back(name: str) -> None:
     """From no starting point. Losses without noise leave one optimum, however the
     parameters trade with each other.
     """

@@ -47,7 +47,6 @@ from scaling.cli.main import main
 from scaling.config import ConfigError
 from scaling.model.family import build_family
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 Row = tuple[float, float, float]
 
 

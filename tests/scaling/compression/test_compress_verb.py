@@ -16,8 +16,6 @@ from scaling.compression.quantize import (
 )
 from scaling.inference.model import TrainedModel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def compress(model: TrainedModel, out: Path, *flags: str) -> int:
     return main(["compress", str(model.folder), *flags, "--out", str(out)])

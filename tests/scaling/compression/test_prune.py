@@ -26,7 +26,6 @@ from scaling.model.masks import mask_heads, mask_two_of_four
 from scaling.model.matrices import list_matrices, read_matrices, replace_matrices
 from scaling.store.files import StoreError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., TrainedModel]
 Compute = Callable[[TrainedModel], np.ndarray]
 

@@ -29,7 +29,6 @@ from scaling.inference.model import TrainedModel
 from scaling.model.matrices import list_matrices, read_matrices
 from scaling.store.files import StoreError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., TrainedModel]
 Compute = Callable[[TrainedModel], np.ndarray]
 

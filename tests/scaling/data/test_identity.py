@@ -21,7 +21,6 @@ from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
 from scaling.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT_WORDS = ("loss", "width", "depth", "token", "scale", "batch", "learning")
 
 

@@ -26,7 +26,6 @@ from scaling.training import loop
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.preemption import Preempted
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 

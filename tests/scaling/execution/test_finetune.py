@@ -35,7 +35,6 @@ from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
 from scaling.training.loop import LoopConfig, train_trunk
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 RecordRun = Callable[..., Path]
 

@@ -15,7 +15,6 @@ from scaling.export import fold_multipliers
 from scaling.model.family import build_family
 from scaling.model.parametrization import PARAMETRIZATIONS
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., Any]
 UNIT_SCALED = ("unit", "umup")
 

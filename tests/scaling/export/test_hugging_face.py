@@ -22,7 +22,6 @@ from scaling.data.tokenizers import ByteTokenizer
 from scaling.export import export_hugging_face, import_hugging_face
 from scaling.model.family import build_family
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., Any]
 Array = np.ndarray
 

@@ -27,7 +27,6 @@ from scaling.model.family import build_family
 
 from .conftest import CASES
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., Any]
 FOLDER = Path(__file__).parent
 TEXTS = ["to be", "", " Ā hé 世界\n", "<|endoftext|> x", "a  b"]

@@ -14,7 +14,6 @@ from scaling.inference.beam_search import BeamValues, get_beam_search
 from scaling.inference.model import TrainedModel
 from scaling.model.family import build_family
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
 V, END, N = 4, 0, 3
 

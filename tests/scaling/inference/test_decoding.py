@@ -19,7 +19,6 @@ from scaling.inference.sampling import SamplingConfig, choose_tokens
 
 from .conftest import compile_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -33,7 +33,6 @@ from scaling.training.loop import LoopConfig, train_trunk
 
 from .conftest import Sweep
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 
 

@@ -19,7 +19,6 @@ from scaling.model.family import build_family
 
 from .conftest import compile_model
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
 
 

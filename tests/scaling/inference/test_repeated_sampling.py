@@ -16,7 +16,6 @@ from scaling.inference.repeated_sampling import list_powers, measure_coverage
 from scaling.inference.sampling import SamplingConfig
 from scaling.tasks import CompletionExample, TaskData, open_task
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeTrained = Callable[..., TrainedModel]
 
 

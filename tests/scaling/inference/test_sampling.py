@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +15,6 @@ from scaling.inference.sampling import (
     truncate_distribution,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 V = 11
 
 

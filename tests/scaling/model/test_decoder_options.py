@@ -18,7 +18,6 @@ from scaling.export.fold import fold_multipliers
 from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 T, V = 16, 16
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -46,7 +46,6 @@ from scaling.training.step import (
     training_losses,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 B, T, V = 4, 16, 16
 EIGHT = ExpertConfig(routed=8, per_token=2, granularity=2)

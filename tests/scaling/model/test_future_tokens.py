@@ -28,8 +28,6 @@ from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.step import make_step_spec, training_losses
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPE = {"width": 16, "depth": 2, "vocab": 32, "context": 24, "base_width": 16}
 PLAIN = ModelConfig(**SHAPE)
 FUTURE = ModelConfig(**SHAPE, future_tokens=2)

@@ -23,11 +23,6 @@ from scaling.model.kernels import (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimizes."""
-
-
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

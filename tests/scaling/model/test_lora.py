@@ -10,8 +10,6 @@ import pytest
 from scaling.config import ModelConfig, OptimConfig, RunConfig
 from scaling.training.step import StepSpec, make_step_spec, train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def make_spec(rank: int | None = 2, scan_layers: str = "never") -> StepSpec:
     model = ModelConfig(

@@ -27,7 +27,6 @@ from scaling.model.parametrization import (
 )
 from scaling.training.optimizer import apply_constraints, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 TOKENS = jnp.arange(16, dtype=jnp.int32)[None] % 16
 

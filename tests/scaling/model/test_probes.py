@@ -16,7 +16,6 @@ from scaling.config import ModelConfig
 from scaling.model.family import build_family
 from scaling.model.probes import measure_activation_scales
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 WINDOWS = jnp.arange(34, dtype=jnp.int32).reshape(2, 17) % 16
 
 

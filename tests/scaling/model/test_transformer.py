@@ -25,7 +25,6 @@ from scaling.model.family import build_family
 from scaling.model.layers import apply_dropout
 from scaling.model.positions import apply_rope, sinusoidal_encodings
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 B, T, V = 2, 16, 16
 MIXTURE = ExpertConfig(routed=4, per_token=2, granularity=2)

@@ -26,7 +26,6 @@ from scaling.model.unit_scaling import (
     scale_forward_backward,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 B, T, D, V = 8, 64, 48, 96
 OPS = UnitOps(UnitMultipliers(), context=64)

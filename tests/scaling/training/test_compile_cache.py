@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from scaling import events as event_types
 from scaling.config import ModelConfig, OptimConfig, RunConfig, Trunk
@@ -20,11 +19,6 @@ from scaling.training.sharding import Single
 from scaling.training.step import StepRates, _build_executable, get_executable
 
 MakeRun = Callable[..., RunConfig]
-
-
-@pytest.fixture(autouse=True)
-def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimizes."""
 
 
 def programs(run: RunConfig, out: Path) -> dict[str, int]:

@@ -35,7 +35,6 @@ from scaling.training.step import (
     training_losses,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0)
 SMALL = ModelConfig(width=8, depth=1, n_heads=2, vocab=32, context=16)
 LARGE = dataclasses.replace(SMALL, width=16, depth=2)

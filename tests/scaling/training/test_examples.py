@@ -20,7 +20,6 @@ from scaling.training.step import (
     token_losses,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 CONTEXT = 32
 PAIRS = [
     Pair("one", " 1"),

@@ -136,7 +136,6 @@ def read_loss(out: Path, run: RunConfig) -> float:
     return json.loads(path.read_text())["loss"]
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.slow
 def test_packed_and_resumed_runs_are_those_trained_alone(
     make_run: MakeRun, tmp_path: Path

@@ -32,7 +32,6 @@ from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig, train_trunk
 from scaling.training.step import Executable
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
 Event = event_types.Event
 LOOP = LoopConfig(chunk_steps=4, checkpoint_seconds=0.0, sweep="test")

@@ -147,7 +147,6 @@ def together(runs: list[RunConfig], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_two_processes_give_the_losses_of_one(
     together: list[dict[str, Any]], runs: list[RunConfig], folder: Path, tmp_path: Path
 ) -> None:

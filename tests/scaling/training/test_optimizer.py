@@ -23,7 +23,6 @@ from scaling.model.family import build_family
 from scaling.model.parametrization import PARAMETRIZATIONS, Rule
 from scaling.training.optimizer import make_optimizer
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeModel = Callable[..., ModelConfig]
 SCHEDULES = ["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
 

@@ -26,11 +26,6 @@ MakeRun = Callable[..., RunConfig]
 Trunks = list[Trunk]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick(quick_compile: None) -> None:
-    """Nothing here depends on how XLA optimizes."""
-
-
 @pytest.fixture(scope="module")
 def trunks(make_run: MakeRun) -> Trunks:
     """Three of one shape: other seeds, rates and lengths; the second has two branches."""

@@ -34,8 +34,6 @@ from scaling.training.rows import (
     read_rows,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPE = {"width": 16, "depth": 1, "context": 24, "base_width": 16}
 ENCODER = EncoderConfig(**SHAPE)
 PREFIX = ModelConfig(**SHAPE, prefix=0.5)

@@ -25,7 +25,6 @@ from scaling.model.matrices import list_matrices, read_matrices
 from scaling.store.table import run_table
 from scaling.training.loop import LoopConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 LOOP = LoopConfig(chunk_steps=8, checkpoint_seconds=0.0)
 PATTERNS = {"magnitude": 0.6, "2:4": 0.5, "heads": 0.5}
 

@@ -31,7 +31,6 @@ from scaling.training.step import (
     training_losses,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 MakeRun = Callable[..., RunConfig]
 SINGLE = Single()
 S, B, T, V = 16, 4, 16, 16
