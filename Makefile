@@ -13,12 +13,13 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Slow tests and sweeps on clusters run the programs that users run: see tests/conftest.py.
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m slow
 
 # Sweeps on a SLURM of one node, where its programs are installed (slurm-wlm, munge), and on a Ray of two nodes.
 test-clusters: $(VENV)/.ray
-	$(BIN)/python -m pytest -m '' -rs tests/scaling/execution/test_slurm.py tests/scaling/execution/test_ray.py
+	JAX_DISABLE_MOST_OPTIMIZATIONS=false $(BIN)/python -m pytest -m '' -rs tests/scaling/execution/test_slurm.py tests/scaling/execution/test_ray.py
 
 # On a machine with an NVIDIA GPU.
 test-gpu: $(READY)

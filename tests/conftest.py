@@ -30,7 +30,7 @@ def pytest_configure() -> None:
     however XLA optimizes.
 
     `JAX_DISABLE_MOST_OPTIMIZATIONS=false pytest` runs all tests with the programs that
-    users run. Slow tests always do.
+    users run, as `make test-slow` and `make test-clusters` do.
     """
     if os.environ["JAX_PLATFORMS"] != "cpu":
         return
@@ -79,20 +79,6 @@ def data_dir() -> Path:
             f"public data are not at {folder}: set SCALING_DATA_DIR to their folder"
         )
     return folder
-
-
-@pytest.fixture(autouse=True)
-def optimize_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Slow tests run the programs that users run, in child processes too."""
-    if request.node.get_closest_marker("slow") is None:
-        yield
-        return
-    disabled = jax.config.read("jax_disable_most_optimizations")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
-        jax.config.update("jax_disable_most_optimizations", False)
-        yield
-    jax.config.update("jax_disable_most_optimizations", disabled)
 
 
 MakeModel = Callable[..., ModelConfig]
