@@ -6,9 +6,10 @@ it with the sweep of the default model.
 Each option trains the same budgets with the recipe of the default, whose learning rate is
 not tuned again: the multiplier is that of an option that is switched on and nothing else.
 FLOPs are those of the model's products, so that an option that saves or adds some is
-compared at equal FLOPs. Writes `multipliers.csv`, `table.md` and `multipliers.png`. Expect
-most options to lie within their interval of 1 at this scale. docs/notes/architectures.md
-has the table.
+compared at equal FLOPs. Heads that share keys and values are also compared with fewer
+heads whose cache has as many bytes. Writes `multipliers.csv`, `table.md` and
+`multipliers.png`. Expect most options to lie within their interval of 1 at this scale.
+docs/notes/architectures.md has the table.
 
 To compare another option, add a row to `ARMS`.
 """
@@ -24,12 +25,14 @@ from typing import NamedTuple
 import pandas as pd
 import tyro
 
-import analysis
 from analysis.plots.style import save_figure
 from experiments.multipliers import (
     Interval,
     explain_mark,
+    find_common_budget,
     format_multiplier,
+    format_rows,
+    measure_multiplier,
     plot_multipliers,
     save_multipliers,
     train_sweeps,
@@ -180,22 +183,18 @@ def measure_multipliers(
     rows = []
     for name, baseline in list_comparisons(tables):
         arms = {baseline: tables[baseline], name: tables[name]}
-        found = analysis.compare(arms, draws=draws, flops_per_token="counted")
-        budget = min(max(table["flops"].tolist()) for table in arms.values())
-        (at,) = found.at([budget]).to_dict("records")
+        found = measure_multiplier(arms, find_common_budget(arms.values()), draws)
+        sizes = measure_model(ARMS[name])
         rows.append(
             Multiplier(
                 arm=name,
                 baseline=baseline,
-                budget=budget,
-                multiplier=float(at["multiplier"]),
-                low=float(at["low"]),
-                high=float(at["high"]),
-                shares_shape=found.is_joint,
-                **measure_model(ARMS[name]),
+                **found._asdict(),
+                parameters=sizes["parameters"],
+                flops=sizes["flops"],
+                cache_bytes=sizes["cache_bytes"],
             )
         )
-        print(f"\n{found}", flush=True)
     return rows
 
 
@@ -219,10 +218,9 @@ def measure_model(arm: Arm) -> dict[str, float]:
 
 def format_table(rows: list[Multiplier]) -> str:
     """The multipliers as a Markdown table, over what the baseline has."""
-    lines = [
-        "| option | multiplier, 90 % interval | weights | FLOPs a token | cache bytes |",
-        "|---|---|---|---|---|",
-    ]
+    header = ["option", "multiplier, 90 % interval"]
+    header += ["weights", "FLOPs a token", "cache bytes"]
+    cells = []
     for row in rows:
         baseline = measure_model(ARMS[row.baseline])
         sizes = [
@@ -231,10 +229,8 @@ def format_table(rows: list[Multiplier]) -> str:
             row.cache_bytes / baseline["cache_bytes"],
         ]
         interval = format_multiplier(row)
-        cells = [name_row(row), interval, *(f"{size:.2f}" for size in sizes)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += explain_mark(rows)
-    return "\n".join(lines)
+        cells.append([name_row(row), interval, *(f"{size:.2f}" for size in sizes)])
+    return "\n".join(format_rows(header, cells) + explain_mark(rows))
 
 
 def main() -> None:

@@ -32,7 +32,6 @@ import tyro
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
-import analysis
 import scaling
 from analysis.plots.style import (
     BLUE,
@@ -47,6 +46,8 @@ from experiments.multipliers import (
     Interval,
     explain_mark,
     format_multiplier,
+    format_rows,
+    measure_multiplier,
     plot_multipliers,
     save_multipliers,
     train_sweeps,
@@ -187,11 +188,12 @@ def plan_family(args: Families, family: FamilySpec) -> list[RunConfig]:
 
 def train_families(args: Families) -> dict[str, pd.DataFrame]:
     """The run table of each family, the decoder first and each after its baseline."""
-    names = {BASELINE: None}
+    names = [BASELINE]
     for name in args.families:
-        names[FAMILIES[name].baseline] = None
-        names[name] = None
-    plans = {name: plan_family(args, FAMILIES[name]) for name in names}
+        names += [FAMILIES[name].baseline, name]
+    plans = {}
+    for name in dict.fromkeys(names):
+        plans[name] = plan_family(args, FAMILIES[name])
     return train_sweeps("families", plans, args.out, args.workers)
 
 
@@ -221,27 +223,19 @@ def compare_families(
         budget = max(tables[baseline]["flops"].tolist())
         # The family is the one whose compute is asked for: it may reach losses that the
         # baseline's law does not reach with any compute.
-        found = analysis.compare(
-            {name: table, baseline: tables[baseline]},
-            draws=draws,
-            flops_per_token="counted",
+        found = measure_multiplier(
+            {name: table, baseline: tables[baseline]}, budget, draws
         )
-        (at,) = found.at([budget]).to_dict("records")
         at_edge = table.loc[:, "at_edge"].to_numpy(bool)
         rows.append(
             FamilyResult(
                 family=name,
                 baseline=baseline,
-                budget=budget,
-                multiplier=1 / float(at["multiplier"]),
-                low=1 / float(at["high"]),
-                high=1 / float(at["low"]),
-                shares_shape=found.is_joint,
+                **found.invert()._asdict(),
                 at_edge=int(at_edge.sum()),
                 cells=len(table),
             )
         )
-        print(f"\n{found}", flush=True)
     return rows
 
 
@@ -311,16 +305,17 @@ def average_octaves(
 
 def format_table(rows: list[FamilyResult]) -> str:
     """The multipliers as a Markdown table."""
-    lines = [
-        "| architecture | over | multiplier, 90 % interval | best rate at an end |",
-        "|---|---|---|---|",
+    header = [
+        "architecture",
+        "over",
+        "multiplier, 90 % interval",
+        "best rate at an end",
     ]
+    cells = []
     for row in rows:
-        interval = format_multiplier(row)
         edges = f"{row.at_edge} of {row.cells}"
-        lines.append(f"| {row.family} | {row.baseline} | {interval} | {edges} |")
-    lines += explain_mark(rows)
-    return "\n".join(lines)
+        cells.append([row.family, row.baseline, format_multiplier(row), edges])
+    return "\n".join(format_rows(header, cells) + explain_mark(rows))
 
 
 @use_style

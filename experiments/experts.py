@@ -37,11 +37,14 @@ from analysis.laws.base import Array, Params, Variables, power
 from analysis.plots.style import LOSS, MARKERS, make_figure, save_figure, use_style
 from experiments.multipliers import (
     explain_mark,
+    find_common_budget,
     format_multiplier,
+    format_rows,
+    measure_multiplier,
     save_multipliers,
+    train_sweeps,
 )
-from scaling import ExpertConfig, Plan, PlanConfig, RunConfig, make_plan, sweep
-from scaling.cli.output import print_plan
+from scaling import ExpertConfig, PlanConfig, RunConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
 
@@ -115,17 +118,16 @@ def plan_arm(args: Experts, sparsity: int, granularity: int) -> list[RunConfig]:
 
 def train_arms(args: Experts) -> pd.DataFrame:
     """The run table of all arms, with the columns sparsity and granularity."""
-    arms = {}
+    plans = {}
     for sparsity, granularity in list_arms(args):
-        for run in plan_arm(args, sparsity, granularity):
-            arms[run.run_id] = (run, sparsity, granularity)
-    plan = Plan("experts", tuple(run for run, _, _ in arms.values()))
-    print_plan(plan, args.out, timing=True, workers=args.workers)
-    table = sweep(plan, args.out, workers=args.workers)
-    ids = table["run_id"].tolist()
-    table["experts_over_active"] = [arms[run_id][1] for run_id in ids]
-    table["granularity"] = [arms[run_id][2] for run_id in ids]
-    return table
+        name = f"sparsity {sparsity}, granularity {granularity}"
+        plans[name] = plan_arm(args, sparsity, granularity)
+    tables = train_sweeps("experts", plans, args.out, args.workers).values()
+    marked = []
+    for (sparsity, granularity), table in zip(list_arms(args), tables, strict=True):
+        marks = {"experts_over_active": sparsity, "granularity": granularity}
+        marked.append(table.assign(**marks))
+    return pd.concat(marked, ignore_index=True)
 
 
 # --- multipliers ----------------------------------------------------------------------
@@ -164,34 +166,23 @@ def compare_arms(args: Experts, table: pd.DataFrame) -> list[ExpertsResult]:
         if sparsity == 1:
             continue
         runs = {"dense": dense, "experts": arms[sparsity, granularity]}
-        found = analysis.compare(runs, draws=args.draws, flops_per_token="counted")
-        budget = min(max(table["flops"].tolist()) for table in runs.values())
-        (at,) = found.at([budget]).to_dict("records")
-        rows.append(
-            ExpertsResult(
-                sparsity=sparsity,
-                granularity=granularity,
-                budget=budget,
-                multiplier=float(at["multiplier"]),
-                low=float(at["low"]),
-                high=float(at["high"]),
-                shares_shape=found.is_joint,
-            )
-        )
+        found = measure_multiplier(runs, find_common_budget(runs.values()), args.draws)
+        rows.append(ExpertsResult(sparsity, granularity, **found._asdict()))
     return rows
 
 
 def format_table(rows: list[ExpertsResult]) -> str:
     """The multipliers as a Markdown table."""
-    lines = [
-        "| experts over those of a token | granularity | multiplier, 90 % interval |",
-        "|---|---|---|",
+    header = [
+        "experts over those of a token",
+        "granularity",
+        "multiplier, 90 % interval",
     ]
+    cells = []
     for row in rows:
-        interval = format_multiplier(row)
-        lines.append(f"| {row.sparsity} | {row.granularity} | {interval} |")
-    lines += explain_mark(rows)
-    return "\n".join(lines)
+        sizes = [f"{row.sparsity}", f"{row.granularity}"]
+        cells.append([*sizes, format_multiplier(row)])
+    return "\n".join(format_rows(header, cells) + explain_mark(rows))
 
 
 # --- laws -----------------------------------------------------------------------------
@@ -268,11 +259,12 @@ def format_laws(laws: list[tuple[Fit, Bootstrap]]) -> str:
         lines += [f"{fit.law.equation} ({fit.law.source})", ""]
         if not fit.certificate.ok:
             lines += ["The runs do not determine this law.", ""]
-        lines += ["| parameter | value | 90 % interval |", "|---|---|---|"]
+        cells = []
         for name in fit.law.params:
             low, high = draws.interval(name)
             value = float(np.asarray(fit.params[name]))
-            lines.append(f"| {name} | {value:.3g} | [{low:.3g}, {high:.3g}] |")
+            cells.append([name, f"{value:.3g}", f"[{low:.3g}, {high:.3g}]"])
+        lines += format_rows(["parameter", "value", "90 % interval"], cells)
         lines.append("")
     return "\n".join(lines)
 

@@ -4,13 +4,14 @@ figure of their compute multipliers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+import analysis
 from analysis.plots.style import BLUE, GRAY, make_figure, use_style
 from scaling import Plan, RunConfig, sweep
 from scaling.cli.output import print_plan
@@ -56,6 +57,30 @@ class Interval(NamedTuple):
     high: float
 
 
+class ComputeMultiplier(NamedTuple):
+    """What a sweep is worth in the compute of another.
+
+    Attributes:
+        budget: FLOPs at which they are compared.
+        multiplier: FLOPs of the baseline over those of the other at equal loss there.
+        low: end of its 90 % interval.
+        high: the other end.
+        shares_shape: whether both bear one shape of the law.
+    """
+
+    budget: float
+    multiplier: float
+    low: float
+    high: float
+    shares_shape: bool
+
+    def invert(self) -> ComputeMultiplier:
+        """The multiplier of the baseline over the other."""
+        return self._replace(
+            multiplier=1 / self.multiplier, low=1 / self.high, high=1 / self.low
+        )
+
+
 def train_sweeps(
     name: str,
     sweeps: Mapping[str, Sequence[RunConfig]],
@@ -81,6 +106,41 @@ def train_sweeps(
         ids = [run.run_id for run in runs]
         tables[sweep_name] = table.loc[ids].reset_index(drop=True)
     return tables
+
+
+def measure_multiplier(
+    sweeps: Mapping[str, pd.DataFrame], budget: float, draws: int
+) -> ComputeMultiplier:
+    """Compare two sweeps, and print the comparison.
+
+    Args:
+        sweeps: The run table of the baseline, then that of the other.
+        budget: FLOPs at which they are compared.
+        draws: Of the parameters of their laws.
+    """
+    found = analysis.compare(sweeps, draws=draws, flops_per_token="counted")
+    (at,) = found.at([budget]).to_dict("records")
+    print(f"\n{found}", flush=True)
+    return ComputeMultiplier(
+        budget=budget,
+        multiplier=float(at["multiplier"]),
+        low=float(at["low"]),
+        high=float(at["high"]),
+        shares_shape=found.is_joint,
+    )
+
+
+def find_common_budget(tables: Iterable[pd.DataFrame]) -> float:
+    """FLOPs of the largest run of the sweep whose largest run is the smallest."""
+    return min(max(table["flops"].tolist()) for table in tables)
+
+
+def format_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for cells in rows:
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def format_multiplier(row: MultiplierRow) -> str:
