@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -47,6 +48,15 @@ def test_a_room_imports_only_rooms_above_it(
     for room, imported in graph.items():
         for other in imported:
             assert rooms.index(other) < rooms.index(room), f"{room} imports {other}"
+
+
+def test_calls_are_checked_in_every_room_but_that_of_the_configuration() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    options = settings["tool"]["pytest"]["ini_options"]["addopts"]
+    (checked,) = re.findall(r"--jaxtyping-packages=(\S+)", options)
+    rooms = {f"scaling.{room}" for room in read_rooms("scaling")}
+    expected = rooms - {"scaling.config"} | {"analysis", "beartype.beartype"}
+    assert set(checked.split(",")) == expected
 
 
 @pytest.mark.parametrize(
