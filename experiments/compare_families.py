@@ -34,9 +34,12 @@ from matplotlib.figure import Figure
 
 import scaling
 from analysis.plots.style import (
+    BLACK,
     BLUE,
+    GRAY,
     GREEN,
     ORANGE,
+    PURPLE,
     VERMILLION,
     make_figure,
     save_figure,
@@ -62,7 +65,7 @@ from scaling.model.family import Family
 from scaling.model.kernels import cross_entropy
 
 BASELINE = "decoder"
-_COLORS = (BLUE, VERMILLION, GREEN, ORANGE)
+_COLORS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, BLACK, GRAY)
 _ROWS_AT_ONCE = 4
 _MUON = {"optimizer": "muon"}
 
@@ -318,16 +321,30 @@ def format_table(rows: list[FamilyResult]) -> str:
     return "\n".join(format_rows(header, cells) + explain_mark(rows))
 
 
+def find_color(name: str) -> str:
+    """The color of a family in every figure: that of its architecture."""
+    architectures = [family.architecture for family in FAMILIES.values()]
+    order = list(dict.fromkeys(architectures))
+    place = order.index(FAMILIES[name].architecture)
+    return _COLORS[place % len(_COLORS)]
+
+
 @use_style
 def plot_positions(positions: Mapping[str, Float[np.ndarray, " T"]]) -> Figure:
-    """The loss against the position in the context."""
+    """The loss against the position in the context. Families of one architecture have
+    its color; the first of them is drawn solid and the others dashed.
+    """
     figure = make_figure(3.4)
     ax = figure.add_subplot()
-    for (name, losses), color in zip(
-        positions.items(), itertools.cycle(_COLORS), strict=False
-    ):
+    drawn = set()
+    for name, losses in positions.items():
         middles, means = average_octaves(losses)
-        ax.plot(middles, means, color=color, marker="o", markersize=3, label=name)
+        color = find_color(name)
+        style = "--" if color in drawn else "-"
+        drawn.add(color)
+        ax.plot(
+            middles, means, style, color=color, marker="o", markersize=3, label=name
+        )
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.set_xlabel("Position in the context")

@@ -80,3 +80,16 @@ def test_a_mixing_law_is_recovered_with_its_best_share() -> None:
         assert law.predict(share) == pytest.approx(true.predict(share), abs=2e-3)
     # 6 exp(-6 s) = 0.02 exp(5 s)
     assert find_best_share(laws) == pytest.approx(np.log(300) / 11, abs=0.01)
+
+
+def test_an_architecture_has_one_color_in_every_figure() -> None:
+    """However many others are drawn; its variants are dashed."""
+    losses = np.linspace(5.0, 4.0, 64)
+    names = ["linear attention", "LSTM", "LSTM with Muon"]
+    few = compare_families.plot_positions({"LSTM": losses})
+    more = compare_families.plot_positions(dict.fromkeys(names, losses))
+    alone = few.axes[0].lines[0]
+    lines = more.axes[0].lines
+    assert [line.get_color() for line in lines[1:]] == [alone.get_color()] * 2
+    assert lines[0].get_color() != alone.get_color()
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
