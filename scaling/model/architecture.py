@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from scaling.config import ARCHITECTURES, ArchitectureConfig, ConfigError
 from scaling.config.architecture import find_config_class, import_class
+from scaling.model.expert_products import count_each_row_once
 from scaling.model.parametrization import (
     PRODUCT_ROLES,
     ROLES,
@@ -368,7 +369,9 @@ def trace_forward(
         return model.apply_for_training(tokens, Call())
 
     tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
-    return count_products(jax.make_jaxpr(compute)(parts.shapes, tokens), activations=1)
+    with count_each_row_once():
+        program = jax.make_jaxpr(compute)(parts.shapes, tokens)
+    return count_products(program, activations=1)
 
 
 def trace_logits(

@@ -14,9 +14,11 @@ slots.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -43,9 +45,24 @@ _OVERFLOW_ROWS = 64
 """Rows of a block of those that found no slot."""
 
 
+_counts_products = contextvars.ContextVar("_counts_products", default=False)
+
+
+@contextlib.contextmanager
+def count_each_row_once() -> Iterator[None]:
+    """Programs that are traced inside the block multiply each row once, whatever the
+    device: those whose products are counted and that are never run.
+    """
+    token = _counts_products.set(True)
+    try:
+        yield
+    finally:
+        _counts_products.reset(token)
+
+
 def has_ragged_product() -> bool:
     """Whether `jax.lax.ragged_dot` computes each row once."""
-    return jax.default_backend() != "cpu"
+    return _counts_products.get() or jax.default_backend() != "cpu"
 
 
 def apply_experts(

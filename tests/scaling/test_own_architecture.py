@@ -99,6 +99,31 @@ def test_a_law_that_does_not_hold_ends_with_status_1(
     assert [line.split()[0] for line in lines] == ["passed", "failed"]
 
 
+OPTIONS = {
+    "experts": "--model.experts.routed 4 --model.experts.per-token 1",
+    "heads, gates and layers": (
+        "--model.attention-gate --model.attention-sink --model.value-residual "
+        "--model.n-heads 4 --model.n-kv-heads 2 --model.layer-pattern wfn "
+        "--model.window 32 --model.logit-cap 30"
+    ),
+    "branches, norms and positions": (
+        "--model.parallel-blocks --model.position learned --model.norm layernorm "
+        "--model.no-qk-norm --model.activation relu2 --model.no-tie-embeddings"
+    ),
+}
+"""Options of the decoder, those that can stand together."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_law_holds_with_the_options_of_the_decoder(options: str) -> None:
+    command = [sys.executable, "-m", "scaling.cli", "check-architecture", "decoder"]
+    done = subprocess.run(
+        [*command, *options.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ARCHITECTURES, NAME])
 def test_every_law_holds_on_eight_devices(folder: Path, name: str) -> None:

@@ -26,7 +26,7 @@ from scaling.config import (
 from scaling.inference.model import TrainedModel
 from scaling.model import expert_products
 from scaling.model.accounting import count_layer_bytes
-from scaling.model.architecture import Params
+from scaling.model.architecture import Params, find_architecture, trace_forward
 from scaling.model.expert_products import apply_experts, count_slots
 from scaling.model.family import Family, build_family
 from scaling.model.flops import (
@@ -34,7 +34,6 @@ from scaling.model.flops import (
     flops_per_token,
     forward_flops_per_token,
 )
-from scaling.model.traced_counts import count_products
 from scaling.training.optimizer import make_optimizer
 from scaling.training.step import (
     StepSpec,
@@ -49,12 +48,6 @@ from scaling.training.step import (
 MakeModel = Callable[..., ModelConfig]
 B, T, V = 4, 16, 16
 EIGHT = ExpertConfig(routed=8, per_token=2, granularity=2)
-
-
-@pytest.fixture
-def ragged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The products as an accelerator computes them."""
-    monkeypatch.setattr(expert_products, "has_ragged_product", lambda: True)
 
 
 def make_tokens(rows: int = B) -> jax.Array:
@@ -418,22 +411,17 @@ def test_micro_batches_change_nothing(make_model: MakeModel, balancing: Any) -> 
 # --- counts ---------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("ragged")
 @pytest.mark.parametrize("experts", MIXTURES.values(), ids=MIXTURES.keys())
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_flops_are_those_of_the_traced_program(
     make_model: MakeModel, experts: dict[str, Any], activation: str
 ) -> None:
-    """Of the experts that compute a token, and of the router; the number of experts
-    costs the router alone.
+    """Of the experts that compute a token, and of the router, on every device; the
+    number of experts costs the router alone.
     """
     config = make_model(depth=2, experts=ExpertConfig(**experts), activation=activation)
-    family = build_family(config)
-    params = jax.eval_shape(lambda: family.init(0))
-    tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
-    program = jax.make_jaxpr(family.apply)(params, tokens)
-    counted = forward_flops_per_token(config, causal=False) * B * T
-    assert count_products(program, activations=1).flops == counted
+    counted = forward_flops_per_token(config, causal=False) * config.context
+    assert trace_forward(find_architecture(config), config).flops == counted
 
     doubled = {**experts, "routed": 2 * experts["routed"]}
     wider = dataclasses.replace(config, experts=ExpertConfig(**doubled))
