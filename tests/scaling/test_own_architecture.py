@@ -108,7 +108,7 @@ OPTIONS = {
     ),
     "branches, norms and positions": (
         "--model.parallel-blocks --model.position learned --model.norm layernorm "
-        "--model.no-qk-norm --model.activation relu2 --model.no-tie-embeddings"
+        "--model.no-qk-norm --model.activation relu2 --model.tied"
     ),
 }
 """Options of the decoder, those that can stand together."""
