@@ -52,6 +52,7 @@ from .laws.base import Nonlinear as Nonlinear
 from .laws.base import NotIdentifiedError as NotIdentifiedError
 from .laws.library import LAWS as LAWS
 from .laws.library import broken_power_law as broken_power_law
+from .laws.library import mixing_law as mixing_law
 from .laws.library import monomial as monomial
 from .laws.library import power_law as power_law
 from .laws.library import register as register

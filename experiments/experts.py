@@ -31,9 +31,8 @@ import tyro
 from matplotlib.figure import Figure
 
 import analysis
-from analysis import Fit, Law
+from analysis import Fit
 from analysis.fitting.bootstrap import Bootstrap
-from analysis.laws.base import Array, Params, Variables, power
 from analysis.plots.style import LOSS, MARKERS, make_figure, save_figure, use_style
 from experiments.multipliers import (
     explain_mark,
@@ -47,8 +46,6 @@ from experiments.multipliers import (
 from scaling import ExpertConfig, PlanConfig, RunConfig, make_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
-
-EXPONENT = (0.01, 2.0)
 
 
 @dataclass(frozen=True)
@@ -188,50 +185,6 @@ def format_table(rows: list[ExpertsResult]) -> str:
 # --- laws -----------------------------------------------------------------------------
 
 
-def compute_granularity_terms(p: Params, x: Variables) -> tuple[Array, ...]:
-    size = power(x["N"], -p["alpha"])
-    return 1.0, size * power(x["G"], -p["gamma"]), size, power(x["D"], -p["beta"])
-
-
-def compute_sparsity_terms(p: Params, x: Variables) -> tuple[Array, ...]:
-    """R = 1 / (1 - S) is the number of experts over those of a token."""
-    return (
-        1.0,
-        power(x["N"], -p["alpha"]),
-        power(x["D"], -p["beta"]),
-        power(x["R"], p["lambda"]),
-        power(x["R"], p["delta"]) * power(x["N"], -p["gamma"]),
-    )
-
-
-GRANULARITY = Law(
-    name="granularity",
-    formula="c + (g / G^gamma + a) / N^alpha + b / D^beta",
-    variables=("N", "D", "G"),
-    linear=("c", "g", "a", "b"),
-    nonlinear=(("gamma", *EXPONENT), ("alpha", *EXPONENT), ("beta", *EXPONENT)),
-    terms=compute_granularity_terms,
-    source="Krajewski et al. 2024, arXiv:2402.07871",
-    floor="c",
-)
-SPARSITY = Law(
-    name="sparsity",
-    formula="E + a / N^alpha + b / D^beta + c R^lambda + d R^delta / N^gamma",
-    variables=("N", "D", "R"),
-    linear=("E", "a", "b", "c", "d"),
-    nonlinear=(
-        ("alpha", *EXPONENT),
-        ("beta", *EXPONENT),
-        ("lambda", -2.0, 2.0),
-        ("delta", -2.0, 2.0),
-        ("gamma", *EXPONENT),
-    ),
-    terms=compute_sparsity_terms,
-    source="Abnar et al. 2025, arXiv:2501.12370",
-    floor="E",
-)
-
-
 def fit_laws(args: Experts, table: pd.DataFrame) -> list[tuple[Fit, Bootstrap]]:
     """Both laws with draws of their parameters. N is the number of all parameters but
     the embedding and the head, as in both papers.
@@ -240,8 +193,8 @@ def fit_laws(args: Experts, table: pd.DataFrame) -> list[tuple[Fit, Bootstrap]]:
     fine = table.loc[table["experts_over_active"] == args.at_sparsity]
     coarse = table.loc[table["granularity"] == 1]
     data = {
-        GRANULARITY: analysis.load_runs(fine, N=size, D="tokens", G="granularity"),
-        SPARSITY: analysis.load_runs(
+        "granularity": analysis.load_runs(fine, N=size, D="tokens", G="granularity"),
+        "sparsity": analysis.load_runs(
             coarse, N=size, D="tokens", R="experts_over_active"
         ),
     }

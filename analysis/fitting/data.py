@@ -74,7 +74,7 @@ class Data:
     def unit(self, entry: Nonlinear) -> float:
         """The unit of the range of a `Nonlinear`, from the geometric-mean run."""
         size = self.reference
-        size["loss"] = float(np.exp(np.mean(np.log(np.abs(self.loss)))))
+        size.setdefault("loss", float(np.exp(np.mean(np.log(np.abs(self.loss))))))
         return float(np.prod([size[name] ** exponent for name, exponent in entry.unit]))
 
     def take(self, rows: np.ndarray) -> Data:

@@ -1,10 +1,12 @@
 """What a scaling law is: a loss that is linear in some coefficients once its other
 parameters are given.
 
-    loss(x) = link(sum_k coefficient_k * term_k(nonlinear, x)), coefficient_k >= 0
+    loss(x) = link(offset(x) + sum_k coefficient_k * term_k(nonlinear, x)),
+    coefficient_k >= 0
 
-The link is the identity for most laws. `analysis.fitting.solver` uses that structure.
-`analysis.laws.library` holds the laws and says how to add one.
+The link is the identity for most laws, and most have no offset.
+`analysis.fitting.solver` uses that structure. `analysis.laws.library` holds the laws and
+says how to add one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ Params = Mapping[str, Array]  # parameter -> its value, or one value per draw
 Variables = Mapping[str, Array]  # variable of a law, such as "N" -> its values
 Terms = Callable[[Params, Variables], tuple[Array, ...]]
 Derived = Callable[[Params], Array]
+Offset = Callable[[Params, Variables], Array]
+
+MEANINGS = {
+    "N": "model size, parameters",
+    "D": "training tokens",
+    "C": "training compute, FLOPs",
+    "loss": "nats per token, or another unit that you state",
+}
+"""What the variables of most laws are."""
 
 
 def namespace(x: Array) -> ModuleType:
@@ -59,6 +70,7 @@ class Nonlinear(NamedTuple):
             exponents move as they are).
         unit: ((variable or "loss", power), ...): low and high are multiples of that
             product at the geometric-mean run, so that the range follows the runs.
+            "loss" is the target where it is no variable.
     """
 
     name: str
@@ -140,6 +152,10 @@ class Law:
         efficiencies: what the coefficients say of two recipes that share the exponents.
         constants: coefficients besides the floor and the ceiling that multiply a
             constant term.
+        offset: (nonlinear parameters, variables) -> the part of the sum that has no
+            coefficient; None if there is none.
+        meanings: (variable, what it is) of variables that are not in `MEANINGS`.
+        verified: what the tests hold the law against.
     """
 
     name: str
@@ -158,6 +174,9 @@ class Law:
     labels: tuple[str, ...] = ()
     efficiencies: tuple[Efficiency, ...] = ()
     constants: tuple[str, ...] = ()
+    offset: Offset | None = None
+    meanings: tuple[tuple[str, str], ...] = ()
+    verified: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -219,6 +238,8 @@ class Law:
             np.asarray(params[name]) * term
             for name, term in zip(self.linear, terms, strict=True)
         )
+        if self.offset:
+            total = total + self.offset(params, values)
         if self.link:
             total = self.link.forward(params, total)
         return np.asarray(total, dtype=float)
@@ -272,12 +293,12 @@ class Binding:
         self, theta: Params, fixed: Params, x: Variables
     ) -> tuple[list[Array], Array]:
         """(one column per free coefficient, the part of the sum that fixed coefficients
-        give).
+        and the law's offset give).
         """
         known = self.complete({**fixed, **theta})
         leaders = dict(self.tied)
         columns: dict[str, Array] = dict.fromkeys(self.linear, 0.0)
-        offset: Array = 0.0
+        offset: Array = self.law.offset(known, x) if self.law.offset else 0.0
         for name, term in zip(self.law.linear, self.law.terms(known, x), strict=True):
             owner = leaders.get(name, name)
             if owner in columns:

@@ -202,8 +202,8 @@ class FitArgs:
     """A sweep's folder, or a .csv, .parquet or .jsonl file."""
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     law: str = "chinchilla"
-    """chinchilla, kaplan, gadre, data_constrained, precision, power_law_C, broken_D,
-    ...: a wrong name lists all.
+    """chinchilla, kaplan, gadre, data_constrained, power_law_C, ...: `scaling laws`
+    lists all. Of several, as chinchilla,gadre, the one that predicts held-out runs best.
     """
     how: Annotated[FitOptions, tyro.conf.arg(name="")] = field(
         default_factory=FitOptions
@@ -228,11 +228,12 @@ class FitArgs:
 
         with show_progress(f"study of {self.runs}", 10) as progress:
             runs = self.columns.read(self.runs)
+            law = self.choose_law(runs)
             progress.advance()
             progress.start_part(9)
             result = study_runs(
                 runs,
-                law=self.law,
+                law=law,
                 holdout=self.holdout,
                 draws=self.draws,
                 seed=self.seed,
@@ -243,6 +244,24 @@ class FitArgs:
             result.fit.to_json(self.save)
             result.boot.to_json(get_draws_path(self.save))
         return result
+
+    def choose_law(self, runs: Runs) -> str:
+        """The law that is named; of several, the one that predicts held-out runs best,
+        or has the lowest AICc where nothing can be held out. Their table goes to the
+        standard error stream.
+
+        Raises:
+            ValueError: an unknown law, or every law is refused.
+        """
+        names = [name.strip() for name in self.law.split(",")]
+        if len(names) == 1:
+            return names[0]
+        from analysis import select
+
+        found = select(runs, names, **self.how.keywords())
+        chosen = found.best["holdout"] or found.best["aicc"] or names[0]
+        print(f"{found}\n\nthe fit below is that of {chosen}\n", file=sys.stderr)
+        return chosen
 
     def __call__(self) -> int:
         result = self.study()

@@ -32,11 +32,80 @@ TRUTH: dict[str, dict[str, float]] = {
     "precision": {"E": 1.7, "A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.37, "gamma": 2.5},
     "downstream": {"epsilon": 0.85, "k": 2.1, "gamma": 0.75},
     "transfer": {"A": 1.9e4, "p_D_F": 0.18, "p_N": 0.38},
-    "learning_rate": {"A": 1.8, "p_N": -0.7, "p_D": 0.3},
-    "batch_size": {"A": 20.0, "p_D": 0.4},
+    "learning_rate": {"A": 1.79, "p_N": -0.713, "p_D": 0.307},
+    "batch_size": {"A": 0.58, "p_D": 0.571},
+    "time_scale": {"A": 1.084, "p_tokens_per_parameter": -0.527},
+    "farseer": {
+        "S": np.exp(0.091), "s": -0.021 * 1e9**0.169, "q": 0.169,
+        "Q": np.exp(-6.287), "B": 88.01 * 1e9**-0.1, "b": -0.1,
+        "A": -0.124 * 1e9**0.123, "a": 0.123, "E": 0.424,
+    },
+    "parallel_streams": {"E": 0.7, "A": 30.0, "alpha": 0.19, "k": 0.39},
+    "mixing": {"c": 2.0, "k": 1.5, "t_share": -3.0},
+    "mixture": {
+        "E": 1.3, "K": 0.3, "gamma_1": 0.5, "gamma_2": 0.8, "C": 2.0,
+        "A": 400.0, "B": 1200.0, "alpha": 0.34, "beta": 0.37,
+    },
+    "vocabulary": {
+        "E": 0.5, "A_1": 1.831 * 1e6**0.447, "A_2": 0.196 * 1e6**0.671, "B": 2.124 * 1e9**0.458,
+        "alpha_1": 0.447, "alpha_2": 0.671, "beta": 0.458,
+    },
+    "granularity": {"c": 0.47, "g": 2.1, "a": 18.1, "b": 30.8, "gamma": 0.58, "alpha": 0.115, "beta": 0.147},
+    "sparsity": {
+        "E": 0.94, "a": 16612.5, "b": 5455.67, "c": 0.4598, "d": 17.26,
+        "alpha": 0.5962, "beta": 0.3954, "lambda": -0.1666, "delta": 0.1603, "gamma": 0.1595,
+    },
+    "routed": {"A": 10**1.104, "a": -0.082, "b": -0.108, "c": 0.009, "E_start": 1.847, "E_max": 314.478},
+    "expert_count": {
+        "c": 1.3, "a": 36.0, "b": 50.0, "alpha": 0.22, "beta": 0.2, "gamma": 0.02, "zeta": -0.005,
+        "delta": 0.2, "omega": -0.1, "E_start": 2.0, "E_max": 290.0,
+    },
+    "quantization": {"C": 0.0598, "gamma_D": 0.5068, "gamma_N": 0.3439, "gamma_bits": 0.5907},
+    "low_bit": {"k": 0.017, "beta": 0.5251, "alpha": 0.2261, "gamma": 5.4967},
+    "distillation": {
+        "K": 2243**0.764, "D_0": (24181 / 2243) ** (1 / 0.637), "alpha": 0.321, "beta": 0.637, "gamma": 0.764,
+        "c_0": 2.549, "c_1": 522.6, "d_1": 1.315, "f_1": 0.09,
+    },
+    "task_accuracy": {"b": 0.25, "a": 0.7, "k": 5.0, "L_0": 3.0},
+    "loss_to_loss": {"E_1": 1.2, "K": 0.9, "kappa": 1.1, "E_0": 1.0},
+    "repeated_sampling": {"a": 3.0, "b": 0.5},
+    "reinforcement_learning": {"R_0": 0.3, "A": 0.7, "B": 1.5, "C_mid": 6e18},
 }  # fmt: skip
-SIGNED = ("downstream", "transfer", "learning_rate", "batch_size")
+# What they predict is no loss, or rises with some variable.
+SIGNED = (
+    "downstream",
+    "transfer",
+    "learning_rate",
+    "batch_size",
+    "time_scale",
+    "mixing",
+    "mixture",
+    "sparsity",
+    "quantization",
+    "low_bit",
+    "distillation",
+    "task_accuracy",
+    "loss_to_loss",
+    "repeated_sampling",
+    "reinforcement_learning",
+)
+BOUNDED = ("error", "accuracy", "coverage", "reward")
 QUICK = ("gadre", "learning_rate")
+
+
+SPREAD: dict[str, list[float]] = {
+    "P": [1, 2, 4, 8, 16, 32, 64],
+    "G": [1, 2, 4, 8, 16, 32, 64],
+    "R": [1, 2, 4, 8, 16, 32, 64],
+    "V": [4e6, 8e6, 1.6e7, 3.2e7, 6.4e7, 1.3e8, 2.6e8],
+    "experts": [1, 2, 4, 16, 64, 256, 1024],
+    "k": [1, 4, 16, 64, 256, 1024, 4096],
+    "share": [0.02, 0.1, 0.25, 0.4, 0.6, 0.8, 0.97],
+    "share_1": [0.02, 0.1, 0.25, 0.4, 0.6, 0.8, 0.97],
+    "loss_0": [1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
+    "teacher_loss": [1.9, 2.1, 2.4, 2.8, 3.2, 3.7, 4.3],
+}
+"""Values of the variables besides N and D, by column."""
 
 
 def family(name: str) -> str:
@@ -66,6 +135,13 @@ def exact(name: str, **truth: float) -> pd.DataFrame:
             "loss": np.linspace(2, 4, 49),
         }
     )
+    for column, values in SPREAD.items():
+        # Each value meets each size and each number of tokens once.
+        size, tokens = np.indices((7, 7)).reshape(2, -1)
+        table[column] = np.asarray(values)[(3 * size + tokens) % 7]
+    table["share_2"] = 1.0 - table["share_1"]
+    table["tokens_per_parameter"] = D / N
+    table["supervised_loss"] = LAWS["chinchilla"].predict(TRUTH["chinchilla"], N=N, D=D)
     table["U"] = D / np.tile([1.0, 3.0, 10.0, 40.0, 100.0, 300.0, 1000.0], 7)
     table["bits"] = np.tile([3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 16.0], 7)
     law = LAWS[name]
@@ -81,7 +157,7 @@ def test_losses_fall_in_every_variable(name: str) -> None:
     signed coefficients may.
     """
     law, params = LAWS[name], TRUTH[family(name)]
-    middle = {"U": 1e9, "bits": 6.0, "S": 1e4}
+    middle = {"U": 1e9, "bits": 6.0, "S": 1e4, "experts": 100.0}
     for v in law.variables:
         x = {u: middle.get(u, 1e9) for u in law.variables}
         values = law.predict(
@@ -91,6 +167,8 @@ def test_losses_fall_in_every_variable(name: str) -> None:
         assert values[-1] < values[0] * (1 - 1e-6), v
 
 
+# Parameters of a law that the others are found with: runs do not determine all of them.
+GIVEN = {"distillation": ("d_1", "f_1")}
 EXACT = [name for name in TRUTH if name != "m4_D"]
 
 
@@ -104,10 +182,12 @@ def test_exact_losses_give_every_parameter_back(name: str) -> None:
     parameters trade with each other.
     """
     law, truth, table = LAWS[name], TRUTH[name], exact(name)
+    fixed = {parameter: truth[parameter] for parameter in GIVEN.get(name, ())}
     found = fit(
         table,
         law,
-        residual="raw" if name == "downstream" else "log",
+        fixed=fixed,
+        residual="raw" if law.target in BOUNDED else "log",
         allow_unidentified=True,
     )
     points = {v: table[v].to_numpy() for v in law.variables}
@@ -139,7 +219,7 @@ def test_transfer_is_fitted_without_a_loss() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_m4_is_fitted_as_well_as_the_truth(quick_compile: None) -> None:
+def test_m4_is_fitted_as_well_as_the_truth() -> None:
     """Its five parameters trade so well that only the objective can be asked: it is not
     above that of the truth.
     """

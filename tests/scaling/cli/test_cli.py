@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import tyro
 
+from analysis.laws.library import LAWS
 from scaling.cli.main import main
 from scaling.cli.output import MAIN_COLUMNS, select_main_columns
 from scaling.cli.plan_sweep import make_executor_args
@@ -197,6 +198,29 @@ def test_every_option_of_a_fit_reaches_it(table, tmp_path, capsys):
     }
     assert {name: protocol[name] for name in expected} == expected
     assert protocol["columns"]["N"] == "n [millions]"
+
+
+def test_of_several_laws_the_best_on_held_out_runs_is_fitted(table, tmp_path, capsys):
+    line = f"fit {table} {COLUMNS} --law power_law_N_pure,chinchilla --draws 5 --json"
+    assert main(line.split()) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["law"] == "chinchilla"
+    assert "best by holdout: chinchilla" in err
+    assert (
+        main(["fit", str(table), *COLUMNS.split(), "--law", "chinchilla,gaddre"]) == 1
+    )
+    assert "did you mean 'gadre'" in capsys.readouterr().err
+
+
+def test_laws_are_listed_and_explained(capsys):
+    assert main(["laws"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(LAWS)
+    assert main(["laws", "chinchilla", "data_constrained"]) == 0
+    explained = capsys.readouterr().out
+    assert "E + A / N^alpha + B / D^beta" in explained
+    assert "--variable U=COLUMN" in explained
+    assert main(["laws", "chinchila"]) == 1
 
 
 def test_a_law_of_another_variable(table, tmp_path, capsys):
