@@ -21,6 +21,8 @@ from .decisions.downstream import predict_downstream as predict_downstream
 from .decisions.expected import Expectation as Expectation
 from .decisions.expected import ExpectedInterval as ExpectedInterval
 from .decisions.expected import expect_intervals as expect_intervals
+from .decisions.optimum import Optimum as Optimum
+from .decisions.optimum import optimum as optimum
 from .decisions.prior import DesignPrior as DesignPrior
 from .decisions.prior import make_prior_from_fit as make_prior_from_fit
 from .decisions.quantity import Quantity as Quantity

@@ -44,6 +44,7 @@ VERBS = {  # verb -> module of scaling.cli, and the class of its arguments
     "suggest": "predict.SuggestArgs",
     "compare": "predict.CompareArgs",
     "audit": "predict.AuditArgs",
+    "optimum": "optimum.OptimumArgs",
 }
 GROUPS = {
     "train": ("plan", "sweep", "auto"),
@@ -58,7 +59,7 @@ GROUPS = {
         "import",
         "prune-checkpoints",
     ),
-    "fit": ("laws", "fit", "plot", "report"),
+    "fit": ("laws", "optimum", "fit", "plot", "report"),
     "use a fit": ("predict", "suggest", "compare", "audit"),
     "bring an architecture": ("check-architecture",),
     "reproduce": ("reproduce",),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.laws.catalog import describe_variable, explain_law, format_table
@@ -19,6 +20,16 @@ def foreign(table):
     return table.assign(
         params=table["N"] / 1e6, seen=table["D"], val_loss=table["loss"]
     )[["params", "seen", "val_loss"]]
+
+
+def write_rates(table):
+    """Each run at four learning rates, of which none is the best."""
+    tried = []
+    for factor in (0.4, 0.9, 1.6, 3.0):
+        lr = 2.0 * factor * table["N"] ** -0.3
+        loss = table["loss"] * (1 + 0.02 * np.log(factor) ** 2)
+        tried.append(table.assign(lr=lr, loss=loss))
+    foreign(pd.concat(tried)).assign(lr=pd.concat(tried)["lr"]).to_csv("rates.csv")
 
 
 @pytest.fixture
@@ -39,6 +50,7 @@ def test_snippets_run_in_order(sweep, tmp_path, monkeypatch, known_laws):
     line.assign(D=20 * line["N"] * (1 + 1e-12 * np.arange(len(line)))).drop(
         columns=["C", "budget"]
     ).to_csv("line.csv")
+    write_rates(sweep(0.002))
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     for block in blocks:

@@ -212,6 +212,22 @@ def test_of_several_laws_the_best_on_held_out_runs_is_fitted(table, tmp_path, ca
     assert "did you mean 'gadre'" in capsys.readouterr().err
 
 
+def test_the_best_rate_of_each_size_is_found(tmp_path, capsys):
+    source = tmp_path / "rates.csv"
+    rows = []
+    for width in (64, 128, 256, 512):
+        for exponent in range(-12, -6):
+            off = exponent + 9 + np.log2(width / 128) / 2
+            rows.append(
+                {"width": width, "lr": 2.0**exponent, "loss": 3 + 0.01 * off**2}
+            )
+    pd.DataFrame(rows).to_csv(source, index=False)
+    answer = read_answer(f"optimum {source} --over lr --by width", capsys)
+    assert answer["laws"][0]["exponent"] == pytest.approx(-0.5, abs=0.01)
+    assert main(["optimum", str(source), "--by", "width"]) == 0
+    assert "lr: moves by a factor of" in capsys.readouterr().out
+
+
 def test_laws_are_listed_and_explained(capsys):
     assert main(["laws"]) == 0
     listed = capsys.readouterr().out.splitlines()
