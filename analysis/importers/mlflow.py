@@ -10,17 +10,35 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.importers.base import Row, keep_ids_as_text, open_read_only
+from analysis.importers.base import (
+    Importer,
+    Row,
+    keep_ids_as_text,
+    list_names,
+    open_read_only,
+)
+from analysis.importers.mlflow_folder import join_history, read_mlflow_folder
 
 # MLflow's database holds this for an infinite metric.
 _MLFLOW_INFINITY = 1.7976931348623157e308
 # Columns of MLflow's own, whose names no parameter, metric or tag may take.
-_MLFLOW_OWN = ("run_id", "experiment_id", "experiment", "status", "name")
+_MLFLOW_OWN = (
+    "run_id",
+    "trunk_id",
+    "step",
+    "experiment_id",
+    "experiment",
+    "status",
+    "name",
+)
 _MLFLOW_PREFIXES = ("params.", "metrics.", "tags.")
 
 
-def from_mlflow(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
-    """Runs of MLflow, one row each, with the last value of every metric.
+def from_mlflow(
+    runs: pd.DataFrame | str | Path, history: str | Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Runs of MLflow, one row each with the last value of every metric, or with
+    `history` one row per step.
 
     The prefixes "params.", "metrics." and "tags." are dropped where the rest is a name
     that nothing else has. MLflow stores parameters as text: a parameter becomes numbers
@@ -29,14 +47,24 @@ def from_mlflow(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
 
     Args:
         runs: what `mlflow.search_runs(...)` returns; or the path of MLflow's SQLite
-            database, with or without "sqlite:///" before it. The database is opened
-            read-only and without the package `mlflow`. Deleted runs are left out.
+            database, with or without "sqlite:///" before it; or the folder `mlruns`, or
+            one below it. Both are only read, and without the package `mlflow`. Deleted
+            runs are left out.
+        history: metrics; the steps at which all of them were logged, each with the
+            value that was logged last, `run_id` and the same `trunk_id`.
 
     Raises:
-        FileNotFoundError: there is no such database.
-        ValueError: the table or database is not MLflow's, or has no run.
+        FileNotFoundError: there is no such database or folder.
+        ValueError: the table, database or folder is not MLflow's, or has no run, or no
+            step with all metrics of `history`.
     """
+    keys = list_names(history)
     if isinstance(runs, pd.DataFrame):
+        if keys:
+            raise ValueError(
+                "from_mlflow: a DataFrame of mlflow.search_runs holds no history; "
+                "give the database or the folder mlruns"
+            )
         label = "DataFrame"
         frame = runs.reset_index(drop=True)
         frame.columns = [str(name) for name in frame.columns]
@@ -48,10 +76,22 @@ def from_mlflow(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
     else:
         path = Path(str(runs).removeprefix("sqlite:///"))
         label = str(path)
-        frame = _read_mlflow_database(path)
+        if path.is_dir():
+            frame = read_mlflow_folder(path, keys)
+        else:
+            frame = _read_mlflow_database(path, keys)
+        if keys and not frame.empty and "step" not in frame.columns:
+            raise ValueError(
+                f"from_mlflow: no step in {label} has all of {keys}; "
+                "name metrics that are logged at the same steps"
+            )
     if frame.empty:
         raise ValueError(f"from_mlflow: no run in {label}; log one first")
-    frame = frame.assign(status=frame["status"].astype(str).str.lower())
+    status = frame["status"].astype(str)
+    # A reason why a run cannot be read is a sentence, not a state.
+    frame = frame.assign(
+        status=status.where(status.str.contains(" "), status.str.lower())
+    )
     for column in frame.columns:
         name = column.removeprefix("params.").lower()
         is_id = name == "id" or name.endswith("_id")
@@ -60,8 +100,10 @@ def from_mlflow(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
     return keep_ids_as_text(frame.rename(columns=_shorten_names(list(frame.columns))))
 
 
-def _read_mlflow_database(path: Path) -> pd.DataFrame:
-    """The table that `mlflow.search_runs` gives of all experiments."""
+def _read_mlflow_database(path: Path, history: Sequence[str]) -> pd.DataFrame:
+    """The table that `mlflow.search_runs` gives of all experiments; with `history` one
+    row per step instead.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"no MLflow database at {path}; "
@@ -80,6 +122,7 @@ def _read_mlflow_database(path: Path) -> pd.DataFrame:
             params = base.execute("SELECT run_uuid, key, value FROM params").fetchall()
             metrics = base.execute(find_metrics).fetchall()
             tags = base.execute("SELECT run_uuid, key, value FROM tags").fetchall()
+            steps = {key: _read_database_steps(base, key) for key in history}
     except sqlite3.Error as error:
         raise ValueError(f"{path} is not an MLflow database: {error}") from error
     rows: dict[str, Row] = {}
@@ -100,9 +143,32 @@ def _read_mlflow_database(path: Path) -> pd.DataFrame:
             rows[run_id][f"tags.{key}"] = value
     for run_id, key, value, is_nan in metrics:
         if run_id in rows:
-            number = float("nan") if is_nan else _restore_infinity(float(value))
-            rows[run_id][f"metrics.{key}"] = number
-    return pd.DataFrame(list(rows.values()))
+            rows[run_id][f"metrics.{key}"] = _read_metric(value, is_nan)
+    if not history:
+        return pd.DataFrame(list(rows.values()))
+    table: list[Row] = []
+    for run_id, row in rows.items():
+        of_run = {key: found.get(run_id, {}) for key, found in steps.items()}
+        table += join_history(row, of_run)
+    return pd.DataFrame(table)
+
+
+def _read_database_steps(
+    base: sqlite3.Connection, key: str
+) -> dict[str, dict[int, float]]:
+    """Run -> step -> value of one metric, the last that was logged at each step."""
+    found: dict[str, dict[int, float]] = {}
+    query = (
+        "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? "
+        "ORDER BY run_uuid, step, timestamp"
+    )
+    for run_id, step, value, is_nan in base.execute(query, (key,)):
+        found.setdefault(run_id, {})[int(step)] = _read_metric(value, is_nan)
+    return found
+
+
+def _read_metric(value: float, is_nan: object) -> float:
+    return float("nan") if is_nan else _restore_infinity(float(value))
 
 
 def _restore_infinity(metric: float) -> float:
@@ -132,3 +198,10 @@ def _shorten_names(columns: Sequence[str]) -> dict[str, str]:
         for column, name in short.items()
         if name and uses[name] == 1 and name not in _MLFLOW_OWN
     }
+
+
+IMPORTER = Importer(
+    name="mlflow",
+    reads="a database or folder of MLflow",
+    read=from_mlflow,
+)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.importers.base import keep_ids_as_text
+from analysis.importers.base import Importer, keep_ids_as_text
 from analysis.suggestions import find_near
 
 
@@ -102,3 +102,10 @@ def _read_tensorboard_run(
             in_order = sorted(values, key=lambda point: point[0])
             columns[tag] = {step: value for _, step, value in in_order}
     return pd.DataFrame(columns, dtype=float).sort_index(), set(points)
+
+
+IMPORTER = Importer(
+    name="tensorboard",
+    reads="a folder of TensorBoard",
+    read=from_tensorboard,
+)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.importers.base import (
+    Importer,
     Row,
     flatten_values,
     join_parts,
@@ -139,3 +140,10 @@ def _parse_json_object(text: str) -> JsonObject:
     if not isinstance(found, dict):
         raise ValueError(f"{text!r:.80} is not a JSON object")
     return found
+
+
+IMPORTER = Importer(
+    name="trackio",
+    reads="a database of Trackio",
+    read=from_trackio,
+)

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import pandas as pd
 
 from analysis.importers.base import (
+    Importer,
     KeyedValues,
     Row,
     flatten_values,
@@ -128,3 +129,10 @@ def _read_wandb_history(run: WandbRun, keys: Sequence[str]) -> Iterator[Row]:
     config = flatten_values(run.config)
     for step in run.scan_history(keys=list(keys)):
         yield join_parts(own, history=flatten_values(step), config=config)
+
+
+IMPORTER = Importer(
+    name="wandb",
+    reads="a project of Weights & Biases, as entity/project",
+    read=from_wandb,
+)

@@ -267,7 +267,7 @@ def _read_jsonl(path: Path) -> Source:
     for number, line in enumerate(text.splitlines()):
         if not line.strip():
             continue
-        row = _parse_line(line)
+        row = parse_json_line(line)
         if row is None:
             unread.append((number, "line is not a JSON object (torn write?)"))
         else:
@@ -281,7 +281,7 @@ def _read_jsonl(path: Path) -> Source:
     )
 
 
-def _parse_line(line: str) -> JsonObject | None:
+def parse_json_line(line: str) -> JsonObject | None:
     """The JSON object of one line of a .jsonl file; None if it holds none."""
     try:
         row = json.loads(line)

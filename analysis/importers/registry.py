@@ -1,0 +1,21 @@
+"""All importers by name, for the command line and the guide."""
+
+from __future__ import annotations
+
+from analysis.importers import (
+    mlflow,
+    tensorboard,
+    trackio,
+    wandb,
+)
+from analysis.importers.base import Importer
+
+_ALL = (
+    wandb.IMPORTER,
+    mlflow.IMPORTER,
+    tensorboard.IMPORTER,
+    trackio.IMPORTER,
+)
+
+IMPORTERS: dict[str, Importer] = {importer.name: importer for importer in _ALL}
+"""Name -> importer."""
