@@ -50,6 +50,7 @@ from .importers.mlflow import from_mlflow as from_mlflow
 from .importers.tensorboard import from_tensorboard as from_tensorboard
 from .importers.trackio import from_trackio as from_trackio
 from .importers.wandb import from_wandb as from_wandb
+from .importers.wandb_chart import from_wandb_chart as from_wandb_chart
 from .laws.base import Law as Law
 from .laws.base import Link as Link
 from .laws.base import Nonlinear as Nonlinear

@@ -7,11 +7,13 @@ from analysis.importers import (
     tensorboard,
     trackio,
     wandb,
+    wandb_chart,
 )
 from analysis.importers.base import Importer
 
 _ALL = (
     wandb.IMPORTER,
+    wandb_chart.IMPORTER,
     mlflow.IMPORTER,
     tensorboard.IMPORTER,
     trackio.IMPORTER,
