@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from analysis.importers import (
+    json_files,
     mlflow,
     tensorboard,
     trackio,
@@ -17,6 +18,8 @@ _ALL = (
     mlflow.IMPORTER,
     tensorboard.IMPORTER,
     trackio.IMPORTER,
+    json_files.FOLDER_IMPORTER,
+    json_files.LINES_IMPORTER,
 )
 
 IMPORTERS: dict[str, Importer] = {importer.name: importer for importer in _ALL}
