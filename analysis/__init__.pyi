@@ -48,6 +48,7 @@ from .hoffmann.isoflop import IsoFlop as IsoFlop
 from .hoffmann.isoflop import isoflop as isoflop
 from .importers.json_files import from_json_folder as from_json_folder
 from .importers.json_files import from_json_lines as from_json_lines
+from .importers.lm_eval import from_lm_eval as from_lm_eval
 from .importers.mlflow import from_mlflow as from_mlflow
 from .importers.tensorboard import from_tensorboard as from_tensorboard
 from .importers.trackio import from_trackio as from_trackio

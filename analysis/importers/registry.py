@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from analysis.importers import (
     json_files,
+    lm_eval,
     mlflow,
     tensorboard,
     trackio,
@@ -18,6 +19,7 @@ _ALL = (
     mlflow.IMPORTER,
     tensorboard.IMPORTER,
     trackio.IMPORTER,
+    lm_eval.IMPORTER,
     json_files.FOLDER_IMPORTER,
     json_files.LINES_IMPORTER,
 )
