@@ -52,6 +52,7 @@ from .importers.lm_eval import from_lm_eval as from_lm_eval
 from .importers.mlflow import from_mlflow as from_mlflow
 from .importers.tensorboard import from_tensorboard as from_tensorboard
 from .importers.trackio import from_trackio as from_trackio
+from .importers.trainer_state import from_trainer_state as from_trainer_state
 from .importers.wandb import from_wandb as from_wandb
 from .importers.wandb_chart import from_wandb_chart as from_wandb_chart
 from .laws.base import Law as Law

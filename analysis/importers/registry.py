@@ -8,6 +8,7 @@ from analysis.importers import (
     mlflow,
     tensorboard,
     trackio,
+    trainer_state,
     wandb,
     wandb_chart,
 )
@@ -19,6 +20,7 @@ _ALL = (
     mlflow.IMPORTER,
     tensorboard.IMPORTER,
     trackio.IMPORTER,
+    trainer_state.IMPORTER,
     lm_eval.IMPORTER,
     json_files.FOLDER_IMPORTER,
     json_files.LINES_IMPORTER,
