@@ -51,6 +51,7 @@ from .importers.json_files import from_json_lines as from_json_lines
 from .importers.lm_eval import from_lm_eval as from_lm_eval
 from .importers.mlflow import from_mlflow as from_mlflow
 from .importers.tensorboard import from_tensorboard as from_tensorboard
+from .importers.text_logs import from_text_log as from_text_log
 from .importers.trackio import from_trackio as from_trackio
 from .importers.trainer_state import from_trainer_state as from_trainer_state
 from .importers.wandb import from_wandb as from_wandb

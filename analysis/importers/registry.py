@@ -7,6 +7,7 @@ from analysis.importers import (
     lm_eval,
     mlflow,
     tensorboard,
+    text_logs,
     trackio,
     trainer_state,
     wandb,
@@ -24,6 +25,7 @@ _ALL = (
     lm_eval.IMPORTER,
     json_files.FOLDER_IMPORTER,
     json_files.LINES_IMPORTER,
+    text_logs.IMPORTER,
 )
 
 IMPORTERS: dict[str, Importer] = {importer.name: importer for importer in _ALL}
