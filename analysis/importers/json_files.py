@@ -77,10 +77,10 @@ def from_json_lines(
     """Runs of a ledger of JSON lines, in which a line may hold lists of values.
 
     Lists of one length become rows: `explode=("lr", "loss")` makes one row per pair.
-    Rows of one line have run_id "<run>/<position>" and one trunk_id, since nothing says
-    that they are independent. A line whose lists have several lengths, or that has only
-    some of them, is rejected with the reason in `status`; one that has numbers in the
-    place of all lists stays one row.
+    Rows of one line have run_id "<run>/<position>" and one trunk_id, that of the line if
+    it has one, since nothing says that they are independent. A line whose lists have
+    several lengths, or that has only some of them, is rejected with the reason in
+    `status`; one that has numbers in the place of all lists stays one row.
 
     Args:
         path: a .jsonl. A line's own `run_id` names its run; else its number does.
@@ -105,7 +105,11 @@ def from_json_lines(
                 table.reject(own, "line is not a JSON object (torn write?)")
                 continue
             own["run_id"] = str(found.pop("run_id", own["run_id"]))
-            values = flatten_lists(found, fields)
+            try:
+                values = flatten_lists(found, fields)
+            except (ValueError, RecursionError):
+                table.reject(own, "its values are nested too deeply")
+                continue
             _add_exploded(table, own, {}, values, fields, metric, keep)
     return table.build()
 
@@ -184,7 +188,8 @@ def _add_exploded(
         identity: Row = {}
         if keep == "all":
             run_id = str(own["run_id"])
-            identity = {"run_id": f"{run_id}/{i}", "trunk_id": run_id}
+            trunk_id = rest.get("trunk_id", run_id)
+            identity = {"run_id": f"{run_id}/{i}", "trunk_id": trunk_id}
         spread = {name: values[i] for name, values in lists.items()}
         table.add({**rest, **identity, **spread})
 

@@ -90,6 +90,14 @@ def from_wandb_chart(
     metric = _find_metric(file, header, metric)
     found = _find_series(header, metric)
     axis = "step" if header[0].lower() in _STEPS else header[0]
+    taken = [
+        name for name in (axis, metric) if name in ("run_id", "trunk_id", "status")
+    ]
+    if taken or axis == metric:
+        raise ValueError(
+            f"{file}: {taken[0] if taken else metric} names a column of the chart and "
+            "another one of the table; rename it in the first line"
+        )
     histories = _read_histories(found, metric, axis, keep, records)
     fields = _read_fields(series, mapping, [one.name for one in found])
     return _build(file, found, histories, fields, metric, keep)

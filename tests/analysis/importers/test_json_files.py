@@ -97,3 +97,15 @@ def test_nan_is_not_the_lowest(tmp_path: Path) -> None:
     path.write_text('{"lr": [1, 2, 3], "loss": [NaN, 3.0, 4.0]}\n')
     table = analysis.from_json_lines(path, explode=("lr", "loss"), keep="lowest")
     assert list(table["lr"]) == [2]
+
+
+def test_a_line_that_is_nested_too_deeply_costs_that_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    depth = 400
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    path.write_text(f'{deep}\n{{"loss": 3.0, "trunk_id": "t"}}\n')
+    table = analysis.from_json_lines(path)
+    assert table["loss"].to_list()[1] == 3.0
+    path.write_text('{"trunk_id": "t", "loss": [3.0, 2.5]}\n')
+    table = analysis.from_json_lines(path, explode="loss")
+    assert list(table["trunk_id"]) == ["t", "t"]

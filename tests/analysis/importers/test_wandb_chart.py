@@ -137,6 +137,15 @@ def test_another_table_is_no_chart(tmp_path: Path, text: str) -> None:
         analysis.from_wandb_chart(tmp_path / "absent.csv")
 
 
+@pytest.mark.parametrize("header", ["status,a - loss", "loss,a - loss"])
+def test_columns_that_are_called_alike_are_an_error(
+    tmp_path: Path, header: str
+) -> None:
+    path = write(tmp_path, f"{header}\n1,3.0\n")
+    with pytest.raises(ValueError, match="names a column of the chart and another one"):
+        analysis.from_wandb_chart(path)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
