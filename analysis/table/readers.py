@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.table.number_marks import NumberReader, check_marks
+from analysis.table.number_marks import NumberReader, check_marks, is_number
 from analysis.table.spreadsheets import (
     TEXT_SUFFIXES,
     Layout,
@@ -123,13 +123,15 @@ def read_numbers(
 
 
 def _has_other_numbers(frame: pd.DataFrame, used: Sequence[str]) -> bool:
-    """Whether a column has text in place of numbers, which may be numbers that pandas
-    does not read.
-    """
+    """Whether a column has a number that Python does not read, such as "1,234"."""
     for name in used:
         column = frame.loc[:, name]
-        if not pd.api.types.is_numeric_dtype(column.dtype):
-            return True
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            continue
+        numbers = parse_numbers(column)
+        for cell, number in zip(column, numbers, strict=True):
+            if np.isnan(number) and isinstance(cell, str) and is_number(cell):
+                return True
     return False
 
 
@@ -226,6 +228,8 @@ def _read_file(path: Path, ids: Sequence[str], separator: str | None) -> Source:
 
 def _read_text(path: Path, ids: Sequence[str], separator: str | None) -> Source:
     """The table of a .csv, .tsv or .txt."""
+    # A tab is hard to type on a command line.
+    separator = "\t" if separator in ("tab", r"\t") else separator
     if separator is not None and not is_separator(separator):
         raise ValueError(
             f"separator={separator!r} separates no columns; give one character that "

@@ -222,10 +222,11 @@ def load_runs(
         weight: column of the rows' weights.
         units: canonical name -> unit of its column, never guessed. N, D and further
             variables: ones, thousands, millions, billions or trillions. C and budget:
-            flops, teraflops, petaflops, exaflops, zettaflops or petaflop_days. loss,
-            which loss_se follows: nats, bits or perplexity, per token. A unit in the
-            header of a text file is used, and must agree.
-        separator: character between the columns of a text file; found in it when None.
+            flops, gigaflops, teraflops, petaflops, exaflops, zettaflops or
+            petaflop_days. loss, which loss_se follows: nats, bits or perplexity, per
+            token. A unit in the header of a text file is used, and must agree.
+        separator: character between the columns of a text file, or "tab"; found in it
+            when None.
         decimal: decimal mark of a text file, "." or ","; found in each column when
             None.
         thousands: mark between groups of three digits in a text file: ",", ".", " " or
@@ -256,7 +257,7 @@ def load_runs(
         "weight": weight,
         **variables,
     }
-    columns = _resolve_columns(named, list(read.frame.columns), read.label)
+    columns = _resolve_columns(named, read)
     units = check_units(units or {}, columns)
     if read.frame.empty:
         raise ValueError(
@@ -309,14 +310,15 @@ def _check_variable_names(variables: Mapping[str, str]) -> None:
             )
 
 
-def _resolve_columns(
-    named: Mapping[str, str | None], present: list[str], label: str
-) -> dict[str, str]:
+def _resolve_columns(named: Mapping[str, str | None], read: Source) -> dict[str, str]:
     """Canonical name -> source column, for the columns that exist.
+
+    In a text file, whose units are read, "Params" names the column "Params (M)".
 
     Raises:
         ValueError: a column that the caller named is missing.
     """
+    present = list(read.frame.columns)
     found: dict[str, str] = {}
     for name, column in named.items():
         if column is None:
@@ -326,11 +328,11 @@ def _resolve_columns(
                     break
             continue
         column = replace_unseen(column)
-        if column not in present:
+        if column not in present and read.layout is not None:
             column = _find_column_with_unit(column, present) or column
         if column not in present:
             raise ValueError(
-                f"{label} has no column {column!r} (asked for {name}={column!r}); "
+                f"{read.label} has no column {column!r} (asked for {name}={column!r}); "
                 + _suggest_columns(column, present)
             )
         found[name] = column

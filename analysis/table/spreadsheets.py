@@ -286,7 +286,8 @@ def _is_merged_header(records: list[_Record]) -> bool:
     if len(above) != len(below) or len(below) != len(first_row):
         return False
     cells = [*above, *below]
-    is_sparse = any(above) and not all(above)
+    # An empty first cell alone stands above the index that pandas writes.
+    is_sparse = any(above) and not all(above[1:])
     is_complete = all(up or down for up, down in zip(above, below, strict=True))
     has_text_only = not any(is_number(cell) for cell in cells if cell)
     has_numbers = any(is_number(cell) for cell in first_row)
@@ -312,7 +313,9 @@ def _is_unit_row(records: list[_Record]) -> bool:
         return False
     header, units, row = (record.fields for record in records[:3])
     given = [unit for unit in units if unit]
-    if not given or not all(is_unit(unit) for unit in given):
+    # "1e6" is a number before it is a unit.
+    has_units_only = all(is_unit(unit) and not is_number(unit) for unit in given)
+    if not given or not has_units_only:
         return False
     if len(units) != len(header) or len(row) != len(header):
         return False

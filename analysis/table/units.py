@@ -22,6 +22,7 @@ COUNTS: dict[str, float] = {
 }
 FLOPS: dict[str, float] = {
     "flops": 1.0,
+    "gigaflops": 1e9,
     "teraflops": 1e12,
     "petaflops": 1e15,
     "exaflops": 1e18,
@@ -33,7 +34,7 @@ LOSSES = ("nats", "bits", "perplexity")
 # How headers write these units. Letters that two units could mean are left out: "m" is
 # no million, and "TFLOP/s" is a rate.
 _WRITTEN_COUNTS = {
-    "ones": "ones|1",
+    "ones": "ones",
     "thousands": "k|K|thousands?|1e3|10^3",
     "millions": "M|mn|millions?|1e6|10^6",
     "billions": "B|G|bn|billions?|1e9|10^9",
@@ -41,6 +42,7 @@ _WRITTEN_COUNTS = {
 }
 _WRITTEN_FLOPS = {
     "flops": "flops?",
+    "gigaflops": "gflops?|gigaflops?|1e9|10^9",
     "teraflops": "tflops?|teraflops?|1e12|10^12",
     "petaflops": "pflops?|petaflops?|1e15|10^15",
     "exaflops": "eflops?|exaflops?|1e18|10^18",

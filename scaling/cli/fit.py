@@ -106,7 +106,8 @@ class ColumnOptions:
     more.
     """
     separator: Annotated[str | None, Unprefixed] = None
-    """Character between the columns of a text file; found in the file by default."""
+    """Character between the columns of a text file, or tab; found in the file by
+    default."""
     decimal: Annotated[str | None, Unprefixed] = None
     """Decimal mark of a text file, . or a comma; found in each column by default."""
     thousands: Annotated[str | None, Unprefixed] = None

@@ -122,6 +122,8 @@ def test_options_decide(tmp_path: Path) -> None:
     assert list(load_text(tmp_path, text, decimal=",").table["N"]) == [1.234, 2.345]
     text = "N|D|loss\n1e6|1e9|3.125\n"
     assert len(load_text(tmp_path, text, separator="|", decimal=".")) == 1
+    tabs = text.replace("|", "\t")
+    assert len(load_text(tmp_path, tabs, separator="tab", decimal=".")) == 1
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,7 @@ def test_percentages_are_shares(tmp_path: Path) -> None:
         ("Tokens (tokens)", "D", "ones"),
         ("Compute (PFLOP-days)", "C", "petaflop_days"),
         ("Compute [EFLOPs]", "C", "exaflops"),
+        ("Compute (GFLOPs)", "C", "gigaflops"),
         ("Loss (nats/token)", "loss", "nats"),
         ("Loss [bits]", "loss", "bits"),
         ("Val (ppl)", "loss", "perplexity"),
@@ -198,7 +201,14 @@ def test_a_unit_in_a_header_is_used_and_said(
 
 
 @pytest.mark.parametrize(
-    "header", ["Params (total)", "Params (m)", "Loss (bits/byte)", "FLOPs (TFLOP/s)"]
+    "header",
+    [
+        "Params (total)",
+        "Params (1)",
+        "Params (m)",
+        "Loss (bits/byte)",
+        "FLOPs (TFLOP/s)",
+    ],
 )
 def test_what_is_no_unit_is_part_of_the_name(tmp_path: Path, header: str) -> None:
     for canonical in ("N", "C", "loss"):
@@ -295,6 +305,11 @@ def test_a_file_whose_layout_is_unclear_is_an_error(
         "N,D,loss\r1e6,1e8,3.0\r2e6,1e8,2.9\r",
         "N,D,loss,unit\n1e6,1e8,3.0,M\n2e6,1e8,2.9,B\n",
         'N,D,loss\n"1000000"," 1e8 ",3.0\n',
+        "N,D\n1e6,1e9\n2e6,1e9\n",
+        "N,D,seed\n1e6,1e9,1\n2e6,1e9,1\n",
+        ",state,N\na,crashed,\nb,finished,1e6\n",
+        "state,N,,\ncrashed,,,\nfinished,1e6,,\n",
+        "Params (M),N,D,loss\n70,7e7,1e9,3.0\n",
     ],
 )  # fmt: skip
 def test_what_programs_write_is_read_as_pandas_reads_it(
@@ -308,6 +323,44 @@ def test_what_programs_write_is_read_as_pandas_reads_it(
     pd.testing.assert_frame_equal(from_file.rejected, from_frame.rejected)
     assert from_file.columns == from_frame.columns
     assert set(from_frame.notes) <= set(from_file.notes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.floats(1e-3, 1e15),
+            st.floats(1e-3, 1e4),
+            st.text(alphabet="aM1,;.\t\n \"'%B", max_size=6),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    note=st.sampled_from(["note", "note (M)", "a;b", "a,b", "", "M"]),
+    decimals=st.sampled_from([None, 3]),
+    index=st.booleans(),
+)
+def test_what_pandas_writes_is_read_as_pandas_reads_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[float, float, str]],
+    note: str,
+    decimals: int | None,
+    index: bool,
+) -> None:
+    frame = pd.DataFrame(rows, columns=pd.Index(["N", "loss", note]))
+    if decimals is not None:
+        frame = frame.round(decimals)
+    path = tmp_path_factory.mktemp("plain") / "runs.csv"
+    frame.to_csv(path, index=index)
+    try:
+        expected = load_runs(pd.read_csv(path, low_memory=False))
+    except ValueError:
+        return
+    found = load_runs(path)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    pd.testing.assert_frame_equal(found.rejected, expected.rejected)
+    assert found.columns == expected.columns
+    assert found.notes == expected.notes
 
 
 def write_number(value: float, decimals: int, decimal: str, thousands: str) -> str:
@@ -355,3 +408,10 @@ def test_no_number_is_read_wrong(
     ):
         assert math.isclose(N, values[row][0])
         assert np.isclose(loss, round(values[row][1], decimals), atol=10**-decimals)
+
+
+def test_a_frame_is_read_by_its_whole_names_without_their_units() -> None:
+    frame = pd.DataFrame({"Params (M)": [70.0], "loss": [3.0]})
+    assert list(load_runs(frame, N="Params (M)").table["N"]) == [70.0]
+    with pytest.raises(ValueError, match=r"no column 'Params'.*columns: Params \(M\)"):
+        load_runs(frame, N="Params")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.importers.registry import IMPORTERS
+from scaling.cli.fit import ColumnOptions
 from scaling.cli.import_runs import ImportRunsArgs
 from scaling.cli.main import main
 
@@ -79,3 +80,13 @@ def test_wrong_usage_is_status_2_with_the_fix(
     assert main(["import-runs", *line]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_verbs_that_fit_take_the_marks_of_a_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "runs.txt"
+    path.write_text("N|D|loss\n1.234|1e9|3,125\n2.345|1e9|2,5\n")
+    options = ColumnOptions(separator="|", decimal=",")
+    assert list(options.read(path).table["N"]) == [1234, 2345]
+    assert list(options.read(path).table["loss"]) == [3.125, 2.5]
+    with pytest.raises(ValueError, match="--separator"):
+        ColumnOptions().read(path)
