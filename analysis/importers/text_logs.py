@@ -78,8 +78,9 @@ LOG_FORMATS: dict[str, LogFormat] = {
             rf"iteration\s+(?P<step>\d+)/\s*\d+ \| consumed samples:\s*"
             rf"(?P<samples>\d+) \|.*?learning rate: (?P<lr>{_N}) \|"
             rf".*?lm loss: (?P<loss>{_N})",
-            rf"validation loss at iteration (?P<step>\d+) .*?"
-            rf"lm loss value: (?P<val_loss>{_N})",
+            # The loss on the test set has such a line too.
+            rf"validation loss at iteration (?P<step>\d+) (?:on validation set )?\|"
+            rf".*?lm loss value: (?P<val_loss>{_N})",
         ),
         samples=(
             " [2025-01-01 12:00:00] iteration      100/  500000 | consumed samples:"

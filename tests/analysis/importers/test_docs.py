@@ -69,6 +69,10 @@ def test_snippets_run(
         "step 10: train loss 3.1, val loss 3.2\niter 10: loss 3.0, time 1ms\n"
     )
     Path("ledger.jsonl").write_text('{"N": 1e6, "lr": [1, 2], "loss": [3.5, 3.25]}\n')
+    columns = "parameter_count,throughput/total_tokens,throughput/total_gflops"
+    Path("levanter.csv").write_text(
+        f"Name,State,{columns},eval/paloma/c4_en/loss\nrun-1,finished,1e6,1e8,6e5,3.5\n"
+    )
     sheets = [block for block in find_blocks("text") if block.startswith("Params")]
     Path("sheet.csv").write_text(sheets[0])
     names: dict[str, object] = {}

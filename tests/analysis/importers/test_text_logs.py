@@ -78,6 +78,21 @@ def test_a_folder_of_logs_is_a_row_each(tmp_path: Path) -> None:
         analysis.from_text_log(tmp_path, "nanogpt")
 
 
+def test_the_test_set_is_no_validation_set(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    lines = [
+        f" validation loss at iteration {text} | lm loss value: {loss}E+00 | lm loss PPL"
+        for text, loss in [
+            ("5", 3.5),
+            ("9 on validation set", 3.0),
+            ("9 on test set", 2),
+        ]
+    ]
+    path.write_text("\n".join(lines))
+    table = analysis.from_text_log(path, "megatron", keep="all")
+    assert list(table["val_loss"]) == [3.5, 3.0]
+
+
 def test_a_regular_expression_is_a_format(tmp_path: Path) -> None:
     path = tmp_path / "a.out"
     path.write_text("at 1,000 tokens: 3.5\nat 2,000 tokens: 3.25\nat 3,000 tokens: 3.")
