@@ -51,6 +51,8 @@ def from_wandb_chart(
     mapping: str | Path | None = None,
     metric: str | None = None,
     keep: str = "last",
+    decimal: str | None = None,
+    thousands: str | None = None,
 ) -> pd.DataFrame:
     """Runs of a chart that was exported from Weights & Biases as CSV.
 
@@ -72,6 +74,8 @@ def from_wandb_chart(
         metric: which metric, where the file has several.
         keep: which rows of a run: the "last" value, the "lowest", or "all". A run
             whose last value is NaN has diverged, and stays so.
+        decimal: decimal mark of the mapping, as in `load_runs`.
+        thousands: mark between groups of three digits of the mapping.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,7 +103,11 @@ def from_wandb_chart(
             "another one of the table; rename it in the first line"
         )
     histories = _read_histories(found, metric, axis, keep, records)
-    fields = _read_fields(series, mapping, [one.name for one in found])
+    names = [one.name for one in found]
+    if mapping is None:
+        fields = _read_names(series, names)
+    else:
+        fields = _read_mapping(Path(mapping), names, decimal, thousands)
     return _build(file, found, histories, fields, metric, keep)
 
 
@@ -206,17 +214,12 @@ def _read_cell(text: str, column: str) -> float:
         raise ValueError(f"{column} is {text!r:.40}, not a number") from None
 
 
-def _read_fields(
-    series: str | None, mapping: str | Path | None, names: Sequence[str]
-) -> dict[str, Row | str]:
-    """Name of a run -> its fields, or why it has none. Runs of the mapping that the
-    chart lacks are among them.
+def _read_names(series: str | None, names: Sequence[str]) -> dict[str, Row | str]:
+    """Name of a run -> its fields, or why it has none.
 
     Raises:
-        ValueError: the pattern or the mapping is wrong.
+        ValueError: the pattern is wrong.
     """
-    if mapping is not None:
-        return _read_mapping(Path(mapping), names)
     if series is None:
         return {name: {} for name in names}
     pattern = NamePattern("series", series)
@@ -229,7 +232,16 @@ def _read_fields(
     return fields
 
 
-def _read_mapping(path: Path, names: Sequence[str]) -> dict[str, Row | str]:
+def _read_mapping(
+    path: Path, names: Sequence[str], decimal: str | None, thousands: str | None
+) -> dict[str, Row | str]:
+    """Name of a run -> its fields, or why it has none; runs that the chart lacks are
+    among them.
+
+    Raises:
+        ValueError: the mapping has no column of names, or one twice, or ambiguous
+            numbers.
+    """
     keys = ("run", "run_id", "name", "Name")
     table = read_table(path, ids=keys)
     present = [key for key in keys if key in table.frame.columns]
@@ -245,7 +257,7 @@ def _read_mapping(path: Path, names: Sequence[str]) -> dict[str, Row | str]:
         cells = table.frame[column].dropna().astype(str)
         if column != key and len(cells) and all(is_number(cell) for cell in cells):
             numeric.append(column)
-    frame = read_numbers(table, numeric, ids=keys).frame
+    frame = read_numbers(table, numeric, keys, decimal, thousands).frame
     taken = [name for name in OWN_COLUMNS if name != key and name in frame.columns]
     if taken:
         raise ValueError(

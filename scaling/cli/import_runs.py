@@ -46,6 +46,10 @@ class ImportRunsArgs:
     map: Path | None = None
     """Table with a column run and what each run is, as N, D, lr; instead of
     --series."""
+    decimal: str | None = None
+    """Decimal mark of --map, . or a comma."""
+    thousands: str | None = None
+    """Mark between groups of three digits of --map."""
     names: str | None = None
     """Pattern of the names of files or folders, as --series."""
     metric: str | None = None
@@ -97,6 +101,8 @@ class ImportRunsArgs:
         given: dict[str, object] = {
             "series": self.series,
             "map": self.map,
+            "decimal": self.decimal,
+            "thousands": self.thousands,
             "names": self.names,
             "metric": self.metric,
             "keep": self.keep,

@@ -90,6 +90,15 @@ def test_a_mapping_says_what_a_run_is(tmp_path: Path) -> None:
     assert list(runs.table["N"]) == [1e6]
 
 
+def test_a_mark_decides_what_a_mapping_says(tmp_path: Path) -> None:
+    path = write(tmp_path, CHART)
+    sizes = write(tmp_path, 'run,N\nd2_w64,"1,234"\n', "sizes.csv")
+    with pytest.raises(ValueError, match=r"sizes\.csv: N is '1,234'.*--thousands"):
+        analysis.from_wandb_chart(path, mapping=sizes)
+    table = analysis.from_wandb_chart(path, mapping=sizes, thousands=",")
+    assert table["N"].to_list()[0] == 1234
+
+
 def test_two_metrics_are_asked_for_by_name(tmp_path: Path) -> None:
     text = "Step,a - x - loss,a - x - acc,a - x - _step\n1,3.0,0.5,1\n2,2.5,,2\n"
     path = write(tmp_path, text)
