@@ -70,7 +70,8 @@ class Runs:
         table: the accepted rows: the canonical columns that are known (`CANONICAL`),
             all columns of the source, and `source_row`, the 0-based position in the
             source. The canonical columns are in parameters, tokens, FLOPs and nats per
-            token; the source's own are as they were.
+            token; the source's own are as they were, but for the numbers of a text file
+            that a spreadsheet wrote.
         rejected: the rejected rows: `row` (0-based position in the source), `reason`,
             then the source's columns.
         columns: canonical name (N, D, C, loss, ... and further variables of a law) ->

@@ -55,11 +55,11 @@ _WRITTEN_LOSSES = {
     "bits": "bits?",
     "perplexity": "ppl|perplexity",
 }
-# What is counted, after its unit: "M tokens", "nats/token".
+# What is counted, behind a unit: "M tokens", "nats/token".
 _COUNTED = re.compile(
-    r"(?P<unit>.*?)((?:\s+of|\s*/|\s+per)?\s*(?:params?|parameters?|tokens?|toks?))?",
-    re.IGNORECASE,
+    r"(?P<unit>.*?)(?:\s+of)?\s*\b(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE
 )
+_PER_TOKEN = re.compile(r"(?P<unit>.*?)\s*(?:/|\bper)\s*(?:token|tok)", re.IGNORECASE)
 _BRACKETED = re.compile(
     r"(?P<name>.*\S)\s*(\((?P<round>[^()]+)\)|\[(?P<square>[^][]+)\])"
 )
@@ -123,16 +123,16 @@ def parse_unit(name: str, text: str) -> str | None:
         name: canonical name, such as "N".
         text: as "M", "B tokens" or "nats/token".
     """
-    found = _COUNTED.fullmatch(text.strip().strip("()[]").strip())
-    if found is None:
-        return None
-    unit = found["unit"].removeprefix("\N{MULTIPLICATION SIGN}").strip()
+    unit = text.strip().strip("()[]").strip()
     if name in ("loss", "loss_se"):
+        found = _PER_TOKEN.fullmatch(unit)
+        unit = unit if found is None else found["unit"]
         return _match_unit(unit, _WRITTEN_LOSSES, re.IGNORECASE)
     if name in ("C", "budget"):
         return _match_unit(unit, _WRITTEN_FLOPS, re.IGNORECASE)
-    if not unit and found["unit"] != text:
-        return "ones"
+    found = _COUNTED.fullmatch(unit)
+    if found is not None:
+        unit = found["unit"] or "ones"
     return _match_unit(unit, _WRITTEN_COUNTS)
 
 

@@ -176,6 +176,7 @@ def test_percentages_are_shares(tmp_path: Path) -> None:
         ("Tokens [B]", "D", "billions"),
         ("Tokens (billions of tokens)", "D", "billions"),
         ("Tokens (tokens)", "D", "ones"),
+        ("Loss (nats per token)", "loss", "nats"),
         ("Compute (PFLOP-days)", "C", "petaflop_days"),
         ("Compute [EFLOPs]", "C", "exaflops"),
         ("Compute (GFLOPs)", "C", "gigaflops"),
