@@ -58,11 +58,12 @@ def from_json_folder(
         raise ValueError(f"{root}: no .json file in it; give the folder of the files")
     for path in files:
         own: Row = {"run_id": path.relative_to(root).with_suffix("").as_posix()}
+        named: Row = {}
         try:
-            named = {} if pattern is None else pattern.read(path.name)
+            named = named if pattern is None else pattern.read(path.name)
             values = flatten_lists(_read_object(path), fields)
         except (ValueError, OSError, RecursionError) as error:
-            table.reject(own, str(error))
+            table.reject(own | named, str(error))
             continue
         _add_exploded(table, own, named, values, fields, metric, keep)
     return table.build()

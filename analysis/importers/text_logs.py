@@ -164,11 +164,12 @@ def from_text_log(
         own: Row = {"run_id": run_id}
         if keep == "all":
             own["trunk_id"] = run_id
+        fields: Row = {}
         try:
-            fields = {} if pattern is None else pattern.read(run_id)
+            fields = fields if pattern is None else pattern.read(run_id)
             rows = _read_log(file, log_format, metric, keep)
         except (ValueError, OSError) as error:
-            table.reject(own, str(error))
+            table.reject(own | fields, str(error))
             continue
         for row in rows:
             table.add(join_parts(own, name=fields, history=row))

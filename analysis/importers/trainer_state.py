@@ -62,11 +62,12 @@ def from_trainer_state(
         own: Row = {"run_id": run_id}
         if keep == "all":
             own["trunk_id"] = run_id
+        fields: Row = {}
         try:
-            fields = {} if pattern is None else pattern.read(run_id)
+            fields = fields if pattern is None else pattern.read(run_id)
             totals, rows = _read_run(files, metric, keep)
         except (ValueError, OSError, RecursionError) as error:
-            table.reject(own, str(error))
+            table.reject(own | fields, str(error))
             continue
         for row in rows:
             table.add(join_parts(own, name=fields, history=row, total=totals))

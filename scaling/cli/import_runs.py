@@ -156,8 +156,8 @@ class ImportRunsArgs:
         if not rejected:
             return
         print(
-            f"{len(rejected)} rows cannot be used; `scaling fit` rejects them by their "
-            "status:",
+            f"cannot be used: {len(rejected)} of {len(table)} rows, which `scaling fit` "
+            "rejects by their status:",
             file=sys.stderr,
         )
         for run_id, reason in rejected[:SHOWN_ROWS]:

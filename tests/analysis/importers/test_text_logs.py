@@ -70,6 +70,10 @@ def test_a_folder_of_logs_is_a_row_each(tmp_path: Path) -> None:
     assert table["status"].to_list()[0] == "'notes' does not match 'w{width}'"
     plain = analysis.from_text_log(tmp_path, "nanogpt", metric="val_loss")
     assert plain["status"].to_list()[0] == "no line of notes.txt is of the format"
+    (tmp_path / "w256.log").write_text("")
+    empty = analysis.from_text_log(tmp_path, "nanogpt", **options)
+    assert empty.set_index("run_id").loc["w256", "width"] == 256
+    (tmp_path / "w256.log").unlink()
     lowest = analysis.from_text_log(
         tmp_path, "nanogpt", metric="val_loss", keep="lowest"
     )
