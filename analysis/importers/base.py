@@ -341,11 +341,10 @@ def parse_number(text: str) -> int | float:
 
 
 def read_as_number(text: str) -> object:
-    """The number that a text is, or the text."""
-    try:
-        return parse_number(text)
-    except ValueError:
-        return text
+    """The number that a text is, or the text, such as "007" or "1_000"."""
+    is_number = re.fullmatch(_NUMBER, text) is not None
+    has_zeros = re.match(r"[-+]?0[0-9]", text) is not None
+    return parse_number(text) if is_number and not has_zeros else text
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -96,7 +96,9 @@ def _read_arguments(config: JsonObject) -> Row:
     for pair in str(arguments or "").split(","):
         name, separator, value = pair.partition("=")
         if separator and name.strip():
-            found[name.strip()] = read_as_number(value.strip())
+            is_name = name.strip() in ("pretrained", "revision")
+            text = value.strip()
+            found[name.strip()] = text if is_name else read_as_number(text)
     return found
 
 

@@ -111,6 +111,8 @@ def _read_run(
         for number, line in enumerate(read_lines(path)):
             if not line.strip():
                 continue
+            if not line.endswith("\n"):
+                raise ValueError(f"metrics/{path.name} ends within line {number}")
             timestamp, value, step = _read_point(path, number, line)
             if key in steps:
                 steps[key][step] = value

@@ -24,6 +24,7 @@ from analysis.importers.base import (
     read_lines,
 )
 from analysis.suggestions import did_you_mean
+from analysis.table.number_marks import read_number
 
 LOG_SUFFIXES = (".log", ".txt", ".out")
 """Files of a folder that are read."""
@@ -123,7 +124,8 @@ def from_text_log(
     as numbers; and `status` if a file cannot be used, with the reason. Losses are in
     the trainer's own unit. Files are read line by line: of a long log only the kept
     rows are held. A step that was printed twice, by a run that was restarted, counts as
-    it was printed last.
+    it was printed last. A number at the very end of a file, without a line feed, is
+    left out, since it may be the beginning of one.
 
     Args:
         path: a file, or a folder with .log, .txt and .out files below it.
@@ -227,6 +229,9 @@ def _read_log(
             found = pattern.search(text)
             if found is None:
                 continue
+            if found.end() == len(text) and not text.endswith("\n"):
+                # No line feed follows: the last number may have been cut off.
+                break
             row = _read_groups(found)
             if row:
                 history.add(row)
@@ -245,9 +250,8 @@ def _read_groups(found: re.Match[str]) -> Row:
     for name, text in found.groupdict().items():
         if text is None:
             continue
-        try:
-            number = float(text.replace(",", ""))
-        except ValueError:
+        number = read_number(text.rstrip(",."), ".")
+        if number is None:
             return {}
         row[name] = int(number) if name == "step" and number.is_integer() else number
     return row

@@ -27,7 +27,7 @@ RESULTS = {
     },
     "config": {
         "model": "hf",
-        "model_args": "pretrained=org/small,revision=step100,dtype=float32",
+        "model_args": "pretrained=org/small,revision=0100,dtype=float32",
     },
     "n-shot": {"lambada": 0, "gsm8k": 5},
 }
@@ -42,7 +42,7 @@ def test_results_are_rows_of_model_and_task(tmp_path: Path) -> None:
     (folder / "results_2026-01-03.json").write_text('{"results": {}}')
     (folder / "results_2026-01-04.json").write_text("{")
     table = analysis.from_lm_eval(tmp_path)
-    assert list(table["run_id"][:4]) == [*["org/small@step100"] * 2, *["org/large"] * 2]
+    assert list(table["run_id"][:4]) == [*["org/small@0100"] * 2, *["org/large"] * 2]
     first, second = table.iloc[0], table.iloc[1]
     assert (first["task"], first["acc"], first["acc_stderr"]) == ("lambada", 0.45, 0.01)
     assert (first["n_shot"], first["dtype"]) == (0, "float32")

@@ -37,16 +37,19 @@ def test_a_folder_is_read_as_a_table_and_as_histories(tmp_path: Path) -> None:
     killed = write_run(tmp_path, "0c", status=5)
     (killed / "metrics" / "eval" / "loss").write_text("1 nan 10\n")
     torn = write_run(tmp_path, "0d")
-    (torn / "metrics" / "tokens").write_text("1 1e6 10\n2 2e")
+    (torn / "metrics" / "tokens").write_text("1 1e6 10\n2 2e\n")
     (tmp_path / "7" / "meta.yaml").write_text("experiment_id: '7'\nname: sweep\n")
+    cut = write_run(tmp_path, "0e")
+    (cut / "metrics" / "tokens").write_text("1 1e6 10\n2 2e6 2")
     table = analysis.from_mlflow(tmp_path)
-    assert list(table["run_id"]) == ["0a", "0c", "0d"]
-    assert list(table["name"]) == ["run 0a", "run 0c", "run 0d"]
+    assert list(table["run_id"]) == ["0a", "0c", "0d", "0e"]
+    assert list(table["name"]) == ["run 0a", "run 0c", "run 0d", "run 0e"]
     assert set(table["experiment"]) == {"sweep"}
     assert list(table["status"]) == [
         "finished",
         "killed",
         "line 1 of metrics/tokens is '2 2e', not 'timestamp value step'",
+        "metrics/tokens ends within line 1",
     ]
     # The last value is that of the highest step.
     assert table["eval/loss"].to_list()[0] == 3.5
@@ -62,7 +65,7 @@ def test_a_folder_is_read_as_a_table_and_as_histories(tmp_path: Path) -> None:
     assert list(of_first["tokens"]) == [1e6, 2e6]
     assert list(of_first["trunk_id"]) == ["0a", "0a"]
     assert set(of_first["params.step"]) == {9}
-    killed_status, torn_status = curve["status"].to_list()[2:]
+    killed_status, torn_status, _ = curve["status"].to_list()[2:]
     assert killed_status == "killed"
     assert torn_status.startswith("line 1 of metrics/tokens")
 

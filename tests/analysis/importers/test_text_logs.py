@@ -97,6 +97,24 @@ def test_the_test_set_is_no_validation_set(tmp_path: Path) -> None:
     assert list(table["val_loss"]) == [3.5, 3.0]
 
 
+def test_a_number_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    whole = "step 1: train loss 4.0, val loss 4.5\n"
+    path.write_text(whole + "step 2: train loss 3.0, val loss 3.1")
+    (row,) = analysis.from_text_log(path, "nanogpt", metric="val_loss").to_dict(
+        "records"
+    )
+    assert (row["step"], row["val_loss"]) == (1, 4.5)
+    path.write_text(whole + "step 2: train loss 3.0, val loss 3,1\n")
+    (row,) = analysis.from_text_log(path, "nanogpt", metric="val_loss").to_dict(
+        "records"
+    )
+    assert row["step"] == 1
+    path.write_text("loss 3.5 \n")
+    (row,) = analysis.from_text_log(path, r"loss (?P<loss>\S+)\s*$").to_dict("records")
+    assert row["loss"] == 3.5
+
+
 def test_a_regular_expression_is_a_format(tmp_path: Path) -> None:
     path = tmp_path / "a.out"
     path.write_text("at 1,000 tokens: 3.5\nat 2,000 tokens: 3.25\nat 3,000 tokens: 3.")
