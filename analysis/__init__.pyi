@@ -48,6 +48,16 @@ from .hoffmann.envelope import Envelope as Envelope
 from .hoffmann.envelope import training_envelope as training_envelope
 from .hoffmann.isoflop import IsoFlop as IsoFlop
 from .hoffmann.isoflop import isoflop as isoflop
+from .importers.json_files import from_json_folder as from_json_folder
+from .importers.json_files import from_json_lines as from_json_lines
+from .importers.lm_eval import from_lm_eval as from_lm_eval
+from .importers.mlflow import from_mlflow as from_mlflow
+from .importers.tensorboard import from_tensorboard as from_tensorboard
+from .importers.text_logs import from_text_log as from_text_log
+from .importers.trackio import from_trackio as from_trackio
+from .importers.trainer_state import from_trainer_state as from_trainer_state
+from .importers.wandb import from_wandb as from_wandb
+from .importers.wandb_chart import from_wandb_chart as from_wandb_chart
 from .laws.base import Law as Law
 from .laws.base import Link as Link
 from .laws.base import Nonlinear as Nonlinear
@@ -68,10 +78,6 @@ from .report.html import write_report as write_report
 from .report.study import study_runs as study_runs
 from .report.study import write_study as write_study
 from .table.columns import COLUMNS as COLUMNS
-from .table.importers import from_mlflow as from_mlflow
-from .table.importers import from_tensorboard as from_tensorboard
-from .table.importers import from_trackio as from_trackio
-from .table.importers import from_wandb as from_wandb
 from .table.runs import Runs as Runs
 from .table.runs import load_runs as load_runs
 from .table.tuned import tuned as tuned

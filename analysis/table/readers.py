@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.table.number_marks import NumberReader, check_marks, is_number
+from analysis.table.spreadsheets import (
+    TEXT_SUFFIXES,
+    Layout,
+    find_layout,
+    is_separator,
+    read_cells,
+)
+
 JsonObject = dict[str, Any]
 """A JSON object as `json` reads it."""
 
-SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".jsonl", ".ndjson")
 # Control characters but tab and newline, halves of surrogate pairs, changes of
 # direction: XML and UTF-8 refuse some.
 _UNSEEN = re.compile(
@@ -36,20 +45,29 @@ class Source:
         lines: [rows] 0-based position of each in the source.
         label: the source's name in messages.
         unread: (position, reason) of each line that could not be read.
+        layout: of a .csv, .tsv or .txt; None of other sources.
+        notes: what was read how.
     """
 
     frame: pd.DataFrame
     lines: np.ndarray
     label: str
     unread: list[tuple[int, str]]
+    layout: Layout | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read_table(source: str | Path | pd.DataFrame, ids: Sequence[str] = ()) -> Source:
-    """The table of a DataFrame, .csv, .parquet or .jsonl.
+def read_table(
+    source: str | Path | pd.DataFrame,
+    ids: Sequence[str] = (),
+    separator: str | None = None,
+) -> Source:
+    """The table of a DataFrame, .csv, .tsv, .txt, .parquet or .jsonl.
 
     Args:
         source: the DataFrame, or the path of the file.
-        ids: columns of a .csv that stay text, such as "007" or "1e5".
+        ids: columns of a text file that stay text, such as "007" or "1e5".
+        separator: of the columns of a text file; found in it when None.
 
     Raises:
         FileNotFoundError: no such file.
@@ -58,7 +76,7 @@ def read_table(source: str | Path | pd.DataFrame, ids: Sequence[str] = ()) -> So
     if isinstance(source, pd.DataFrame):
         found = _read_frame(source)
     else:
-        found = _read_file(Path(source), ids)
+        found = _read_file(Path(source), ids, separator)
         _replace_unseen_cells(found.frame)
     names = pd.Index([replace_unseen(str(name)) for name in found.frame.columns])
     if not names.is_unique:
@@ -68,6 +86,53 @@ def read_table(source: str | Path | pd.DataFrame, ids: Sequence[str] = ()) -> So
         )
     found.frame.columns = names
     return found
+
+
+def read_numbers(
+    source: Source,
+    used: Sequence[str],
+    ids: Sequence[str] = (),
+    decimal: str | None = None,
+    thousands: str | None = None,
+) -> Source:
+    """The table with the numbers of a text file read as a spreadsheet writes them.
+
+    Args:
+        source: as read; other sources than text files are returned as they are.
+        used: columns that must hold numbers.
+        ids: columns that stay text.
+        decimal: decimal mark of the file, "." or ","; found in each column when None.
+        thousands: mark between groups of three digits, when it is known.
+
+    Raises:
+        ValueError: the numbers of a used column are ambiguous or contradict a mark, or
+            a mark is not recognized.
+    """
+    mark = check_marks(decimal, thousands)
+    layout = source.layout
+    if layout is None:
+        return source
+    if layout.is_plain and mark is None and not _has_other_numbers(source.frame, used):
+        return source
+    cells = read_cells(layout, (), as_text=True)
+    cells.columns = source.frame.columns
+    kept = [name for name in cells.columns if name in used or name not in ids]
+    reader = NumberReader(source.label, decimal=mark, is_plain=layout.is_plain)
+    frame, notes = reader.convert(source.frame, cells.loc[:, kept], used)
+    return replace(source, frame=frame, notes=(*source.notes, *notes))
+
+
+def _has_other_numbers(frame: pd.DataFrame, used: Sequence[str]) -> bool:
+    """Whether a column has a number that Python does not read, such as "1,234"."""
+    for name in used:
+        column = frame.loc[:, name]
+        if pd.api.types.is_numeric_dtype(column.dtype):
+            continue
+        numbers = parse_numbers(column)
+        for cell, number in zip(column, numbers, strict=True):
+            if np.isnan(number) and isinstance(cell, str) and is_number(cell):
+                return True
+    return False
 
 
 def replace_unseen(text: str) -> str:
@@ -138,7 +203,7 @@ def _read_frame(source: pd.DataFrame) -> Source:
     return Source(frame=frame, lines=lines, label="DataFrame", unread=[])
 
 
-def _read_file(path: Path, ids: Sequence[str]) -> Source:
+def _read_file(path: Path, ids: Sequence[str], separator: str | None) -> Source:
     if not path.is_file():
         raise FileNotFoundError(
             f"no run table at {path}; give the path of a .csv, .parquet or .jsonl file"
@@ -149,28 +214,53 @@ def _read_file(path: Path, ids: Sequence[str]) -> Source:
             f"{path}: cannot read {suffix or 'a file without suffix'}; "
             f"use one of {', '.join(SUFFIXES)}"
         )
+    if suffix in TEXT_SUFFIXES:
+        return _read_text(path, ids, separator)
     if suffix in (".jsonl", ".ndjson"):
         return _read_jsonl(path)
     try:
-        if suffix == ".csv":
-            text_columns: dict[Hashable, type[str]] = dict.fromkeys(ids, str)
-            frame = pd.read_csv(path, dtype=text_columns, low_memory=False)
-        else:
-            frame = pd.read_parquet(path)
+        frame = pd.read_parquet(path)
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise _describe_unreadable(path, error) from error
+    frame = frame.reset_index(drop=True)
+    return Source(frame=frame, lines=np.arange(len(frame)), label=str(path), unread=[])
+
+
+def _read_text(path: Path, ids: Sequence[str], separator: str | None) -> Source:
+    """The table of a .csv, .tsv or .txt."""
+    # A tab is hard to type on a command line.
+    separator = "\t" if separator in ("tab", r"\t") else separator
+    if separator is not None and not is_separator(separator):
+        raise ValueError(
+            f"separator={separator!r} separates no columns; give one character that "
+            "no number holds, such as ',', ';' or a tab"
+        )
+    layout = find_layout(path, separator)
+    try:
+        frame = read_cells(layout, ids, as_text=False)
     except (ValueError, OSError, NotImplementedError) as error:
         # The parser errors of pandas are ValueErrors.
-        raise ValueError(f"{path} is not a readable {suffix} table: {error}") from error
-    if suffix == ".csv" and len(frame) and not isinstance(frame.index, pd.RangeIndex):
+        raise _describe_unreadable(path, error) from error
+    if len(frame) and not isinstance(frame.index, pd.RangeIndex):
         raise ValueError(
             f"{path}: its lines hold more fields than its first line names columns; "
             "name every column"
         )
     return Source(
         frame=frame.reset_index(drop=True),
-        lines=np.arange(len(frame)),
+        lines=np.arange(len(frame)) + layout.first_row,
         label=str(path),
         unread=[],
+        layout=layout,
+        notes=layout.notes,
     )
+
+
+def _describe_unreadable(path: Path, error: Exception) -> ValueError:
+    text = f"{path} is not a readable {path.suffix.lower()} table: {error}"
+    if isinstance(error, UnicodeDecodeError):
+        text += "; save it as UTF-8"
+    return ValueError(text)
 
 
 def _read_jsonl(path: Path) -> Source:
@@ -181,7 +271,7 @@ def _read_jsonl(path: Path) -> Source:
     for number, line in enumerate(text.splitlines()):
         if not line.strip():
             continue
-        row = _parse_line(line)
+        row = parse_json_line(line)
         if row is None:
             unread.append((number, "line is not a JSON object (torn write?)"))
         else:
@@ -195,7 +285,7 @@ def _read_jsonl(path: Path) -> Source:
     )
 
 
-def _parse_line(line: str) -> JsonObject | None:
+def parse_json_line(line: str) -> JsonObject | None:
     """The JSON object of one line of a .jsonl file; None if it holds none."""
     try:
         row = json.loads(line)

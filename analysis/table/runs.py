@@ -14,8 +14,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.suggestions import find_near
-from analysis.table.readers import Source, parse_numbers, read_table, replace_unseen
-from analysis.table.units import check_units, convert_units
+from analysis.table.readers import (
+    Source,
+    parse_numbers,
+    read_numbers,
+    read_table,
+    replace_unseen,
+)
+from analysis.table.units import (
+    check_units,
+    convert_units,
+    join_header_units,
+    split_header_unit,
+)
 from analysis.table.warnings import FORMULAS, find_warnings, parse_booleans
 
 CANONICAL: dict[str, str] = {
@@ -45,6 +56,8 @@ _DEFAULTS: dict[str, tuple[str, ...]] = {
 _ID_COLUMNS = ("run_id", "trunk_id", "trunk")
 # Names that no variable of a law can have, since rows are judged or named by them.
 _RESERVED = ("source_row", "row", "reason", "status", "diverged", "undercooled")
+# Canonical columns whose cells are no numbers.
+_AS_WRITTEN = ("trunk", "seed")
 # How many rejected rows `str(runs)` shows.
 _SHOWN_REJECTED = 10
 
@@ -57,14 +70,16 @@ class Runs:
         table: the accepted rows: the canonical columns that are known (`CANONICAL`),
             all columns of the source, and `source_row`, the 0-based position in the
             source. The canonical columns are in parameters, tokens, FLOPs and nats per
-            token; the source's own are as they were.
+            token; the source's own are as they were, but for the numbers of a text file
+            that a spreadsheet wrote.
         rejected: the rejected rows: `row` (0-based position in the source), `reason`,
             then the source's columns.
         columns: canonical name (N, D, C, loss, ... and further variables of a law) ->
             source column, with its unit where one was given, as "params [millions]"; or
             the formula that it was computed by, such as "6*N*D".
         source: path, or "DataFrame".
-        notes: warnings about accepted rows; they name rows by `source_row`.
+        notes: what was read how, then warnings about accepted rows; they name rows by
+            `source_row`.
         units: canonical name -> unit of the source column, where one was given.
     """
 
@@ -162,6 +177,9 @@ def load_runs(
     loss_se: str | None = None,
     weight: str | None = None,
     units: Mapping[str, str] | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
     **others: str | None,
 ) -> Runs:
     """Read a run table, and reject the rows that no law can be fitted to.
@@ -186,8 +204,13 @@ def load_runs(
     What is odd about the accepted rows (decay too short, duplicates, mixed recipes, one
     D/N, ...) stands in `Runs.notes`.
 
+    Text files are read as spreadsheets write them: another separator, decimal commas,
+    grouped thousands, percent signs, a header of two lines, a row of units, units in
+    headers ("Params (M)"), UTF-16. `Runs.notes` says what was read how. A column whose
+    numbers can be read in two ways ("1,234" and no cell that says which) is an error.
+
     Args:
-        source: path to .csv, .parquet or .jsonl, or a DataFrame.
+        source: path to .csv, .tsv, .txt, .parquet or .jsonl, or a DataFrame.
         N: column of the number of parameters.
         D: column of the training tokens.
         C: column of the training FLOPs.
@@ -200,20 +223,29 @@ def load_runs(
         weight: column of the rows' weights.
         units: canonical name -> unit of its column, never guessed. N, D and further
             variables: ones, thousands, millions, billions or trillions. C and budget:
-            flops, teraflops, petaflops, exaflops, zettaflops or petaflop_days. loss,
-            which loss_se follows: nats, bits or perplexity, per token.
+            flops, gigaflops, teraflops, petaflops, exaflops, zettaflops or
+            petaflop_days. loss, which loss_se follows: nats, bits or perplexity, per
+            token. A unit in the header of a text file is used, and must agree.
+        separator: character between the columns of a text file, or "tab"; found in it
+            when None.
+        decimal: decimal mark of a text file, "." or ","; found in each column when
+            None.
+        thousands: mark between groups of three digits in a text file: ",", ".", " " or
+            "'".
         others: columns of further variables of a law, as U="unique_tokens" or
             bits="precision".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is unreadable, a column is missing, a unit is unknown, a
-            variable has a name that is taken, or no row is left.
+        ValueError: the file is unreadable, a column is missing, its numbers are
+            ambiguous, a unit is unknown or contradicts a header, a variable has a name
+            that is taken, or no row is left.
     """
     variables = {name: column for name, column in others.items() if column is not None}
     _check_variable_names(variables)
     text_columns = _ID_COLUMNS if trunk is None else (*_ID_COLUMNS, trunk)
-    read = read_table(source, text_columns)
+    read = read_table(source, text_columns, separator)
+    _check_text_options(read, separator=separator, decimal=decimal, thousands=thousands)
     named: dict[str, str | None] = {
         "N": N,
         "D": D,
@@ -226,14 +258,33 @@ def load_runs(
         "weight": weight,
         **variables,
     }
-    columns = _resolve_columns(named, list(read.frame.columns), read.label)
+    columns = _resolve_columns(named, read)
     units = check_units(units or {}, columns)
     if read.frame.empty:
         raise ValueError(
             f"{read.label} has no row{_format_first_reasons(read.unread)}; "
             "a run table needs at least one"
         )
+    numeric = [column for name, column in columns.items() if name not in _AS_WRITTEN]
+    read = read_numbers(read, numeric, text_columns, decimal, thousands)
+    if read.layout is not None:
+        units, notes = join_header_units(units, columns, read.layout.units)
+        read = replace(read, notes=(*read.notes, *notes))
     return _judge_rows(read, columns, units)
+
+
+def _check_text_options(read: Source, **options: str | None) -> None:
+    """Check that options of text files are given for one.
+
+    Raises:
+        ValueError: the source is none.
+    """
+    for name, value in options.items():
+        if value is not None and read.layout is None:
+            raise ValueError(
+                f"{name}={value!r}: {read.label} is no .csv, .tsv or .txt; "
+                f"leave out {name}"
+            )
 
 
 def _check_variable_names(variables: Mapping[str, str]) -> None:
@@ -243,7 +294,7 @@ def _check_variable_names(variables: Mapping[str, str]) -> None:
     Raises:
         ValueError: there is such a name.
     """
-    keywords = (*CANONICAL, "units")
+    keywords = (*CANONICAL, "units", "separator", "decimal", "thousands")
     long_keywords = [keyword for keyword in keywords if len(keyword) > 3]
     for name, column in variables.items():
         if name in _RESERVED:
@@ -260,14 +311,15 @@ def _check_variable_names(variables: Mapping[str, str]) -> None:
             )
 
 
-def _resolve_columns(
-    named: Mapping[str, str | None], present: list[str], label: str
-) -> dict[str, str]:
+def _resolve_columns(named: Mapping[str, str | None], read: Source) -> dict[str, str]:
     """Canonical name -> source column, for the columns that exist.
+
+    In a text file, whose units are read, "Params" names the column "Params (M)".
 
     Raises:
         ValueError: a column that the caller named is missing.
     """
+    present = list(read.frame.columns)
     found: dict[str, str] = {}
     for name, column in named.items():
         if column is None:
@@ -277,13 +329,21 @@ def _resolve_columns(
                     break
             continue
         column = replace_unseen(column)
+        if column not in present and read.layout is not None:
+            column = _find_column_with_unit(column, present) or column
         if column not in present:
             raise ValueError(
-                f"{label} has no column {column!r} (asked for {name}={column!r}); "
+                f"{read.label} has no column {column!r} (asked for {name}={column!r}); "
                 + _suggest_columns(column, present)
             )
         found[name] = column
     return found
+
+
+def _find_column_with_unit(column: str, present: list[str]) -> str | None:
+    """The one column that has this name before its unit, as Params of "Params (M)"."""
+    found = [name for name in present if split_header_unit(name)[0] == column]
+    return found[0] if len(found) == 1 else None
 
 
 def _suggest_columns(column: str, present: list[str]) -> str:
@@ -303,7 +363,7 @@ def _judge_rows(read: Source, columns: dict[str, str], units: dict[str, str]) ->
     given = {
         name: parse_numbers(frame.loc[:, column])
         for name, column in columns.items()
-        if name not in ("trunk", "seed")
+        if name not in _AS_WRITTEN
     }
     values = convert_units(given, units)
     formulas = _derive_third_quantity(values)
@@ -339,7 +399,7 @@ def _judge_rows(read: Source, columns: dict[str, str], units: dict[str, str]) ->
         rejected=rejected_rows,
         columns=shown_columns,
         source=read.label,
-        notes=find_warnings(accepted, columns, units),
+        notes=(*read.notes, *find_warnings(accepted, columns, units)),
         units=units,
     )
 

@@ -105,13 +105,20 @@ class ColumnOptions:
     """Column of a further variable of the law, as U=unique_tokens; repeat the flag for
     more.
     """
+    separator: Annotated[str | None, Unprefixed] = None
+    """Character between the columns of a text file, or tab; found in the file by
+    default."""
+    decimal: Annotated[str | None, Unprefixed] = None
+    """Decimal mark of a text file, . or a comma; found in each column by default."""
+    thousands: Annotated[str | None, Unprefixed] = None
+    """Mark between groups of three digits in a text file."""
     tuned: Annotated[str | None, Unprefixed] = None
     """Keep the best run of every cell of N and D over this column, as lr; a note names
     the cells that were not tuned over it.
     """
 
     def read(self, path: Path) -> Runs:
-        """The accepted runs of a sweep's folder, a .csv, a .parquet or a .jsonl."""
+        """The accepted runs of a sweep's folder, or of a file that `load_runs` reads."""
         from analysis import load_runs, tuned
 
         columns = dataclasses.asdict(self)
@@ -199,7 +206,7 @@ class FitArgs:
     """
 
     runs: Positional[Path]
-    """A sweep's folder, or a .csv, .parquet or .jsonl file."""
+    """A sweep's folder, or a .csv, .tsv, .txt, .parquet or .jsonl file."""
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     law: str = "chinchilla"
     """chinchilla, kaplan, gadre, data_constrained, power_law_C, ...: `scaling laws`

@@ -447,11 +447,14 @@ class SuggestArgs(_FittingArgs):
         return 0
 
     def _read_candidates(self) -> pd.DataFrame | None:
-        from analysis.table.readers import read_table
+        from analysis.table.readers import read_numbers, read_table
 
         if self.candidates is None:
             return None
-        return read_table(self.candidates).frame
+        table = read_table(self.candidates)
+        named = ("N", "D", "C", "shared_flops", "own_flops")
+        present = [name for name in named if name in table.frame.columns]
+        return read_numbers(table, present, ids=("trunk",)).frame
 
 
 @dataclass(frozen=True, kw_only=True)
