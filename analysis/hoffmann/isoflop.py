@@ -35,6 +35,9 @@ left to check it."""
 BLOCK = 32
 """Budgets that are resampled together."""
 
+FAR = 10.0
+"""Factor beyond the sizes from which a minimum is not given as a number."""
+
 MAX_CONDITION = 1e12
 """Condition number of the normal equations from which a parabola is not determined."""
 
@@ -432,20 +435,23 @@ class _Group:
 
 
 def _explain_edge(minimum: Minimum) -> str:
-    """Why a minimum outside its sizes is not used; "" inside them."""
-    if minimum.N_high <= minimum.N:
-        problem = (
-            f"not below the largest size {format_size(minimum.N_high)}: "
-            "train larger sizes at this budget"
-        )
-    elif minimum.N_low >= minimum.N:
-        problem = (
-            f"not above the smallest size {format_size(minimum.N_low)}: "
-            "train smaller sizes at this budget"
-        )
+    """Why a minimum outside its sizes is not used; "" inside them. One far outside is a
+    parabola's and no model's: its number says nothing.
+    """
+    size, smallest, largest = minimum.N, minimum.N_low, minimum.N_high
+    if size <= smallest:
+        factor = smallest / size
+        near, far = "not above", "far below"
+        edge = f"the smallest size {format_size(smallest)}: train smaller sizes"
+    elif size >= largest:
+        factor = size / largest
+        near, far = "not below", "far above"
+        edge = f"the largest size {format_size(largest)}: train larger sizes"
     else:
         return ""
-    return f"minimum at N = {format_size(minimum.N)}, {problem}"
+    if factor > FAR:
+        return f"minimum {far} {edge} at this budget"
+    return f"minimum at N = {format_size(size)}, {near} {edge} at this budget"
 
 
 def _fit_parabolas(table: pd.DataFrame) -> tuple[list[_Group], pd.DataFrame]:

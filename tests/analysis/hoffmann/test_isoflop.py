@@ -50,7 +50,13 @@ def test_the_vertex_lies_on_its_parabola() -> None:
 
 
 @pytest.mark.parametrize(
-    ("centre", "word"), [(0.2, "train larger sizes"), (5.0, "train smaller sizes")]
+    ("centre", "word"),
+    [
+        (0.2, "train larger sizes"),
+        (5.0, "train smaller sizes"),
+        (1e-4, "minimum far above the largest size"),
+        (1e6, "minimum far below the smallest size"),
+    ],
 )
 def test_minima_outside_the_grid_are_left_out_and_said_so(
     centre: float, word: str
@@ -63,6 +69,7 @@ def test_minima_outside_the_grid_are_left_out_and_said_so(
     out = iso.minima.iloc[-1]
     assert not out["used"]
     assert word in out["reason"]
+    assert ("N = " in out["reason"]) == (0.1 < centre < 10)
     assert iso.a == pytest.approx(0.45, abs=1e-9)
     assert word in str(iso)
 
