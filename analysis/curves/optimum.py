@@ -28,8 +28,8 @@ WARMUP_PIECES = 32
 COOLDOWN_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HIGHER_END = 0.1  # of the peak, where common schedules end as well
 SMALLEST_DROP = 1e-7  # of the peak: a start has no drop of exactly 0
-MOST_ITERATIONS = 400
-STARTS = 4
+MOST_ITERATIONS = 250
+STARTS = 3
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""]
-Rows = Float[Array, "*rows "]
+Rows = Float[Array, " *rows"]
 Groups = Float[Array, "*rows groups"]
 
 
