@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""]
 Rows = Float[Array, " *rows"]
+Slopes = Float[Array, "3 ..."]
+Curvatures = Float[Array, "3 3 ..."]
 Groups = Float[Array, "*rows groups"]
 
 
@@ -47,7 +49,7 @@ def sum_slopes(
     drop: Groups,
     S: Groups,
     log_lr: Groups,
-) -> Float[Array, 3 * rows]:
+) -> Slopes:
     """The derivatives of `sum_reductions` by beta, ln C and gamma."""
     u, q, v = _evaluate_groups(beta, log_C, gamma, S, log_lr)
     weight = drop * v
@@ -64,7 +66,7 @@ def sum_curvatures(
     drop: Groups,
     S: Groups,
     log_lr: Groups,
-) -> Float[Array, "3 3 *rows"]:
+) -> Curvatures:
     """The second derivatives of `sum_reductions` by beta, ln C and gamma."""
     u, q, v = _evaluate_groups(beta, log_C, gamma, S, log_lr)
     weight = drop * v
