@@ -9,6 +9,13 @@ from .checking.law_choice import find_rival_laws as find_rival_laws
 from .checking.selection import Selection as Selection
 from .checking.selection import information as information
 from .checking.selection import select as select
+from .curves.blocks import CurveBootstrap as CurveBootstrap
+from .curves.fit import CurveFit as CurveFit
+from .curves.fit import fit_curves as fit_curves
+from .curves.optimum import OptimalSchedule as OptimalSchedule
+from .curves.schedule import Schedule as Schedule
+from .curves.table import Curves as Curves
+from .curves.table import load_curves as load_curves
 from .decisions.allocate import Allocation as Allocation
 from .decisions.allocate import allocate as allocate
 from .decisions.allocate import optimum_table as optimum_table
@@ -62,6 +69,9 @@ from .laws.base import Law as Law
 from .laws.base import Link as Link
 from .laws.base import Nonlinear as Nonlinear
 from .laws.base import NotIdentifiedError as NotIdentifiedError
+from .laws.curves import CURVE_LAWS as CURVE_LAWS
+from .laws.curves import CurveLaw as CurveLaw
+from .laws.curves import register_curve_law as register_curve_law
 from .laws.library import LAWS as LAWS
 from .laws.library import broken_power_law as broken_power_law
 from .laws.library import mixing_law as mixing_law
@@ -70,6 +80,7 @@ from .laws.library import power_law as power_law
 from .laws.library import register as register
 from .plots.audit import plot_audit as plot_audit
 from .plots.comparison import plot_comparison as plot_comparison
+from .plots.curves import plot_curves as plot_curves
 from .plots.extrapolation import plot_extrapolation as plot_extrapolation
 from .plots.fit import plot_fit as plot_fit
 from .plots.fit import plot_frontier as plot_frontier

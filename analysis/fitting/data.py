@@ -47,6 +47,8 @@ class Data:
         trunk: [n] integer of the trunk of each row; None if rows are independent.
         ratio: variance of a trunk's effect over that of a row.
         labels: variables in x that are labels of groups.
+        chosen_reference: the run at which coefficients are measured by their terms;
+            None for the geometric-mean run.
     """
 
     x: Mapping[str, np.ndarray]
@@ -61,11 +63,16 @@ class Data:
     trunk: np.ndarray | None = None
     ratio: float = 0.0
     labels: tuple[str, ...] = ()
+    chosen_reference: Mapping[str, np.ndarray | float] | None = None
 
     @property
-    def reference(self) -> dict[str, float]:
-        """The geometric-mean run, which belongs to every group."""
-        mean_run = {}
+    def reference(self) -> dict[str, np.ndarray | float]:
+        """The run that the law chose, or the geometric-mean run, which belongs to every
+        group.
+        """
+        if self.chosen_reference is not None:
+            return dict(self.chosen_reference)
+        mean_run: dict[str, np.ndarray | float] = {}
         for name, values in self.x.items():
             is_label = name in self.labels
             mean_run[name] = 0.0 if is_label else float(np.exp(np.mean(np.log(values))))
@@ -161,7 +168,7 @@ def _load_trunks(data: Data, padded: int) -> DeviceTrunks | None:
     return DeviceTrunks(label=jax.device_put(label), share=_load(share))
 
 
-def _load_scalars(values: Mapping[str, float]) -> Named:
+def _load_scalars(values: Mapping[str, np.ndarray | float]) -> Named:
     return {name: _load(value) for name, value in values.items()}
 
 

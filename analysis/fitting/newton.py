@@ -567,14 +567,14 @@ def advance_trajectories(
 
     Args:
         binding: the law with what is fixed and tied.
-        blocks: how many blocks of `size_block(n)` trajectories are to be advanced.
+        blocks: how many blocks of `size_block(cells)` trajectories are to be advanced.
         trajectories: [L].
         bounds: two [L, P].
         data: the rows.
         weight: [L, n].
         observed: [L, n].
     """
-    size = size_block(weight.shape[1])
+    size = size_block(count_cells(data))
 
     def advance_one(
         trajectory: Trajectory, bounds: Bounds, weight: jax.Array, observed: jax.Array
@@ -603,8 +603,13 @@ def advance_trajectories(
     return jax.lax.fori_loop(0, blocks, advance_block, trajectories)
 
 
-def size_block(n: int) -> int:
-    """Trajectories of n rows that are advanced together: what they need stays in
-    cache.
+def count_cells(data: DeviceData) -> int:
+    """Values of the variable that has most: the rows, times its values in each row."""
+    return max(values.size for values in data.x.values())
+
+
+def size_block(cells: int) -> int:
+    """Trajectories that are advanced together, for variables of so many values: what
+    they need stays in cache.
     """
-    return max(1, min(2**15 // n, LARGEST_BLOCK))
+    return max(1, min(2**15 // cells, LARGEST_BLOCK))

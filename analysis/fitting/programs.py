@@ -36,6 +36,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from analysis.fitting.data import use_float64
 from analysis.laws.base import Binding
+from analysis.laws.curves import CURVE_LAWS
 from analysis.laws.library import BUILT_IN
 from analysis.progress import show_progress
 
@@ -44,6 +45,7 @@ Executable = Callable[..., Any]
 
 _FOLDER = "jax_compilation_cache_dir"
 _LEAST_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+_STORED_LAWS = BUILT_IN | frozenset(CURVE_LAWS.values())
 _executables: dict[Hashable, Executable] = {}
 _lock = threading.RLock()
 
@@ -197,7 +199,7 @@ def _deserialize(stored: bytes) -> Executable:
 
 def _locate(call: Call, folder: Path | None) -> Path | None:
     """Where the executable of a call is stored; None where it is not to be."""
-    if folder is None or call.binding.law not in BUILT_IN:
+    if folder is None or call.binding.law not in _STORED_LAWS:
         return None
     return folder / f"{call.function.__name__}-{name_executable(call)}"
 

@@ -321,8 +321,9 @@ def build_solver(
     trunk = None
     if protocol.components:
         trunk = Trunks.from_names(data["trunk"]).label
+    x = {name: data[name] for name in binding.law.variables}
     solver_data = Data(
-        x={name: data[name] for name in binding.law.variables},
+        x=x,
         loss=data[binding.law.target],
         fixed=protocol.fixed,
         delta=protocol.threshold,
@@ -333,6 +334,7 @@ def build_solver(
         trunk=trunk,
         ratio=compute_ratio(protocol.components),
         labels=binding.law.labels,
+        chosen_reference=binding.law.choose_reference(x),
     )
     prior = transform_prior(
         binding, solver_data, protocol.prior, protocol.prior_variance

@@ -44,6 +44,11 @@ TOLERANCE = 1e-9  # of the scaled projected gradient
 AGREE = 1e-8  # starts agree when their objectives differ by less than this, relatively
 # A larger table is searched globally on so many of its rows, then fitted on all.
 SEARCH_ROWS = 2048
+FEWEST_SEARCH_ROWS = 128  # where the variables have many values in each row
+PROFILE_STARTS = 4  # points of the grid from which each point of a profile is searched,
+FEW_PROFILE_STARTS = 1  # and where the variables have many values in each row
+SPREAD_STARTS = 56  # of the global search, beside the lowest minima of the grid
+FEW_SPREAD_STARTS = 16  # where the variables have many values in each row
 # Trajectories of one replicate that are closer than this, relatively, are in one basin.
 SAME = 1e-3
 
@@ -138,11 +143,11 @@ def pad_row_count(n: int) -> int:
     return -(-n // step) * step
 
 
-def count_trajectories(n: int) -> int:
-    """The most trajectories per dispatch: many where a dispatch takes longer than its
-    steps.
+def count_trajectories(cells: int) -> int:
+    """The most trajectories per dispatch, for variables of so many values: many where a
+    dispatch takes longer than its steps.
     """
-    block = newton.size_block(n)
+    block = newton.size_block(cells)
     return 16 * block if block == newton.LARGEST_BLOCK else block
 
 
@@ -159,8 +164,16 @@ class Solver:
         # Rows beyond n repeat the last one, with weight 0.
         padded = np.arange(pad_row_count(self._n))
         self._rows = np.minimum(padded, self._n - 1)
+        # A variable may have several values in each row.
+        self._row_cells = max(values.size // self._n for values in data.x.values())
+        self._cells = self._row_cells * len(self._rows)
         with use_float64():
             self._device_data = load_rows(binding, data, self._rows)
+
+    @property
+    def _search_rows(self) -> int:
+        """A table of more rows is searched globally on so many of them."""
+        return max(SEARCH_ROWS // self._row_cells, FEWEST_SEARCH_ROWS)
 
     @functools.cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -176,12 +189,13 @@ class Solver:
         """The fit from starts all over the exponents' ranges, and how many of the
         starts reach it.
         """
-        if self._n > SEARCH_ROWS:
+        if self._n > self._search_rows:
             return self._fit_large_table()
         weight, observed = self._pad_rows(np.ones((1, self._n)))
         self._compile_ahead()
         objective, coefficients = self._screen(weight, observed)
-        every = np.arange(0, len(self.grid), -(-len(self.grid) // 56))
+        spread = SPREAD_STARTS if self._row_cells == 1 else FEW_SPREAD_STARTS
+        every = np.arange(0, len(self.grid), -(-len(self.grid) // spread))
         best = find_local_minima(self.grid.shape[1], objective, 8)[0]
         chosen = np.unique(np.concatenate([every, best[best >= 0]]))
         starts = np.concatenate([coefficients[0, chosen], self.grid[chosen]], axis=1)
@@ -197,15 +211,16 @@ class Solver:
     @functools.cached_property
     def _sample(self) -> Solver:
         """The same problem on an even sample of the rows in the order of their values."""
-        order = np.lexsort((self.data.loss, *self.data.x.values()))
-        rows = order[np.linspace(0, self._n - 1, SEARCH_ROWS).astype(int)]
+        keys = [values for values in self.data.x.values() if values.ndim == 1]
+        order = np.lexsort((self.data.loss, *keys))
+        rows = order[np.linspace(0, self._n - 1, self._search_rows).astype(int)]
         return Solver(self.binding, self.data.take(rows))
 
     def restrict_to_sample(self, z: np.ndarray) -> tuple[Solver, np.ndarray]:
         """The solver that answers global questions about the fit z [P], and z in its
         coordinates: itself, or for a large table the solver of a sample of the rows.
         """
-        if self._n <= SEARCH_ROWS:
+        if self._n <= self._search_rows:
             return self, z
         sample = self._sample
         start = _convert_coordinates(z, self, sample)
@@ -253,15 +268,17 @@ class Solver:
         table is not searched for others.
         """
         one = np.ones((1, self._n))
-        if self._n > SEARCH_ROWS:
+        if self._n > self._search_rows:
             return self.local_fits(one, z[None])
         return self.replicate_fits(one, z)
 
-    def local_fits(self, counts: np.ndarray, starts: np.ndarray) -> Solution:
+    def local_fits(
+        self, counts: np.ndarray, starts: np.ndarray, loss: np.ndarray | None = None
+    ) -> Solution:
         """The fit for each row of counts [R, n] that its start [R, P] leads to, without
-        a search of the exponents.
+        a search of the exponents; to `loss` [R, n] or the runs' own.
         """
-        weight, observed = self._pad_rows(counts)
+        weight, observed = self._pad_rows(counts, loss)
         trajectories = _Trajectories(self.bounds, len(counts))
         trajectories.add(starts, np.arange(len(counts)), NEAR)
         self._follow(trajectories, weight, observed)
@@ -309,7 +326,8 @@ class Solver:
         near[on_grid] = np.where(distance <= nearest_tenth, near[on_grid], np.inf)
         # The given start, then the lowest points of the grid near each value.
         starts = [np.repeat(warm[None, :], count, axis=0)]
-        for column in np.argsort(near, axis=1, kind="stable")[:, :4].T:
+        lowest = PROFILE_STARTS if self._row_cells == 1 else FEW_PROFILE_STARTS
+        for column in np.argsort(near, axis=1, kind="stable")[:, :lowest].T:
             parts = [coefficients[0, column], self.grid[column]]
             starts.append(np.concatenate(parts, axis=1))
         z = np.concatenate(starts)
@@ -417,14 +435,15 @@ class Solver:
         """Replicates and grid points per call of the screen."""
         k = max(len(self.binding.linear), 1)
         n = len(self._rows)
-        grid_block = int(np.clip(2**22 // (k**2 * n), 1, len(self.grid)))
+        cells = max(k**2, self._row_cells) * n
+        grid_block = int(np.clip(2**22 // cells, 1, len(self.grid)))
         replicate_block = 32 if n <= 64 else 8 if n <= 512 else 1
         return replicate_block, grid_block
 
     def _compile_ahead(self) -> None:
         """Compile the programs of a fit side by side; only shapes matter here."""
         replicates, points = self._size_screen()
-        width = count_trajectories(len(self._rows))
+        width = count_trajectories(self._cells)
         trajectories = _Trajectories(self.bounds, 1)
         z = np.zeros(len(self.binding.free))
         trajectories.add(np.tile(z, (width, 1)), np.zeros(width, int))
@@ -457,8 +476,8 @@ class Solver:
         self, trajectories: _Trajectories, weight: np.ndarray, observed: np.ndarray
     ) -> None:
         """Newton on all trajectories that wait, in dispatches of one width."""
-        width = count_trajectories(weight.shape[1])
-        block = newton.size_block(weight.shape[1])
+        width = count_trajectories(self._cells)
+        block = newton.size_block(self._cells)
         title = f"fit of {self._n} rows"
         total = TYPICAL_STEPS * len(trajectories.waiting)
         with use_float64(), show_progress(title, total) as progress:

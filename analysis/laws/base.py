@@ -190,6 +190,15 @@ class Law:
                     f"parameter; name one of {', '.join(self.params)}"
                 )
 
+    def choose_reference(self, x: Variables) -> dict[str, Array] | None:
+        """The run at which the solver measures coefficients by their terms; None for
+        the geometric mean of the runs.
+
+        Args:
+            x: the law's variables of all runs.
+        """
+        return None
+
     @property
     def params(self) -> tuple[str, ...]:
         """All parameter names, coefficients first."""
@@ -232,6 +241,10 @@ class Law:
                 )
             if not np.all(np.asarray(x[v], dtype=float) > 0):
                 raise ValueError(f"{v} must be positive, got {x[v]!r}")
+        return self._sum_terms(params, x)
+
+    def _sum_terms(self, params: Params, x: Variables) -> np.ndarray:
+        """The target at variables that were checked."""
         values = {v: np.asarray(x[v], dtype=float) for v in self.variables}
         terms = self.terms(params, values)
         total = sum(

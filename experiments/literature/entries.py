@@ -600,6 +600,104 @@ def refit_constant_ratio(find_table: FindTable, draws: int) -> list[Line]:
     return entry.lines
 
 
+LUO_PRINTED = {
+    "25M": {
+        "L0": "3.0405",
+        "A": ".5247",
+        "B": "363.79",
+        "alpha": ".5079",
+        "beta": ".5828",
+        "gamma": ".6414",
+        "C": "2.0656",
+    },
+    "100M": {
+        "L0": "2.6514",
+        "A": ".6012",
+        "B": "437.95",
+        "alpha": ".4530",
+        "beta": ".5979",
+        "gamma": ".6552",
+        "C": "2.1325",
+    },
+}
+LUO_ERRORS = {"25M": ".00376", "100M": ".00435"}
+"""Mean over the test curves of the mean absolute error, nats."""
+
+LUO_UNKNOWN_SCHEDULE = 4e-5
+"""Nats by which an error may differ, because rows are 128 steps apart."""
+
+
+def refit_luo(find_table: FindTable, draws: int) -> list[Line]:
+    """Luo et al. 2025 (arXiv:2503.12811): the multi-power law of learning curves.
+
+    Fitted by the sum of Huber(1e-3) on log loss to the curves marked "fit", a cosine, a
+    constant and a two-stage schedule of up to 24,000 steps, and scored on the six marked
+    "test", two of which have 72,000 steps. The authors stop Adam after 200 steps, so
+    that their parameters are not the optimum of that objective.
+    """
+    entry = Entry("Luo 2025")
+    for size, printed in LUO_PRINTED.items():
+        path = find_table(f"lr_schedule_curves_{size}.csv")
+        curves = analysis.load_curves(path, run="schedule", split="split")
+        _compare_luo(entry, size, _parse_numbers(printed), curves)
+    return entry.lines
+
+
+def _compare_luo(
+    entry: Entry, size: str, theirs: Mapping[str, float], curves: analysis.Curves
+) -> None:
+    """The authors' parameters and ours on the curves of one model size."""
+    test = curves.select("test")
+    ours = analysis.fit_curves(curves.select("fit"), allow_unidentified=True)
+    authors = replace(ours, result=replace(ours.result, params=dict(theirs)))
+    published = LUO_ERRORS[size]
+    reproduced = measure_curve_error(authors, test)
+    is_close = abs(reproduced - float(published)) < LUO_UNKNOWN_SCHEDULE
+    entry.add_line(
+        f"{size}: error of their parameters on the test curves",
+        published,
+        f"{reproduced:.6f}",
+        ROUNDED if is_close else DIFFERS,
+        "the learning rate between the rows, 128 steps apart, is interpolated",
+    )
+    objectives = (
+        f"objective {compute_curve_objective(authors):.8f} at theirs, "
+        f"{compute_curve_objective(ours):.8f} at ours"
+    )
+    for name, number in LUO_PRINTED[size].items():
+        entry.compare_optima(f"{size}: {name}", number, ours.params[name], objectives)
+    entry.compare(
+        f"{size}: error of the optimum on the test curves",
+        published,
+        measure_curve_error(ours, test),
+        remark=(
+            f"on the fitted curves {measure_curve_error(authors, ours.curves):.5f} at "
+            f"theirs, {measure_curve_error(ours, ours.curves):.5f} at the optimum, which "
+            "predicts cosine_72000 worse"
+        ),
+    )
+    annealing = analysis.fit_curves(curves.select("fit"), "annealing")
+    entry.add_line(
+        f"{size}: error of the annealing law on the test curves",
+        "",
+        f"{measure_curve_error(annealing, test):.6f}",
+        OPEN,
+        "Tissue et al. 2024, arXiv:2408.11029, fitted to the same curves",
+    )
+
+
+def measure_curve_error(found: analysis.CurveFit, curves: analysis.Curves) -> float:
+    """Mean over curves of the mean absolute error, nats."""
+    return float(found.score(curves)["mean_error"].to_numpy(float).mean())
+
+
+def compute_curve_objective(found: analysis.CurveFit) -> float:
+    """Sum of Huber(1e-3) on log loss at a fit's parameters, on the rows of the fit."""
+    residuals = np.abs(np.log(found.predict_fitted() / found.result.data["loss"]))
+    inner = np.minimum(residuals, HUBER_DELTA)
+    return float(np.sum(inner * (residuals - inner / 2)))
+
+
 ENTRIES: dict[str, Refit] = {
     "besiroglu": refit_besiroglu,
     "hoffmann": refit_hoffmann,
@@ -608,6 +706,7 @@ ENTRIES: dict[str, Refit] = {
     "muennighoff": refit_muennighoff,
     "nanochat": refit_nanochat,
     "constant_ratio": refit_constant_ratio,
+    "luo": refit_luo,
     "caballero": refit_caballero,
     "revisiting": refit_revisiting,
 }

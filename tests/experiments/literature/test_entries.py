@@ -16,6 +16,7 @@ from experiments.literature.lines import (
     DIFFERS,
     REJECTED,
     REPRODUCED,
+    ROUNDED,
     WITHIN,
     Line,
     judge_number,
@@ -51,6 +52,17 @@ def test_what_only_resampling_explains_is_not_called_reproduced() -> None:
 @pytest.mark.parametrize("name", ["hoffmann", "llama3", "constant_ratio"])
 def test_quick_entries(name: str, data_dir) -> None:
     assert all(one.verdict != DIFFERS for one in _lines(name, data_dir))
+
+
+@pytest.mark.slow
+def test_learning_curves_give_the_error_of_the_published_parameters(data_dir) -> None:
+    for size in ("25M", "100M"):
+        if not (data_dir / f"lr_schedule_curves_{size}.csv").is_file():
+            pytest.skip("the learning curves are not there")
+    lines = _lines("luo", data_dir)
+    of_theirs = [one for one in lines if "their parameters" in one.quantity]
+    assert [one.verdict for one in of_theirs] == [ROUNDED, ROUNDED]
+    assert all(one.verdict == BETTER for one in lines if one.quantity.endswith("beta"))
 
 
 @pytest.mark.slow

@@ -1,0 +1,217 @@
+"""A fit finds the law that made the curves, says whether it did, and predicts others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.curves.blocks import choose_block_length, draw_blocks
+from analysis.curves.fit import CurveFit, fit_curves
+from analysis.curves.schedule import Schedule
+from analysis.curves.table import load_curves
+from analysis.laws.base import NotIdentifiedError
+
+from .conftest import (
+    ANNEALING,
+    MULTI_POWER,
+    PEAK,
+    TRUTH,
+    WARMUP,
+    Simulate,
+    make_schedules,
+)
+
+OTHER = Schedule.wsd(PEAK, 4000, WARMUP, 1000, 0.05 * PEAK)
+
+
+@pytest.fixture(scope="module")
+def annealing_fit(simulate: Simulate) -> CurveFit:
+    return fit_curves(load_curves(simulate("annealing", 0.001)), "annealing")
+
+
+def test_the_annealing_law_is_found_again(simulate: Simulate) -> None:
+    curves = load_curves(simulate("annealing"), schedules=make_schedules())
+    fit = fit_curves(curves, "annealing", "least_squares")
+    assert fit.certificate.ok
+    for name, value in ANNEALING.items():
+        assert fit.params[name] == pytest.approx(value, rel=1e-6)
+    derived = fit.result.derived()
+    assert derived["lambda"] == pytest.approx(1 - 1 / ANNEALING["tau"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_multi_power_law_is_found_again(simulate: Simulate) -> None:
+    curves = load_curves(simulate("multi_power"), schedules=make_schedules())
+    fit = fit_curves(curves, "multi_power")
+    assert fit.certificate.gradient < 1e-6
+    for name, value in MULTI_POWER.items():
+        assert fit.params[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_coefficients_of_given_exponents_are_found_again(simulate: Simulate) -> None:
+    fixed = {name: MULTI_POWER[name] for name in ("beta", "gamma", "C")}
+    curves = load_curves(simulate("multi_power"), schedules=make_schedules())
+    fit = fit_curves(curves, "multi_power", "least_squares", fixed=fixed)
+    assert fit.certificate.ok
+    for name, value in MULTI_POWER.items():
+        assert fit.params[name] == pytest.approx(value, rel=1e-6)
+
+
+def test_another_schedule_is_predicted(annealing_fit: CurveFit) -> None:
+    steps = [1000, 3000, 4000]
+    x = annealing_fit.predict(OTHER, steps)
+    assert x.shape == (3,)
+    assert annealing_fit.predict(OTHER).shape == (4000,)
+    truth = fit_of_truth(annealing_fit).predict(OTHER, steps)
+    np.testing.assert_allclose(x, truth, rtol=0.002)
+    with pytest.raises(ValueError, match="the schedule has steps 1 to 4000"):
+        annealing_fit.predict(OTHER, [4001])
+
+
+def fit_of_truth(fit: CurveFit) -> CurveFit:
+    return replace(fit, result=replace(fit.result, params=TRUTH[fit.law.name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "law", "error"),
+    [
+        ("25M", "multi_power", 0.0047),
+        ("100M", "multi_power", 0.0051),
+        ("25M", "annealing", 0.0069),
+        ("100M", "annealing", 0.0058),
+    ],
+)
+def test_public_curves_are_predicted_as_the_guide_says(
+    size: str, law: str, error: float, data_dir
+) -> None:
+    path = data_dir / f"lr_schedule_curves_{size}.csv"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    curves = load_curves(path, run="schedule", split="split")
+    fit = fit_curves(curves.select("fit"), law, allow_unidentified=True)
+    assert fit.certificate.gradient < 1e-6
+    assert fit.certificate.agree > 1
+    errors = fit.score(curves.select("test"))["mean_error"].to_numpy(float)
+    assert errors.mean() == pytest.approx(error, abs=1e-4)
+
+
+def test_the_order_of_the_rows_leaves_the_fit_unchanged(
+    simulate: Simulate, annealing_fit: CurveFit
+) -> None:
+    shuffled = simulate("annealing", 0.001).sample(frac=1.0, random_state=0)
+    fit = fit_curves(load_curves(shuffled), "annealing")
+    for name, value in annealing_fit.params.items():
+        assert fit.params[name] == pytest.approx(value, rel=1e-6)
+
+
+def test_a_fit_survives_json(annealing_fit: CurveFit, tmp_path) -> None:
+    path = tmp_path / "fit.json"
+    text = annealing_fit.to_json(path)
+    again = CurveFit.from_json(path)
+    assert again.to_json() == text
+    np.testing.assert_array_equal(again.predict(OTHER), annealing_fit.predict(OTHER))
+    assert str(again) == str(annealing_fit)
+    with pytest.raises(ValueError, match="not a fit of curves: law"):
+        CurveFit.from_json("{}")
+
+
+def test_curves_that_cannot_tell_are_rejected(simulate: Simulate) -> None:
+    table = simulate("annealing")
+    constant = load_curves(table.loc[table["run"] == "constant"])
+    with pytest.raises(NotIdentifiedError, match="no run's learning rate changes"):
+        fit_curves(constant, "annealing")
+    few = load_curves(table.iloc[::40])
+    with pytest.raises(NotIdentifiedError, match=r"5 free parameters .* rows"):
+        fit_curves(few, "annealing")
+    with pytest.raises(ValueError, match="objective 'l2' is unknown"):
+        fit_curves(load_curves(table), "annealing", "l2")
+
+
+def test_a_score_has_a_row_for_each_run(annealing_fit: CurveFit) -> None:
+    score = annealing_fit.score(annealing_fit.curves)
+    assert score["run"].tolist() == ["constant", "cosine", "stages"]
+    assert score["mean_error"].to_numpy(float).max() < 0.01
+    assert score["r_squared"].to_numpy(float).min() > 0.99
+
+
+def test_intervals_hold_the_truth_and_follow_the_seed(annealing_fit: CurveFit) -> None:
+    boot = annealing_fit.bootstrap(60, seed=1)
+    assert boot.unconverged == 0
+    low, high = boot.interval("alpha", 0.99)
+    assert low < ANNEALING["alpha"] < high
+    again = annealing_fit.bootstrap(60, seed=1)
+    np.testing.assert_array_equal(again.draws["A"], boot.draws["A"])
+    low, high = boot.predict_interval(OTHER, [2000, 4000], 0.95)
+    middle = annealing_fit.predict(OTHER, [2000, 4000])
+    assert ((low < middle) & (middle < high)).all()
+    momentum = boot.interval("lambda")
+    assert 0.9 < momentum[0] < momentum[1] < 1.0
+    with pytest.raises(ValueError, match="'delta' is no parameter"):
+        boot.interval("delta")
+    with pytest.raises(ValueError, match="block_rows is 0"):
+        annealing_fit.bootstrap(5, block_rows=0)
+    with pytest.raises(ValueError, match="n is 0"):
+        annealing_fit.bootstrap(0)
+
+
+def test_blocks_are_longer_where_residuals_are_correlated() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(400)
+    correlated = np.zeros(400)
+    for i in range(1, 400):
+        correlated[i] = 0.9 * correlated[i - 1] + noise[i]
+    assert choose_block_length(noise) <= 6
+    assert 12 <= choose_block_length(correlated) <= 60
+    assert choose_block_length(np.zeros(400)) == 60
+
+
+def test_redrawn_residuals_keep_their_neighbors_and_their_run() -> None:
+    residuals = np.arange(30.0)
+    labels = np.repeat([0, 1], [10, 20])
+    drawn = draw_blocks(np.random.default_rng(0), residuals, labels, 5, 50)
+    assert (drawn[:, :10] < 10).all()
+    assert (drawn[:, 10:] >= 10).all()
+    within = np.diff(drawn[:, :5], axis=1)
+    assert (np.isin(within, [1.0, -9.0])).all()
+
+
+@pytest.mark.slow
+def test_intervals_cover_the_truth_under_correlated_noise(simulate: Simulate) -> None:
+    hits = []
+    for seed in range(40):
+        table = simulate("annealing")
+        rng = np.random.default_rng(seed)
+        noise = np.zeros(len(table))
+        for i in range(1, len(table)):
+            noise[i] = 0.7 * noise[i - 1] + 0.001 * rng.standard_normal()
+        table["loss"] *= np.exp(noise)
+        fit = fit_curves(load_curves(table), "annealing", "least_squares")
+        boot = fit.bootstrap(80, seed=seed)
+        low, high = boot.predict_interval(OTHER, [4000], 0.90)
+        truth = fit_of_truth(fit).predict(OTHER, [4000])
+        hits.append(bool(low[0] <= truth[0] <= high[0]))
+    # Intervals of few correlated blocks are too narrow: the guide gives 72 % for 90 %.
+    assert np.mean(hits) >= 0.65
+
+
+@pytest.mark.parametrize("law", ["multi_power", "annealing"])
+def test_the_optimal_schedule_is_no_worse_than_common_ones(
+    annealing_fit: CurveFit, simulate: Simulate, law: str
+) -> None:
+    fit = annealing_fit
+    if law == "multi_power":
+        fixed = {name: MULTI_POWER[name] for name in ("alpha", "beta", "gamma", "C")}
+        fit = fit_curves(load_curves(simulate("multi_power")), law, fixed=fixed)
+    found = fit.optimal_schedule(PEAK, 2000, WARMUP)
+    assert found.loss <= min(found.compared.values())
+    assert found.loss < found.compared["cosine"]
+    assert fit.predict(found.schedule, [2000])[0] == pytest.approx(found.loss)
+    assert (np.diff(found.schedule.lr[WARMUP:]) <= 0).all()
+    assert found.schedule.lr[WARMUP] == pytest.approx(PEAK)
+    floor = fit.optimal_schedule(PEAK, 2000, WARMUP, 0.1 * PEAK)
+    assert floor.schedule.lr[WARMUP:].min() >= 0.1 * PEAK * (1 - 1e-12)
+    assert floor.loss >= found.loss - 1e-4
+    assert "predicted final loss" in str(found)
