@@ -6,7 +6,8 @@ python -m analysis.laws.catalog > docs/reference/laws.md
 from __future__ import annotations
 
 from analysis.laws.base import MEANINGS, Law, Nonlinear
-from analysis.laws.library import LAWS
+from analysis.laws.curves import CURVE_LAWS, CurveLaw
+from analysis.laws.library import LAWS, get_law
 
 _INTRODUCTION = """\
 # The laws
@@ -15,11 +16,14 @@ Each is fitted by name, `scaling fit TABLE --law NAME` or `analysis.fit(runs, la
 with a certificate, intervals, profiles and hold-outs. `scaling laws NAME` says what its
 variables and parameters are. A variable that is not N, D or C is a column that you name:
 `--variable U=unique_tokens`, or `load_runs(..., U="unique_tokens")`; so is what a law
-predicts if it is not the loss: `load_runs(..., accuracy="acc")`. Formulas and parameters
-of every law are tested twice: against the same formula written a second time, on both
-sides of each branch, and by fitting runs that are simulated from it. The last column says
-what the true parameters of those runs are, and which published fits are reproduced.
-[Add a law](../how_to/add_a_law.md) says how to add one.
+predicts if it is not the loss: `load_runs(..., accuracy="acc")`.
+
+Every law is tested twice: against its formula written a second time, on both sides of
+each branch, and by fitting runs that are simulated from it. The last column names the
+parameters of these runs, or the published fit that the tests or `scaling reproduce
+literature` repeat. Laws of learning curves are in [a guide of their
+own](../guides/curves.md), and [another page](../how_to/add_a_law.md) says how to add
+one.
 """
 
 
@@ -43,10 +47,19 @@ def format_table() -> str:
 
 
 def list_laws() -> str:
-    """A line for each law: its name and its formula."""
-    width = max(len(name) for name in LAWS)
-    lines = [f"{law.name:<{width}}  {law.equation}" for law in LAWS.values()]
-    return "\n".join(lines)
+    """A line for each law, those of learning curves last: its name and its formula."""
+    laws = [*LAWS.values(), *CURVE_LAWS.values()]
+    width = max(len(law.name) for law in laws)
+    return "\n".join(f"{law.name:<{width}}  {law.equation}" for law in laws)
+
+
+def find_law(name: str) -> Law:
+    """The law of that name, of runs or of learning curves.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return CURVE_LAWS[name] if name in CURVE_LAWS else get_law(name)
 
 
 def explain_law(law: Law) -> str:
@@ -66,6 +79,9 @@ def explain_law(law: Law) -> str:
     for entry in law.nonlinear:
         span = f"{entry.low:g} to {entry.high:g}{_format_unit(entry)}"
         lines.append(_format_item(entry.name, span))
+    if isinstance(law, CurveLaw):
+        call = f'analysis.fit_curves(curves, law="{law.name}")'
+        return "\n".join([*lines, "", call])
     command = ["scaling fit TABLE --law", law.name]
     for name in (*law.quantities, law.target):
         if name not in MEANINGS:

@@ -36,7 +36,7 @@ register(
         derived=(("a", derive_a), ("b", derive_b)),
         source="Kumar et al. 2024, arXiv:2411.04330, eq. 3",
         meanings=(("bits", "of a weight in training"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
         floor="E",
     )
 )
@@ -60,9 +60,9 @@ register(
         ),
         terms=compute_quantization_terms,
         target="loss_rise",
-        source="Kumar et al. 2024, arXiv:2411.04330, eq. 2: quantized after training",
+        source="Kumar et al. 2024, arXiv:2411.04330: quantized after training",
         meanings=(("bits", "of a quantized weight"),),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 
@@ -86,15 +86,15 @@ register(
         target="loss_rise",
         source="Ouyang et al. 2024, arXiv:2411.17691: quantized after training",
         meanings=(("bits", "of a quantized weight"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
 
 def compute_distillation_terms(p: Params, x: Variables) -> tuple[Array, ...]:
-    xp = namespace(x["teacher_loss"])
-    log_teacher = xp.log(x["teacher_loss"])
-    gap = log_teacher - xp.log(x["supervised_loss"] * p["d_1"])
+    xp = namespace(x["L_T"])
+    log_teacher = xp.log(x["L_T"])
+    gap = log_teacher - xp.log(x["L_S"] * p["d_1"])
     bend = xp.logaddexp(0.0, gap / p["f_1"])
     teacher = xp.exp(-p["c_0"] * log_teacher - p["c_1"] * p["f_1"] * bend)
     size_and_tokens = power(x["N"], -p["alpha"]) + power(x["D"] / p["D_0"], -p["beta"])
@@ -102,7 +102,7 @@ def compute_distillation_terms(p: Params, x: Variables) -> tuple[Array, ...]:
 
 
 def read_teacher_loss(p: Params, x: Variables) -> Array:
-    return x["teacher_loss"]
+    return x["L_T"]
 
 
 register(
@@ -112,7 +112,7 @@ register(
             "L_T + K / L_T^c_0 (1 + (L_T / (L_S d_1))^(1/f_1))^(-c_1 f_1) "
             "(1 / N^alpha + (D_0/D)^beta)^gamma"
         ),
-        variables=("N", "D", "teacher_loss", "supervised_loss"),
+        variables=("N", "D", "L_T", "L_S"),
         linear=("K",),
         nonlinear=(
             ("alpha", *EXPONENT),
@@ -133,9 +133,9 @@ register(
         meanings=(
             ("N", "parameters of the student"),
             ("D", "tokens that it is distilled on"),
-            ("teacher_loss", "L_T, the teacher's loss"),
-            ("supervised_loss", "L_S, the student's own loss at N and D without one"),
+            ("L_T", "the teacher's loss"),
+            ("L_S", "the student's own loss at N and D without a teacher"),
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )

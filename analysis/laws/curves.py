@@ -37,6 +37,14 @@ from analysis.suggestions import find_near
 
 WARMUPS = ("rises", "peak")
 
+_MEANINGS = (
+    ("S1", "sum of the learning rates so far"),
+    ("drop", "by how much the learning rate fell in a group of drops"),
+    ("log_lr", "log of the learning rate after the drop"),
+    ("S", "sum of the learning rates since the drop"),
+    ("age", "steps since the drop"),
+)
+
 
 @dataclass(frozen=True)
 class CurveLaw(Law):
@@ -157,6 +165,8 @@ register_curve_law(
         derived=(("lambda", derive_momentum),),
         source="Tissue et al. 2024, arXiv:2408.11029, warm-up as in section 3.4",
         floor="L0",
+        meanings=_MEANINGS,
+        verified="simulated curves",
         warmup="peak",
     )
 )
@@ -204,5 +214,7 @@ register_curve_law(
         terms=multi_power_terms,
         source="Luo et al. 2025, arXiv:2503.12811; S1 and the sum include the warm-up",
         floor="L0",
+        meanings=_MEANINGS,
+        verified="published parameters and errors",
     )
 )

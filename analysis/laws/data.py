@@ -52,7 +52,7 @@ register(
             "Muennighoff et al. 2023, arXiv:2305.16264, eq. 5-7; "
             "ratio: compute-optimal N per unique token"
         ),
-        verified="the published fit of 182 runs, and simulated runs",
+        verified="published fit of 182 runs",
         meanings=(("U", "unique training tokens"),),
         floor="E",
     )
@@ -89,7 +89,7 @@ def mixing_law(shares: tuple[str, ...], name: str, target: str = "loss") -> Law:
         source="Ye et al. 2024, arXiv:2403.16952, eq. 1",
         constants=("c",),
         meanings=tuple(meanings),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 
 
@@ -132,7 +132,7 @@ register(
             ("share_1", "share of a source, between 0 and 1"),
             ("share_2", "share of another"),
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
@@ -164,6 +164,6 @@ register(
             ("V", "parameters of the vocabulary, its size times the width"),
             ("loss", "of a unit that does not change with the vocabulary, as a byte"),
         ),
-        verified="simulated runs of the published exponents",
+        verified="published exponents",
     )
 )

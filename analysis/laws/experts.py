@@ -31,10 +31,10 @@ register(
         linear=("c", "g", "a", "b"),
         nonlinear=(("gamma", *EXPONENT), ("alpha", *EXPONENT), ("beta", *EXPONENT)),
         terms=compute_granularity_terms,
-        source="Krajewski et al. 2024, arXiv:2402.07871, eq. 9",
+        source="Krajewski et al. 2024, arXiv:2402.07871",
         floor="c",
         meanings=(("G", "granularity: d_ff over the hidden units of an expert"),),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 
@@ -63,20 +63,20 @@ register(
             ("gamma", *EXPONENT),
         ),
         terms=compute_sparsity_terms,
-        source="Abnar et al. 2025, arXiv:2501.12370, eq. 3, with R = 1 / (1 - S)",
+        source="Abnar et al. 2025, arXiv:2501.12370, with R = 1 / (1 - S)",
         constants=("E",),
         meanings=(
             ("N", "all parameters"),
             ("R", "experts over those of a token, 1 / (1 - sparsity)"),
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
 
 def saturate_experts(p: Params, experts: Array) -> Array:
     """The number of experts that counts: E_start for one expert, and E_max at most
-    (Clark et al. 2022, equation 6).
+    (Clark et al. 2022).
     """
     first = 1.0 / (1.0 / p["E_start"] - 1.0 / p["E_max"])
     return 1.0 / (1.0 / (experts - 1.0 + first) + 1.0 / p["E_max"])
@@ -100,9 +100,9 @@ register(
         linear=("A",),
         nonlinear=(("a", -1.0, 0.0), ("b", -1.0, 0.5), ("c", -0.1, 0.1), _START, _MOST),
         terms=compute_routed_terms,
-        source="Clark et al. 2022, arXiv:2202.01169, eq. 6-7, A = 10^d",
+        source="Clark et al. 2022, arXiv:2202.01169, A = 10^d",
         meanings=(("N", "parameters that compute a token"), *_EXPERTS),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 
@@ -143,6 +143,6 @@ register(
         source="Ludziejewski et al. 2025, arXiv:2502.05172, with exponents as positive",
         floor="c",
         meanings=(("N", "active parameters"), *_EXPERTS),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )

@@ -55,12 +55,12 @@ register(
         target="D_T",
         variables=("D_F", "N"),
         name="transfer",
-        source="Hernandez et al. 2021, arXiv:2102.01293, eq. 1.2",
+        source="Hernandez et al. 2021, arXiv:2102.01293",
         meanings=(
             ("D_F", "data that a model is fine-tuned on"),
             ("D_T", "data that pre-training was worth"),
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 register(
@@ -70,7 +70,7 @@ register(
         name="learning_rate",
         source="Li et al. 2025, arXiv:2503.04715",
         meanings=(("lr", "best learning rate"),),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 register(
@@ -80,19 +80,19 @@ register(
         name="batch_size",
         source="Li et al. 2025, arXiv:2503.04715; Bergsma et al. 2025, arXiv:2505.13738",
         meanings=(("batch_tokens", "best or critical batch"),),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 register(
     monomial(
         target="tau",
-        variables=("tokens_per_parameter",),
+        variables=("TPP",),
         name="time_scale",
         source="Bergsma et al. 2025, arXiv:2505.13738",
         meanings=(
             ("tau", "best batch / (learning rate x weight decay x tokens) of AdamW"),
-            ("tokens_per_parameter", "D / N"),
+            ("TPP", "tokens per parameter, D / N"),
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )

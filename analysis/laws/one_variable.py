@@ -17,7 +17,7 @@ from analysis.laws.base import (
 )
 from analysis.laws.registry import EXPONENT, register
 
-_CURVES = "the published learning curves of the paper, in D, and simulated runs"
+_CURVES = "published curves, in D"
 
 
 def power_law(variable: str, constant: bool = True, target: str = "loss") -> Law:

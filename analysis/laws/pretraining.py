@@ -82,7 +82,7 @@ register(
         terms=chinchilla_terms,
         derived=(("a", derive_a), ("b", derive_b)),
         source="Hoffmann et al. 2022, arXiv:2203.15556, eq. 2",
-        verified="the published refit of 240 runs, and simulated runs",
+        verified="published fit of 240 runs",
         floor="E",
         frontier=ClosedFormFrontier(
             size=chinchilla_optimal_size, flops=chinchilla_least_flops
@@ -126,7 +126,7 @@ register(
             "Kaplan et al. 2020, arXiv:2001.08361, eq. 1.5; "
             "A = N_c^(alpha_N/alpha_D), B = D_c"
         ),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 
@@ -145,7 +145,7 @@ register(
         terms=kaplan_steps_terms,
         source=("Kaplan et al. 2020, arXiv:2001.08361, eq. 1.6"),
         meanings=(("S", "steps at the critical batch size"),),
-        verified="simulated runs of the published parameters",
+        verified="published parameters",
     )
 )
 
@@ -168,7 +168,7 @@ register(
         nonlinear=(("eta", 0.005, 2.0),),
         terms=gadre_terms,
         source="Gadre et al. 2024, arXiv:2403.08540, eq. 4",
-        verified="the published fit of 104 models, and simulated runs",
+        verified="published fit of 104 models",
         floor="E",
     )
 )
@@ -205,7 +205,7 @@ register(
             "Li et al. 2025, arXiv:2506.10972; e^S and e^Q are S and Q here, and s, B "
             "and A are those of the paper times 1e9^q, 1e9^b and 1e9^a"
         ),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
@@ -223,9 +223,9 @@ register(
         linear=("E", "A"),
         nonlinear=(("alpha", *EXPONENT), Nonlinear("k", 1e-3, 1e2, log=True)),
         terms=compute_parallel_terms,
-        source="Chen et al. 2025, arXiv:2505.10475, eq. 5, with A^alpha as A",
+        source="Chen et al. 2025, arXiv:2505.10475, with A^alpha as A",
         floor="E",
         meanings=(("P", "parallel streams"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )

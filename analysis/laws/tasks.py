@@ -30,7 +30,7 @@ register(
         terms=downstream_terms,
         target="error",
         source="Gadre et al. 2024, arXiv:2403.08540, eq. 5",
-        verified="the published errors of 104 models, and simulated runs",
+        verified="published errors of 104 models",
         ceiling="epsilon",
     )
 )
@@ -53,10 +53,10 @@ register(
         ),
         terms=compute_accuracy_terms,
         target="accuracy",
-        source="Bhagia et al. 2024, arXiv:2412.04403, eq. 3: the second step of a ladder",
+        source="Bhagia et al. 2024, arXiv:2412.04403: the second step of a ladder",
         constants=("b",),
         meanings=(("loss", "of the correct answers of a task"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
@@ -79,10 +79,10 @@ register(
         ),
         terms=compute_transfer_of_loss_terms,
         target="loss_1",
-        source="Brandfonbrener et al. 2024, arXiv:2411.12925, eq. 4",
+        source="Brandfonbrener et al. 2024, arXiv:2411.12925",
         constants=("E_1",),
         meanings=(("loss_0", "on one text, or of one family of models"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
@@ -110,9 +110,9 @@ register(
         terms=compute_coverage_terms,
         link=Link(compute_coverage, invert_coverage),
         target="coverage",
-        source="Brown et al. 2024, arXiv:2407.21787, eq. 2",
+        source="Brown et al. 2024, arXiv:2407.21787",
         meanings=(("k", "samples of a problem"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )
 
@@ -137,8 +137,8 @@ register(
         ),
         terms=compute_reward_terms,
         target="reward",
-        source="Khatri et al. 2025, arXiv:2510.13786, eq. 1",
+        source="Khatri et al. 2025, arXiv:2510.13786",
         meanings=(("C", "compute of reinforcement learning"),),
-        verified="simulated runs of the published size",
+        verified="parameters of published size",
     )
 )

@@ -20,12 +20,11 @@ class LawsArgs:
     """Laws to explain. Default: a list of all."""
 
     def __call__(self) -> int:
-        from analysis.laws.catalog import explain_law, list_laws
-        from analysis.laws.library import get_law
+        from analysis.laws.catalog import explain_law, find_law, list_laws
 
         if not self.names:
             print(list_laws())
             return 0
-        laws = [get_law(name) for name in self.names]
+        laws = [find_law(name) for name in self.names]
         print("\n\n".join(explain_law(law) for law in laws))
         return 0

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.catalog import describe_variable, explain_law, format_table
+from analysis.laws.catalog import (
+    describe_variable,
+    explain_law,
+    find_law,
+    format_table,
+)
+from analysis.laws.curves import CURVE_LAWS
 from analysis.laws.library import LAWS
 
 ROOT = Path(__file__).parents[3]
@@ -71,9 +77,9 @@ def test_the_guide_names_laws_that_exist():
     assert set(names) <= set(LAWS)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", [*LAWS, *CURVE_LAWS])
 def test_a_law_says_what_its_variables_and_parameters_are(name):
-    law = LAWS[name]
+    law = find_law(name)
     text = explain_law(law)
     for variable in law.variables:
         assert f"  {variable} " in text

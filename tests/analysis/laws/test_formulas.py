@@ -90,7 +90,7 @@ def compute_distillation(p: Point, x: Point) -> float:
     """With the paper's A' and B'."""
     A = p["K"] ** (1 / p["gamma"])
     B = A * p["D_0"] ** p["beta"]
-    teacher, student = x["teacher_loss"], x["supervised_loss"]
+    teacher, student = x["L_T"], x["L_S"]
     bend = (1 + (teacher / (student * p["d_1"])) ** (1 / p["f_1"])) ** (
         -p["c_1"] * p["f_1"]
     )
@@ -183,7 +183,7 @@ FORMULAS: dict[str, Formula] = {
     "learning_rate": lambda p, x: p["A"] * x["N"] ** p["p_N"] * x["D"] ** p["p_D"],
     "batch_size": lambda p, x: p["A"] * x["D"] ** p["p_D"],
     "time_scale": lambda p, x: (
-        p["A"] * x["tokens_per_parameter"] ** p["p_tokens_per_parameter"]
+        p["A"] * x["TPP"] ** p["p_TPP"]
     ),
     "downstream": lambda p, x: p["epsilon"] - p["k"] * exp(-p["gamma"] * x["loss"]),
     "task_accuracy": lambda p, x: (
@@ -209,11 +209,11 @@ MIDDLES = {
     "experts": 64.0,
     "bits": 4.0,
     "D_F": 1e8,
-    "tokens_per_parameter": 20.0,
+    "TPP": 20.0,
     "loss": 3.0,
     "loss_0": 1.0,
-    "teacher_loss": 2.6,
-    "supervised_loss": 2.0,
+    "L_T": 2.6,
+    "L_S": 2.0,
     "share": 0.5,
     "share_1": 0.5,
     "share_2": 0.5,
@@ -265,7 +265,7 @@ def test_the_middle_lies_at_the_branches() -> None:
     assert TRUTH["loss_to_loss"]["E_0"] == MIDDLES["loss_0"]
     assert TRUTH["reinforcement_learning"]["C_mid"] == MIDDLES["C"]
     assert TRUTH["task_accuracy"]["L_0"] == MIDDLES["loss"]
-    ratio = MIDDLES["teacher_loss"] / MIDDLES["supervised_loss"]
+    ratio = MIDDLES["L_T"] / MIDDLES["L_S"]
     assert ratio == pytest.approx(TRUTH["distillation"]["d_1"], rel=0.05)
 
 

@@ -34,7 +34,7 @@ TRUTH: dict[str, dict[str, float]] = {
     "transfer": {"A": 1.9e4, "p_D_F": 0.18, "p_N": 0.38},
     "learning_rate": {"A": 1.79, "p_N": -0.713, "p_D": 0.307},
     "batch_size": {"A": 0.58, "p_D": 0.571},
-    "time_scale": {"A": 1.084, "p_tokens_per_parameter": -0.527},
+    "time_scale": {"A": 1.084, "p_TPP": -0.527},
     "farseer": {
         "S": np.exp(0.091), "s": -0.021 * 1e9**0.169, "q": 0.169,
         "Q": np.exp(-6.287), "B": 88.01 * 1e9**-0.1, "b": -0.1,
@@ -103,7 +103,7 @@ SPREAD: dict[str, list[float]] = {
     "share": [0.02, 0.1, 0.25, 0.4, 0.6, 0.8, 0.97],
     "share_1": [0.02, 0.1, 0.25, 0.4, 0.6, 0.8, 0.97],
     "loss_0": [1.5, 1.8, 2.2, 2.6, 3.0, 3.5, 4.0],
-    "teacher_loss": [1.9, 2.1, 2.4, 2.8, 3.2, 3.7, 4.3],
+    "L_T": [1.9, 2.1, 2.4, 2.8, 3.2, 3.7, 4.3],
 }
 """Values of the variables besides N and D, by column."""
 
@@ -140,8 +140,8 @@ def exact(name: str, **truth: float) -> pd.DataFrame:
         size, tokens = np.indices((7, 7)).reshape(2, -1)
         table[column] = np.asarray(values)[(3 * size + tokens) % 7]
     table["share_2"] = 1.0 - table["share_1"]
-    table["tokens_per_parameter"] = D / N
-    table["supervised_loss"] = LAWS["chinchilla"].predict(TRUTH["chinchilla"], N=N, D=D)
+    table["TPP"] = D / N
+    table["L_S"] = LAWS["chinchilla"].predict(TRUTH["chinchilla"], N=N, D=D)
     table["U"] = D / np.tile([1.0, 3.0, 10.0, 40.0, 100.0, 300.0, 1000.0], 7)
     table["bits"] = np.tile([3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 16.0], 7)
     law = LAWS[name]

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import tyro
 
+from analysis.laws.curves import CURVE_LAWS
 from analysis.laws.library import LAWS
 from scaling.cli.main import main
 from scaling.cli.output import MAIN_COLUMNS, select_main_columns
@@ -231,11 +232,13 @@ def test_the_best_rate_of_each_size_is_found(tmp_path, capsys):
 def test_laws_are_listed_and_explained(capsys):
     assert main(["laws"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(LAWS)
+    assert [line.split()[0] for line in listed] == [*LAWS, *CURVE_LAWS]
     assert main(["laws", "chinchilla", "data_constrained"]) == 0
     explained = capsys.readouterr().out
     assert "E + A / N^alpha + B / D^beta" in explained
     assert "--variable U=COLUMN" in explained
+    assert main(["laws", "annealing"]) == 0
+    assert 'analysis.fit_curves(curves, law="annealing")' in capsys.readouterr().out
     assert main(["laws", "chinchila"]) == 1
 
 
