@@ -7,7 +7,8 @@ signature of its state.
   that name (an extra).
 - `hf:NAME`: a dataset of the Hugging Face hub, or a folder with one, streamed through
   `datasets` (an extra).
-- a path: a .txt, .jsonl or .parquet file, or a folder of them, read recursively.
+- a path: a .txt, .jsonl or .parquet file, the first two also as .gz or .zst, or a folder
+  of them, read recursively.
 
 A new source is a function that returns a `Source`, decorated with `register_source`.
 """
@@ -32,7 +33,8 @@ from scaling.data.text_files import (
     TEXT_SUFFIXES,
     describe_state,
     find_text_files,
-    read_documents,
+    get_text_suffix,
+    read_all_documents,
 )
 
 
@@ -97,7 +99,7 @@ def open_source(source: str) -> Source:
     path = Path(source).expanduser()
     if path.exists():
         return open_path(path)
-    if "/" in source or path.suffix in TEXT_SUFFIXES:
+    if "/" in source or get_text_suffix(path) in TEXT_SUFFIXES:
         raise DataError(
             f"data.source = {source!r}: there is no such file or folder; check the path"
         )
@@ -110,15 +112,15 @@ def open_source(source: str) -> Source:
 def open_path(path: Path) -> Source:
     """The source of a text file or of a folder of them."""
     is_file = path.is_file()
-    if is_file and path.suffix not in TEXT_SUFFIXES:
+    suffix = get_text_suffix(path)
+    if is_file and suffix not in TEXT_SUFFIXES:
         raise DataError(
-            f"data.source = {str(path)!r}: cannot read files of type {path.suffix!r}; "
+            f"data.source = {str(path)!r}: cannot read files of type {suffix!r}; "
             f"use {', '.join(TEXT_SUFFIXES)}"
         )
 
     def documents() -> Iterator[str]:
-        for file in find_text_files(path):
-            yield from read_documents(file, cut=is_file)
+        return read_all_documents(find_text_files(path), cut=is_file)
 
     return Source(documents, lambda: describe_state(find_text_files(path)))
 

@@ -1,14 +1,26 @@
-"""Documents in files: .txt, .jsonl and .parquet."""
+"""Documents in files: .txt, .jsonl and .parquet; the first two compressed, too."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scaling.data.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (
+    ".txt",
+    ".jsonl",
+    ".parquet",
+    ".txt.gz",
+    ".jsonl.gz",
+    ".txt.zst",
+    ".jsonl.zst",
+)
+_COMPRESSED = (".gz", ".zst")
 END_OF_TEXT = "<|endoftext|>"
 """Ends a document in a .txt file, as in GPT-2 and TinyStories."""
 PIECE = 4096
@@ -17,6 +29,31 @@ LONGEST_PIECE = 16_384
 """Characters of such a document, at most."""
 LONG_FILE = 2**20
 """Bytes; longer .txt files of a folder are cut as well."""
+SHOWN_FILES = 20
+"""How many files of the wrong encoding an error names."""
+
+
+class NotUtf8Error(DataError):
+    """A file that is not UTF-8.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong in it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path}: not UTF-8 ({reason}); convert it, e.g. with iconv -t UTF-8"
+        )
+        self.path = path
+        self.reason = reason
+
+
+def get_text_suffix(path: Path) -> str:
+    """The suffix of a file with that of its compression, such as ".txt.gz"."""
+    if path.suffix in _COMPRESSED:
+        return "".join(path.suffixes[-2:])
+    return path.suffix
 
 
 def find_text_files(path: Path) -> list[Path]:
@@ -27,7 +64,7 @@ def find_text_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    files = [file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES]
+    files = [file for file in path.rglob("*") if get_text_suffix(file) in TEXT_SUFFIXES]
     found = sorted(file for file in files if file.is_file())
     if not found:
         suffixes = ", ".join(TEXT_SUFFIXES)
@@ -38,21 +75,80 @@ def find_text_files(path: Path) -> list[Path]:
     return found
 
 
+def read_all_documents(files: Sequence[Path], cut: bool = False) -> Iterator[str]:
+    """The documents of several files, one file after the other.
+
+    Args:
+        files: as `find_text_files` gives them.
+        cut: whether .txt files are cut into many documents.
+
+    Raises:
+        DataError: a file cannot be read as its suffix says. Of files that are not UTF-8
+            the message names all.
+    """
+    for number, file in enumerate(files):
+        try:
+            yield from read_documents(file, cut)
+        except NotUtf8Error as error:
+            others = _find_other_encodings(files[number + 1 :])
+            if not others:
+                raise
+            raise _describe_other_encodings([error, *others], len(files)) from None
+
+
+def _find_other_encodings(files: Sequence[Path]) -> list[NotUtf8Error]:
+    """What is wrong with each file that is not UTF-8."""
+    found = []
+    for file in files:
+        try:
+            for _ in read_documents(file):
+                pass
+        except NotUtf8Error as error:
+            found.append(error)
+        except DataError:
+            continue  # it is named when it is read
+    return found
+
+
+def _describe_other_encodings(errors: Sequence[NotUtf8Error], files: int) -> DataError:
+    shown = [f"{error.path} ({error.reason})" for error in errors[:SHOWN_FILES]]
+    if len(errors) > SHOWN_FILES:
+        shown.append(f"and {len(errors) - SHOWN_FILES} more")
+    return DataError(
+        f"{len(errors)} of {files:,} files are not UTF-8: {', '.join(shown)}; convert "
+        "them, e.g. with iconv -t UTF-8, or take them out of the folder"
+    )
+
+
 def read_documents(path: Path, cut: bool = False) -> Iterator[str]:
     """The documents of one file.
 
     Args:
-        path: a .txt, .jsonl or .parquet file.
+        path: a .txt, .jsonl or .parquet file; the first two may be compressed (.gz,
+            .zst).
         cut: whether a .txt file is cut into many documents.
 
     Raises:
         DataError: the file cannot be read as its suffix says.
     """
-    if path.suffix == ".txt":
+    kind = path.with_suffix("").suffix if path.suffix in _COMPRESSED else path.suffix
+    if kind == ".txt":
         return read_txt(path, cut or path.stat().st_size > LONG_FILE)
-    if path.suffix == ".jsonl":
+    if kind == ".jsonl":
         return read_jsonl(path)
     return read_parquet(path)
+
+
+def open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The content of a file, decompressed if its suffix says so."""
+    if path.suffix == ".gz":
+        return gzip.GzipFile(path)
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        stream = pa.input_stream(str(path), compression="zstd")
+        return io.BufferedReader(stream)
+    return path.open("rb")
 
 
 def describe_state(files: Iterable[Path]) -> str:
@@ -76,15 +172,27 @@ def read_txt(path: Path, cut: bool) -> Iterator[str]:
     be held out.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            open_bytes(path) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
+        ):
             if cut:
                 yield from cut_text(file.read, LONG_FILE)
             else:
                 yield from file.read().split(END_OF_TEXT)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 ({error.reason}); convert it, e.g. with iconv -t UTF-8"
-        ) from None
+        raise NotUtf8Error(path, error.reason) from None
+    except (EOFError, zlib.error, OSError) as error:
+        raise _explain_damage(path, error) from error
+
+
+def _explain_damage(path: Path, error: Exception) -> Exception:
+    """What to raise where a file cannot be read to its end."""
+    if path.suffix not in _COMPRESSED or isinstance(error, FileNotFoundError):
+        return error
+    return DataError(
+        f"{path}: not a whole {path.suffix} file ({error}); compress it again"
+    )
 
 
 def cut_text(read: Callable[[int], str], block: int) -> Iterator[str]:
@@ -130,8 +238,8 @@ def read_jsonl(path: Path) -> Iterator[str]:
     """Field `text` of each line; a torn last line, whose writer was cut off, is left
     out.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_bytes(path) as file:
+        for number, line in enumerate(_read_lines(path, file), start=1):
             if not line.strip():
                 continue
             try:
@@ -139,6 +247,9 @@ def read_jsonl(path: Path) -> Iterator[str]:
             except ValueError as error:
                 if not line.endswith(b"\n"):
                     return
+                if isinstance(error, UnicodeDecodeError):
+                    reason = f"line {number}: {error.reason}"
+                    raise NotUtf8Error(path, reason) from None
                 raise DataError(
                     f"{path}, line {number}: not valid JSON ({error}); "
                     "correct or remove the line"
@@ -151,6 +262,13 @@ def read_jsonl(path: Path) -> Iterator[str]:
                     f"found {found}"
                 )
             yield record["text"]
+
+
+def _read_lines(path: Path, file: Iterable[bytes]) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (EOFError, zlib.error, OSError) as error:
+        raise _explain_damage(path, error) from error
 
 
 def read_parquet(path: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ says.
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import io
 import json
@@ -11,6 +12,7 @@ import os
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,7 +74,7 @@ def test_a_folder_is_read_recursively_in_every_format(tmp_path: Path) -> None:
 def test_an_empty_folder_names_the_remedy(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     with pytest.raises(
-        DataError, match=r"holds no text; put .txt, .jsonl, .parquet files"
+        DataError, match=r"holds no text; put .txt, .jsonl, .parquet, .txt.gz"
     ):
         list(source.documents())
 
@@ -122,6 +124,64 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text\nx\n")
     with pytest.raises(DataError, match=r"cannot read files of type '.csv'"):
         read(tmp_path / "d.csv")
+
+
+def compress(content: bytes, suffix: str) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(content)
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_files_are_read_as_what_they_hold(
+    tmp_path: Path, suffix: str
+) -> None:
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    for folder in (plain, packed):
+        folder.mkdir()
+    (plain / "a.txt").write_text("one<|endoftext|>naïve\n", encoding="utf-8")
+    write_jsonl(plain / "b.jsonl", "two", "three")
+    for file in plain.iterdir():
+        content = compress(file.read_bytes(), suffix)
+        (packed / f"{file.name}{suffix}").write_bytes(content)
+    assert read(packed) == read(plain)
+    assert read(packed / f"b.jsonl{suffix}") == ["two", "three"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+def test_a_compressed_file_that_was_cut_off_is_named(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    lines = "".join(f'{{"text": "document {i}"}}\n' for i in range(1000))
+    path = tmp_path / f"a{kind}{suffix}"
+    path.write_bytes(compress(lines.encode(), suffix)[:-30])
+    with pytest.raises(DataError, match=rf"a{kind}{suffix}: not a whole {suffix} file"):
+        read(path)
+
+
+def test_every_file_of_another_encoding_is_named(tmp_path: Path) -> None:
+    """And counted, among good files and one that is wrong otherwise."""
+    for i in range(30):
+        content = "naïve".encode("latin-1" if i % 3 == 0 else "utf-8")
+        (tmp_path / f"{i:02}.txt").write_bytes(content)
+    (tmp_path / "31.jsonl").write_text("{\n{}\n")
+    lines = '{"text": "one"}\n{"text": "naïve"}\n'
+    (tmp_path / "32.jsonl").write_bytes(lines.encode("latin-1"))
+    with pytest.raises(DataError) as caught:
+        read(tmp_path)
+    message = str(caught.value)
+    assert message.startswith("11 of 32 files are not UTF-8: ")
+    assert "32.jsonl (line 2: " in message
+    for i in range(30):
+        assert (f"{i:02}.txt" in message) == (i % 3 == 0)
+
+
+def test_a_long_list_of_files_is_cut_short(tmp_path: Path) -> None:
+    for i in range(25):
+        (tmp_path / f"{i:02}.txt").write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(DataError, match=r"25 of 25 files .* and 5 more; convert"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
