@@ -17,8 +17,7 @@ import pandas as pd
 from analysis.curves.schedule import Schedule
 from analysis.suggestions import did_you_mean
 from analysis.table.readers import Source, parse_numbers, read_table, replace_unseen
-
-_SHOWN_REJECTED = 10
+from analysis.table.rejected import format_rejected, list_reasons
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +50,7 @@ class Curves:
             f"{len(self.schedules)} runs, {len(self.table)} rows from {self.source}; "
             f"{len(self.rejected)} rejected"
         ]
-        for row, reason in self.reasons()[:_SHOWN_REJECTED]:
-            lines.append(f"  row {row}: {reason}")
-        hidden = len(self.rejected) - _SHOWN_REJECTED
-        if hidden > 0:
-            lines.append(f"  ... and {hidden} more, see .rejected")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(lines + format_rejected(self.rejected, self.notes))
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -66,8 +59,7 @@ class Curves:
 
     def reasons(self) -> list[tuple[int, str]]:
         """(row, reason) of every rejected row."""
-        pairs = zip(self.rejected["row"], self.rejected["reason"], strict=True)
-        return [(int(row), str(reason)) for row, reason in pairs]
+        return list_reasons(self.rejected)
 
     def get_rows(self, run: str) -> pd.DataFrame:
         """The rows of one run.

@@ -1,6 +1,8 @@
-"""The laws for people: the table of all, and what one of them is.
+"""The laws for people: the table of all, which
 
-python -m analysis.laws.catalog > docs/reference/laws.md
+    python -m analysis.laws.catalog > docs/reference/laws.md
+
+writes, and what one of them is, which `scaling laws` prints.
 """
 
 from __future__ import annotations

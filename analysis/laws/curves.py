@@ -32,8 +32,7 @@ from analysis.laws.base import (
     namespace,
     power,
 )
-from analysis.laws.library import EXPONENT
-from analysis.suggestions import find_near
+from analysis.laws.registry import EXPONENT, add_law, find_law
 
 WARMUPS = ("rises", "peak")
 
@@ -100,13 +99,7 @@ def register_curve_law(law: CurveLaw) -> CurveLaw:
     Raises:
         ValueError: another law has that name.
     """
-    if CURVE_LAWS.get(law.name, law) != law:
-        raise ValueError(
-            f"a different law of curves is already registered as {law.name!r}; "
-            "choose another name"
-        )
-    CURVE_LAWS[law.name] = law
-    return law
+    return add_law(CURVE_LAWS, law, kind="law of curves")
 
 
 def get_curve_law(law: str | CurveLaw) -> CurveLaw:
@@ -117,14 +110,7 @@ def get_curve_law(law: str | CurveLaw) -> CurveLaw:
     """
     if isinstance(law, CurveLaw):
         return law
-    if law not in CURVE_LAWS:
-        near = find_near(law, CURVE_LAWS, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"no law of curves is called {law!r}{hint}; "
-            f"choose one of {', '.join(CURVE_LAWS)}"
-        )
-    return CURVE_LAWS[law]
+    return find_law(CURVE_LAWS, law, kind="law of curves")
 
 
 def add_axis(parameter: Array) -> Array:

@@ -21,6 +21,7 @@ from analysis.table.readers import (
     read_table,
     replace_unseen,
 )
+from analysis.table.rejected import format_rejected, list_reasons
 from analysis.table.units import (
     check_units,
     convert_units,
@@ -58,8 +59,6 @@ _ID_COLUMNS = ("run_id", "trunk_id", "trunk")
 _RESERVED = ("source_row", "row", "reason", "status", "diverged", "undercooled")
 # Canonical columns whose cells are no numbers.
 _AS_WRITTEN = ("trunk", "seed")
-# How many rejected rows `str(runs)` shows.
-_SHOWN_REJECTED = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +98,11 @@ class Runs:
             f"{len(self.table)} runs from {self.source} ({named or 'no column named'}); "
             f"{len(self.rejected)} rejected"
         ]
-        for row, reason in self.reasons()[:_SHOWN_REJECTED]:
-            lines.append(f"  row {row}: {reason}")
-        hidden = len(self.rejected) - _SHOWN_REJECTED
-        if hidden > 0:
-            lines.append(f"  ... and {hidden} more, see .rejected")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(lines + format_rejected(self.rejected, self.notes))
 
     def reasons(self) -> list[tuple[int, str]]:
         """(row, reason) of every rejected row."""
-        pairs = zip(self.rejected["row"], self.rejected["reason"], strict=True)
-        return [(int(row), str(reason)) for row, reason in pairs]
+        return list_reasons(self.rejected)
 
     def require(self, names: Iterable[str], reader: str) -> None:
         """Check that the table has these columns.
