@@ -22,6 +22,7 @@ from analysis.curves.schedule import Schedule
 from analysis.curves.table import Curves
 from analysis.plots import style
 
+MOST_COLUMNS = 3  # of the key
 DRAWN_STEPS = 300  # of each curve
 DRAWN_ROWS = 40
 MARKER_SIZE = 3.5
@@ -97,8 +98,17 @@ def plot_curves(
     if boot is not None:
         band = Patch(color=style.GRAY, alpha=0.35, linewidth=0, label="90 % interval")
         handles.append(band)
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    _draw_key(fig, handles)
     return fig
+
+
+def _draw_key(fig: Figure, handles: list[Artist]) -> None:
+    """A key below the axes, with as many columns as the page has room for."""
+    for columns in range(MOST_COLUMNS, 0, -1):
+        key = fig.legend(handles=handles, loc="outside lower center", ncols=columns)
+        if columns == 1 or key.get_window_extent().width <= fig.bbox.width:
+            return
+        key.remove()
 
 
 def _collect_runs(fit: CurveFit, curves: Curves) -> list[_Run]:

@@ -41,3 +41,22 @@ def test_every_run_has_its_curve_points_and_residuals() -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["high (not fitted)", "low", "90 % interval"]
     assert len(plot_curves(fit).axes) == 3
+
+
+def test_long_names_of_runs_stay_on_the_page() -> None:
+    law = CURVE_LAWS["annealing"]
+    schedule = Schedule.cosine(3e-4, 2000, 100)
+    steps = np.arange(100, 2001, 50)
+    features = compute_features(schedule, steps, law.warmup)
+    loss = law.predict(TRUTH, **{v: features[v] for v in law.variables})
+    rows = pd.DataFrame({"step": steps, "lr": schedule.lr[steps], "loss": loss})
+    names = [f"a_run_with_a_rather_long_name_{i}" for i in range(4)]
+    curves = load_curves(pd.concat([rows.assign(run=name) for name in names]))
+    fixed = {"alpha": TRUTH["alpha"], "tau": TRUTH["tau"]}
+    figure = plot_curves(fit_curves(curves, law, fixed=fixed), curves)
+    figure.draw_without_rendering()
+    (key,) = figure.legends
+    box = key.get_window_extent()
+    assert len(key.get_texts()) == 4
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
