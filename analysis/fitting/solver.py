@@ -137,9 +137,10 @@ def pad_row_count(n: int) -> int:
     """Rows of the compiled program for n runs: few distinct sizes, so that tables of
     about n rows share it.
     """
-    if n <= 32:
-        return 32
-    step = max(64, 2 ** (n.bit_length() - 3))
+    if n <= 256:
+        # To compile for a further size takes longer than to fit the added rows.
+        return max(32, 2 ** (n - 1).bit_length())
+    step = 2 ** (n.bit_length() - 3)
     return -(-n // step) * step
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from analysis.laws.base import (
     Array,
     Efficiency,
@@ -15,6 +13,7 @@ from analysis.laws.base import (
     namespace,
     power,
 )
+from analysis.laws.logit import solve_logit
 from analysis.laws.registry import EXPONENT, register
 
 _CURVES = "published curves, in D"
@@ -74,42 +73,12 @@ def shifted_power_law(variable: str) -> Law:
 
 
 def sigmoid_forward(p: Params, s: Array) -> Array:
-    """The loss y that solves (y - E) / (L0 - y)^kappa = s.
-
-    With y = E + (L0 - E) sigmoid(u), the logarithm of the left side rises in u, so that
-    Newton's method in u converges from any start.
-    """
+    """The loss y that solves (y - E) / (L0 - y)^kappa = s."""
     xp = namespace(s)
     span = p["L0"] - p["E"]
-    kappa = p["kappa"]
-    wanted = xp.log(s) - (1 - kappa) * xp.log(span)
-
-    def take_newton_step(u: Array, wanted: Array, kappa: Array) -> Array:
-        below = xp.logaddexp(0.0, -u)  # -log sigmoid(u)
-        above = xp.logaddexp(0.0, u)  # -log sigmoid(-u)
-        return u - (kappa * above - below - wanted) / (
-            xp.exp(-above) + kappa * xp.exp(-below)
-        )
-
-    constant_wanted = drop_derivatives(wanted)
-    constant_kappa = drop_derivatives(kappa)
-    u = constant_wanted / xp.maximum(1.0, constant_kappa)
-    for _ in range(10):
-        u = take_newton_step(u, constant_wanted, constant_kappa)
-    # A Newton step from the solution carries one order of derivatives. The solver needs
-    # two orders.
-    for _ in range(2):
-        u = take_newton_step(u, wanted, kappa)
+    wanted = xp.log(s) - (1 - p["kappa"]) * xp.log(span)
+    u = solve_logit(wanted, p["kappa"])
     return p["E"] + span * xp.exp(-xp.logaddexp(0.0, -u))
-
-
-def drop_derivatives(x: Array) -> Array:
-    """x as a constant: automatic differentiation does not pass through it."""
-    if namespace(x) is np:
-        return x
-    from jax.lax import stop_gradient
-
-    return stop_gradient(x)
 
 
 def sigmoid_inverse(p: Params, loss: Array) -> Array:
