@@ -57,6 +57,7 @@ from .hoffmann.isoflop import IsoFlop as IsoFlop
 from .hoffmann.isoflop import isoflop as isoflop
 from .importers.json_files import from_json_folder as from_json_folder
 from .importers.json_files import from_json_lines as from_json_lines
+from .importers.levanter import from_levanter as from_levanter
 from .importers.lm_eval import from_lm_eval as from_lm_eval
 from .importers.mlflow import from_mlflow as from_mlflow
 from .importers.tensorboard import from_tensorboard as from_tensorboard
@@ -65,6 +66,7 @@ from .importers.trackio import from_trackio as from_trackio
 from .importers.trainer_state import from_trainer_state as from_trainer_state
 from .importers.wandb import from_wandb as from_wandb
 from .importers.wandb_chart import from_wandb_chart as from_wandb_chart
+from .importers.wandb_table import from_wandb_table as from_wandb_table
 from .laws.base import Law as Law
 from .laws.base import Link as Link
 from .laws.base import Nonlinear as Nonlinear

@@ -34,8 +34,8 @@ class ImportRunsArgs:
     """
 
     format: Positional[str]
-    """wandb, wandb-chart, mlflow, tensorboard, trackio, trainer-state, lm-eval,
-    json-folder, json-lines or text-log."""
+    """wandb, wandb-chart, wandb-table, mlflow, tensorboard, trackio, trainer-state,
+    levanter, lm-eval, json-folder, json-lines or text-log."""
     source: Positional[str]
     """The file or folder; of wandb entity/project."""
     out: Path

@@ -20,6 +20,13 @@ STATE = '{"global_step": 2, "log_history": [{"step": 1, "loss": 3.0}, {"step": 2
 RESULTS = (
     '{"results": {"t": {"acc,none": 0.5}}, "config": {"model_args": "pretrained=a"}}'
 )
+TABLE = (
+    '"Name","State","N","eval/loss"\n"w1","finished","1e6","3.0"\n"w2","crashed",,\n'
+)
+LEVANTER = (
+    '{"config": {"seed": 1}, "summary": {"parameter_count": 10, "eval/loss": 3.0}}\n'
+    '{"tracker": "a", "event": "log", "step": 1, "metrics": {"eval/loss": 2.5}}\n'
+)
 CHART = "Step,w1 - loss,w1 - loss__MIN,w2 - loss\n1,3.0,3.0,2.5\n2,,,2.0\n"
 LOG = "\n".join(line for one in LOG_FORMATS.values() for line in one.samples)
 
@@ -39,6 +46,12 @@ READERS: dict[str, tuple[str, str, Callable[[Path], pd.DataFrame]]] = {
             write(root, "chart.csv", CHART), mapping=root / "sizes.csv"
         ),
     ),
+    "wandb-table": (
+        "runs.csv",
+        TABLE,
+        lambda root: analysis.from_wandb_table(root / "runs.csv", names="w{width}"),
+    ),
+    "levanter": ("w1/tracker_metrics.jsonl", LEVANTER, analysis.from_levanter),
     "json-folder": (
         "w1.json",
         ROW,
