@@ -14,6 +14,8 @@ from .curves.fit import CurveFit as CurveFit
 from .curves.fit import fit_curves as fit_curves
 from .curves.optimum import OptimalSchedule as OptimalSchedule
 from .curves.schedule import Schedule as Schedule
+from .curves.selection import CurveSelection as CurveSelection
+from .curves.selection import select_curve_law as select_curve_law
 from .curves.table import Curves as Curves
 from .curves.table import load_curves as load_curves
 from .decisions.allocate import Allocation as Allocation

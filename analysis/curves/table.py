@@ -7,7 +7,7 @@ schedule (`analysis.curves.schedule.Schedule.from_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,11 +67,7 @@ class Curves:
         Raises:
             ValueError: no run of that name.
         """
-        if run not in self.schedules:
-            raise ValueError(
-                f"no run is called {run!r}; {did_you_mean(run, self.runs, most=3)}"
-            )
-        return self.table.loc[self.table["run"] == run]
+        return self.take([run]).table
 
     def select(self, split: str) -> Curves:
         """The runs whose `split` has that value.
@@ -89,13 +85,35 @@ class Curves:
             raise ValueError(
                 f"split {split!r} is in no run; choose one of {', '.join(known)}"
             )
-        table = self.table.loc[self.table["split"] == split].reset_index(drop=True)
-        chosen = set(table["run"])
-        schedules = {}
-        for run, schedule in self.schedules.items():
-            if run in chosen:
-                schedules[run] = schedule
+        is_chosen = self.table["split"] == split
+        return self.take(sorted(set(self.table.loc[is_chosen, "run"])))
+
+    def take(self, runs: Sequence[str]) -> Curves:
+        """The runs of those names.
+
+        Raises:
+            ValueError: a name is unknown, or there is none.
+        """
+        if not runs:
+            raise ValueError("no run is named; take at least one")
+        for run in runs:
+            if run not in self.schedules:
+                raise ValueError(
+                    f"no run is called {run!r}; {did_you_mean(run, self.runs, most=3)}"
+                )
+        is_taken = self.table["run"].isin(list(runs))
+        schedules = {run: self.schedules[run] for run in self.runs if run in runs}
+        table = self.table.loc[is_taken].reset_index(drop=True)
         return replace(self, table=table, schedules=schedules)
+
+    def leave_out(self, runs: Sequence[str]) -> Curves:
+        """The other runs.
+
+        Raises:
+            ValueError: a name is unknown, or no run is left.
+        """
+        self.take(runs)
+        return self.take([run for run in self.runs if run not in runs])
 
 
 def load_curves(
