@@ -204,6 +204,17 @@ def compute_log_errors(fit: Fit, table: pd.DataFrame) -> np.ndarray:
     return np.log(predicted) - np.log(measured)
 
 
+def compute_errors(fit: Fit, table: pd.DataFrame) -> np.ndarray:
+    """[n] errors at the rows of a table, in the units of the fit's residuals: those of
+    `compute_log_errors`, or of raw residuals predicted - measured.
+    """
+    if fit.protocol.residual == "log":
+        return compute_log_errors(fit, table)
+    points = {name: table[name].to_numpy(float) for name in fit.law.variables}
+    predicted = np.asarray(fit.predict(**points), float)
+    return predicted - table[fit.law.target].to_numpy(float)
+
+
 def compute_rms(values: np.ndarray) -> float:
     """Root mean square; NaN of no values."""
     if not len(values):
@@ -228,11 +239,11 @@ class Selection:
     Attributes:
         table: one row per law that could be fitted, sorted by AICc. Columns: law; k;
             objective; aic; aicc; bic; delta (AICc less the lowest); weight (Akaike's,
-            of AICc); certified; per hold-out the rms error of log loss there; and
-            holdout, the root mean square over the hold-outs, NaN unless the law was
+            of AICc); certified; per hold-out the rms error there, see `compute_errors`;
+            and holdout, the root mean square over the hold-outs, NaN unless the law was
             fitted for all of them.
         holdouts: one row per law and hold-out: law, holdout, held (rows), rms, bias
-            (mean signed error of log loss).
+            (mean signed error).
         refused: law, what ("all rows" or a hold-out) and reason of every fit that was
             refused.
         fits: law -> its fit to all rows.
@@ -319,7 +330,8 @@ def select(
       names none);
     - `largest_N`: the largest sizes;
     - `last`: the largest D of each trunk or size, or the largest of the column `time`
-      over all rows.
+      over all rows;
+    - `lowest_loss`: for laws that read the loss alone, the lowest losses.
 
     Whole groups are held out, largest first, until they make `share` of the rows.
 
@@ -332,12 +344,19 @@ def select(
         fit_options: objective, delta, fixed, ... of every fit, see `fit`.
 
     Raises:
-        ValueError: no law, an unknown one, a bad share or time, or every law is
-            refused.
+        ValueError: no law, an unknown one, laws of several quantities, a bad share or
+            time, or every law is refused.
     """
     runs = runs if isinstance(runs, Runs) else load_runs(runs)
     candidates = collect_laws(laws)
+    targets = {law.target for law in candidates}
+    if len(targets) > 1:
+        told = ", ".join(f"{law.name} predicts {law.target}" for law in candidates)
+        raise ValueError(f"laws of one quantity can be compared; {told}")
     masks, notes = mask_holdouts(runs, share, time, tolerance)
+    if all(law.variables == ("loss",) for law in candidates):
+        loss = runs.table["loss"].to_numpy(float)
+        masks["lowest_loss"] = _mask_largest(-loss, share)
     fits: dict[str, Fit] = {}
     refused: list[RefusedFit] = []
     scores: list[HeldOutErrors] = []
@@ -353,7 +372,7 @@ def select(
             if isinstance(refit, str):
                 refused.append({"law": law.name, "what": name, "reason": refit})
                 continue
-            error = compute_log_errors(refit, runs.table.loc[mask])
+            error = compute_errors(refit, runs.table.loc[mask])
             scores.append(
                 {
                     "law": law.name,

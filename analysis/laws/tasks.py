@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from analysis.laws.base import (
     Array,
     Law,
@@ -56,6 +58,56 @@ register(
         source="Bhagia et al. 2024, arXiv:2412.04403: the second step of a ladder",
         constants=("b",),
         meanings=(("loss", "of the correct answers of a task"),),
+        verified="parameters of published size",
+    )
+)
+
+
+def compute_exponential_accuracy_terms(p: Params, x: Variables) -> tuple[Array, ...]:
+    return 1.0, namespace(x["loss"]).exp(-p["gamma"] * x["loss"])
+
+
+register(
+    Law(
+        name="exponential_accuracy",
+        formula="accuracy = b + k exp(-gamma loss)",
+        variables=("loss",),
+        linear=("b", "k"),
+        nonlinear=(("gamma", 0.02, 20.0),),
+        terms=compute_exponential_accuracy_terms,
+        target="accuracy",
+        source="Gadre et al. 2024, arXiv:2403.08540, eq. 5, with accuracy = 1 - error",
+        constants=("b",),
+        verified="parameters of published size",
+    )
+)
+
+
+class EmergenceLaw(Law):
+    """A law with a term that is 0 above some loss."""
+
+    def choose_reference(self, x: Variables) -> dict[str, Array]:
+        """The lowest loss, at which the term is not 0 if it is anywhere."""
+        return {"loss": float(np.min(x["loss"]))}
+
+
+def compute_emergence_terms(p: Params, x: Variables) -> tuple[Array, ...]:
+    below = namespace(x["loss"]).maximum(p["L_0"] - x["loss"], 0.0)
+    # The solver divides by the term at the reference.
+    return 1.0, below + 1e-300
+
+
+register(
+    EmergenceLaw(
+        name="emergence",
+        formula="accuracy = b + a max(L_0 - loss, 0)",
+        variables=("loss",),
+        linear=("b", "a"),
+        nonlinear=(Nonlinear("L_0", 0.1, 10.0, log=True, unit=(("loss", 1.0),)),),
+        terms=compute_emergence_terms,
+        target="accuracy",
+        source="Du et al. 2024, arXiv:2403.15796: none above a loss, linear below it",
+        constants=("b",),
         verified="parameters of published size",
     )
 )

@@ -366,3 +366,35 @@ def test_the_threshold_runs_from_outliers_to_none(runs: Runs, whole: Fit) -> Non
         delta_sweep(runs, deltas=(0.0,))
     with pytest.raises(ValueError, match="delta_sweep sets it"):
         delta_sweep(runs, objective="lad")
+
+
+ACCURACIES = {
+    "emergence": {"b": 0.25, "a": 0.5, "L_0": 2.9},
+    "task_accuracy": {"b": 0.25, "a": 0.6, "k": 6.0, "L_0": 2.7},
+    "exponential_accuracy": {"b": 0.1, "k": 12.0, "gamma": 1.4},
+}
+
+
+@pytest.mark.parametrize("truth", ACCURACIES)
+def test_how_accuracy_follows_from_loss_is_told_by_runs_held_out(truth: str) -> None:
+    loss = np.linspace(2.1, 3.6, 24)
+    accuracy = LAWS[truth].predict(ACCURACIES[truth], loss=loss)
+    accuracy = accuracy + 0.004 * np.random.default_rng(1).standard_normal(24)
+    table = pd.DataFrame({"loss": loss, "accuracy": accuracy})
+    runs = load_runs(table, loss="loss", accuracy="accuracy")
+    found = select(runs, list(ACCURACIES), residual="raw", allow_unidentified=True)
+    assert found.best["holdout"] == truth
+    held = found.holdouts.set_index("law")
+    assert set(held["holdout"]) == {"lowest_loss"}
+    assert set(held["held"]) == {5}
+    # In accuracy itself: a few times the noise.
+    assert held.loc[truth, "rms"] < 0.02
+
+
+def test_laws_of_two_quantities_are_not_compared() -> None:
+    table = pd.DataFrame({"loss": [2.0, 2.5, 3.0], "error": 0.5, "accuracy": 0.5})
+    runs = load_runs(table, loss="loss", accuracy="accuracy", error="error")
+    with pytest.raises(
+        ValueError, match="downstream predicts error, emergence predicts"
+    ):
+        select(runs, ["downstream", "emergence"])

@@ -38,6 +38,15 @@ def write_rates(table):
     foreign(pd.concat(tried)).assign(lr=pd.concat(tried)["lr"]).to_csv("rates.csv")
 
 
+def write_tasks():
+    """Accuracies that emerge below a loss of 2.9."""
+    loss = np.linspace(2.1, 3.6, 16)
+    noise = 0.004 * np.random.default_rng(0).standard_normal(16)
+    accuracy = 0.25 + 0.5 * np.maximum(2.9 - loss, 0.0) + noise
+    table = pd.DataFrame({"loss": loss, "accuracy": accuracy})
+    table.to_csv("tasks.csv", index=False)
+
+
 @pytest.fixture
 def known_laws():
     before = dict(LAWS)
@@ -57,6 +66,7 @@ def test_snippets_run_in_order(sweep, tmp_path, monkeypatch, known_laws):
         columns=["C", "budget"]
     ).to_csv("line.csv")
     write_rates(sweep(0.002))
+    write_tasks()
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     for block in blocks:

@@ -189,6 +189,10 @@ FORMULAS: dict[str, Formula] = {
     "task_accuracy": lambda p, x: (
         p["b"] + p["a"] / (1 + exp(p["k"] * (x["loss"] - p["L_0"])))
     ),
+    "exponential_accuracy": lambda p, x: p["b"] + p["k"] * exp(-p["gamma"] * x["loss"]),
+    "emergence": lambda p, x: (
+        p["b"] + (p["a"] * (p["L_0"] - x["loss"]) if x["loss"] < p["L_0"] else 0.0)
+    ),
     "loss_to_loss": compute_loss_to_loss,
     "repeated_sampling": lambda p, x: exp(-p["a"] * x["k"] ** -p["b"]),
     "reinforcement_learning": lambda p, x: (
@@ -265,6 +269,7 @@ def test_the_middle_lies_at_the_branches() -> None:
     assert TRUTH["loss_to_loss"]["E_0"] == MIDDLES["loss_0"]
     assert TRUTH["reinforcement_learning"]["C_mid"] == MIDDLES["C"]
     assert TRUTH["task_accuracy"]["L_0"] == MIDDLES["loss"]
+    assert TRUTH["emergence"]["L_0"] == MIDDLES["loss"]
     ratio = MIDDLES["L_T"] / MIDDLES["L_S"]
     assert ratio == pytest.approx(TRUTH["distillation"]["d_1"], rel=0.05)
 
