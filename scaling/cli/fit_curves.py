@@ -36,10 +36,17 @@ class CurveColumns:
     """Where the warm-up before the first row ends."""
 
     def read(self, path: Path) -> Curves:
-        """The accepted rows of a table."""
-        from analysis import load_curves
+        """The accepted rows of a table, or of a sweep's folder."""
+        from analysis import Schedule, load_curves
 
-        return load_curves(path, **dataclasses.asdict(self))
+        if not path.is_dir():
+            return load_curves(path, **dataclasses.asdict(self))
+        from scaling.store.curves import read_curves
+
+        logged = read_curves(path)
+        schedules = {run: Schedule(rates) for run, rates in logged.rates.items()}
+        curves = load_curves(logged.table, schedules=schedules)
+        return dataclasses.replace(curves, source=str(path))
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class FitCurvesArgs:
     """
 
     curves: Positional[Path]
-    """A .csv, .tsv, .txt, .parquet or .jsonl file with a row for each logged point."""
+    """A sweep's folder, or a .csv, .tsv, .txt, .parquet or .jsonl file with a row for each
+    logged point."""
     columns: CurveColumns = field(default_factory=CurveColumns)
     law: str = "multi_power"
     """multi_power or annealing. Of several, as multi_power,annealing, the one that
