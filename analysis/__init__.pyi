@@ -10,6 +10,8 @@ from .checking.selection import Selection as Selection
 from .checking.selection import information as information
 from .checking.selection import select as select
 from .curves.blocks import CurveBootstrap as CurveBootstrap
+from .curves.collapse import Collapse as Collapse
+from .curves.collapse import check_collapse as check_collapse
 from .curves.fit import CurveFit as CurveFit
 from .curves.fit import fit_curves as fit_curves
 from .curves.optimum import OptimalSchedule as OptimalSchedule
