@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -117,7 +117,7 @@ def bootstrap_curves(
             "rows of the longest run"
         )
     rng = np.random.default_rng(seed)
-    residuals = enlarge_residuals(fit.residuals, len(fit.free))
+    residuals = enlarge_residuals(fit.residuals, labels, len(fit.free), block_rows)
     predicted = fit.predict_fitted()
     is_log = fit.protocol.residual == "log"
     solver = fit.result.solver()
@@ -143,13 +143,36 @@ def bootstrap_curves(
 
 
 def enlarge_residuals(
-    residuals: Float[np.ndarray, " n"], parameters: int
+    residuals: Float[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    parameters: int,
+    block_rows: int,
 ) -> Float[np.ndarray, " n"]:
-    """Residuals with mean 0 and the scatter of the noise: fitted parameters make them
-    smaller (Davison & Hinkley 1997, 6.3).
+    """Residuals with mean 0 and the scatter of the noise.
+
+    Fitted parameters make residuals smaller (Davison & Hinkley 1997, 6.3), by as much as
+    if there were only so many rows as are independent. Blocks that are redrawn from one
+    run vary less than its noise, by the share of the run that a block is (Kuensch 1989).
     """
-    n = len(residuals)
-    return (residuals - residuals.mean()) * np.sqrt(n / max(n - parameters, 1))
+    independent = max(count_independent_rows(residuals, labels), 2.0 * parameters)
+    by_parameters = independent / (independent - parameters)
+    rows = np.bincount(labels)
+    by_blocks = 1.0 / (1.0 - np.minimum(block_rows / rows, 0.5))
+    scale = np.sqrt(by_parameters * by_blocks)
+    return (residuals - residuals.mean()) * scale[labels]
+
+
+def count_independent_rows(
+    residuals: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> float:
+    """How many independent rows would say as much of a mean as these."""
+    total = 0.0
+    for run in range(int(labels.max()) + 1):
+        series = residuals[labels == run]
+        found = estimate_spectrum(series)
+        inflation = found.at_zero / found.variance if found is not None else 1.0
+        total += len(series) / max(inflation, 1.0)
+    return total
 
 
 def draw_blocks(
@@ -194,9 +217,35 @@ def choose_block_length(series: Float[np.ndarray, " n"]) -> int:
     """
     n = len(series)
     most = max(1, int(min(3 * np.sqrt(n), n / 3)))
+    found = estimate_spectrum(series)
+    if found is None:
+        return most
+    length = (1.5 * found.slope**2 / found.at_zero**2 * n) ** (1 / 3)
+    return int(np.clip(np.ceil(length), 1, most))
+
+
+class Spectrum(NamedTuple):
+    """What a series says of its noise.
+
+    Attributes:
+        variance: of the series.
+        at_zero: the spectrum at frequency 0, which is n times the variance of its mean.
+        slope: sum of |lag| times the autocovariance.
+    """
+
+    variance: float
+    at_zero: float
+    slope: float
+
+
+def estimate_spectrum(series: Float[np.ndarray, " n"]) -> Spectrum | None:
+    """The spectrum near frequency 0 by the flat-top window of Politis & White 2004; None
+    of a series that is short or constant, or whose estimate is not positive.
+    """
+    n = len(series)
     centered = series - series.mean()
     if n < 9 or not np.any(centered):
-        return most
+        return None
     lags = min(n - 1, int(np.ceil(np.sqrt(n))) + int(max(5, np.sqrt(np.log10(n)))))
     covariance = np.array(
         [centered[: n - lag] @ centered[lag:] / n for lag in range(lags + 1)]
@@ -207,12 +256,11 @@ def choose_block_length(series: Float[np.ndarray, " n"]) -> int:
     # The flat-top window: 1 up to half the bandwidth, then falling to 0.
     window = np.minimum(1.0, 2 * (1 - lag / bandwidth))
     terms = window * covariance[1 : bandwidth + 1]
-    spectrum = covariance[0] + 2 * terms.sum()
+    at_zero = covariance[0] + 2 * terms.sum()
     slope = 2 * (lag * terms).sum()
-    if spectrum <= 0:
-        return most
-    length = (1.5 * slope**2 / spectrum**2 * n) ** (1 / 3)
-    return int(np.clip(np.ceil(length), 1, most))
+    if at_zero <= 0:
+        return None
+    return Spectrum(float(covariance[0]), float(at_zero), float(slope))
 
 
 def _find_last_correlation(correlation: np.ndarray, n: int) -> int:

@@ -179,22 +179,26 @@ def test_redrawn_residuals_keep_their_neighbors_and_their_run() -> None:
 
 
 @pytest.mark.slow
-def test_intervals_cover_the_truth_under_correlated_noise(simulate: Simulate) -> None:
+@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.82), (0.7, 0.7)])
+def test_intervals_cover_the_truth_under_correlated_noise(
+    simulate: Simulate, correlation: float, least: float
+) -> None:
     hits = []
-    for seed in range(40):
+    for seed in range(60):
         table = simulate("annealing")
         rng = np.random.default_rng(seed)
         noise = np.zeros(len(table))
         for i in range(1, len(table)):
-            noise[i] = 0.7 * noise[i - 1] + 0.001 * rng.standard_normal()
+            noise[i] = correlation * noise[i - 1] + 0.001 * rng.standard_normal()
         table["loss"] *= np.exp(noise)
         fit = fit_curves(load_curves(table), "annealing", "least_squares")
-        boot = fit.bootstrap(80, seed=seed)
+        boot = fit.bootstrap(100, seed=seed)
         low, high = boot.predict_interval(OTHER, [4000], 0.90)
         truth = fit_of_truth(fit).predict(OTHER, [4000])
         hits.append(bool(low[0] <= truth[0] <= high[0]))
-    # Intervals of few correlated blocks are too narrow: the guide gives 72 % for 90 %.
-    assert np.mean(hits) >= 0.65
+    print(f"correlation {correlation}: {sum(hits)} of {len(hits)}")
+    # Intervals of few correlated blocks are too narrow: the guide gives the shares.
+    assert np.mean(hits) >= least
 
 
 @pytest.mark.parametrize("law", ["multi_power", "annealing"])
