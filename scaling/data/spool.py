@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from scaling.data.errors import DataError
-
 BATCH_BYTES = 4_000_000  # of text handed out at a time
 
 
@@ -35,9 +33,10 @@ class Spool:
     skipped: int = (
         0  # not encodable as UTF-8, or holding byte 0, which separates documents
     )
+    skipped_bytes: int = 0
 
-    def fill(self, documents: Iterable[str], source: str) -> None:
-        """Read all documents. Raises `DataError` when there is no text in them."""
+    def fill(self, documents: Iterable[str]) -> None:
+        """Read all documents."""
         offset = 0
         for text in documents:
             try:
@@ -46,17 +45,13 @@ class Spool:
                 content = b"\0"
             if b"\0" in content:
                 self.skipped += 1
+                self.skipped_bytes += len(text.encode("utf-8", "surrogatepass"))
             elif (digest := hashlib.sha256(content).digest()) in self.places:
                 self.duplicates += 1
             elif content:
                 self.file.write(content)
                 self.places[digest] = (offset, len(content))
                 offset += len(content)
-        if not self.places:
-            raise DataError(
-                f"data.source = {source!r}: there is no text in it; check what the "
-                "files hold"
-            )
 
     @property
     def fingerprint(self) -> str:

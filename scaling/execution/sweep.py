@@ -239,12 +239,13 @@ def check_data(plan: Plan, out: Path) -> None:
     if not multihost.is_process_0():
         return
     configs = {run.run_id: run.data for run in plan}
-    checked: set[tuple[str, str, str | None]] = set()
+    checked: set[tuple[str | None, ...]] = set()
     for row in read_results(out):
         run_id = row["run_id"]
         fingerprint = row.get("fingerprint")
         is_of_plan = run_id in configs
-        trained_on = (row["source"], row["tokenizer"], fingerprint)
+        columns = ("source", "tokenizer", "text_field", "encoding", "invalid")
+        trained_on = (*(row.get(column) for column in columns), fingerprint)
         if fingerprint is None or (trained_on in checked and not is_of_plan):
             continue
         checked.add(trained_on)
