@@ -169,7 +169,7 @@ def _load_mixture(config: DataConfig, root: Path) -> Dataset:
                 f"data.source = {config.source!r}: {source!r} is no text; a mixture "
                 "is of sources of text"
             )
-        dataset = load_dataset(_configure_component(config, source), root)
+        dataset = load_dataset(configure_component(config, source), root)
         components.append(Component(source, weight, dataset))
         invalid.files.update(dataset.invalid.files)
     first = components[0].dataset
@@ -204,7 +204,7 @@ def _check_mixture_reading(config: DataConfig, sources: Sequence[str]) -> None:
         check_reads_files(sources[0], get_reading(config))
 
 
-def _configure_component(config: DataConfig, source: str) -> DataConfig:
+def configure_component(config: DataConfig, source: str) -> DataConfig:
     """The configuration of a source of a mixture. How files are read is said to paths
     alone.
     """
@@ -274,7 +274,7 @@ def _collect_invalid(config: DataConfig, source: Source, spool: Spool) -> Invali
     """
     invalid = InvalidText(source.invalid.files)
     if spool.skipped:
-        problem = "hold byte 0 or half of a surrogate pair"
+        problem = "byte 0, or half of a surrogate pair"
         invalid.add(
             config.source, problem, documents=spool.skipped, size=spool.skipped_bytes
         )

@@ -322,10 +322,12 @@ class PreparedData:
     Attributes:
         train_tokens: length of the shortest training stream.
         vocab: size of the largest vocabulary.
+        invalid: what of the text cannot be used, by source.
     """
 
     train_tokens: int
     vocab: int
+    invalid: dict[str, str]
 
 
 def prepare_data(plan: Plan) -> PreparedData:
@@ -336,6 +338,7 @@ def prepare_data(plan: Plan) -> PreparedData:
     """
     lengths = []
     vocabularies = []
+    invalid = {}
     for config in dict.fromkeys(run.data for run in plan):
         dataset = data.load_dataset(config)
         for run in plan:
@@ -343,7 +346,11 @@ def prepare_data(plan: Plan) -> PreparedData:
                 check_fits(run, dataset)
         lengths.append(dataset.train_tokens)
         vocabularies.append(dataset.vocab)
-    return PreparedData(train_tokens=min(lengths), vocab=max(vocabularies))
+        if dataset.invalid:
+            invalid[config.source] = dataset.invalid.describe()
+    return PreparedData(
+        train_tokens=min(lengths), vocab=max(vocabularies), invalid=invalid
+    )
 
 
 def measure_timings(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from scaling.data.errors import DataError
 from scaling.data.text.decoding import replace_marks
-from scaling.data.text.reading import TextFile, suggest_field
+from scaling.data.text.reading import SUGGESTED_FIELD, TextFile
 
 LONGEST_ROW = 2**24
 """Characters. A longer row is one in which a quote was left open."""
@@ -88,7 +88,7 @@ def _find_column(file: TextFile, names: list[str], where: str) -> int | None:
         file.leave_out_file(problem, "rename all but one of them")
     else:
         problem = f"{where}: needs a column {name!r}; found {found}"
-        file.leave_out_file(problem, suggest_field(names))
+        file.leave_out_file(problem, SUGGESTED_FIELD)
     return None
 
 

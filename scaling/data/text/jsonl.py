@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 
 from scaling.data.text.decoding import find_undecodable_byte
-from scaling.data.text.reading import TextFile, suggest_field
+from scaling.data.text.reading import SUGGESTED_FIELD, TextFile
 
 _SPACE = " \t\n\r\v\f"
 _ORDER_MARK = "\ufeff"
@@ -78,6 +78,6 @@ def _leave_out_record(file: TextFile, line: str, where: str, record: object) -> 
     else:
         names = sorted(record)
         found = ", ".join(names)
-        fix = suggest_field(names)
+        fix = SUGGESTED_FIELD
     problem = f"needs a field {name!r} with a string; found {found}"
     file.leave_out(line, where, problem, fix)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scaling.data.errors import DataError
 from scaling.data.text.decoding import MARK
-from scaling.data.text.reading import TextFile, suggest_field
+from scaling.data.text.reading import SUGGESTED_FIELD, TextFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +29,7 @@ def read_parquet(file: TextFile) -> Iterator[str]:
             names = table.schema_arrow.names
             if names.count(name) != 1:
                 problem = f"needs a column {name!r}; found {', '.join(names)}"
-                file.leave_out_file(problem, suggest_field(names))
+                file.leave_out_file(problem, SUGGESTED_FIELD)
                 return
             start = 1
             for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=[name]):

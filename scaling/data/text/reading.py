@@ -66,13 +66,8 @@ def suggest_encoding(files: str) -> str:
     )
 
 
-def suggest_field(names: list[str]) -> str:
-    """What to do about a field that is not among the names of a record or table."""
-    example = names[0] if names else "NAME"
-    return (
-        "name the field that holds the text by data.field (e.g. --data.field "
-        f"{example})"
-    )
+SUGGESTED_FIELD = "name the field that holds the text: --data.field NAME"
+"""What to do about a record or table that lacks the field."""
 
 
 @dataclass(frozen=True)
