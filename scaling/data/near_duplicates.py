@@ -11,8 +11,9 @@ separated by white space, in lower case; a document of fewer than five is one n-
 
 MinHash finds the candidates: documents that agree in all rows of one of 20 bands of 5
 hashes, as two of similarity 0.8 do with probability 1 - (1 - 0.8^5)^20 = 0.9996. The
-similarity of candidates is computed from their sets. In memory are 200 bytes and the
-n-grams, 8 bytes each, of the held-out documents; the training slice is streamed.
+similarity of candidates is computed from their sets. In memory are the n-grams of the
+held-out documents, 16 bytes each, and 400 bytes a document; the training slice is
+streamed.
 
 Shapes: `S` n-grams of a document, `K` hash functions.
 """
@@ -97,13 +98,14 @@ def find_near_duplicates(config: DataConfig) -> NearDuplicates:
     Raises:
         DataError: the source has no documents, or cannot be read.
     """
-    heldout: dict[bytes, bytes] = {}
+    heldout: dict[bytes, np.ndarray] = {}
+    lengths = []
     for content, digest in _read_documents(config):
-        if is_heldout(digest, config.heldout_fraction):
-            heldout[digest] = content
-    sizes = np.array([len(content) for content in heldout.values()], np.int64)
-    index = _Index([_hash_ngrams(content) for content in heldout.values()])
-    del heldout
+        if is_heldout(digest, config.heldout_fraction) and digest not in heldout:
+            heldout[digest] = _hash_ngrams(content)
+            lengths.append(len(content))
+    sizes = np.array(lengths, np.int64)
+    index = _Index(list(heldout.values()))
     for content, digest in _read_documents(config):
         if not is_heldout(digest, config.heldout_fraction):
             index.mark_similar(_hash_ngrams(content))

@@ -29,6 +29,10 @@ def read_tsv(file: TextFile) -> Iterator[str]:
     return _read_column(file, "\t")
 
 
+_OTHER_DELIMITERS = frozenset(",;\t|")
+_FIX_DELIMITER = "separate the columns by commas (.csv) or by tabs (.tsv)"
+
+
 class _Row(NamedTuple):
     """A row that is not blank.
 
@@ -88,7 +92,8 @@ def _find_column(file: TextFile, names: list[str], where: str) -> int | None:
         file.leave_out_file(problem, "rename all but one of them")
     else:
         problem = f"{where}: needs a column {name!r}; found {found}"
-        file.leave_out_file(problem, SUGGESTED_FIELD)
+        is_one = len(names) == 1 and not _OTHER_DELIMITERS.isdisjoint(found)
+        file.leave_out_file(problem, _FIX_DELIMITER if is_one else SUGGESTED_FIELD)
     return None
 
 

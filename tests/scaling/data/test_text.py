@@ -164,6 +164,7 @@ def test_a_quote_that_is_left_open_does_not_swallow_a_file(
         ('id,text\n1,"a\n', r"line 2: not valid CSV \(unexpected end of data\)"),
         ("id,body\n1,one\n", r"line 1: needs a column 'text'; found id, body; .*field"),
         ("text,text\n1,one\n", r"line 1: has 2 columns 'text'"),
+        ("id;text\n1;one\n", r"found id;text; separate the columns by commas"),
     ],
 )
 def test_a_broken_table_names_the_line_and_the_fix(
