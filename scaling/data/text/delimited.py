@@ -54,6 +54,7 @@ def _read_column(file: TextFile, delimiter: str) -> Iterator[str]:
         if header is None:
             return
         names = header.cells
+        _check_header(file, header)
         names[0] = names[0].removeprefix("\ufeff")
         column = _find_column(file, names, header.where)
         if column is None:
@@ -78,6 +79,13 @@ def _read_header(file: TextFile, rows: Iterator[_Row]) -> _Row | None:
             raise
         file.leave_out_file("its first line names no columns", "write a header")
         return None
+
+
+def _check_header(file: TextFile, header: _Row) -> None:
+    """Check that the names of columns are in the encoding, unless it is no matter."""
+    is_needed = file.reading.field in header.cells or not file.may_lack_field
+    if file.reading.invalid == "error" and is_needed:
+        file.can_decode(header.source, header.where)
 
 
 def _find_column(file: TextFile, names: list[str], where: str) -> int | None:

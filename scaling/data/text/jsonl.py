@@ -31,7 +31,7 @@ def read_jsonl(file: TextFile) -> Iterator[str]:
                 _leave_out_line(file, line, where, error)
                 continue
             if _is_torn(file, line):
-                file.count_left_out(line, f"{where}: cut off")
+                file.count_left_out(line, f"{where}: cut off, or not decodable")
                 continue
             if not file.can_decode(line, where):
                 continue

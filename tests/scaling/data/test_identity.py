@@ -201,6 +201,35 @@ def test_runs_that_read_one_source_in_two_ways_are_told_apart(tmp_path: Path) ->
         train([text, title], out)
 
 
+@pytest.mark.parametrize("changed", ["text", "title"])
+def test_a_reading_is_checked_though_another_gave_the_same_text(
+    tmp_path: Path, changed: str
+) -> None:
+    """Whichever of two runs of one fingerprint is read first."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+
+    def write_lines(words: dict[str, str]) -> None:
+        lines = []
+        for i in range(300):
+            record = {name: f"{i} {word} " * 20 for name, word in words.items()}
+            lines.append(json.dumps(record) + "\n")
+        path.write_text("".join(lines))
+
+    def read_field(run: RunConfig, name: str) -> RunConfig:
+        config = dataclasses.replace(run.data, field=name)
+        return dataclasses.replace(run, data=config)
+
+    first, longer = make_runs(path, "bytes")
+    write_lines({"text": "loss", "title": "loss"})
+    train([read_field(first, name) for name in ("text", "title")], out)
+    assert run_table(out)["fingerprint"].nunique() == 1
+    write_lines({"text": "loss", "title": "loss", changed: "depth"})
+    with pytest.raises(data.DataError, match="its text has changed"):
+        train([read_field(longer, changed)], out)
+    (other,) = {"text", "title"} - {changed}
+    train([read_field(longer, other)], out)
+
+
 def test_a_run_on_text_that_is_whole_says_nothing_of_how_it_was_read(
     tmp_path: Path,
 ) -> None:

@@ -176,6 +176,15 @@ def test_a_broken_table_names_the_line_and_the_fix(
         read(path)
 
 
+def test_names_of_columns_are_in_the_encoding_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,Größe\none,2\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not UTF-8 \(line 1: byte 0xf6\)"):
+        read(path)
+    for reading in ({"invalid": "skip"}, {"encoding": "latin-1"}):
+        assert read(path, **reading) == ["one"]
+
+
 def test_a_table_without_rows_holds_no_text(tmp_path: Path) -> None:
     for content in ("", "\n", "id,text\n"):
         (tmp_path / "a.csv").write_text(content)
@@ -400,6 +409,20 @@ def test_skip_leaves_out_malformed_lines(tmp_path: Path) -> None:
     assert documents == ["one", "two"]
     assert source.invalid.sum_counts().documents == 3
     assert source.invalid.sum_counts().bytes == len('2\n3,"x"y\n5,a,b\n')
+
+
+def test_a_last_line_without_an_end_may_be_torn_and_is_counted(tmp_path: Path) -> None:
+    """It is left out by default, as in earlier versions, whatever is wrong with it."""
+    path = tmp_path / "a.jsonl"
+    for torn in (b'{"text": "a\xff"}', b'{"text": "gr\xc3', b'{"te'):
+        path.write_bytes(b'{"text": "one"}\n' + torn)
+        for invalid in ("error", "skip"):
+            documents, source = read_with_counts(path, invalid=invalid)
+            assert documents == ["one"]
+            counts = source.invalid.sum_counts()
+            assert (counts.documents, counts.bytes) == (1, len(torn))
+    path.write_bytes(b'{"text": "one"}\n{"text": "a\xff"}')
+    assert read(path, invalid="replace") == ["one", "a\N{REPLACEMENT CHARACTER}"]
 
 
 def test_skip_leaves_out_a_table_without_the_column(tmp_path: Path) -> None:
