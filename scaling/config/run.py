@@ -20,11 +20,13 @@ from scaling.config.conversion import (
     require_not_negative,
     require_positive,
 )
+from scaling.config.encodings import canonicalize_encoding
 from scaling.config.identity import describe_identity, hash_identity
 from scaling.config.mixture import format_mixture, is_mixture, parse_mixture
 from scaling.config.model import ModelConfig
 
 Optimizer = Literal["adamw", "sgd", "rmsprop", "muon"]
+InvalidChoice = Literal["error", "skip", "replace"]
 SparsityPattern = Literal["magnitude", "2:4", "heads"]
 Schedule = Literal["wsd_linear", "wsd_1sqrt", "cosine", "inverse_sqrt"]
 """Those that begin with "wsd_" share a trunk and differ in their cooldown alone; the
@@ -58,9 +60,24 @@ class DataConfig:
     """Each token sees those of its own document alone, and positions begin anew with each
     document (Grattafiori et al. 2024, arXiv:2407.21783, section 3.2). Otherwise a window
     is one sequence, whatever documents it holds."""
+    field: str = "text"
+    """Where text in files is: the key of a .jsonl file, or the column of a .parquet, .csv
+    or .tsv file. .txt files have none."""
+    encoding: str = "utf-8"
+    """Of text in files, by any name that Python knows, e.g. latin-1 or utf-16. A byte
+    order mark may begin UTF-8. Strings in .parquet files are UTF-8 in any case."""
+    invalid: InvalidChoice = "error"
+    """What to do about text in files that is not in its encoding or is malformed. error:
+    stop, and name all files that are not in their encoding. skip: leave out the document,
+    line or row. replace: put U+FFFD in the place of bytes that cannot be decoded; what is
+    malformed stays an error."""
 
     def __post_init__(self) -> None:
         convert_fields(self, "data")
+        encoding = canonicalize_encoding(self.encoding, "data.encoding")
+        object.__setattr__(self, "encoding", encoding)
+        fix = "name the key or column that holds the text, e.g. 'text'"
+        require(bool(self.field), "data.field", self.field, fix)
         fix = "name a source, e.g. 'code' or a path"
         require(bool(self.source), "data.source", self.source, fix)
         if is_mixture(self.source):

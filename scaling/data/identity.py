@@ -17,6 +17,7 @@ from typing import NamedTuple
 from scaling.config import DataConfig
 from scaling.data.errors import DataError
 from scaling.data.synthetic.protocol import is_synthetic
+from scaling.data.text.reading import DEFAULT_READING, Reading, get_reading
 from scaling.data.tokenizers import is_bpe
 
 
@@ -30,6 +31,7 @@ class Stream(NamedTuple):
     source: str
     tokenizer: str
     heldout_fraction: float | None  # where it decides more than the cut
+    reading: Reading = DEFAULT_READING
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def name_stream(config: DataConfig) -> Stream:
         return Stream(config.source, "ids", config.heldout_fraction)
     is_trained = is_bpe(config.tokenizer)
     fraction = config.heldout_fraction if is_trained else None
-    return Stream(config.source, config.tokenizer, fraction)
+    return Stream(config.source, config.tokenizer, fraction, get_reading(config))
 
 
 def check_fingerprint(parts: Sequence[Part], stored: str, run_id: str) -> None:

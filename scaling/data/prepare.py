@@ -18,21 +18,17 @@ import hashlib
 import json
 import math
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32
 
 from scaling.config import DataConfig
 from scaling.config.conversion import JsonObject
 from scaling.config.mixture import (
-    Stage,
-    count_tokens_before_repeat,
     is_mixture,
     parse_mixture,
-    share_heldout,
 )
 from scaling.data import tokenizers
 from scaling.data.cache import (
@@ -43,189 +39,34 @@ from scaling.data.cache import (
     read_json,
     write_json,
 )
+from scaling.data.dataset import Component, Dataset
 from scaling.data.errors import DataError
 from scaling.data.examples import (
     COUNTS,
-    EncodedExamples,
     ExampleSplits,
     ReadExamples,
     count_answer_bytes,
     encode_examples,
-    pack_rows,
     read_examples,
     write_examples,
 )
 from scaling.data.identity import (
     Part,
-    check_fingerprint,
-    combine_parts,
     list_parts,
 )
-from scaling.data.loader import Batches, Rows, Windows, heldout_windows
-from scaling.data.mixture import MixedRows, find_first_rows
-from scaling.data.row_format import RowFormat
-from scaling.data.sources import Source, open_source
+from scaling.data.sources import (
+    Source,
+    check_reads_files,
+    open_source,
+    reads_files,
+)
 from scaling.data.spool import Spool
 from scaling.data.synthetic.protocol import Synthetic, is_synthetic, open_synthetic
+from scaling.data.text.invalid import InvalidText, InvalidTextWarning
+from scaling.data.text.reading import DEFAULT_READING, get_reading
 
 SMALLEST_HELDOUT = 1024  # tokens; a loss over fewer says nothing
 ENOUGH_HELDOUT = 8192  # bytes that an error message proposes to hold out
-
-
-@dataclass(frozen=True)
-class Component:
-    """A source of a mixture.
-
-    Attributes:
-        source: its name.
-        weight: the share of the training tokens of the last stage that come from it, by
-            which its loss enters the mean; 0 if that stage leaves it out.
-        dataset: its token streams.
-    """
-
-    source: str
-    weight: float
-    dataset: Dataset
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Token streams of one source, memory-mapped and read-only.
-
-    Attributes:
-        train: [tokens] ids to train on; only the first `unique_tokens` if the
-            configuration says so.
-        heldout: [tokens] ids to evaluate on, disjoint from `train` by document.
-        vocab: number of ids that the model needs.
-        parts: what decides the token stream: the text and, unless it is built in, the
-            tokenizer.
-        bytes_per_token: UTF-8 bytes per held-out token, one byte counted for each
-            separator, so that bits per byte = loss / ln 2 / bytes_per_token; NaN for
-            synthetic sources.
-        loss_range: (low, high): only targets with low <= id < high count in the loss;
-            None: all count.
-        entropy: exact irreducible loss in nats per counted token; None if unknown.
-        document_length: windows must hold whole documents of so many tokens; None: any
-            window will do.
-        meta: all of meta.json.
-        train_examples: the examples of a task, whose ids are then those of `train`;
-            None for text.
-        heldout_examples: the same of `heldout`.
-        components: the sources of a mixture, whose own `train` and `heldout` are empty;
-            none for a single source.
-        stages: of the mixture, with a weight for each component.
-        separator: the id between documents, if each token is to see its own alone.
-    """
-
-    train: np.ndarray
-    heldout: np.ndarray
-    vocab: int
-    parts: tuple[Part, ...]
-    bytes_per_token: float
-    loss_range: tuple[int, int] | None
-    entropy: float | None
-    document_length: int | None
-    meta: JsonObject
-    train_examples: EncodedExamples | None = None
-    heldout_examples: EncodedExamples | None = None
-    components: tuple[Component, ...] = ()
-    stages: tuple[Stage, ...] = ()
-    separator: int | None = None
-
-    @property
-    def train_tokens(self) -> int:
-        """Tokens to train on before any repeats; of a mixture by the weights of the
-        stages that they lie in.
-        """
-        if not self.components:
-            return len(self.train)
-        lengths = [len(component.dataset.train) for component in self.components]
-        return count_tokens_before_repeat(self.stages, tuple(lengths))
-
-    @property
-    def has_examples(self) -> bool:
-        """Whether the rows hold examples, with flags in their ids."""
-        return self.train_examples is not None
-
-    @property
-    def row_format(self) -> RowFormat:
-        """What the ids of its rows mean to training."""
-        return RowFormat(self.loss_range, self.has_examples, self.separator)
-
-    def make_windows(self, context: int, batch_size: int, seed: int) -> Batches:
-        """The rows to train on, in a replayable order.
-
-        Raises:
-            DataError: the stream holds less than one batch, or a stage of a mixture less
-                than one row.
-        """
-        if self.components:
-            sources = []
-            for component in self.components:
-                sources.append(Windows(component.dataset.train, context, 1, seed))
-            return MixedRows(sources, self.stages, batch_size, seed)
-        if self.train_examples is None:
-            return Windows(self.train, context, batch_size, seed)
-        rows = pack_rows(self.train_examples.list_arrays(), context)
-        return Rows(rows, batch_size, seed)
-
-    def make_heldout_windows(
-        self, context: int, limit_tokens: int | None = None
-    ) -> Int32[np.ndarray, "M window"]:
-        """The rows to evaluate on: of text at most `limit_tokens` targets, of a task
-        all. Those of a mixture follow each other source by source.
-        """
-        if self.components:
-            return np.concatenate(self.split_heldout(context, limit_tokens))
-        if self.heldout_examples is None:
-            return heldout_windows(self.heldout, context, limit_tokens)
-        return pack_rows(self.heldout_examples.list_arrays(), context)
-
-    def split_heldout(
-        self, context: int, limit_tokens: int | None = None
-    ) -> list[Int32[np.ndarray, "M window"]]:
-        """The rows of `make_heldout_windows` of each source of a mixture, as many as its
-        weight in the last stage that has it says (`share_heldout`), at least one.
-        """
-        pieces = []
-        shares = share_heldout(self.stages)
-        for component, share in zip(self.components, shares, strict=True):
-            limit = limit_tokens
-            if limit is not None:
-                limit = max(context, round(share * limit))
-            heldout = component.dataset.heldout
-            pieces.append(heldout_windows(heldout, context, limit))
-        return pieces
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of all that decides the token stream."""
-        return combine_parts(self.parts)
-
-    @property
-    def text_fingerprint(self) -> str:
-        """sha256 of the documents (of the ids, for a synthetic source) alone."""
-        return self.parts[0].digest
-
-    def check_trained_on(self, stored: str, run_id: str) -> None:
-        """Raise `DataError` when a run has another fingerprint stored than this data
-        set has; see `identity.check_fingerprint`.
-        """
-        check_fingerprint(self.parts, stored, run_id)
-
-    def check_context(self, context: int) -> None:
-        """Raise `DataError` when windows of `context` tokens would cut a document of
-        fixed length, or leave a stage of a mixture without a row.
-        """
-        find_first_rows(self.stages, context)
-        length = self.document_length
-        if length is not None and context % length:
-            below = max(length, context - context % length)
-            raise DataError(
-                f"model.context = {context}: must be a multiple of {length}, the "
-                "document length of "
-                f"{self.meta['source']!r}; use {below}"
-            )
 
 
 def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
@@ -257,13 +98,15 @@ def load_dataset(config: DataConfig, cache: Path | None = None) -> Dataset:
 def _open_dataset(config: DataConfig, root: Path) -> Dataset:
     if is_mixture(config.source):
         return _load_mixture(config, root)
+    invalid = InvalidText()
     if is_synthetic(config.source):
+        check_reads_files(config.source, get_reading(config))
         entry = _find_synthetic_entry(config, root)
     else:
-        source = open_source(config.source)
+        source = open_source(config.source, get_reading(config))
         if source.examples is not None:
             return _load_examples(config, source, source.examples, root)
-        entry = _find_text_entry(config, source, root)
+        entry, invalid = _find_text_entry(config, source, root)
     meta = json.loads((entry / "meta.json").read_text()) | {"source": config.source}
     train = np.memmap(entry / "train.bin", meta["dtype"], "r")
     if config.unique_tokens is not None and config.unique_tokens > len(train):
@@ -283,6 +126,7 @@ def _open_dataset(config: DataConfig, root: Path) -> Dataset:
         entropy=meta["entropy"],
         document_length=meta["document_length"],
         meta=meta,
+        invalid=invalid,
     )
 
 
@@ -300,10 +144,10 @@ def load_tokenizer(
     if is_mixture(config.source):
         _refuse_training_tokenizer(config, "a mixture")
     root = cache_root() if cache is None else Path(cache)
-    source = open_source(config.source)
+    source = open_source(config.source, get_reading(config))
     if source.examples is not None:
         _refuse_training_tokenizer(config, "a task")
-    entry = _find_text_entry(config, source, root)
+    entry, _ = _find_text_entry(config, source, root)
     return tokenizers.open_tokenizer(config.tokenizer, entry)
 
 
@@ -316,15 +160,18 @@ def _load_mixture(config: DataConfig, root: Path) -> Dataset:
         _refuse_training_tokenizer(config, "a mixture")
     mixture = parse_mixture(config.source)
     last = mixture.stages[-1]
+    _check_mixture_reading(config, mixture.sources)
     components = []
+    invalid = InvalidText()
     for source, weight in zip(mixture.sources, last.weights, strict=True):
         if is_synthetic(source) or source.startswith("task:"):
             raise DataError(
                 f"data.source = {config.source!r}: {source!r} is no text; a mixture "
                 "is of sources of text"
             )
-        own = dataclasses.replace(config, source=source)
-        components.append(Component(source, weight, load_dataset(own, root)))
+        dataset = load_dataset(configure_component(config, source), root)
+        components.append(Component(source, weight, dataset))
+        invalid.files.update(dataset.invalid.files)
     first = components[0].dataset
     parts: list[Part] = []
     bytes_per_token = 0.0
@@ -343,15 +190,39 @@ def _load_mixture(config: DataConfig, root: Path) -> Dataset:
         meta={"source": config.source, "tokenizer_hash": first.meta["tokenizer_hash"]},
         components=tuple(components),
         stages=mixture.stages,
+        invalid=invalid,
     )
+
+
+def _check_mixture_reading(config: DataConfig, sources: Sequence[str]) -> None:
+    """Check that some source of a mixture is a path, unless the reading is the default.
+
+    Raises:
+        DataError: none is.
+    """
+    if not any(reads_files(source) for source in sources):
+        check_reads_files(sources[0], get_reading(config))
+
+
+def configure_component(config: DataConfig, source: str) -> DataConfig:
+    """The configuration of a source of a mixture. How files are read is said to paths
+    alone.
+    """
+    reading = get_reading(config) if reads_files(source) else DEFAULT_READING
+    return dataclasses.replace(config, source=source, **reading._asdict())
 
 
 # --- text -----------------------------------------------------------------------------
 
 
-def _find_text_entry(config: DataConfig, source: Source, root: Path) -> Path:
+def _find_text_entry(
+    config: DataConfig, source: Source, root: Path
+) -> tuple[Path, InvalidText]:
     """The entry of a text source, from the index if nothing changed, else by reading
-    the documents.
+    the documents; and what of the text cannot be used.
+
+    The latter stands in the index: two texts may share an entry, and one of them hold
+    documents that are left out.
     """
     is_trained = tokenizers.is_bpe(config.tokenizer)
     tokenizer = (
@@ -360,22 +231,62 @@ def _find_text_entry(config: DataConfig, source: Source, root: Path) -> Path:
         else tokenizers.open_tokenizer(config.tokenizer).hash
     )
     signature = source.signature()
-    index = root / "index" / f"{entry_key(config.source, signature)}.json"
-    if known := read_json(index).get("fingerprint"):
+    index = root / "index" / f"{_make_index_key(config, signature)}.json"
+    content = read_json(index)
+    if known := content.get("fingerprint"):
         entry = root / entry_key(known, tokenizer, config.heldout_fraction)
         if is_sound(entry):
-            return entry
+            return entry, InvalidText.from_json(content.get("invalid", {}))
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=root) as file:
         spool = Spool(file)
-        spool.fill(source.documents(), config.source)
+        spool.fill(source.documents())
+        invalid = _collect_invalid(config, source, spool)
         key = entry_key(spool.fingerprint, tokenizer, config.heldout_fraction)
         entry = publish_entry(
             root, key, lambda folder: _write_text(config, source, spool, folder)
         )
     if source.signature() == signature:  # else the files changed while they were read
-        write_json(index, {"source": config.source, "fingerprint": spool.fingerprint})
-    return entry
+        content: JsonObject = {}
+        content["source"] = config.source
+        content["fingerprint"] = spool.fingerprint
+        if invalid:
+            content["invalid"] = invalid.to_json()
+        write_json(index, content)
+    return entry, invalid
+
+
+def _make_index_key(config: DataConfig, signature: str) -> str:
+    """The name of the index of a text: of its state, and of how it is read unless that
+    is the default.
+    """
+    reading = get_reading(config)
+    if reading == DEFAULT_READING:
+        return entry_key(config.source, signature)
+    return entry_key(config.source, signature, reading._asdict())
+
+
+def _collect_invalid(config: DataConfig, source: Source, spool: Spool) -> InvalidText:
+    """What of a text that was just read cannot be used. The user is warned of it.
+
+    Raises:
+        DataError: there is no text left.
+    """
+    invalid = InvalidText(source.invalid.files)
+    if spool.skipped:
+        problem = "byte 0, or half of a surrogate pair"
+        invalid.add(
+            config.source, problem, documents=spool.skipped, size=spool.skipped_bytes
+        )
+    if not spool.places:
+        found = invalid.describe() if invalid else "check what the files hold"
+        raise DataError(
+            f"data.source = {config.source!r}: there is no text in it; {found}"
+        )
+    if invalid:
+        message = f"data.source = {config.source!r}: {invalid.describe()}"
+        warnings.warn(message, InvalidTextWarning, stacklevel=2)
+    return invalid
 
 
 def _write_text(

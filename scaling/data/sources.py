@@ -7,8 +7,8 @@ signature of its state.
   that name (an extra).
 - `hf:NAME`: a dataset of the Hugging Face hub, or a folder with one, streamed through
   `datasets` (an extra).
-- a path: a .txt, .jsonl or .parquet file, the first two also as .gz or .zst, or a folder
-  of them, read recursively.
+- a path: a file of one of the formats of `text/formats.py`, or a folder of them, read
+  recursively.
 
 A new source is a function that returns a `Source`, decorated with `register_source`.
 """
@@ -29,13 +29,14 @@ from scaling.data.errors import DataError
 from scaling.data.examples import ReadExamples
 from scaling.data.options import parse_options
 from scaling.data.synthetic.protocol import SYNTHETIC
-from scaling.data.text_files import (
-    TEXT_SUFFIXES,
+from scaling.data.text.files import (
     describe_state,
     find_text_files,
-    get_text_suffix,
     read_all_documents,
 )
+from scaling.data.text.formats import get_text_suffix, is_text_file, list_text_suffixes
+from scaling.data.text.invalid import InvalidText
+from scaling.data.text.reading import DEFAULT_READING, Reading
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ class Source:
         about: provenance for the metadata, for example versions of packages.
         examples: returns prompts with completions; such a source has no documents. None
             for a source of documents.
+        invalid: what of the documents cannot be used, as `documents` found when it was
+            last read to its end.
     """
 
     documents: Callable[[], Iterator[str]]
     signature: Callable[[], str]
     about: dict[str, object] = field(default_factory=dict)
     examples: ReadExamples | None = None
+    invalid: InvalidText = field(default_factory=InvalidText)
 
 
 class RegisteredSource(NamedTuple):
@@ -87,19 +91,26 @@ def register_source(name: str, usage: str = "") -> Callable[[OpenNamed], OpenNam
     return register
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str, reading: Reading | None = None) -> Source:
     """The source of text that `DataConfig.source` names.
 
+    Args:
+        source: its name, or a path.
+        reading: how files are read; None: as `DataConfig` does by default.
+
     Raises:
-        DataError: there is no such source.
+        DataError: there is no such source, or it is no path and `reading` is not the
+            default.
     """
+    reading = reading or DEFAULT_READING
     name, _, options = source.partition(":")
     if name in TEXT_SOURCES:
+        check_reads_files(source, reading)
         return TEXT_SOURCES[name].open_named(options)
     path = Path(source).expanduser()
     if path.exists():
-        return open_path(path)
-    if "/" in source or get_text_suffix(path) in TEXT_SUFFIXES:
+        return open_path(path, reading)
+    if "/" in source or is_text_file(path):
         raise DataError(
             f"data.source = {source!r}: there is no such file or folder; check the path"
         )
@@ -109,20 +120,51 @@ def open_source(source: str) -> Source:
     raise DataError(f"data.source = {source!r}: unknown source; {hint} or give a path")
 
 
-def open_path(path: Path) -> Source:
+def reads_files(source: str) -> bool:
+    """Whether a source is a path, so that `Reading` says how it is read."""
+    return source.partition(":")[0] not in {*TEXT_SOURCES, *SYNTHETIC}
+
+
+def check_reads_files(source: str, reading: Reading) -> None:
+    """Check that a source is a path, unless the reading is the default.
+
+    Raises:
+        DataError: it is not.
+    """
+    if reading == DEFAULT_READING or reads_files(source):
+        return
+    for name, default in DEFAULT_READING._asdict().items():
+        value = getattr(reading, name)
+        if value != default:
+            fix = "leave it out"
+            if name == "field" and source.startswith("hf:"):
+                fix = "write the column into the name, hf:NAME:column=..."
+            raise DataError(
+                f"data.{name} = {value!r}: says how text in files is read, and "
+                f"data.source = {source!r} is no path; {fix}"
+            )
+
+
+def open_path(path: Path, reading: Reading) -> Source:
     """The source of a text file or of a folder of them."""
     is_file = path.is_file()
-    suffix = get_text_suffix(path)
-    if is_file and suffix not in TEXT_SUFFIXES:
+    if is_file and not is_text_file(path):
         raise DataError(
-            f"data.source = {str(path)!r}: cannot read files of type {suffix!r}; "
-            f"use {', '.join(TEXT_SUFFIXES)}"
+            f"data.source = {str(path)!r}: cannot read files of type "
+            f"{get_text_suffix(path)!r}; use {', '.join(list_text_suffixes())}"
         )
 
-    def documents() -> Iterator[str]:
-        return read_all_documents(find_text_files(path), cut=is_file)
+    invalid = InvalidText()
 
-    return Source(documents, lambda: describe_state(find_text_files(path)))
+    def documents() -> Iterator[str]:
+        invalid.files.clear()
+        files = find_text_files(path)
+        yield from read_all_documents(files, reading, invalid, cut=is_file)
+
+    def signature() -> str:
+        return describe_state(find_text_files(path))
+
+    return Source(documents, signature, invalid=invalid)
 
 
 # --- installed packages ---------------------------------------------------------------

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from scaling.data.errors import DataError
-
 BATCH_BYTES = 4_000_000  # of text handed out at a time
 
 
@@ -23,6 +21,17 @@ def is_heldout(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
+def encode_document(text: str) -> bytes | None:
+    """A document as it is stored; None if it holds a lone surrogate, as JSON may, or byte
+    0, which separates documents.
+    """
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return None if b"\0" in content else content
+
+
 @dataclass
 class Spool:
     """Distinct documents in a file, found by the hash of their text."""
@@ -32,31 +41,23 @@ class Spool:
         default_factory=dict
     )  # sha256 -> (offset, length)
     duplicates: int = 0
-    skipped: int = (
-        0  # not encodable as UTF-8, or holding byte 0, which separates documents
-    )
+    skipped: int = 0  # documents that cannot be stored
+    skipped_bytes: int = 0
 
-    def fill(self, documents: Iterable[str], source: str) -> None:
-        """Read all documents. Raises `DataError` when there is no text in them."""
+    def fill(self, documents: Iterable[str]) -> None:
+        """Read all documents."""
         offset = 0
         for text in documents:
-            try:
-                content = text.encode("utf-8")
-            except UnicodeEncodeError:  # a lone surrogate, as JSON may hold one
-                content = b"\0"
-            if b"\0" in content:
+            content = encode_document(text)
+            if content is None:
                 self.skipped += 1
+                self.skipped_bytes += len(text.encode("utf-8", "surrogatepass"))
             elif (digest := hashlib.sha256(content).digest()) in self.places:
                 self.duplicates += 1
             elif content:
                 self.file.write(content)
                 self.places[digest] = (offset, len(content))
                 offset += len(content)
-        if not self.places:
-            raise DataError(
-                f"data.source = {source!r}: there is no text in it; check what the "
-                "files hold"
-            )
 
     @property
     def fingerprint(self) -> str:

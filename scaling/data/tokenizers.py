@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from scaling.data.errors import DataError
-from scaling.data.text_files import END_OF_TEXT
+from scaling.data.text.txt import END_OF_TEXT
 
 SMALLEST_BPE = 257  # the 256 bytes and the separator
 BPE_TRAINING_BYTES = 12_000_000  # of documents in hash order: a fair sample

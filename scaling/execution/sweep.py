@@ -239,12 +239,13 @@ def check_data(plan: Plan, out: Path) -> None:
     if not multihost.is_process_0():
         return
     configs = {run.run_id: run.data for run in plan}
-    checked: set[tuple[str, str, str | None]] = set()
+    checked: set[tuple[str | None, ...]] = set()
     for row in read_results(out):
         run_id = row["run_id"]
         fingerprint = row.get("fingerprint")
         is_of_plan = run_id in configs
-        trained_on = (row["source"], row["tokenizer"], fingerprint)
+        columns = ("source", "tokenizer", "text_field", "encoding", "invalid")
+        trained_on = (*(row.get(column) for column in columns), fingerprint)
         if fingerprint is None or (trained_on in checked and not is_of_plan):
             continue
         checked.add(trained_on)
@@ -321,10 +322,12 @@ class PreparedData:
     Attributes:
         train_tokens: length of the shortest training stream.
         vocab: size of the largest vocabulary.
+        invalid: what of the text cannot be used, by source.
     """
 
     train_tokens: int
     vocab: int
+    invalid: dict[str, str]
 
 
 def prepare_data(plan: Plan) -> PreparedData:
@@ -335,6 +338,7 @@ def prepare_data(plan: Plan) -> PreparedData:
     """
     lengths = []
     vocabularies = []
+    invalid = {}
     for config in dict.fromkeys(run.data for run in plan):
         dataset = data.load_dataset(config)
         for run in plan:
@@ -342,7 +346,11 @@ def prepare_data(plan: Plan) -> PreparedData:
                 check_fits(run, dataset)
         lengths.append(dataset.train_tokens)
         vocabularies.append(dataset.vocab)
-    return PreparedData(train_tokens=min(lengths), vocab=max(vocabularies))
+        if dataset.invalid:
+            invalid[config.source] = dataset.invalid.describe()
+    return PreparedData(
+        train_tokens=min(lengths), vocab=max(vocabularies), invalid=invalid
+    )
 
 
 def measure_timings(

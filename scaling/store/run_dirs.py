@@ -249,9 +249,21 @@ def describe_run(run: RunConfig) -> JsonObject:
         "source": run.data.source,
         "tokenizer": run.data.tokenizer,
         "undercooled": is_decay_too_short(run),
+        **describe_reading(run),
         **describe_objective(run),
         **describe_finetuning(run),
     }
+
+
+def describe_reading(run: RunConfig) -> JsonObject:
+    """The columns that say how text in files was read, where that is not the default."""
+    names = {"text_field": "field", "encoding": "encoding", "invalid": "invalid"}
+    columns: JsonObject = {}
+    for column, name in names.items():
+        value = getattr(run.data, name)
+        if value != getattr(DataConfig, name):
+            columns[column] = value
+    return columns
 
 
 def describe_objective(run: RunConfig) -> JsonObject:

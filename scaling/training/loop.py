@@ -533,6 +533,7 @@ class Trainer:
             "status": "diverged" if has_diverged else "finished",
             "unique_tokens": unique_tokens,
             "epochs": tokens / unique_tokens,
+            **self.dataset.describe_invalid(),
             "loss": evaluation.loss,
             "loss_se": evaluation.loss_se,
             "bits_per_byte": bits_per_token / self.dataset.bytes_per_token,

@@ -28,6 +28,7 @@ from numpy.typing import DTypeLike
 
 from scaling.config import RunConfig, Trunk, canonical_json, to_dict
 from scaling.data import load_dataset
+from scaling.data.text.reading import get_reading
 from scaling.events import Report
 from scaling.store import provenance
 from scaling.store.files import write_atomically
@@ -78,6 +79,7 @@ def group_by_shape(trunks: Sequence[Trunk], members: int) -> list[list[Trunk]]:
             run.shape,
             run.data.source,
             run.data.tokenizer,
+            get_reading(run.data),
             run.data.separate_documents,
             run.teacher,
             run.keeps_zeros,

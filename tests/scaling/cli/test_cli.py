@@ -18,6 +18,7 @@ from analysis.laws.library import LAWS
 from scaling.cli.main import main
 from scaling.cli.output import MAIN_COLUMNS, select_main_columns
 from scaling.cli.plan_sweep import make_executor_args
+from scaling.data import InvalidTextWarning
 from scaling.execution.config import EXECUTORS, ClusterConfig, ExecutorEntry
 
 TINY = (
@@ -484,6 +485,30 @@ def test_saved_plan_is_the_same_plan(tmp_path, capsys):
     assert [run.run_id for run in Plan.from_json(path)] == [
         run["run_id"] for run in planned
     ]
+
+
+def test_a_plan_says_what_of_its_text_is_not_used_or_nearly_repeated(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = ["id,content"]
+    for i in range(300):
+        words = " ".join(map(str, rng.integers(10**6, size=60)))
+        lines += [f'{2 * i},"{words}\n"', f"{2 * i + 1},{words}", f"{i},a,b"]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(lines))
+    line = (
+        f"plan {TINY} --no-timing --near-duplicates --model.vocab 256 --data {path} "
+        "--data.field content --data.invalid skip --data.heldout-fraction 0.3"
+    )
+    with pytest.warns(InvalidTextWarning, match=r"300 documents \(.* bytes\) left out"):
+        assert run_command(line) == 0
+    shown = capsys.readouterr().out
+    assert "300 documents" in shown and "a.csv: 300 left out (first: line 5" in shown
+    assert "held-out documents" in shown and "nearly repeat a training" in shown
+    (found,) = read_answer(line, capsys)["near_duplicates"]
+    assert found["source"] == str(path)
+    assert 0 < found["documents"] < found["heldout_documents"] < 300
+    assert main([*line.split(), "--data.field", "body"]) == 2
+    assert "needs a column 'body'; found id, content" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

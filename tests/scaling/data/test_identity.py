@@ -19,6 +19,7 @@ from scaling.data.tokenizers import train_bpe
 from scaling.events import Event, Progress
 from scaling.execution.sweep import sweep
 from scaling.store import run_dirs
+from scaling.store.table import run_table
 from scaling.training import loop
 
 ROOT_WORDS = ("loss", "width", "depth", "token", "scale", "batch", "learning")
@@ -150,6 +151,95 @@ def test_a_trunk_is_not_resumed_under_another_tokenizer(tmp_path: Path) -> None:
     write_tokenizer(path, 500)
     with pytest.raises(data.DataError, match=r"data\.tokenizer = .*has changed"):
         loop.train_trunk(Trunk((run,)), out, often, lambda event: None)
+
+
+def write_two_fields(path: Path, title_seed: int = 2, bad: bytes = b"") -> Path:
+    """Lines with a text, a title of other words, and some that are not UTF-8."""
+    rng = random.Random(0)
+    titles = random.Random(title_seed)
+    lines = []
+    for i in range(300):
+        record = {
+            "text": f"{i} " + " ".join(rng.choices(ROOT_WORDS, k=40)),
+            "title": f"{i} " + " ".join(titles.choices(ROOT_WORDS, k=40)),
+        }
+        lines.append(json.dumps(record).encode() + b"\n")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"".join(lines) + bad)
+    return path
+
+
+def test_runs_that_read_one_source_in_two_ways_are_told_apart(tmp_path: Path) -> None:
+    """By their columns, and each is checked against the text that it was trained on."""
+    out = tmp_path / "out"
+    path = write_two_fields(tmp_path / "text" / "a.jsonl", bad=b'{"text": "\xe9"}\n')
+    plain, longer = make_runs(path, "bytes")
+
+    def change(run: RunConfig, **changes: str) -> RunConfig:
+        config = dataclasses.replace(run.data, **changes)
+        return dataclasses.replace(run, data=config)
+
+    text = change(plain, invalid="skip")
+    title = change(plain, invalid="skip", field="title")
+    with pytest.warns(data.InvalidTextWarning, match="1 documents"):
+        train([text], out)
+    with pytest.warns(data.InvalidTextWarning, match="1 documents"):
+        train([title], out)
+    assert len({run.run_id for run in (plain, text, title)}) == 3
+    table = run_table(out).set_index("run_id").loc[[text.run_id, title.run_id]]
+    assert table["text_field"].tolist() == ["", "title"]
+    assert table["invalid"].tolist() == ["skip", "skip"]
+    assert table["skipped_documents"].tolist() == [1, 1]
+    assert table["skipped_bytes"].tolist() == [len(b'{"text": "\xe9"}\n')] * 2
+    assert table["fingerprint"].nunique() == 2
+    # Another title leaves the text as it was.
+    write_two_fields(path, title_seed=3)
+    train([text, change(longer, invalid="skip")], out)
+    with pytest.raises(data.DataError, match="its text has changed"):
+        train([change(longer, invalid="skip", field="title")], out)
+    with pytest.raises(data.DataError, match="its text has changed"):
+        train([text, title], out)
+
+
+@pytest.mark.parametrize("changed", ["text", "title"])
+def test_a_reading_is_checked_though_another_gave_the_same_text(
+    tmp_path: Path, changed: str
+) -> None:
+    """Whichever of two runs of one fingerprint is read first."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+
+    def write_lines(words: dict[str, str]) -> None:
+        lines = []
+        for i in range(300):
+            record = {name: f"{i} {word} " * 20 for name, word in words.items()}
+            lines.append(json.dumps(record) + "\n")
+        path.write_text("".join(lines))
+
+    def read_field(run: RunConfig, name: str) -> RunConfig:
+        config = dataclasses.replace(run.data, field=name)
+        return dataclasses.replace(run, data=config)
+
+    first, longer = make_runs(path, "bytes")
+    write_lines({"text": "loss", "title": "loss"})
+    train([read_field(first, name) for name in ("text", "title")], out)
+    assert run_table(out)["fingerprint"].nunique() == 1
+    write_lines({"text": "loss", "title": "loss", changed: "depth"})
+    with pytest.raises(data.DataError, match="its text has changed"):
+        train([read_field(longer, changed)], out)
+    (other,) = {"text", "title"} - {changed}
+    train([read_field(longer, other)], out)
+
+
+def test_a_run_on_text_that_is_whole_says_nothing_of_how_it_was_read(
+    tmp_path: Path,
+) -> None:
+    """Its row is as before the fields existed."""
+    source, out = write_source(tmp_path / "text"), tmp_path / "out"
+    run, _ = make_runs(source, "bytes")
+    train([run], out)
+    row = json.loads((run_dirs.run_dir(out, run) / "result.json").read_text())
+    added = {"text_field", "encoding", "invalid", "skipped_documents", "skipped_bytes"}
+    assert not added & set(row) and "replaced_characters" not in row
 
 
 def test_a_fingerprint_of_the_text_alone_is_accepted_with_a_warning(

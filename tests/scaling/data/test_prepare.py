@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 
 from scaling.config import DataConfig
-from scaling.data import DataError, Dataset, load_dataset, load_tokenizer, prepare
+from scaling.data import (
+    DataError,
+    Dataset,
+    InvalidTextWarning,
+    load_dataset,
+    load_tokenizer,
+    prepare,
+)
 from scaling.data.tokenizers import ByteTokenizer
 
 Documents = list[str]
@@ -249,11 +256,12 @@ def test_a_source_without_text_is_an_error(tmp_path: Path) -> None:
 def test_documents_that_cannot_be_stored_are_counted(
     tmp_path: Path, texts: Documents
 ) -> None:
-    data = load_dataset(
-        config(write(tmp_path / "text", [*texts, "nul \0 byte", "lone \ud800"])),
-        tmp_path / "cache",
-    )
+    source = write(tmp_path / "text", [*texts, "nul \0 byte", "lone \ud800"])
+    with pytest.warns(InvalidTextWarning, match="2 documents .* byte 0"):
+        data = load_dataset(config(source), tmp_path / "cache")
     assert data.meta["skipped"] == 2 and data.meta["documents"] == len(texts)
+    counts = {"skipped_documents": 2, "skipped_bytes": 18}
+    assert data.describe_invalid() == counts
 
 
 def test_bpe_is_trained_on_training_documents_and_kept(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scaling.data.errors import DataError
 from scaling.data.options import parse_options
 from scaling.data.sources import CODE_PACKAGES, open_source
-from scaling.data.text_files import LONGEST_PIECE, cut_text
+from scaling.data.text.txt import LONGEST_PIECE, cut_text
 
 
 def read(source: Path | str) -> list[str]:
@@ -67,14 +67,18 @@ def test_a_folder_is_read_recursively_in_every_format(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["three", None], "n": [1, 2]}).to_parquet(
         tmp_path / "deep" / "er" / "c.parquet"
     )
+    (tmp_path / "d.csv").write_text("id,text\n1,four\n")
+    (tmp_path / "deep" / "e.tsv").write_text("text\tid\nfive\t1\n")
     (tmp_path / "notes.md").write_text("not text for training")
-    assert sorted(read(tmp_path)) == ["one", "plain\r\n", "three", "two"]
+    expected = ["five", "four", "one", "plain\r\n", "three", "two"]
+    assert sorted(read(tmp_path)) == expected
 
 
 def test_an_empty_folder_names_the_remedy(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     with pytest.raises(
-        DataError, match=r"holds no text; put .txt, .jsonl, .parquet, .txt.gz"
+        DataError,
+        match=r"holds no text; put .txt, .jsonl, .parquet, .csv, .tsv, .txt.gz",
     ):
         list(source.documents())
 
@@ -121,9 +125,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match=r"c.parquet: not a readable Parquet file"):
         read(tmp_path / "c.parquet")
-    (tmp_path / "d.csv").write_text("text\nx\n")
-    with pytest.raises(DataError, match=r"cannot read files of type '.csv'"):
-        read(tmp_path / "d.csv")
+    (tmp_path / "d.html").write_text("<p>x</p>")
+    with pytest.raises(DataError, match=r"cannot read files of type '.html'"):
+        read(tmp_path / "d.html")
 
 
 def compress(content: bytes, suffix: str) -> bytes:

@@ -257,6 +257,13 @@ def test_the_verbs_print_what_the_functions_return(
     expected = model.loss(["red green", "blue one two"])
     assert found["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert len(pd.read_csv(table)) == 2
+    rows = tmp_path / "rows.csv"
+    rows.write_text('id,body\n1,red green\n2\n3,"blue one two"\n')
+    how = ("--data.field", "body", "--data.invalid", "skip", "--json")
+    assert main(["evaluate", *where, "--data", str(rows), *how]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["loss"] == pytest.approx(found["loss"], rel=1e-6)
+    assert "rows.csv: 1 left out (first: line 3" in captured.err
 
 
 def test_a_dry_run_removes_nothing(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling.config import DataConfig
-from scaling.data import load_dataset
+from scaling.config import ConfigError, DataConfig
+from scaling.data import InvalidTextWarning, load_dataset
 from scaling.data.errors import DataError
 from scaling.data.sources import CODE_PACKAGES, InstalledFile, read_code_files
 from scaling.data.spool import is_heldout
@@ -269,13 +269,32 @@ def test_perplexity_holds_out_what_pretraining_holds_out(tmp_path: Path) -> None
     assert len(every.heldout) == 60 and not every.train
     some = open_task(f"perplexity:source={tmp_path},heldout_fraction=0.3")
     config = DataConfig(str(tmp_path), heldout_fraction=0.3)
-    data = load_dataset(config, tmp_path / "cache")
+    with pytest.warns(InvalidTextWarning, match="1 documents .* byte 0"):
+        data = load_dataset(config, tmp_path / "cache")
     documents = bytes(data.heldout.astype("uint8")).decode().split("\0")[:-1]
     assert sorted(example.pair.completion for example in some.heldout) == sorted(
         documents
     )
     with pytest.raises(DataError, match="holds out none of the 61 documents"):
         open_task(f"perplexity:source={tmp_path},heldout_fraction=0.000001")
+
+
+def test_perplexity_reads_files_as_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = "".join(f"{i},caf\xe9 {i}\n" for i in range(50))
+    path.write_bytes(f"id,body\n{rows}1,a,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match="needs a column 'text'"):
+        open_task(f"perplexity:source={path}")
+    spec = f"perplexity:source={path},field=body,encoding=latin-1"
+    with pytest.raises(DataError, match="line 52: has 3 fields"):
+        open_task(spec)
+    task = open_task(f"{spec},invalid=skip")
+    assert sorted(example.pair.completion for example in task.heldout) == sorted(
+        f"caf\xe9 {i}" for i in range(50)
+    )
+    assert task.about["invalid"][str(path)]["documents"] == 1
+    with pytest.raises(ConfigError, match=r"data.invalid = 'skp'"):
+        open_task(f"{spec},invalid=skp")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,17 +151,19 @@ def test_a_pack_that_fails_as_a_whole_is_trained_one_by_one(
 
 
 def test_only_one_shape_shares_a_program(trunks: Trunks, make_run: MakeRun) -> None:
-    wide, other = (
+    wide, other, body = (
         Trunk((make_run(**{"model.width": 16}),)),
         Trunk((make_run(**{"data.source": "markov:tokens=50000"}),)),
+        Trunk((make_run(**{"data.field": "body"}),)),
     )
     assert packing.group_by_shape(
-        [trunks[0], wide, trunks[1], other, trunks[2]], 2
+        [trunks[0], wide, trunks[1], other, body, trunks[2]], 2
     ) == [
         [trunks[0], trunks[1]],
         [trunks[2]],
         [wide],
         [other],
+        [body],
     ]
 
 
