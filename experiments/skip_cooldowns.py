@@ -4,14 +4,14 @@ some of the cooldowns that branch off it, predicts the losses of the others.
     python -m experiments.skip_cooldowns --out runs/cooldowns
 
 Every size is one trunk with a run for each token budget. For each number of cooldowns
-that are trained, those with most tokens first, the law is fitted to the trunk's curve and
-theirs, and predicts the training loss at the end of the others. The held-out loss is that
-prediction plus what the trained cooldowns were above their own training losses. Then
-L(N, D) is fitted to all measured losses, and to those with the skipped ones predicted, and
-both predict a model of ten times the compute of the largest run.
+that are trained, those with most and with fewest tokens first, the law is fitted to the
+trunk's curve and theirs, and predicts the training loss at the end of the others. The
+held-out loss is that prediction plus what the trained cooldowns were above their own
+training losses, linear in the logarithm of their tokens. Then L(N, D) is fitted to all
+measured losses, to those with the skipped ones predicted, and to those without them, and
+predicts a model of ten times the compute of the largest run.
 
-It prints three tables, and writes them with the figures' numbers to cooldowns.json.
-docs/notes/cooldowns.md reads them.
+It prints two tables, and writes them to cooldowns.json. docs/guides/curves.md reads them.
 """
 
 from __future__ import annotations
@@ -103,6 +103,16 @@ def predict_final_loss(
     return float(found.predict(curves.schedules[run], steps).mean())
 
 
+def sort_from_ends(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a trunk: that with most tokens, that with fewest, then the others from
+    the middle on.
+    """
+    by_tokens = runs.sort_values("tokens", ascending=False)
+    middle = (len(runs) - 1) / 2
+    inner = sorted(range(1, len(runs) - 1), key=lambda place: abs(place - middle))
+    return by_tokens.iloc[[0, len(runs) - 1, *inner]]
+
+
 def predict_skipped(
     args: Cooldowns, curves: Curves, runs: pd.DataFrame, law: str, trained: int
 ) -> list[dict[str, object]]:
@@ -113,9 +123,9 @@ def predict_skipped(
         curves: of all sizes.
         runs: the rows of the trunk in the run table.
         law: of curves.
-        trained: how many cooldowns are known.
+        trained: how many cooldowns are known, see `sort_from_ends`.
     """
-    ordered = runs.sort_values("tokens", ascending=False)
+    ordered = sort_from_ends(runs)
     known = ordered.iloc[:trained]
     found = analysis.fit_curves(
         curves.take(list(known["run_id"])), law, allow_unidentified=True
@@ -123,7 +133,8 @@ def predict_skipped(
     above = []
     for run_id, loss in zip(known["run_id"], known["loss"], strict=True):
         above.append(loss - compute_final_loss(curves, run_id, args.end))
-    offset = float(np.mean(above))
+    log_tokens = np.log(known["tokens"].to_numpy(float))
+    offset = np.poly1d(np.polyfit(log_tokens, above, deg=min(1, trained - 1)))
     rows: list[dict[str, object]] = []
     for row in ordered.iloc[trained:].to_dict("records"):
         run_id = str(row["run_id"])
@@ -136,7 +147,7 @@ def predict_skipped(
                 "N": row["n_matmul"],
                 "D": row["tokens"],
                 "loss": row["loss"],
-                "predicted": predicted + offset,
+                "predicted": predicted + float(offset(np.log(row["tokens"]))),
                 "training_error": predicted
                 - compute_final_loss(curves, run_id, args.end),
             }
@@ -144,18 +155,19 @@ def predict_skipped(
     return rows
 
 
-def compare_laws(args: Cooldowns, table: pd.DataFrame, skipped: pd.DataFrame) -> dict:
+def compare_laws(
+    args: Cooldowns, table: pd.DataFrame, skipped: pd.DataFrame, C: float
+) -> dict:
     """L(N, D) of the losses with the skipped ones predicted: its parameters, and the
-    loss of the optimal model further on.
+    loss of the optimal model of C FLOPs.
     """
     losses = dict(zip(table["run_id"], table["loss"], strict=True))
     losses |= dict(zip(skipped["run_id"], skipped["predicted"], strict=True))
     known = table.assign(loss=[losses[run] for run in table["run_id"]])
     runs = analysis.load_runs(known)
-    found = analysis.fit(runs)
+    found = analysis.fit(runs, allow_unidentified=True)
     boot = found.bootstrap(args.draws, seed=0)
-    C = FURTHER * float(runs.table["C"].to_numpy(float).max())
-    best = analysis.allocate(found, C=C, boot=boot)
+    best = analysis.allocate(found, C=C, boot=boot, extrapolate=True)
     low, high = boot.predict_interval(N=best.N, D=best.D, level=0.90)
     return {
         "alpha": found.params["alpha"],
@@ -199,14 +211,20 @@ def main() -> None:
     skipped = pd.DataFrame(rows)
     errors = summarize_errors(skipped)
     print(f"\n{errors.to_string(index=False, float_format='{:.4f}'.format)}\n")
-    measured = compare_laws(args, table, skipped.iloc[:0])
-    fits = [{"law": "all measured", "saved": 0.0, **measured}]
-    for law in LAWS:
-        for trained in range(1, len(args.tokens)):
+    C = FURTHER * float(table["flops"].to_numpy(float).max())
+    nothing = skipped.iloc[:0]
+    measured = compare_laws(args, table, nothing, C)
+    fits = [{"skipped": "none", "saved": 0.0, **measured}]
+    for trained in range(1, len(args.tokens)):
+        for law in LAWS:
             is_chosen = (skipped["law"] == law) & (skipped["trained"] == trained)
             chosen = skipped.loc[is_chosen]
             part = {"trained": trained, "saved": measure_saving(table, chosen)}
-            fits.append({"law": law, **part, **compare_laws(args, table, chosen)})
+            predicted = compare_laws(args, table, chosen, C)
+            fits.append({"skipped": f"predicted by {law}", **part, **predicted})
+        left = table.loc[~table["run_id"].isin(chosen["run_id"])]
+        without = compare_laws(args, left, nothing, C)
+        fits.append({"skipped": "left out", **part, **without})
     print(pd.DataFrame(fits).to_string(index=False))
     content = {
         "skipped": skipped.to_dict("records"),
