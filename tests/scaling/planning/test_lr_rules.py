@@ -43,6 +43,13 @@ def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
     )
 
 
+def test_no_move_leaves_every_digit_of_a_beta() -> None:
+    beta = 0.1
+    assert 1 - (1 - beta) != beta
+    optim = dataclasses.replace(OPTIM, beta1=beta, beta2=beta)
+    assert rescale_optim(optim, batch_ratio=7.0, data_ratio=7.0) == optim
+
+
 def test_two_moves_are_one() -> None:
     there = rescale_optim(
         rescale_optim(OPTIM, data_ratio=3.0), batch_ratio=2.0, data_ratio=1.5
