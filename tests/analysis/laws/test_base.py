@@ -132,8 +132,20 @@ def test_the_frontier_by_hand() -> None:
     for loss in (1.0, 0.5):
         assert frontier.flops(params, np.array([loss])) == np.inf
     assert frontier.flops(params, np.array([1.0 + 1e-6])) < np.inf
-    flat = params | {"alpha": np.array([0.01]), "beta": np.array([0.01])}
-    assert np.isfinite(frontier.size(flat | {"A": np.array([1e-300])}, np.array([C])))
+
+
+def test_where_a_coefficient_is_zero_the_optimum_is_beyond_all_models() -> None:
+    """Without a term in N one parameter is too many, without one in D no size is enough;
+    both are still positive numbers, so that the law can be asked there.
+    """
+    frontier = CHINCHILLA.frontier
+    assert frontier is not None
+    params = {name: np.array([value]) for name, value in PUBLISHED.items()}
+    zero, C = np.array([0.0]), np.array([1e21])
+    (smallest,) = frontier.size(params | {"A": zero}, C)
+    (largest,) = frontier.size(params | {"B": zero}, C)
+    assert 0 < smallest < 1e-100
+    assert 1e100 < largest < np.inf
 
 
 # --- links ----------------------------------------------------------------------------
