@@ -33,6 +33,10 @@ def test_a_law_has_a_term_for_each_coefficient(count: int) -> None:
         law.predict({"E": 1.0, "A": 1.0}, N=1.0)
     with pytest.raises(ValueError, match="zip"):
         bind_law(law).columns({}, {}, {"N": np.ones(1)})
+    with pytest.raises(ValueError, match="zip"):
+        group_law(law, 2).law.predict(
+            {"E": 1.0, "E_2": 1.0, "A": 1.0, "A_2": 1.0}, N=1.0, recipe=1
+        )
 
 
 def test_lists_of_parameters() -> None:
