@@ -81,12 +81,38 @@ def test_a_step_of_adam_changes_activations_by_as_much_at_every_width(
         "hidden": Exponents(hidden, 0.5 - hidden, inputs - hidden),
         "readout": Exponents(head, head_sum - head, inputs - head),
     }
+    check_exponents(rules, base, expected)
+
+
+def check_exponents(
+    wide: Parametrization, base: Parametrization, expected: dict[str, Exponents]
+) -> None:
     for role, exponents in expected.items():
-        fan_in = (16, 16) if role == "embedding" else (WIDTH, BASE)
+        # The vocabulary does not grow.
+        fan_in, base_fan_in = (16, 16) if role == "embedding" else (WIDTH, BASE)
         found = measure_exponents(
-            rules.rule(role, fan_in[0], fan_in[1]), base.rule(role, fan_in[1])
+            wide.rule(role, fan_in, base_fan_in), base.rule(role, base_fan_in)
         )
         assert found == pytest.approx(exponents, abs=1e-12), role
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "head"),
+    [
+        ("sp", Exponents(0, 0.5, 0), Exponents(0, 0.5, 0)),
+        ("mup", Exponents(0, 0.5, 1), Exponents(1, 0, 0)),
+        ("mup_table3", Exponents(0, 0.5, 1), Exponents(0, 1, 1)),
+        ("completep", Exponents(0, 0.5, 1), Exponents(1, 0, 0)),
+        ("completep_half", Exponents(0, 0.5, 1), Exponents(1, 0, 0)),
+    ],
+)
+def test_the_tables_of_mup(bind, name: str, hidden: Exponents, head: Exponents) -> None:
+    """Yang et al. 2022, tables 8 and 3, for Adam; the embedding does not change. The two
+    are one: a factor of the multiplier may be moved to the weights and their rate.
+    """
+    constant = Exponents(0, 0, 0)
+    expected = {"embedding": constant, "hidden": hidden, "readout": head}
+    check_exponents(bind(name), bind(name, width=BASE), expected)
 
 
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
