@@ -16,6 +16,7 @@ from analysis.fitting import newton
 from analysis.fitting.certify import (
     COLLINEAR,
     Certificate,
+    certify_solution,
     find_design_problem,
     find_null_space,
     find_square_root,
@@ -23,6 +24,7 @@ from analysis.fitting.certify import (
 from analysis.fitting.data import Data, load_rows, use_float64
 from analysis.fitting.golden_section import minimize_between
 from analysis.fitting.solver import (
+    Solver,
     find_local_minima,
     find_nearest,
     find_neighbors,
@@ -297,3 +299,29 @@ def test_a_certificate_names_its_problems() -> None:
     for problem, change in changes.items():
         assert Certificate(**good | change).problems == (problem,)  # type: ignore[arg-type]
     assert Certificate(**good | {"ok": True}).problems == ()  # type: ignore[arg-type]
+
+
+def test_intervals_of_a_linear_regression_are_those_of_the_sandwich() -> None:
+    """E + A / D with alpha given is a regression on 1 / D; its covariance is that of
+    White 1980 times n / (n - p).
+    """
+    noise = np.array([0.02, -0.03, 0.01, 0.04, -0.02, -0.02])
+    x = D / 1e9
+    loss = 1.7 + 2.0 / x + noise
+    binding = bind_law(LAWS["power_law_D"], {"alpha": 1.0})
+    solver = Solver(binding, Data({"D": x}, loss, {"alpha": 1.0}, np.inf, log=False))
+    solution = solver.global_fit()
+    params = {name: float(v[0]) for name, v in solver.params(solution.z).items()}
+    X = np.stack([np.ones(6), 1 / x], axis=1)
+    expected, *_ = np.linalg.lstsq(X, loss)
+    assert [params["E"], params["A"]] == pytest.approx(expected, rel=1e-9)
+
+    r = solver.residuals(solution.z[0])
+    np.testing.assert_allclose(r, X @ expected - loss, atol=1e-9)
+    certificate, covariance = certify_solution(solver, solution, params, r, None, {})
+    bread = np.linalg.inv(X.T @ X)
+    meat = (X.T * r**2) @ X
+    np.testing.assert_allclose(covariance, bread @ meat @ bread * 6 / 4, rtol=1e-6)
+    assert certificate.ok
+    assert certificate.degrees_of_freedom == 4
+    assert (certificate.weak, certificate.at_bound) == ((), ())
