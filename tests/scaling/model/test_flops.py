@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from scaling.config import ModelConfig
+from scaling.config import ExpertConfig, ModelConfig
 from scaling.model.accounting import list_weights
 from scaling.model.architecture import Params
 from scaling.model.family import Family, build_family
@@ -59,8 +59,22 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+# Their products are counted in test_experts.py.
+EXPERTS: dict[str, dict[str, Any]] = {
+    "experts": {"width": 32, "experts": ExpertConfig(routed=4, per_token=2)},
+    "gated experts, two of them shared, of half the units, evened by a loss": {
+        "width": 32,
+        "activation": "swiglu",
+        "experts": ExpertConfig(
+            routed=4, per_token=1, shared=2, granularity=2, balancing="loss"
+        ),
+    },
+}
+
+
 def model(shape: str) -> ModelConfig:
-    return ModelConfig(**{"depth": 2, "scan_layers": "never", **SHAPES[shape]})
+    options = {**SHAPES, **EXPERTS}[shape]
+    return ModelConfig(**{"depth": 2, "scan_layers": "never", **options})
 
 
 def loss(family: Family, params: Params, windows: jax.Array) -> jax.Array:
@@ -129,7 +143,7 @@ def test_counts_are_those_of_the_built_model(**options: Any) -> None:
 
 
 @pytest.mark.parametrize("parametrization", ["sp", "normalized"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *EXPERTS])
 def test_the_accounting_lists_the_parameters_of_the_built_model(
     shape: str, parametrization: str
 ) -> None:

@@ -8,8 +8,8 @@ import dataclasses
 
 import pytest
 
-from scaling.config import ConfigError, OptimConfig
-from scaling.planning.lr_rules import rescale_optim
+from scaling.config import ConfigError, ModelConfig, OptimConfig, RunConfig
+from scaling.planning.lr_rules import rescale_optim, set_warmup
 
 OPTIM = OptimConfig(lr=4e-3, weight_decay=1e-4, beta1=0.9, beta2=0.95, epsilon=1e-8)
 
@@ -41,6 +41,13 @@ def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
         == OPTIM
         == rescale_optim(OPTIM)
     )
+
+
+def test_no_move_leaves_every_digit_of_a_beta() -> None:
+    beta = 0.1
+    assert 1 - (1 - beta) != beta
+    optim = dataclasses.replace(OPTIM, beta1=beta, beta2=beta)
+    assert rescale_optim(optim, batch_ratio=7.0, data_ratio=7.0) == optim
 
 
 def test_two_moves_are_one() -> None:
@@ -86,3 +93,18 @@ def test_what_the_rules_cannot_do_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         rescale_optim(optim, **ratios)
+
+
+@pytest.mark.parametrize("lengths", [(100, 300, 200), (300, 100, 200), (200, 300, 100)])
+def test_the_shortest_run_of_a_trunk_sets_its_warm_up(lengths: tuple[int, ...]) -> None:
+    """In any order, whatever warm-ups the runs had; another size has its own."""
+    runs = []
+    for steps in lengths:
+        optim = dataclasses.replace(OPTIM, batch_size=2, warmup_tokens=steps)
+        model = ModelConfig(context=128)
+        runs.append(RunConfig(model, optim=optim, tokens=steps * 256))
+    wider = dataclasses.replace(runs[0], model=ModelConfig(context=128, width=128))
+    *same, other = set_warmup([*runs, wider], 0.1)
+    assert [run.optim.warmup_tokens for run in same] == [100 * 256 // 10] * 3
+    assert other.optim.warmup_tokens == lengths[0] * 256 // 10
+    assert [run.tokens for run in same] == [run.tokens for run in runs]

@@ -106,6 +106,36 @@ def test_a_run_without_cooldown_is_undercooled() -> None:
     )
 
 
+@pytest.mark.parametrize(("cooldown_steps", "is_short"), [(9, True), (10, False)])
+def test_a_decay_is_long_enough_if_its_last_step_has_a_tenth_of_the_peak(
+    cooldown_steps: int, is_short: bool
+) -> None:
+    """The cooldown of k steps ends at 1 / k."""
+    run = scheduled("wsd_linear", steps=10 * cooldown_steps, cooldown=0.1)
+    assert factors(run)[-1] == pytest.approx(1 / cooldown_steps)
+    assert is_decay_too_short(run) == is_short
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak_rate() -> None:
+    for name in SCHEDULES[:2]:
+        assert factors(scheduled(name, warmup=0))[0] == 1.0
+    assert factors(scheduled("inverse_sqrt", warmup=0))[:4] == pytest.approx(
+        [1.0, 2**-0.5, 3**-0.5, 0.5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("wsd_linear", 0.0), ("wsd_1sqrt", 0.0), ("cosine", 0.1)]
+)
+def test_after_the_last_step_the_rate_stays_where_it_ended(
+    name: str, end: float
+) -> None:
+    """The last chunk of steps may reach beyond the run."""
+    run = scheduled(name)
+    beyond = learning_rate_factor(run, run.steps + np.array([0, 1, 500]), "run")
+    np.testing.assert_allclose(beyond, end, atol=1e-15)
+
+
 # --- one step, in NumPy ---------------------------------------------------------------------------------------
 
 
