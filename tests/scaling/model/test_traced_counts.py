@@ -61,14 +61,14 @@ def test_what_a_step_hands_on_depends_on_what_it_saw() -> None:
 
 
 def test_every_state_of_a_step_may_depend_on_what_it_saw() -> None:
-    """The second is what the product reads, the first one stays a constant."""
+    """The second is what the product reads; the first depends on nothing."""
 
     def run(w: jax.Array, x: jax.Array) -> jax.Array:
         def step(
             state: tuple[jax.Array, jax.Array], row: jax.Array
         ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            constant, seen = state
-            return (constant, seen + row), seen @ w + constant @ w
+            halved, seen = state
+            return (halved / 2, seen + row), seen @ w + halved @ w
 
         start = (jnp.ones(4), jnp.zeros(4))
         return jax.lax.scan(step, start, x)[1]
