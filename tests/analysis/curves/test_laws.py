@@ -125,6 +125,27 @@ def test_a_constant_schedule_is_a_power_law_of_the_sum(law: str) -> None:
     np.testing.assert_allclose(found.predict(params, **x), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", CURVE_LAWS)
+def test_a_law_gives_the_solver_what_it_predicts(name: str) -> None:
+    """JAX in float64, where sums over drops are in closed form, computes what NumPy
+    does.
+    """
+    law, params = CURVE_LAWS[name], TRUTH[name]
+    schedule = SCHEDULES["rising again"]
+    features = compute_features(schedule, np.array([50, 900, 1400]), law.warmup)
+    x = {variable: features[variable] for variable in law.variables}
+    with use_float64():
+        terms = law.terms(
+            {key: jnp.asarray(value) for key, value in params.items()},
+            {key: jnp.asarray(value) for key, value in x.items()},
+        )
+        total = sum(
+            params[coefficient] * np.asarray(term)
+            for coefficient, term in zip(law.linear, terms, strict=True)
+        )
+    np.testing.assert_allclose(total, law.predict(params, **x), rtol=1e-12)
+
+
 def test_derivatives_in_closed_form_are_those_of_the_sum() -> None:
     rng = np.random.default_rng(0)
     with use_float64():

@@ -60,6 +60,23 @@ def test_what_a_step_hands_on_depends_on_what_it_saw() -> None:
     assert found == TracedCounts(3.0 * 2 * 16, 3.0 * FLOAT * 8)
 
 
+def test_every_state_of_a_step_may_depend_on_what_it_saw() -> None:
+    """The second is what the product reads; the first depends on nothing."""
+
+    def run(w: jax.Array, x: jax.Array) -> jax.Array:
+        def step(
+            state: tuple[jax.Array, jax.Array], row: jax.Array
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            halved, seen = state
+            return (halved / 2, seen + row), seen @ w + halved @ w
+
+        start = (jnp.ones(4), jnp.zeros(4))
+        return jax.lax.scan(step, start, x)[1]
+
+    found = count(run, W, X)
+    assert found == TracedCounts(3.0 * 4 * 16, 3.0 * FLOAT * 8)
+
+
 def test_calls_inside_are_opened() -> None:
     inner = jax.jit(lambda w, x: x @ w)
     assert count(lambda w, x: inner(w, x), W, X) == count(lambda w, x: x @ w, W, X)
