@@ -111,7 +111,7 @@ def write_report(
         with contextlib.suppress(ValueError):
             approaches = tables.tabulate_approaches(isoflop, fit, boot)
     origin = {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
-    page = _load_template().render(
+    page = load_template("report.html.j2").render(
         title=title,
         headline=_write_headline(fit, boot, held, target),
         warnings=_collect_warnings(runs, fit, boot, isoflop),
@@ -223,7 +223,8 @@ def _find_hover_points(fig: Figure) -> list[HoverPoints]:
     return [] if is_bitmap else found
 
 
-def _load_template() -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """The template of a page, which escapes every value."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
@@ -232,7 +233,7 @@ def _load_template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _format_law_html(fit: Fit) -> Markup:
