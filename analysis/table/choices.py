@@ -64,12 +64,13 @@ def list_choices(provenance: Provenance) -> list[Choice]:
     """Everything that was decided when a table was read, stated or not."""
     choices = _list_text_choices(provenance)
     for name, column in provenance.columns.items():
-        choices.append(_describe_column_choice(provenance, name, column))
+        choices.append(describe_column(name, column, name in provenance.stated))
         if name not in _WITHOUT_UNIT:
             choices.append(_describe_unit_choice(provenance, name))
     for name, formula in provenance.formulas.items():
         reason = "no column of it; the two others give it"
-        choices.append(Choice(name, formula, reason, role=name))
+        option = (f"--columns.{name}",)
+        choices.append(Choice(name, formula, reason, option, role=name))
     return choices + _list_row_choices(provenance)
 
 
@@ -140,15 +141,12 @@ def _describe_decimal_choice(provenance: Provenance) -> Choice:
     return Choice("decimal mark", value, reason, ("--decimal", value))
 
 
-def _describe_column_choice(provenance: Provenance, name: str, column: str) -> Choice:
-    """Which column holds a role."""
-    is_stated = name in provenance.stated
+def describe_column(name: str, column: str, is_stated: bool = False) -> Choice:
+    """The choice of a column for a role."""
     option = (_OWN_FLAGS.get(name, f"--columns.{name}"), column)
     if name not in CANONICAL:
         option = ("--variable", f"{name}={column}")
-    reason = f"a column of this name is {name} unless another is stated"
-    if is_stated:
-        reason = "the caller"
+    reason = "the caller" if is_stated else "its name"
     return Choice(name, column, reason, option, is_stated, name)
 
 
@@ -215,7 +213,7 @@ def _suggest_roles(cells: pd.Series) -> tuple[str, ...]:
             continue
         if role in AS_WRITTEN:
             # A name of each row says nothing about which belong together.
-            if cells.duplicated().any():
+            if cells.astype(str).duplicated().any():
                 roles.append(role)
         elif has_numbers and is_error == (role == "loss_se"):
             roles.append(role)
@@ -240,6 +238,13 @@ def format_fit_command(path: str, choices: Sequence[Choice]) -> str:
         else:
             words += [flag, value]
     return shlex.join(words)
+
+
+def format_option(choice: Choice) -> str:
+    """The option that states a choice, as it is typed; "" if there is none."""
+    if len(choice.option) == 1:
+        return f"{choice.option[0]} COLUMN"
+    return shlex.join(choice.option)
 
 
 def _escape_word(path: str) -> str:

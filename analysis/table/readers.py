@@ -131,15 +131,16 @@ def read_numbers(
 
 
 def read_written_cells(source: Source) -> pd.DataFrame:
-    """The rows of a table with its cells as the file writes them, missing ones NaN.
+    """The rows of a table with its cells as the file writes them.
 
-    A text file is read again; the cells of other sources are their values.
+    A text file is read again; the cells of other sources are their values. Characters
+    that cannot be seen are in them, and `replace_unseen` is for whoever shows them.
     """
     if source.layout is None:
         return source.frame
-    cells = read_cells(source.layout, (), as_text=True).reset_index(drop=True)
+    cells = read_cells(source.layout, (), as_text=True, marks_missing=False)
+    cells = cells.reset_index(drop=True)
     cells.columns = source.frame.columns
-    _replace_unseen_cells(cells)
     return cells
 
 

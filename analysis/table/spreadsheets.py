@@ -124,13 +124,16 @@ def is_separator(text: str) -> bool:
     return re.fullmatch(r"[^\w.\r\n\"'+-]", text) is not None
 
 
-def read_cells(layout: Layout, ids: Sequence[str], as_text: bool) -> pd.DataFrame:
+def read_cells(
+    layout: Layout, ids: Sequence[str], as_text: bool, marks_missing: bool = True
+) -> pd.DataFrame:
     """The rows of a text table.
 
     Args:
         layout: of the file.
         ids: columns that stay text.
         as_text: whether all cells are text instead of what pandas takes them for.
+        marks_missing: whether cells such as "" and "n/a" become NaN.
 
     Raises:
         ValueError: pandas cannot read the file.
@@ -155,6 +158,7 @@ def read_cells(layout: Layout, ids: Sequence[str], as_text: bool) -> pd.DataFram
         names=names,
         header=header,
         dtype=kinds,
+        keep_default_na=marks_missing,
         low_memory=False,
     )
     if layout.names is not None:
