@@ -143,6 +143,8 @@ def write_review(path: str | Path, runs: Runs, *, title: str | None = None) -> P
         max_others=MAX_UNUSED,
         kinds=_group_rejected(runs, written),
         max_kinds=MAX_KINDS,
+        n_columns=len(provenance.source.frame.columns),
+        max_columns=MAX_COLUMNS,
         notes=[write_sentence(note) for note in runs.notes],
         pictures=_draw_pictures(runs),
         accepted=_tabulate_accepted(runs),
@@ -356,11 +358,7 @@ def _tabulate_rejected(
                 *(make_cell(_write_cell(value)) for value in values),
             ]
         )
-    shown = [_shorten(column) for column in columns]
-    return Table(
-        columns=(("Row", ""), ("Reason", ""), *((name, "") for name in shown)),
-        rows=tuple(tuple(row) for row in table),
-    )
+    return Table.of(("Row", "Reason", *(_shorten(name) for name in columns)), table)
 
 
 def _choose_columns(provenance: Provenance) -> list[str]:
@@ -389,11 +387,7 @@ def _tabulate_accepted(runs: Runs) -> Table:
     rows = []
     for record in runs.table.loc[:, columns].head(MAX_ACCEPTED).to_dict("records"):
         rows.append([_make_cell(record[name], writers.get(name)) for name in columns])
-    shown = ["Row", *(_shorten(name) for name in columns[1:])]
-    return Table(
-        columns=tuple((name, "") for name in shown),
-        rows=tuple(tuple(row) for row in rows),
-    )
+    return Table.of(("Row", *(_shorten(name) for name in columns[1:])), rows)
 
 
 def _make_cell(value: object, write: Write | None) -> Cell:

@@ -200,13 +200,15 @@ def list_unused_columns(provenance: Provenance) -> dict[str, tuple[str, ...]]:
 
 
 def _suggest_roles(cells: pd.Series) -> tuple[str, ...]:
-    """The roles that the name of a column suggests, if its cells can hold them."""
+    """The roles that the name of a column suggests, if most of its cells can hold them."""
     name = split_header_unit(str(cells.name))[0]
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = set(re.findall(r"[a-z]+", spaced.lower()))
     is_error = bool(words & _ERROR_WORDS)
     known = cells.dropna().head(_N_LOOKED_AT)
-    has_numbers = len(known) > 0 and all(is_number(str(cell)) for cell in known)
+    n_numbers = sum(is_number(str(cell)) for cell in known)
+    # A crashed run may say so in the place of its loss.
+    has_numbers = 2 * n_numbers > len(known)
     roles = []
     for role, text in _ROLE_WORDS.items():
         if not words & set(text.split()):

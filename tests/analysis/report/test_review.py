@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.plots.rows import list_rejected_points, plot_rows
 from analysis.report.review import MAX_ACCEPTED, MAX_REJECTED, write_review
 from analysis.table.choices import list_choices, list_unused_columns
 from analysis.table.runs import NoUsableRowError, Runs, load_runs
@@ -139,7 +140,9 @@ def test_columns_that_are_not_used_and_could_be_a_role_are_marked(
     unused = list_unused_columns(runs.provenance)
     assert unused == {"Run": (), "Loss.1": ("loss",), "rate": (), "note": ()}
     path = tmp_path / "unnamed.csv"
-    path.write_text('Model size (B),trainTokens,eval loss\n1,2e9,"3.5"\n2,4e9,3.25\n')
+    path.write_text(
+        "Model size (B),trainTokens,eval loss\n1,2e9,3.5\n2,4e9,3.25\n2,8e9,crashed\n"
+    )
     page = review(load_runs(path), tmp_path)
     assert "No column is taken for N, D, loss" in page.text
     words = shlex.split(page.command)
@@ -201,6 +204,26 @@ def test_a_large_table_has_a_small_page_that_says_what_it_leaves_out(
     assert states == {"accepted": MAX_ACCEPTED, "rejected": 2 * MAX_REJECTED}
     assert f"33,334 rows, the first {MAX_REJECTED} shown" in page.text
     assert f"33,333, the first {MAX_ACCEPTED} shown" in page.text
+
+
+def test_rejected_rows_with_coordinates_are_drawn(
+    sweep: Callable[..., pd.DataFrame], tmp_path: Path
+) -> None:
+    frame = sweep(0.01).drop(columns=["C", "budget"]).assign(status="finished")
+    frame.loc[3, ["status", "loss"]] = ["failed", 1e9]
+    frame.loc[4, "loss"] = -1.0
+    runs = load_runs(frame)
+    for x in ("N", "D", "C"):
+        points = list_rejected_points(runs, x)
+        assert list(points["row"]) == [3]
+        (ax,) = plot_rows(runs, x).axes
+        accepted, rejected = (line.get_ydata() for line in ax.lines)
+        assert len(np.asarray(accepted)) == len(runs)
+        # Far outside it is drawn at the edge, so that the others stay apart.
+        assert np.max(rejected) < 1.2 * runs.table["loss"].max()
+    page = review(runs, tmp_path)
+    assert "row 3 loss 1e+09 status is 'failed', not 'finished'" in page.text
+    assert "1 of 2 rejected rows have no positive N and loss" in page.text
 
 
 def test_a_table_without_a_usable_row_is_reviewed(tmp_path: Path) -> None:
