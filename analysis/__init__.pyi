@@ -92,12 +92,14 @@ from .plots.fit import plot_fit as plot_fit
 from .plots.fit import plot_frontier as plot_frontier
 from .plots.isoflop import plot_isoflop as plot_isoflop
 from .report.html import write_report as write_report
+from .report.review import write_review as write_review
 from .report.study import study_runs as study_runs
 from .report.study import write_study as write_study
 from .table.columns import COLUMNS as COLUMNS
 from .table.model_sizes import ModelShape as ModelShape
 from .table.model_sizes import ModelSize as ModelSize
 from .table.model_sizes import count_parameters as count_parameters
+from .table.runs import NoUsableRowError as NoUsableRowError
 from .table.runs import Runs as Runs
 from .table.runs import load_runs as load_runs
 from .table.tuned import tuned as tuned

@@ -155,27 +155,31 @@ def predict_skipped(
     return rows
 
 
-def compare_laws(
-    args: Cooldowns, table: pd.DataFrame, skipped: pd.DataFrame, C: float
-) -> dict:
-    """L(N, D) of the losses with the skipped ones predicted: its parameters, and the
-    loss of the optimal model of C FLOPs.
-    """
+def fit_law(
+    args: Cooldowns, table: pd.DataFrame, skipped: pd.DataFrame
+) -> tuple[analysis.Fit, analysis.Bootstrap]:
+    """L(N, D) of the losses with the skipped ones predicted."""
     losses = dict(zip(table["run_id"], table["loss"], strict=True))
     losses |= dict(zip(skipped["run_id"], skipped["predicted"], strict=True))
     known = table.assign(loss=[losses[run] for run in table["run_id"]])
     runs = analysis.load_runs(known)
     found = analysis.fit(runs, allow_unidentified=True)
     boot = found.bootstrap(args.draws, seed=0)
-    best = analysis.allocate(found, C=C, boot=boot, extrapolate=True)
-    low, high = boot.predict_interval(N=best.N, D=best.D, level=0.90)
+    return found, boot
+
+
+def describe_law(
+    found: analysis.Fit, boot: analysis.Bootstrap, N: float, D: float
+) -> dict[str, float]:
+    """The parameters of a law, and what it predicts of a larger model."""
+    low, high = boot.predict_interval(N=N, D=D, level=0.90)
     return {
         "alpha": found.params["alpha"],
         "beta": found.params["beta"],
         "E": found.params["E"],
-        "N_optimal": best.N,
-        "loss": found.predict(N=best.N, D=best.D),
-        "loss_90": (float(low), float(high)),
+        "loss": float(found.predict(N=N, D=D)),
+        "lower_90": float(low),
+        "upper_90": float(high),
     }
 
 
@@ -192,10 +196,10 @@ def summarize_errors(skipped: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def measure_saving(table: pd.DataFrame, skipped: pd.DataFrame) -> float:
+def measure_saving(table: pd.DataFrame, skipped: list[str]) -> float:
     """The share of the sweep's FLOPs that the skipped cooldowns cost."""
     spent = table.set_index("run_id")["flops_spent"]
-    return float(spent.loc[list(skipped["run_id"])].sum() / spent.sum())
+    return float(spent.loc[skipped].sum() / spent.sum())
 
 
 def main() -> None:
@@ -211,20 +215,28 @@ def main() -> None:
     skipped = pd.DataFrame(rows)
     errors = summarize_errors(skipped)
     print(f"\n{errors.to_string(index=False, float_format='{:.4f}'.format)}\n")
-    C = FURTHER * float(table["flops"].to_numpy(float).max())
     nothing = skipped.iloc[:0]
-    measured = compare_laws(args, table, nothing, C)
-    fits = [{"skipped": "none", "saved": 0.0, **measured}]
+    law_of_all, boot = fit_law(args, table, nothing)
+    C = FURTHER * float(table["flops"].to_numpy(float).max())
+    best = analysis.allocate(law_of_all, C=C, extrapolate=True)
+
+    def describe(found: analysis.Fit, boot: analysis.Bootstrap) -> dict[str, float]:
+        return describe_law(found, boot, best.N, best.D)
+
+    fits = [{"skipped": "none", "saved": 0.0, **describe(law_of_all, boot)}]
     for trained in range(1, len(args.tokens)):
+        of_number = skipped.loc[skipped["trained"] == trained]
+        left_out = of_number.loc[of_number["law"] == LAWS[0], "run_id"]
+        saved = measure_saving(table, list(left_out))
+        part = {"trained": trained, "saved": saved}
         for law in LAWS:
-            is_chosen = (skipped["law"] == law) & (skipped["trained"] == trained)
-            chosen = skipped.loc[is_chosen]
-            part = {"trained": trained, "saved": measure_saving(table, chosen)}
-            predicted = compare_laws(args, table, chosen, C)
+            chosen = of_number.loc[of_number["law"] == law]
+            predicted = describe(*fit_law(args, table, chosen))
             fits.append({"skipped": f"predicted by {law}", **part, **predicted})
-        left = table.loc[~table["run_id"].isin(chosen["run_id"])]
-        without = compare_laws(args, left, nothing, C)
+        left = table.loc[~table["run_id"].isin(left_out)]
+        without = describe(*fit_law(args, left, nothing))
         fits.append({"skipped": "left out", **part, **without})
+    print(f"losses at N = {best.N:.4g}, D = {best.D:.4g}, C = {C:.4g} FLOPs:")
     print(pd.DataFrame(fits).to_string(index=False))
     content = {
         "skipped": skipped.to_dict("records"),

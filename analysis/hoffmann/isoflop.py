@@ -28,6 +28,9 @@ Values = np.ndarray | np.floating
 Query = float | int | np.number | np.ndarray | pd.Series | Sequence[float | int]
 """One number or several, as a caller may write them."""
 
+TOLERANCE = 0.10
+"""Rows belong to one budget while their C exceeds its smallest by up to this share."""
+
 MIN_SIZES = 4
 """Sizes that a budget needs. Three always lie on a parabola, so that nothing would be
 left to check it."""
@@ -235,7 +238,7 @@ def format_size(value: float | int | np.number) -> str:
 def isoflop(
     runs: Runs | pd.DataFrame,
     *,
-    tolerance: float = 0.10,
+    tolerance: float = TOLERANCE,
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> IsoFlop:

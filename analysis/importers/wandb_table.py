@@ -57,13 +57,12 @@ def from_wandb_table(path: str | Path, names: str | None = None) -> pd.DataFrame
         )
     table = TableBuilder(str(file))
     seen: set[str] = set()
-    for _, cells in frame.iterrows():
+    for cells in frame.to_dict("records"):
         row: Row = {str(name): cell for name, cell in cells.items()}
-        name = "" if pd.isna(cells[_NAME]) else str(cells[_NAME])
-        has_id = _ID in frame.columns and not pd.isna(cells[_ID])
-        run_id = str(cells[_ID]) if has_id else name
+        name = _read_text(row[_NAME])
+        run_id = _read_text(row.get(_ID)) or name
         own: Row = {"run_id": run_id}
-        reason = _find_problem(run_id, name, str(cells[_STATE]), seen)
+        reason = _find_problem(run_id, name, _read_text(row[_STATE]), seen)
         seen.add(run_id)
         fields: Row = {}
         if pattern is not None:
@@ -79,6 +78,12 @@ def from_wandb_table(path: str | Path, names: str | None = None) -> pd.DataFrame
     for line, reason in source.unread:
         table.reject({"run_id": f"line-{line}"}, reason)
     return table.build()
+
+
+def _read_text(cell: object) -> str:
+    """A cell as text; "" of an empty one."""
+    is_missing = cell is None or cell != cell
+    return "" if is_missing else str(cell)
 
 
 def _find_problem(run_id: str, name: str, state: str, seen: set[str]) -> str:

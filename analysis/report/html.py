@@ -111,7 +111,7 @@ def write_report(
         with contextlib.suppress(ValueError):
             approaches = tables.tabulate_approaches(isoflop, fit, boot)
     origin = {"run table": runs.source, "columns": runs.columns, **(provenance or {})}
-    page = _load_template().render(
+    page = load_template("report.html.j2").render(
         title=title,
         headline=_write_headline(fit, boot, held, target),
         warnings=_collect_warnings(runs, fit, boot, isoflop),
@@ -223,7 +223,8 @@ def _find_hover_points(fig: Figure) -> list[HoverPoints]:
     return [] if is_bitmap else found
 
 
-def _load_template() -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
+    """The template of a page, which escapes every value."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader,
@@ -232,7 +233,7 @@ def _load_template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _format_law_html(fit: Fit) -> Markup:
@@ -414,7 +415,7 @@ def _collect_warnings(
     if isoflop is not None:
         found += isoflop.notes
         found += _describe_unused_budgets(isoflop)
-    return [_write_sentence(text) for text in found]
+    return [write_sentence(text) for text in found]
 
 
 def _describe_unused_budgets(isoflop: IsoFlop) -> list[str]:
@@ -432,7 +433,7 @@ def _describe_unused_budgets(isoflop: IsoFlop) -> list[str]:
     return sentences
 
 
-def _write_sentence(text: str) -> str:
+def write_sentence(text: str) -> str:
     """A note as a sentence: a capital at its start and a period at its end."""
     return text[:1].upper() + text[1:].removesuffix(".") + "."
 
@@ -465,9 +466,9 @@ def _draw_pictures(
         "lies above or below the law, in percent."
     )
     return [
-        _draw_picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
+        draw_picture("Frontier", frontier, lambda: plot_frontier(runs, fit)),
         _draw_profiles(runs, isoflop),
-        _draw_picture("The fitted law", fitted, lambda: plot_fit(runs, fit, boot)),
+        draw_picture("The fitted law", fitted, lambda: plot_fit(runs, fit, boot)),
         _draw_extrapolation(fit, boot, held),
     ]
 
@@ -482,7 +483,7 @@ def _draw_profiles(runs: Runs, isoflop: IsoFlop | None) -> Picture:
         "best size for that budget (approach 2 of Hoffmann et al. 2022). The dotted "
         "line joins the minima that the power law is fitted to."
     )
-    return _draw_picture(name, caption, lambda: plot_isoflop(runs, isoflop))
+    return draw_picture(name, caption, lambda: plot_isoflop(runs, isoflop))
 
 
 def _draw_extrapolation(
@@ -496,10 +497,11 @@ def _draw_extrapolation(
         "losses; these runs took no part in the fit. Below: the relative error of each "
         "prediction and its 90 % interval."
     )
-    return _draw_picture(name, caption, lambda: plot_extrapolation(fit, boot, held))
+    return draw_picture(name, caption, lambda: plot_extrapolation(fit, boot, held))
 
 
-def _draw_picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+def draw_picture(name: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    """A figure for a page, or why it cannot be drawn."""
     try:
         figure = draw()
     except ValueError as error:  # such as a table without compute

@@ -145,6 +145,37 @@ def find_hints(cells: Iterable[object]) -> Hints:
 
 
 @dataclass(frozen=True)
+class ColumnMark:
+    """How the numbers of one column were read.
+
+    Attributes:
+        decimal: the decimal mark; "" where every mark gives the same numbers.
+        evidence: a cell that is a number under this mark only; "" if there is none.
+        is_decided: false where the cells contradict each other or could be two numbers,
+            so that some stay text.
+    """
+
+    decimal: str = ""
+    evidence: str = ""
+    is_decided: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class ConvertedTable:
+    """A table with the numbers of its columns read.
+
+    Attributes:
+        frame: the table.
+        notes: how they were read.
+        marks: used column -> how its numbers were read.
+    """
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...]
+    marks: dict[str, ColumnMark]
+
+
+@dataclass(frozen=True)
 class NumberReader:
     """How the numbers of one text file are read.
 
@@ -161,8 +192,8 @@ class NumberReader:
 
     def convert(
         self, frame: pd.DataFrame, cells: pd.DataFrame, used: Sequence[str]
-    ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """The table with the numbers of its columns read, and notes that say how.
+    ) -> ConvertedTable:
+        """The table with the numbers of its columns read.
 
         Args:
             frame: the table as pandas reads it.
@@ -174,18 +205,24 @@ class NumberReader:
         """
         hints = {name: find_hints(cells[name]) for name in used}
         converted: dict[str, pd.Series] = {}
+        marks: dict[str, ColumnMark] = {}
         read: list[str] = []
         notes: list[str] = []
         for name, hint in hints.items():
             if len(hint.evidence) == 2 and self.decimal is None:
                 notes.append(self._describe_conflict(name, hint))
+                marks[name] = ColumnMark(is_decided=False)
                 continue
             if self._keeps_text(hint):
                 doubt = self._describe_ambiguity(name, hint.ambiguous[","], hints)
                 notes.append(f"{doubt}; rows with such cells are rejected")
+                marks[name] = ColumnMark(is_decided=False)
                 continue
             mark = self.decimal or self._choose_mark(name, hints)
             self._check_cells(name, hint, mark)
+            marks[name] = ColumnMark()
+            if hint.evidence or hint.ambiguous:
+                marks[name] = ColumnMark(mark, hint.evidence.get(mark, ""))
             if hint.n_plain == hint.n_numbers and mark == ".":
                 # pandas has read it.
                 continue
@@ -197,7 +234,8 @@ class NumberReader:
         if read:
             shown = "; ".join(read[:SHOWN_COLUMNS])
             notes.insert(0, f"numbers were read as written: {shown}")
-        return frame.assign(**converted), tuple(notes)
+        table = frame.assign(**converted)
+        return ConvertedTable(frame=table, notes=tuple(notes), marks=marks)
 
     def _keeps_text(self, hint: Hints) -> bool:
         """Whether a column has ambiguous cells beside numbers as programs write them:

@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.table.number_marks import NumberReader, check_marks, is_number
+from analysis.table.number_marks import (
+    ColumnMark,
+    NumberReader,
+    check_marks,
+    is_number,
+)
 from analysis.table.spreadsheets import (
     TEXT_SUFFIXES,
     Layout,
@@ -47,6 +52,7 @@ class Source:
         unread: (position, reason) of each line that could not be read.
         layout: of a .csv, .tsv or .txt; None of other sources.
         notes: what was read how.
+        marks: column -> how its numbers were read; empty where Python reads them all.
     """
 
     frame: pd.DataFrame
@@ -55,6 +61,7 @@ class Source:
     unread: list[tuple[int, str]]
     layout: Layout | None = None
     notes: tuple[str, ...] = ()
+    marks: dict[str, ColumnMark] = field(default_factory=dict)
 
 
 def read_table(
@@ -118,8 +125,23 @@ def read_numbers(
     cells.columns = source.frame.columns
     kept = [name for name in cells.columns if name in used or name not in ids]
     reader = NumberReader(source.label, decimal=mark, is_plain=layout.is_plain)
-    frame, notes = reader.convert(source.frame, cells.loc[:, kept], used)
-    return replace(source, frame=frame, notes=(*source.notes, *notes))
+    found = reader.convert(source.frame, cells.loc[:, kept], used)
+    notes = (*source.notes, *found.notes)
+    return replace(source, frame=found.frame, notes=notes, marks=found.marks)
+
+
+def read_written_cells(source: Source) -> pd.DataFrame:
+    """The rows of a table with its cells as the file writes them.
+
+    A text file is read again; the cells of other sources are their values. Characters
+    that cannot be seen are in them, and `replace_unseen` is for whoever shows them.
+    """
+    if source.layout is None:
+        return source.frame
+    cells = read_cells(source.layout, (), as_text=True, marks_missing=False)
+    cells = cells.reset_index(drop=True)
+    cells.columns = source.frame.columns
+    return cells
 
 
 def _has_other_numbers(frame: pd.DataFrame, used: Sequence[str]) -> bool:

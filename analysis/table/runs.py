@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.suggestions import find_near
+from analysis.table.provenance import Provenance
 from analysis.table.readers import (
     Source,
     parse_numbers,
@@ -43,7 +44,7 @@ CANONICAL: dict[str, str] = {
 }
 
 # Source columns tried, in this order, when the caller names none.
-_DEFAULTS: dict[str, tuple[str, ...]] = {
+DEFAULTS: dict[str, tuple[str, ...]] = {
     "N": ("N", "n_matmul"),
     "D": ("D", "tokens"),
     "C": ("C", "flops"),
@@ -58,7 +59,7 @@ _ID_COLUMNS = ("run_id", "trunk_id", "trunk")
 # Names that no variable of a law can have, since rows are judged or named by them.
 _RESERVED = ("source_row", "row", "reason", "status", "diverged", "undercooled")
 # Canonical columns whose cells are no numbers.
-_AS_WRITTEN = ("trunk", "seed")
+AS_WRITTEN = ("trunk", "seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ class Runs:
         notes: what was read how, then warnings about accepted rows; they name rows by
             `source_row`.
         units: canonical name -> unit of the source column, where one was given.
+        provenance: what the caller stated and what was found, for `write_review`.
     """
 
     table: pd.DataFrame
@@ -88,6 +90,7 @@ class Runs:
     source: str
     notes: tuple[str, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -154,6 +157,18 @@ class Runs:
             rejected = pd.concat(parts, ignore_index=True)
         table = self.table.loc[~is_excluded].reset_index(drop=True)
         return replace(self, table=table, rejected=rejected)
+
+
+class NoUsableRowError(ValueError):
+    """A table was read and every row of it is rejected.
+
+    Attributes:
+        runs: the table, with its rejected rows.
+    """
+
+    def __init__(self, message: str, runs: Runs) -> None:
+        super().__init__(message)
+        self.runs = runs
 
 
 def load_runs(
@@ -230,8 +245,9 @@ def load_runs(
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is unreadable, a column is missing, its numbers are
-            ambiguous, a unit is unknown or contradicts a header, a variable has a name
-            that is taken, or no row is left.
+            ambiguous, a unit is unknown or contradicts a header, or a variable has a
+            name that is taken.
+        NoUsableRowError: every row is rejected. It is a ValueError and has the rows.
     """
     variables = {name: column for name, column in others.items() if column is not None}
     _check_variable_names(variables)
@@ -251,18 +267,41 @@ def load_runs(
         **variables,
     }
     columns = _resolve_columns(named, read)
-    units = check_units(units or {}, columns)
+    stated_units = check_units(units or {}, columns)
+    units = stated_units
     if read.frame.empty:
         raise ValueError(
             f"{read.label} has no row{_format_first_reasons(read.unread)}; "
             "a run table needs at least one"
         )
-    numeric = [column for name, column in columns.items() if name not in _AS_WRITTEN]
+    numeric = [column for name, column in columns.items() if name not in AS_WRITTEN]
     read = read_numbers(read, numeric, text_columns, decimal, thousands)
     if read.layout is not None:
         units, notes = join_header_units(units, columns, read.layout.units)
         read = replace(read, notes=(*read.notes, *notes))
-    return _judge_rows(read, columns, units)
+    text_options = {
+        "separator": separator,
+        "decimal": decimal,
+        "thousands": thousands,
+    }
+    given = {**named, **text_options}
+    provenance = Provenance(
+        source=read,
+        stated={name: value for name, value in given.items() if value is not None},
+        stated_units=stated_units,
+        columns=_sort_columns(columns),
+        formulas={},
+        units=units,
+        values={},
+    )
+    runs = _judge_rows(provenance)
+    if not len(runs):
+        raise NoUsableRowError(
+            f"{read.label} has no usable row left of {len(read.frame)}"
+            + _format_first_reasons(runs.reasons()),
+            runs,
+        )
+    return runs
 
 
 def _check_text_options(read: Source, **options: str | None) -> None:
@@ -315,7 +354,7 @@ def _resolve_columns(named: Mapping[str, str | None], read: Source) -> dict[str,
     found: dict[str, str] = {}
     for name, column in named.items():
         if column is None:
-            for default in _DEFAULTS.get(name, ()):
+            for default in DEFAULTS.get(name, ()):
                 if default in present:
                     found[name] = default
                     break
@@ -345,33 +384,29 @@ def _suggest_columns(column: str, present: list[str]) -> str:
     return f"its columns are: {', '.join(present[:12]) or 'none'}"
 
 
-def _judge_rows(read: Source, columns: dict[str, str], units: dict[str, str]) -> Runs:
-    """The table with accepted rows apart from rejected ones.
-
-    Raises:
-        ValueError: no row is accepted.
+def _judge_rows(provenance: Provenance) -> Runs:
+    """The table with accepted rows apart from rejected ones, of which any number may be
+    none.
     """
+    read = provenance.source
+    columns = dict(provenance.columns)
+    units = dict(provenance.units)
     frame = read.frame
     given = {
         name: parse_numbers(frame.loc[:, column])
         for name, column in columns.items()
-        if name not in _AS_WRITTEN
+        if name not in AS_WRITTEN
     }
     values = convert_units(given, units)
     formulas = _derive_third_quantity(values)
     judged = _Numbers(given=given, values=values, units=units)
     reasons = _find_reasons(frame, columns, judged, formulas)
-    is_accepted = np.array([not reason for reason in reasons])
+    is_accepted = np.array([not reason for reason in reasons.texts])
     rejected = [
         (int(line), reason)
-        for line, reason in zip(read.lines, reasons, strict=True)
+        for line, reason in zip(read.lines, reasons.texts, strict=True)
         if reason
     ]
-    if not is_accepted.any():
-        raise ValueError(
-            f"{read.label} has no usable row left of {len(frame)}"
-            + _format_first_reasons(rejected + read.unread)
-        )
     columns = _sort_columns(columns | formulas)
     table = _build_table(frame, values, columns).assign(source_row=read.lines)
     accepted = table.loc[is_accepted].reset_index(drop=True)
@@ -386,13 +421,19 @@ def _judge_rows(read: Source, columns: dict[str, str], units: dict[str, str]) ->
     shown_columns = dict(columns)
     for name, unit in units.items():
         shown_columns[name] = f"{columns[name]} [{unit}]"
+    notes = read.notes
+    if len(accepted):
+        notes = (*notes, *find_warnings(accepted, columns, units))
     return Runs(
         table=accepted,
         rejected=rejected_rows,
         columns=shown_columns,
         source=read.label,
-        notes=(*read.notes, *find_warnings(accepted, columns, units)),
+        notes=notes,
         units=units,
+        provenance=replace(
+            provenance, formulas=formulas, values=values, kinds=reasons.kinds
+        ),
     )
 
 
@@ -473,13 +514,26 @@ class _Reasons:
 
     def __init__(self, n_rows: int) -> None:
         self.texts = [""] * n_rows
+        self.kinds: dict[str, str] = {}
 
     def reject(
-        self, mask: pd.Series | np.ndarray, explain: Callable[[int], str]
+        self,
+        mask: pd.Series | np.ndarray,
+        kind: str,
+        explain: Callable[[int], str] | None = None,
     ) -> None:
-        """Reject the rows of a mask [n]; `explain` gives the reason of a row."""
+        """Reject the rows of a mask [n].
+
+        Args:
+            mask: which rows.
+            kind: what their reasons have in common.
+            explain: gives the reason of a row; it is the kind when None.
+        """
         for row in np.flatnonzero(np.asarray(mask, dtype=bool)).tolist():
-            self.texts[row] = self.texts[row] or explain(row)
+            if self.texts[row]:
+                continue
+            self.texts[row] = kind if explain is None else explain(row)
+            self.kinds[self.texts[row]] = kind
 
 
 def _find_reasons(
@@ -487,8 +541,8 @@ def _find_reasons(
     columns: Mapping[str, str],
     numbers: _Numbers,
     formulas: Mapping[str, str],
-) -> list[str]:
-    """[n] why each row is rejected; "" where it is not.
+) -> _Reasons:
+    """Why each row is rejected; "" where it is not.
 
     Args:
         frame: the rows as the source has them.
@@ -501,12 +555,13 @@ def _find_reasons(
         status = frame.loc[:, "status"].astype(str)
         reasons.reject(
             (status != "finished").to_numpy(bool),
+            "status is not 'finished'",
             lambda row: f"status is {status[row]!r:.80}, not 'finished'",
         )
     if "diverged" in frame.columns:
         reasons.reject(
             parse_booleans(frame.loc[:, "diverged"]),
-            lambda row: "diverged: its loss became non-finite",
+            "diverged: its loss became non-finite",
         )
     for name in numbers.given:
         if name not in ("budget", "loss_se"):
@@ -516,11 +571,11 @@ def _find_reasons(
             _reject_bad_numbers(reasons, frame.loc[:, columns[name]], name, numbers)
     for name, formula in formulas.items():
         _reject_bad_results(reasons, numbers.values[name], formula)
-    return reasons.texts
+    return reasons
 
 
 def _reject_missing(reasons: _Reasons, cells: pd.Series, column: str) -> None:
-    reasons.reject(cells.isna(), lambda row: f"{column} is missing")
+    reasons.reject(cells.isna(), f"{column} is missing")
 
 
 def _reject_bad_numbers(
@@ -535,16 +590,19 @@ def _reject_bad_numbers(
     unit = numbers.units.get(name, "")
     reasons.reject(
         given.isna() & cells.notna(),
+        f"{column} is not a number",
         lambda row: f"{column} is {cells[row]!r:.80}, not a number",
     )
-    reasons.reject(np.isinf(given), lambda row: f"{column} is infinite")
+    reasons.reject(np.isinf(given), f"{column} is infinite")
     reasons.reject(
         given <= 0,
+        f"{column} is not positive",
         lambda row: f"{column} is {given[row]:g}; it must be positive",
     )
     is_unfit = ~(value > 0) | np.isinf(value)
     reasons.reject(
         is_unfit & given.notna(),
+        f"{column} is not positive and finite after its conversion",
         lambda row: f"{column} is {given[row]:g} {unit}, which is {value[row]:g}",
     )
 
@@ -552,5 +610,6 @@ def _reject_bad_numbers(
 def _reject_bad_results(reasons: _Reasons, value: pd.Series, formula: str) -> None:
     reasons.reject(
         ~(value > 0) | np.isinf(value),
+        f"{formula} is not positive and finite",
         lambda row: f"{formula} is {value[row]:g}; it must be positive and finite",
     )

@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -31,6 +32,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
     codecs.BOM_UTF8: "utf-8-sig",
 }
+SeparatorOrigin = Literal["the caller", "its line sep=", "its first lines"]
 # Records of a file from which its layout is found.
 _N_LOOKED_AT = 64
 
@@ -43,8 +45,10 @@ class Layout:
         path: the file.
         encoding: its encoding.
         separator: what separates its columns.
+        separator_origin: how the separator is known.
         start: characters before the header line, or before the first row if `names`.
         names: the column names where they are not one header line.
+        header_lines: how many lines name the columns.
         first_row: position of the first row below the header.
         units: column -> its unit, as a row below the header says.
         notes: what was found.
@@ -54,8 +58,10 @@ class Layout:
     path: Path
     encoding: str = "utf-8"
     separator: str = ","
+    separator_origin: SeparatorOrigin = "its first lines"
     start: int = 0
     names: tuple[str, ...] | None = None
+    header_lines: int = 1
     first_row: int = 0
     units: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -94,8 +100,12 @@ def find_layout(path: Path, separator: str | None = None) -> Layout:
     layout = Layout(path=path, encoding=encoding)
     if encoding == "utf-16":
         layout = replace(layout, notes=("the file is UTF-16",), is_plain=False)
-    if separator is None:
-        layout, separator = _read_separator_line(layout)
+    layout, written = _read_separator_line(layout)
+    if separator is not None:
+        layout = replace(layout, separator_origin="the caller")
+    elif written is not None:
+        separator = written
+        layout = replace(layout, separator_origin="its line sep=")
     records = {}
     for candidate in {*SEPARATORS, *([separator] if separator else [])}:
         records[candidate] = _read_records(layout, candidate)
@@ -114,13 +124,16 @@ def is_separator(text: str) -> bool:
     return re.fullmatch(r"[^\w.\r\n\"'+-]", text) is not None
 
 
-def read_cells(layout: Layout, ids: Sequence[str], as_text: bool) -> pd.DataFrame:
+def read_cells(
+    layout: Layout, ids: Sequence[str], as_text: bool, marks_missing: bool = True
+) -> pd.DataFrame:
     """The rows of a text table.
 
     Args:
         layout: of the file.
         ids: columns that stay text.
         as_text: whether all cells are text instead of what pandas takes them for.
+        marks_missing: whether cells such as "" and "n/a" become NaN.
 
     Raises:
         ValueError: pandas cannot read the file.
@@ -145,6 +158,7 @@ def read_cells(layout: Layout, ids: Sequence[str], as_text: bool) -> pd.DataFram
         names=names,
         header=header,
         dtype=kinds,
+        keep_default_na=marks_missing,
         low_memory=False,
     )
     if layout.names is not None:
@@ -272,6 +286,7 @@ def _find_header(layout: Layout, records: list[_Record]) -> Layout:
     return replace(
         layout,
         names=names,
+        header_lines=n_header - bool(units),
         start=records[n_header - 1].end,
         first_row=n_header - 1,
         is_plain=False,

@@ -53,6 +53,8 @@ def tuned(
     if not is_best.all():
         reason = f"not the best {over} of its cell ({', '.join(by)})"
         runs = runs.exclude(~is_best, reason)
+    if runs.provenance is not None:
+        runs = replace(runs, provenance=replace(runs.provenance, tuned=over))
     if not at_edge:
         return runs
     shown = table["source_row"].to_numpy()[at_edge[:SHOWN_CELLS]]

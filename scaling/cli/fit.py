@@ -93,6 +93,7 @@ class ColumnOptions:
     C: str | None = None
     loss: str | None = None
     trunk: str | None = None
+    seed: str | None = None
     budget: str | None = None
     loss_se: str | None = None
     weight: Annotated[str | None, Unprefixed] = None

@@ -562,6 +562,7 @@ def test_a_law_that_the_runs_cannot_identify_exits_with_1(tmp_path, capsys):
         "compare",
         "audit",
         "report",
+        "review",
         "reproduce",
     ],
 )
