@@ -215,6 +215,8 @@ def is_left_alone(node: Any) -> bool:
             equals = [c.start_pos for c in children if c == "="]
             if not equals or inner.start_pos < equals[0]:
                 return True
+        if outer.type == "parameters" and inner.type == "operator":
+            return True  # the star before names that must be given
         if outer.type == "funcdef" and inner.get_previous_sibling() == "->":
             return True
         if outer.type in ("fstring", "raise_stmt", "assert_stmt", "decorator"):
@@ -352,7 +354,8 @@ def choose_faults(target: dict[str, Any], arguments: argparse.Namespace) -> list
     left_out = target.get("without_functions", ())
     faults = [fault for fault in faults if fault.function not in left_out]
     sample = target.get("sample")
-    if sample is None or arguments.all or len(faults) <= sample:
+    is_whole = arguments.all or arguments.again or sample is None
+    if is_whole or len(faults) <= sample:
         return faults
     chosen = random.Random(arguments.seed).sample(range(len(faults)), sample)
     return [faults[index] for index in sorted(chosen)]
