@@ -120,7 +120,7 @@ class ColumnOptions:
 
     def read(self, path: Path) -> Runs:
         """The accepted runs of a sweep's folder, or of a file that `load_runs` reads."""
-        from analysis import load_runs, tuned
+        from analysis import NoUsableRowError, load_runs, tuned
 
         columns = dataclasses.asdict(self)
         tuned_over = columns.pop("tuned")
@@ -128,7 +128,11 @@ class ColumnOptions:
         columns |= parse_pairs("--variable", columns.pop("variable"), "U=unique_tokens")
         if path.is_dir():
             table = read_finished_runs(path)
-            runs = load_runs(table, **columns, units=units)
+            try:
+                runs = load_runs(table, **columns, units=units)
+            except NoUsableRowError as error:
+                error.runs = dataclasses.replace(error.runs, source=str(path))
+                raise
             runs = dataclasses.replace(runs, source=str(path))
         else:
             runs = load_runs(path, **columns, units=units)

@@ -151,6 +151,17 @@ def test_the_page_never_takes_the_place_of_a_table(
     assert table.read_bytes() == before
 
 
+@pytest.mark.parametrize("diverged", [False, True])
+def test_the_folder_of_a_sweep_is_reviewed_as_it_is_fitted(
+    diverged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table().assign(diverged=diverged)
+    monkeypatch.setattr("scaling.cli.fit.read_finished_runs", lambda out: table)
+    page = tmp_path / "review.html"
+    assert main(["review", str(tmp_path), "--out", str(page)]) == int(diverged)
+    assert find_command(page)[:2] == ["fit", str(tmp_path)]
+
+
 def test_a_table_of_compute_alone_is_fitted_by_a_law_of_compute(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
