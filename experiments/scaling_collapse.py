@@ -7,7 +7,8 @@ by rates some factors off it. The collapse of the five with the recipe's rate is
 and again with each size in turn replaced by its run at another rate: which sizes does
 `analysis.check_collapse` name, and what does the wrong rate cost?
 
-It prints a table, and writes it to collapse.json. docs/guides/curves.md reads it.
+It prints a table, and writes it to collapse.json. Expect no size to be named at these
+sizes: docs/guides/curves.md says why.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class CollapseArgs:
         widths: the sizes.
         tokens_per_parameter: of every run.
         factors: of the learning rate, beside 1.
-        E: irreducible loss in nats per token. Default: that of a power law in N of the
-            runs with the recipe's rate.
+        E: irreducible loss in nats per token. Default: that of L(N, D) of the 25 runs of
+            experiments/skip_cooldowns.py, on the same text.
         workers: processes. Default: one per core on CPU.
     """
 
@@ -47,7 +48,7 @@ class CollapseArgs:
     widths: tuple[int, ...] = (24, 32, 48, 64, 96)
     tokens_per_parameter: float = 20.0
     factors: tuple[float, ...] = (0.25, 0.5, 2.0, 4.0)
-    E: float | None = None
+    E: float = 1.137
     workers: int | None = None
 
 
@@ -82,14 +83,6 @@ def load_sweep_curves(out: Path) -> Curves:
     return analysis.load_curves(logged.table, schedules=schedules)
 
 
-def fit_irreducible_loss(table: pd.DataFrame) -> float:
-    """E of E + A / N^alpha of the runs with the recipe's rate."""
-    found = analysis.fit(
-        analysis.load_runs(table), "power_law_N", allow_unidentified=True
-    )
-    return found.params["E"]
-
-
 def main() -> None:
     """Train, check, print."""
     args = tyro.cli(CollapseArgs, description=__doc__)
@@ -99,16 +92,13 @@ def main() -> None:
     table = sweep(plan, args.out, workers=args.workers).set_index("run_id")
     curves = load_sweep_curves(args.out)
     tuned = {width: runs[width, 1.0].run_id for width in args.widths}
-    E = args.E
-    if E is None:
-        E = fit_irreducible_loss(table.loc[list(tuned.values())].reset_index())
     widths = {run.run_id: width for (width, _), run in runs.items()}
     rows = []
     for (width, factor), run in runs.items():
         if factor == 1.0 and width != args.widths[0]:
             continue
         chosen = tuned | {width: run.run_id}
-        found = analysis.check_collapse(curves.take(list(chosen.values())), E)
+        found = analysis.check_collapse(curves.take(list(chosen.values())), args.E)
         named = [widths[run_id] for run_id in found.off]
         deviation = found.table.set_index("run").loc[run.run_id, "deviation"]
         loss = table.loc[run.run_id, "loss"] / table.loc[tuned[width], "loss"] - 1
@@ -122,12 +112,14 @@ def main() -> None:
                 "named": ", ".join(map(str, named)) or "none",
             }
         )
-    print(f"\nE = {E:.4f}")
+    print()
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.4f}".format))
     wrong = [row for row in rows if row["factor"] != 1.0]
     right = [row["named"] == str(row["width"]) for row in wrong]
-    print(f"{np.sum(right)} of {len(right)} wrong rates named, and nothing else")
-    content = {"E": E, "rows": rows}
+    print(
+        f"{np.sum(right)} of {len(right)} wrong rates named, and no other run with them"
+    )
+    content = {"E": args.E, "rows": rows}
     (args.out / "collapse.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -10,10 +10,10 @@ needs the `literature` extra), and the entries that need other tables are skippe
 command names what it skips.
 
 It prints the lines, and writes `literature.json` and `report.html` below --out. The
-seven entries with published numbers take about two minutes on two cores, most of it
-compiling. `caballero` takes one more minute, and `revisiting` far longer, because M4
-fits long curves slowly: choose with --entries. Expect `reproduced` on most lines, and
-on the others the reason.
+entries with published numbers take some two minutes on two cores, most of it compiling,
+and the comparisons of laws on learning curves, `caballero` and `revisiting`, as long
+again: choose with --entries. Expect `reproduced` on most lines, and on the others the
+reason.
 """
 
 from __future__ import annotations

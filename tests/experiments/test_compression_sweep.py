@@ -113,6 +113,7 @@ def test_runs_of_one_size_determine_nothing() -> None:
         fit_law(table.loc[table["n_matmul"] == 1e5], KUMAR)
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_a_row_for_every_compression(tmp_path: Path) -> None:
     data = DataConfig("markov:states=16,branching=2,tokens=40000")
     model = ModelConfig(width=8, depth=1, n_heads=2, vocab=16, context=16)

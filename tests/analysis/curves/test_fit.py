@@ -179,6 +179,7 @@ def test_redrawn_residuals_keep_their_neighbors_and_their_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.82), (0.7, 0.7)])
 def test_intervals_cover_the_truth_under_correlated_noise(
     simulate: Simulate, correlation: float, least: float
@@ -201,7 +202,9 @@ def test_intervals_cover_the_truth_under_correlated_noise(
     assert np.mean(hits) >= least
 
 
-@pytest.mark.parametrize("law", ["multi_power", "annealing"])
+@pytest.mark.parametrize(
+    "law", [pytest.param("multi_power", marks=pytest.mark.slow), "annealing"]
+)
 def test_the_optimal_schedule_is_no_worse_than_common_ones(
     annealing_fit: CurveFit, simulate: Simulate, law: str
 ) -> None:

@@ -186,6 +186,7 @@ def simulate_cells(params: dict[str, float], seed: int, seeds: int = 6) -> pd.Da
     return pd.DataFrame({"N": N, "D": D, "C": 6 * N * D, "loss": loss})
 
 
+@pytest.mark.slow
 def test_with_a_known_law_four_cells_are_enough(
     plain: pd.DataFrame, true: dict[str, float]
 ) -> None:

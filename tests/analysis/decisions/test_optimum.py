@@ -73,6 +73,7 @@ def test_the_order_of_rows_and_the_unit_of_the_rate_change_nothing() -> None:
     pd.testing.assert_frame_equal(other.laws, plain.laws, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_optimum_as_often_as_they_say() -> None:
     inside = 0
     exponent_inside = 0

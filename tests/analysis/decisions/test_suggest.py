@@ -248,6 +248,7 @@ def test_default_candidates_share_and_continue_trunks(
     assert np.allclose(table["own_flops"] / table["C"], 0.2)
 
 
+@pytest.mark.slow
 def test_a_large_table_is_searched_by_its_information(
     simulated: pd.DataFrame, fitted: Fit
 ) -> None:

@@ -93,6 +93,7 @@ def test_a_law_of_the_users_own_is_found_by_its_program(tmp_path: Path) -> None:
     assert second["E"] == first["E"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
 def test_an_executable_that_others_may_write_is_not_loaded(tmp_path: Path) -> None:
     first = fit_in_new_process(30, SCALING_CACHE=str(tmp_path))
@@ -103,6 +104,7 @@ def test_an_executable_that_others_may_write_is_not_loaded(tmp_path: Path) -> No
     assert second["compiled"] == first["compiled"] > 0
 
 
+@pytest.mark.slow
 def test_a_spoiled_executable_is_compiled_again(tmp_path: Path) -> None:
     first = fit_in_new_process(30, SCALING_CACHE=str(tmp_path))
     stored = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -136,6 +138,7 @@ def test_names_tell_apart_what_an_executable_is_made_of(
     assert name("chinchilla", 64) != before
 
 
+@pytest.mark.slow
 def test_the_cache_leaves_the_setting_of_the_caller_alone(tmp_path: Path) -> None:
     assert fit_in_new_process(30, SCALING_CACHE=str(tmp_path))["folder"] is None
     chosen = str(tmp_path / "chosen")

@@ -155,16 +155,16 @@ def test_a_wrong_argument_is_an_error_that_names_it(
         analysis.from_text_log(tmp_path / "absent", "nanogpt")
 
 
-@pytest.mark.parametrize("chatter", ["x" * 4_000_000, "a line of chatter\n" * 200_000])
+@pytest.mark.parametrize("chatter", ["x" * 1_000_000, "a line of chatter\n" * 50_000])
 def test_a_long_log_needs_little_memory(tmp_path: Path, chatter: str) -> None:
     path = tmp_path / "long.log"
     with path.open("w") as file:
-        for i in range(20_000):
+        for i in range(5_000):
             file.write(f"iter {i}: loss 3.5, time 1ms\n")
         file.write(chatter)
     tracemalloc.start()
     table = analysis.from_text_log(path, "nanogpt")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert list(table["step"]) == [19_999]
+    assert list(table["step"]) == [4_999]
     assert peak < path.stat().st_size / 4

@@ -285,6 +285,7 @@ def test_same_input_same_bytes(
     assert write_report(tmp_path / "again.html", **parts).read_text() == text
 
 
+@pytest.mark.slow
 def test_page_stays_below_a_megabyte(
     parts: dict[str, Any], text: str, tmp_path: Path
 ) -> None:

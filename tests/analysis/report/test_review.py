@@ -185,6 +185,7 @@ def test_the_page_loads_nothing(tmp_path: Path) -> None:
     assert not re.search(r"https?://", page.text)
 
 
+@pytest.mark.slow
 def test_a_large_table_has_a_small_page_that_says_what_it_leaves_out(
     tmp_path: Path,
 ) -> None:

@@ -378,6 +378,7 @@ def test_reproduce_passes_its_arguments_on(monkeypatch, capsys):
         assert "scaling reproduce literature" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_that_a_law_has_no_axes_for_are_named(table, tmp_path, capsys):
     columns = "--columns.D seen --columns.loss val_loss"
     line = (

@@ -75,8 +75,8 @@ def write_project_columns(path: Path) -> list[str]:
     ("name", "write"),
     [
         ("of a spreadsheet's.csv", write_spreadsheet),
-        ("plain.csv", write_plain_table),
-        ("tabs.tsv", write_project_columns),
+        pytest.param("plain.csv", write_plain_table, marks=pytest.mark.slow),
+        pytest.param("tabs.tsv", write_project_columns, marks=pytest.mark.slow),
     ],
 )
 def test_the_line_that_states_every_guess_gives_the_same_fit(

@@ -217,6 +217,7 @@ def test_the_remedy_of_a_failed_job_is_enough(
 # --- ground truth ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trained_markov_source_ends_at_its_entropy(tmp_path: Path) -> None:
     """Data, model, optimizer, schedule, evaluation and record against a loss that is
     known exactly: within 0.02 nats of the source's own log probability of the same

@@ -29,7 +29,9 @@ def list_texts() -> list[tuple[int, ...]]:
     return texts
 
 
-@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize(
+    "penalty", [pytest.param(0.0, marks=pytest.mark.slow), 0.7, 1.5]
+)
 def test_it_finds_the_best_of_all_texts(
     make_trained: MakeTrained, penalty: float
 ) -> None:
