@@ -202,7 +202,7 @@ def undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)  # a job that is slowed by others begins once more
 def test_a_job_that_reaches_its_time_limit_resumes_to_the_same_losses(
     cluster: Path, undisturbed: tuple[Plan, pd.DataFrame], tmp_path: Path
 ) -> None:
