@@ -22,12 +22,11 @@ import pandas as pd
 import tyro
 
 import analysis
-from analysis.curves.table import Curves
 from scaling import Plan, PlanConfig, RunConfig, count_parameters, make_plan, sweep
+from scaling.cli.fit_curves import load_sweep_curves
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
-from scaling.store.curves import read_curves
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,6 @@ def make_runs(args: CollapseArgs) -> dict[tuple[int, float], RunConfig]:
             factor = min((1.0, *args.factors)) * run.optim.lr / lowest
             runs[width, round(factor, 6)] = run
     return runs
-
-
-def load_sweep_curves(out: Path) -> Curves:
-    """The curves of all runs of a folder."""
-    logged = read_curves(out)
-    schedules = {run: analysis.Schedule(rates) for run, rates in logged.rates.items()}
-    return analysis.load_curves(logged.table, schedules=schedules)
 
 
 def main() -> None:

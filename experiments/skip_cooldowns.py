@@ -27,10 +27,10 @@ import tyro
 import analysis
 from analysis.curves.table import Curves
 from scaling import PlanConfig, make_plan, sweep
+from scaling.cli.fit_curves import load_sweep_curves
 from scaling.cli.output import print_plan
 from scaling.cli.plan_sweep import find_preset
 from scaling.config import read_toml
-from scaling.store.curves import read_curves
 
 LAWS = ("multi_power", "annealing")
 FURTHER = 10.0
@@ -77,13 +77,6 @@ def train(args: Cooldowns) -> pd.DataFrame:
     print_plan(plan, args.out, timing=True, workers=args.workers)
     table = sweep(plan, args.out, workers=args.workers)
     return table.loc[table["sweep"] == "cooldowns"]
-
-
-def load_sweep_curves(out: Path) -> Curves:
-    """The curves of all runs of a folder."""
-    logged = read_curves(out)
-    schedules = {run: analysis.Schedule(rates) for run, rates in logged.rates.items()}
-    return analysis.load_curves(logged.table, schedules=schedules)
 
 
 def compute_final_loss(curves: Curves, run: str, end: float) -> float:

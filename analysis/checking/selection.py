@@ -353,10 +353,8 @@ def select(
     if len(targets) > 1:
         told = ", ".join(f"{law.name} predicts {law.target}" for law in candidates)
         raise ValueError(f"laws of one quantity can be compared; {told}")
-    masks, notes = mask_holdouts(runs, share, time, tolerance)
-    if all(law.variables == ("loss",) for law in candidates):
-        loss = runs.table["loss"].to_numpy(float)
-        masks["lowest_loss"] = _mask_largest(-loss, share)
+    by_loss = all(law.variables == ("loss",) for law in candidates)
+    masks, notes = mask_holdouts(runs, share, time, tolerance, by_loss)
     fits: dict[str, Fit] = {}
     refused: list[RefusedFit] = []
     scores: list[HeldOutErrors] = []
@@ -408,10 +406,17 @@ def _has_shared_trunk(fit: Fit) -> bool:
 
 
 def mask_holdouts(
-    runs: Runs, share: float, time: str | None, tolerance: float
+    runs: Runs, share: float, time: str | None, tolerance: float, by_loss: bool = False
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """(name -> [n] mask of the rows that a hold-out keeps from the fit, why a hold-out
     is missing).
+
+    Args:
+        runs: the table.
+        share: the part of the rows held out.
+        time: column of numbers that orders the rows in time, see `select`.
+        tolerance: of grouping C.
+        by_loss: whether the rows of lowest loss are a hold-out, too.
 
     Raises:
         ValueError: share outside (0, 1), or no column `time` of numbers.
@@ -440,6 +445,8 @@ def mask_holdouts(
         masks["last"] = _mask_largest(table[time].to_numpy(float), share)
     elif "D" in table:
         masks["last"] = _mask_last_tokens(table, share)
+    if by_loss:
+        masks["lowest_loss"] = _mask_largest(-table["loss"].to_numpy(float), share)
     kept: dict[str, np.ndarray] = {}
     notes: list[str] = []
     for name, mask in masks.items():

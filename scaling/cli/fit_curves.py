@@ -18,6 +18,21 @@ if TYPE_CHECKING:
     from analysis.curves.blocks import CurveBootstrap
 
 
+def load_sweep_curves(out: Path) -> Curves:
+    """The curves of the finished runs of a sweep's folder, with their whole schedules.
+
+    Raises:
+        StoreError: no finished run with logged losses.
+    """
+    from analysis import Schedule, load_curves
+    from scaling.store.curves import read_curves
+
+    logged = read_curves(out)
+    schedules = {run: Schedule(rates) for run, rates in logged.rates.items()}
+    curves = load_curves(logged.table, schedules=schedules)
+    return dataclasses.replace(curves, source=str(out))
+
+
 @dataclass(frozen=True)
 class CurveColumns:
     """Which columns of the table of curves."""
@@ -37,16 +52,11 @@ class CurveColumns:
 
     def read(self, path: Path) -> Curves:
         """The accepted rows of a table, or of a sweep's folder."""
-        from analysis import Schedule, load_curves
+        from analysis import load_curves
 
-        if not path.is_dir():
-            return load_curves(path, **dataclasses.asdict(self))
-        from scaling.store.curves import read_curves
-
-        logged = read_curves(path)
-        schedules = {run: Schedule(rates) for run, rates in logged.rates.items()}
-        curves = load_curves(logged.table, schedules=schedules)
-        return dataclasses.replace(curves, source=str(path))
+        if path.is_dir():
+            return load_sweep_curves(path)
+        return load_curves(path, **dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)

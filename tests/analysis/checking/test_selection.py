@@ -391,6 +391,16 @@ def test_how_accuracy_follows_from_loss_is_told_by_runs_held_out(truth: str) -> 
     assert held.loc[truth, "rms"] < 0.02
 
 
+def test_the_rows_of_lowest_loss_are_held_out_once() -> None:
+    """Where they are also those of the largest models, they count once."""
+    loss = np.linspace(3.6, 2.1, 20)
+    table = pd.DataFrame({"N": np.geomspace(1e6, 1e9, 20), "loss": loss})
+    masks, notes = mask_holdouts(load_runs(table), 0.2, None, 0.1, by_loss=True)
+    np.testing.assert_array_equal(masks["largest_N"], np.arange(20) >= 16)
+    assert "lowest_loss" not in masks
+    assert any("lowest_loss: it would keep the same rows" in note for note in notes)
+
+
 def test_laws_of_two_quantities_are_not_compared() -> None:
     table = pd.DataFrame({"loss": [2.0, 2.5, 3.0], "error": 0.5, "accuracy": 0.5})
     runs = load_runs(table, loss="loss", accuracy="accuracy", error="error")
