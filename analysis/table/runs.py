@@ -279,12 +279,8 @@ def load_runs(
     if read.layout is not None:
         units, notes = join_header_units(units, columns, read.layout.units)
         read = replace(read, notes=(*read.notes, *notes))
-    text_options = {
-        "separator": separator,
-        "decimal": decimal,
-        "thousands": thousands,
-    }
-    given = {**named, **text_options}
+    marks = {"separator": separator, "decimal": decimal, "thousands": thousands}
+    given = {**named, **marks}
     provenance = Provenance(
         source=read,
         stated={name: value for name, value in given.items() if value is not None},

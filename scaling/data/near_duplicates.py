@@ -48,12 +48,18 @@ _BLOCK = 4096
 """N-grams that are hashed at a time."""
 
 _GENERATOR = np.random.default_rng(1997)
+
+
+def _draw_words(count: int) -> np.ndarray:
+    """[count] random 64-bit numbers."""
+    return _GENERATOR.integers(2**64, size=count, dtype=np.uint64)
+
+
 # Odd factors and any terms: x -> a x + b modulo 2^64.
-_FACTORS = _GENERATOR.integers(2**64, size=_BANDS * _ROWS, dtype=np.uint64) | np.uint64(
-    1
-)
-_TERMS = _GENERATOR.integers(2**64, size=_BANDS * _ROWS, dtype=np.uint64)
-_WORD_FACTORS = _GENERATOR.integers(2**64, size=WORDS, dtype=np.uint64) | np.uint64(1)
+_ODD = np.uint64(1)
+_FACTORS = _draw_words(_BANDS * _ROWS) | _ODD
+_TERMS = _draw_words(_BANDS * _ROWS)
+_WORD_FACTORS = _draw_words(WORDS) | _ODD
 
 
 @dataclass(frozen=True)
