@@ -9,7 +9,7 @@ from .checking.law_choice import find_rival_laws as find_rival_laws
 from .checking.selection import Selection as Selection
 from .checking.selection import information as information
 from .checking.selection import select as select
-from .curves.blocks import CurveBootstrap as CurveBootstrap
+from .curves.bootstrap import CurveBootstrap as CurveBootstrap
 from .curves.collapse import Collapse as Collapse
 from .curves.collapse import check_collapse as check_collapse
 from .curves.fit import CurveFit as CurveFit

@@ -16,20 +16,16 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from analysis.curves.blocks import (
-    CurveBootstrap,
-    bootstrap_curves,
-    choose_block_rows,
-    choose_steps,
-    label_blocks,
-)
+from analysis.curves.bootstrap import CurveBootstrap, bootstrap_curves, choose_steps
 from analysis.curves.features import compute_features
+from analysis.curves.noise import estimate_noise
 from analysis.curves.optimum import OptimalSchedule, find_optimal_schedule
 from analysis.curves.schedule import Schedule
 from analysis.curves.table import Curves
 from analysis.fitting.certify import Certificate, certify_solution
 from analysis.fitting.estimate import estimate_parameters
 from analysis.fitting.fit import DEFAULT_DELTA
+from analysis.fitting.noise import compute_effective_noise
 from analysis.fitting.protocol import Protocol, check_options, evaluate_objective
 from analysis.fitting.result import FitResult
 from analysis.laws.base import Binding, NotIdentifiedError, bind_law
@@ -43,8 +39,8 @@ class CurveFit:
 
     Attributes:
         law: the law.
-        result: parameters, covariance, certificate and protocol. The covariance takes
-            blocks of rows as independent, not rows.
+        result: parameters, covariance, certificate and protocol. The covariance counts
+            what the noise of neighboring rows has in common.
         curves: what was fitted.
     """
 
@@ -74,7 +70,7 @@ class CurveFit:
 
     @property
     def standard_errors(self) -> dict[str, float]:
-        """Of the free parameters, from blocks of rows."""
+        """Of the free parameters, under the correlated noise of the rows."""
         return self.result.standard_errors
 
     @property
@@ -138,22 +134,20 @@ class CurveFit:
             )
         return pd.DataFrame(records)
 
-    def bootstrap(
-        self, n: int = 200, seed: int = 0, block_rows: int | None = None
-    ) -> CurveBootstrap:
-        """Draw n times what the parameters may be, by the block bootstrap.
+    def bootstrap(self, n: int = 200, seed: int = 0) -> CurveBootstrap:
+        """Draw n times what the parameters may be.
+
+        Each replicate is fitted to the law's curves with noise that has the correlation
+        along a run of this fit's residuals (`analysis.curves.noise`).
 
         Args:
             n: replicates.
             seed: of the draws.
-            block_rows: rows of a block. By default chosen from the autocorrelation of
-                the residuals (`analysis.curves.blocks.choose_block_length`), the longest
-                of the runs.
 
         Raises:
-            ValueError: bad n or block_rows.
+            ValueError: bad n.
         """
-        return bootstrap_curves(self, n, seed, block_rows)
+        return bootstrap_curves(self, n, seed)
 
     def optimal_schedule(
         self,
@@ -358,14 +352,21 @@ def _certify(
     estimate = estimate_parameters(binding, protocol, data)
     names = curves.table["run"].to_numpy(str)
     labels = np.unique(names, return_inverse=True)[1]
-    block_rows = choose_block_rows(estimate.residuals, labels)
+    row_noise = estimate_noise(estimate.residuals, estimate.compute_jacobian(), labels)
+    # What Huber's objective makes of such noise, over what least squares would.
+    delta = estimate.solver.data.delta
+    inflation = 1.0
+    if row_noise.deviation > 0:
+        effective = compute_effective_noise(row_noise.deviation, delta)
+        inflation = effective / row_noise.deviation
     certificate, covariance = certify_solution(
         estimate.solver,
         estimate.solution,
         estimate.params,
         estimate.residuals,
-        label_blocks(labels, block_rows),
-        {},
+        trunk=None,
+        components={},
+        multiply_noise=lambda matrix: inflation**2 * row_noise.multiply(matrix),
     )
     return FitResult(
         law=binding.law,

@@ -4,7 +4,7 @@ covariance after it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -185,6 +185,7 @@ def certify_solution(
     r: np.ndarray,
     trunk: np.ndarray | None,
     components: Mapping[str, float],
+    multiply_noise: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[Certificate, np.ndarray]:
     """(certificate, [P, P] covariance of the free parameters) of a solution with scaled
     residuals r [n].
@@ -196,6 +197,8 @@ def certify_solution(
         r: [n] scaled residuals, whitened if there are trunk effects.
         trunk: [n] the trunk of each row; None if the table has none.
         components: standard deviations of the effects; empty if rows are independent.
+        multiply_noise: gives the covariance of the rows' noise times a matrix [n, P],
+            where neighboring rows have something in common.
     """
     binding = solver.binding
     names = np.array(binding.free)
@@ -213,7 +216,9 @@ def certify_solution(
     lost, condition = find_null_space(np.concatenate([J, prior_rows])[:, seen])
 
     slopes = differentiate_parameters(solver, z)
-    if components:
+    if multiply_noise is not None:
+        half = compute_correlated_half(J, bound, multiply_noise) @ slopes.T
+    elif components:
         noise_of_row = noise.compute_effective_noise(
             components["row"], solver.data.delta
         )
@@ -326,6 +331,28 @@ def differentiate_parameters(solver: Solver, z: np.ndarray) -> np.ndarray:
     moved = np.stack([values[name] for name in solver.binding.free], axis=1)
     p = len(z)
     return ((moved[:p] - moved[p:]) / (2 * step)[:, None]).T
+
+
+def compute_correlated_half(
+    J: np.ndarray,
+    bound: np.ndarray,
+    multiply_noise: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """[P, P] H with covariance of z = H'H, of least squares under correlated noise.
+
+    Coordinates on a bound get 0.
+
+    Args:
+        J: [n, P] Jacobian of the residuals.
+        bound: [P] coordinates on a bound.
+        multiply_noise: gives the covariance of the rows' noise times a matrix.
+    """
+    free = J[:, ~bound]
+    inverse, _ = invert_information(free.T @ free)
+    half = np.zeros((J.shape[1], J.shape[1]))
+    root = find_square_root(free.T @ multiply_noise(free))
+    half[np.ix_(~bound, ~bound)] = root @ inverse
+    return half
 
 
 def compute_sandwich(

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
-from analysis.curves.blocks import CurveBootstrap
+from analysis.curves.bootstrap import CurveBootstrap
 from analysis.curves.fit import CurveFit
 from analysis.curves.schedule import Schedule
 from analysis.curves.table import Curves

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis import CurveFit, Curves
-    from analysis.curves.blocks import CurveBootstrap
+    from analysis.curves.bootstrap import CurveBootstrap
 
 
 def load_sweep_curves(out: Path) -> Curves:
@@ -181,7 +181,8 @@ class FitCurvesArgs:
             )
             return
         print(f"{curves}\n\n{found}\n")
-        print(f"90 % intervals, blocks of {boot.block_rows} rows:")
+        shown = f"{boot.noise.neighbor_correlation:.2f}"
+        print(f"90 % intervals; the noise of neighboring rows has correlation {shown}:")
         for name, (low, high) in intervals.items():
             print(f"  {name:<8} {found.params[name]:>12.5g}  [{low:.5g}, {high:.5g}]")
         print(f"\nerrors in nats per token:\n{scores.to_string(index=False)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.signal
 
 from analysis.curves.features import compute_features
 from analysis.curves.schedule import Schedule
@@ -38,6 +39,14 @@ def make_schedules() -> dict[str, Schedule]:
         "cosine": Schedule.cosine(PEAK, 3000, WARMUP, 0.1 * PEAK),
         "stages": Schedule(two_stages),
     }
+
+
+def correlate(rng: np.random.Generator, correlation: float, rows: int) -> np.ndarray:
+    """[rows] numbers each of which keeps a share of the one before; the new part of each
+    has unit variance.
+    """
+    new = rng.standard_normal(rows)
+    return scipy.signal.lfilter([1.0], [1.0, -correlation], new)
 
 
 @pytest.fixture(scope="session")

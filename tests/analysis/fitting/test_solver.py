@@ -57,6 +57,13 @@ def test_the_objective_reported_is_the_sum_over_rows(solver: Solver) -> None:
     )
 
 
+def test_only_neighbors_of_a_solution_are_beside_it(solver: Solver) -> None:
+    z = np.concatenate([[1.0, 1.0, 1.0], solver.grid[40]])[None]
+    assert solver._is_beside(np.array([[40, 0, -1]]), z).tolist() == [
+        [True, False, False]
+    ]
+
+
 def test_no_other_optimizer_does_better(solver: Solver) -> None:
     solution = solver.global_fit()
     best = scipy.optimize.minimize(

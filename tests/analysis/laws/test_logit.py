@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import brentq
 
 from analysis.fitting.data import use_float64
-from analysis.laws.logit import solve_logit
+from analysis.laws.logit import solve_logit, start_newton
 
 KAPPAS = (0.01, 0.3, 1.0, 1.7, 4.0)
 WANTED = np.array([-300.0, -9.0, -0.7, 0.0, 0.4, 3.0, 11.0, 250.0])
@@ -33,8 +33,21 @@ def test_the_root_is_the_one_that_bisection_finds(kappa: float) -> None:
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
+def test_the_start_is_the_root_where_a_tangent_touches(kappa: float) -> None:
+    touching = np.array([-40.0, 0.0, 40.0])
+    wanted = np.array([compute_wanted(u, kappa) for u in touching])
+    np.testing.assert_allclose(start_newton(wanted, kappa), touching, atol=1e-12)
+    # Elsewhere it is on the side from which Newton's method does not step over the root.
+    between = np.array([-3.0, -0.5, 0.5, 3.0])
+    wanted = np.array([compute_wanted(u, kappa) for u in between])
+    beyond = (start_newton(wanted, kappa) - between) * np.sign(kappa - 1.0)
+    assert (beyond >= -1e-12).all()
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
 def test_jax_finds_the_same_root_and_derivatives_of_two_orders(kappa: float) -> None:
-    wanted = np.array([compute_wanted(u, kappa) for u in (-9.0, -0.7, 0.0, 0.4, 11.0)])
+    points = (-9.0, -0.7, 0.0, 0.4, 3.75, 11.0)
+    wanted = np.array([compute_wanted(u, kappa) for u in points])
     found = solve_logit(wanted, kappa)
     with use_float64():
         value, slopes, curvatures = differentiate_logit(wanted, kappa)
