@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from analysis.table.number_marks import is_number
@@ -14,6 +15,7 @@ from analysis.table.provenance import Provenance
 from analysis.table.runs import AS_WRITTEN, CANONICAL, DEFAULTS
 from analysis.table.spreadsheets import Layout
 from analysis.table.units import split_header_unit
+from analysis.table.warnings import is_small_for_ones
 
 # Words of a column's name by which it may hold a role.
 _ROLE_WORDS = {
@@ -50,6 +52,8 @@ class Choice:
             whose value only the caller knows, or nothing.
         is_stated: whether the caller stated it.
         role: canonical name that it is about; "" if it is about the file.
+        is_doubtful: whether it is probably wrong. The option then states another value,
+            and is left to the caller.
     """
 
     subject: str
@@ -58,6 +62,7 @@ class Choice:
     option: tuple[str, ...] = ()
     is_stated: bool = False
     role: str = ""
+    is_doubtful: bool = False
 
 
 def list_choices(provenance: Provenance) -> list[Choice]:
@@ -160,8 +165,18 @@ def _describe_unit_choice(provenance: Provenance, name: str) -> Choice:
     if unit is None:
         unit = _UNIT_OF_ROLE.get(name, "ones")
         reason = "the default; nothing was converted"
+        if _looks_like_millions(provenance, name):
+            # Stating the unit would silence the warning.
+            reason = "the default, but the numbers look like millions or billions"
+            option = ("--unit", f"{name}=millions")
+            return Choice(f"unit of {name}", unit, reason, option, False, name, True)
     option = ("--unit", f"{name}={unit}")
     return Choice(f"unit of {name}", unit, reason, option, is_stated, name)
+
+
+def _looks_like_millions(provenance: Provenance, name: str) -> bool:
+    values = provenance.values[name].to_numpy(float)
+    return is_small_for_ones(name, values[np.isfinite(values)])
 
 
 def _list_row_choices(provenance: Provenance) -> list[Choice]:
@@ -223,7 +238,7 @@ def _suggest_roles(cells: pd.Series) -> tuple[str, ...]:
 
 
 def format_fit_command(path: str, choices: Sequence[Choice]) -> str:
-    """The command that fits a table and states every choice.
+    """The command that fits a table and states every choice that is not doubtful.
 
     Args:
         path: of the table.
@@ -231,7 +246,7 @@ def format_fit_command(path: str, choices: Sequence[Choice]) -> str:
     """
     words = ["scaling", "fit", _escape_word(path)]
     for choice in choices:
-        if len(choice.option) < 2:
+        if len(choice.option) < 2 or choice.is_doubtful:
             continue
         flag, value = choice.option
         # A value with a dash at its start reads as a flag.

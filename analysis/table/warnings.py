@@ -126,15 +126,23 @@ def warn_of_small_numbers(
     source = columns.get(name, FORMULAS[name])
     if name in units or source == FORMULAS[name]:
         return ""
-    median = float(np.median(table[name].to_numpy(float)))
-    if median >= SMALLEST_MEDIAN[name]:
+    values = table[name].to_numpy(float)
+    if not is_small_for_ones(name, values):
         return ""
+    median = float(np.median(values))
     quantity = {"N": "parameters", "D": "tokens"}[name]
     return (
         f"{name} looks as if it were in millions or billions of {quantity} "
         f"(median of {source}: {median:.4g}); nothing was converted: say "
         f"units={{{name!r}: 'millions'}} or 'billions' if so, 'ones' if not"
     )
+
+
+def is_small_for_ones(name: str, values: np.ndarray) -> bool:
+    """Whether numbers [n] of N or D are probably counted in millions or billions."""
+    if name not in SMALLEST_MEDIAN or not len(values):
+        return False
+    return float(np.median(values)) < SMALLEST_MEDIAN[name]
 
 
 def warn_of_odd_compute(table: pd.DataFrame, columns: Mapping[str, str]) -> str:

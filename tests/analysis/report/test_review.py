@@ -132,6 +132,19 @@ def test_each_guess_has_the_option_that_states_it(tmp_path: Path) -> None:
     assert len(left) < len(guesses)
 
 
+def test_a_unit_that_is_probably_wrong_is_not_stated(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"N": [10, 20, 40], "D": [2e9, 4e9, 8e9], "loss": [4, 3.5, 3]})
+    runs = load_runs(frame, N="N", D="D", loss="loss")
+    assert runs.provenance is not None
+    units = {c.role: c for c in list_choices(runs.provenance) if "unit" in c.subject}
+    assert units["N"].is_doubtful and not units["D"].is_doubtful
+    assert units["N"].option == ("--unit", "N=millions")
+    page = review(runs, tmp_path)
+    assert "look like millions or billions" in page.text
+    assert "--unit D=ones" in page.command
+    assert "--unit N=" not in page.command
+
+
 def test_columns_that_are_not_used_and_could_be_a_role_are_marked(
     tmp_path: Path,
 ) -> None:
