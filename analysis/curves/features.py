@@ -114,7 +114,8 @@ def make_age_edges(longest: int) -> Int[np.ndarray, " edges"]:
     """[K + 1] ages at which groups begin; the last is above `longest`."""
     edges = list(range(1, SINGLE_AGES + 2))
     while edges[-1] <= longest:
-        edges.append(max(edges[-1] + 1, int(edges[-1] * RATIO)))
+        # At least one more, because RATIO adds 1 to SINGLE_AGES.
+        edges.append(int(edges[-1] * RATIO))
     return np.array(edges)
 
 

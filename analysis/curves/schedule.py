@@ -194,8 +194,6 @@ class Schedule:
             filled[int(step[row - 1]) : int(step[row])] = lr[row - 1]
         ramp = np.arange(warmup) / max(warmup, 1)
         filled[:warmup] = lr[0] * ramp
-        if warmup == 0:
-            filled[0] = lr[0]
         return cls(filled)
 
 

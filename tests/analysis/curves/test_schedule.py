@@ -36,6 +36,15 @@ def test_a_rise_is_one_after_the_warm_up() -> None:
         step=5, before=1.0, after=3.0
     )
     assert Schedule(np.array([2.0, 2.0, 3.0])).find_rise() == Rise(2, 2.0, 3.0)
+    twice = Schedule(np.array([4.0, 3.0, 1.0, 2.0, 1.0, 5.0]))
+    assert twice.find_rise() == Rise(3, 1.0, 2.0)
+
+
+def test_without_a_warm_up_the_peak_is_there_from_the_first_step() -> None:
+    assert Schedule.constant(1.0, 4).lr[:2].tolist() == [1.0, 1.0]
+    assert Schedule.cosine(1.0, 4).lr[0] == 1.0
+    assert Schedule.cosine(1.0, 4).lr[2] == pytest.approx(0.5)
+    assert Schedule.wsd(1.0, 4, cooldown_steps=4).lr[:2].tolist() == [1.0, 0.75]
 
 
 def test_a_cosine_is_half_way_down_in_the_middle() -> None:
@@ -185,6 +194,13 @@ def test_the_longest_run_decides_the_number_of_groups() -> None:
         == compute_features(long, one)["drop"].shape
         != compute_features(short, one)["drop"].shape
     )
+
+
+def test_the_youngest_drops_have_a_group_each() -> None:
+    lr = np.concatenate([np.ones(10), np.linspace(1.0, 0.5, 11)])
+    found = compute_features(Schedule(lr), np.array([20]))
+    ages = found["age"][0, found["drop"][0] > 0]
+    assert ages[: -SINGLE_AGES - 1 : -1] == pytest.approx(range(1, SINGLE_AGES + 1))
 
 
 @pytest.mark.parametrize("longest", [1, 4, 5, 6, 100, 10_000])

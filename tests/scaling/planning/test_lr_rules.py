@@ -43,6 +43,11 @@ def test_a_batch_that_grows_with_the_tokens_changes_nothing() -> None:
     )
 
 
+def test_a_beta_may_become_zero() -> None:
+    optim = dataclasses.replace(OPTIM, beta1=0.5)
+    assert rescale_optim(optim, batch_ratio=2.0).beta1 == 0.0
+
+
 def test_no_move_leaves_every_digit_of_a_beta() -> None:
     beta = 0.1
     assert 1 - (1 - beta) != beta

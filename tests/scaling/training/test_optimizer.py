@@ -70,6 +70,13 @@ def test_cosine_ends_at_a_tenth() -> None:
     )
 
 
+def test_cosine_ends_at_a_tenth_after_a_single_step() -> None:
+    assert factors(scheduled("cosine", steps=11))[-2:].tolist() == [
+        1.0,
+        pytest.approx(0.1),
+    ]
+
+
 def test_inverse_square_root_halves_in_four_times_the_steps() -> None:
     values = factors(scheduled("inverse_sqrt"))
     assert values[9] == 1.0 and np.isclose(values[39], 0.5)
