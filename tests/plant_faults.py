@@ -206,7 +206,9 @@ def list_faults(module: str, source: str) -> list[Fault]:
 
 
 def is_left_alone(node: Any) -> bool:
-    """Whether a node is part of an annotation, an f-string, an error or a warning."""
+    """Whether a node is part of an annotation, an f-string, an error, a warning or the
+    name of the last axis.
+    """
     inner, outer = node, node.parent
     while outer is not None:
         if outer.type in ("annassign", "param", "tfpdef"):
@@ -215,6 +217,8 @@ def is_left_alone(node: Any) -> bool:
             equals = [c.start_pos for c in children if c == "="]
             if not equals or inner.start_pos < equals[0]:
                 return True
+        if outer.type == "argument" and outer.get_code(False) == "axis=-1":
+            return True  # of two axes the last one is axis 1
         if outer.type == "parameters" and inner.type == "operator":
             return True  # the star before names that must be given
         if outer.type == "funcdef" and inner.get_previous_sibling() == "->":
