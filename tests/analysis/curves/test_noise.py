@@ -8,8 +8,10 @@ import scipy.linalg
 
 from analysis.curves.noise import (
     CurveNoise,
+    _clip_outliers,
     _compute_deviance,
     _find_basis,
+    _list_candidates,
     estimate_noise,
 )
 
@@ -54,17 +56,93 @@ def test_the_filter_gives_the_likelihood_of_the_dense_covariance(
         np.testing.assert_allclose(found.coefficients[index], beta)
 
 
+def test_as_many_parameters_as_rows_leave_one_degree_of_freedom() -> None:
+    labels = np.zeros(4, int)
+    residuals = np.array([1.0, -2.0, 0.5, 1.0])
+    independent = np.zeros(1), np.zeros(1)
+    for parameters in (2, 3, 4):
+        basis = np.eye(4)[:, :parameters]
+        found = _compute_deviance(residuals, basis, labels, *independent)
+        rest = np.sum(residuals[parameters:] ** 2)
+        expected = rest / max(4 - parameters, 1)
+        assert found.variance[0] == pytest.approx(expected, abs=1e-300)
+
+
+def test_innovations_are_what_the_rows_before_do_not_tell() -> None:
+    rng = np.random.default_rng(4)
+    design = make_design(rng)
+    residuals = 1e-3 * np.concatenate(
+        [correlate(rng, 0.9, 30), correlate(rng, 0.9, 20)]
+    )
+    noise = estimate_noise(residuals, design, LABELS)
+    assert noise.slow_share > 0
+    covariance = build_covariance(noise.correlation, noise.slow_share)
+    inverse = np.linalg.inv(covariance)
+    beta = np.linalg.solve(design.T @ inverse @ design, design.T @ inverse @ residuals)
+    root = np.linalg.cholesky(covariance)
+    expected = np.linalg.solve(root, residuals - design @ beta)
+    expected -= expected.mean()
+    ratio = noise.innovations / expected
+    np.testing.assert_allclose(ratio, ratio[0])
+    # No outlier is among them, so that their scatter is that of the noise.
+    assert np.std(noise.innovations) == pytest.approx(1.0, abs=0.02)
+    rest = (residuals - design @ beta) @ inverse @ residuals
+    assert noise.deviation == pytest.approx(np.sqrt(rest / 47))
+
+
+def test_only_the_span_of_the_jacobian_counts() -> None:
+    rng = np.random.default_rng(5)
+    design, residuals = make_design(rng), rng.standard_normal(50)
+    other = np.column_stack(
+        [1e-8 * design[:, 0], 1e8 * design[:, 1:], np.zeros(50), design.sum(axis=1)]
+    )
+    assert _find_basis(other).shape == (50, 3)
+    one = estimate_noise(residuals, design, LABELS)
+    same = estimate_noise(residuals, other, LABELS)
+    assert same.deviation == pytest.approx(one.deviation)
+    np.testing.assert_allclose(same.innovations, one.innovations, atol=1e-9)
+    assert _find_basis(np.zeros((50, 2))).shape == (50, 0)
+
+
+def test_the_memory_of_candidates_reaches_a_third_of_the_longest_run() -> None:
+    correlation, slow_share = _list_candidates(LABELS)
+    assert (correlation[0], slow_share[0]) == (0.0, 0.0)
+    assert len(correlation) == 1 + 10 * 7
+    assert correlation[1:].min() == pytest.approx(np.exp(-1 / 0.6))
+    assert correlation[1:].max() == pytest.approx(np.exp(-1 / 10))
+    assert slow_share[1:].min() == 0.1 and slow_share.max() == 1.0
+    of_three_rows, _ = _list_candidates(np.zeros(3, int))
+    assert of_three_rows.max() == pytest.approx(np.exp(-1 / 1.2))
+
+
+def test_outliers_count_as_five_deviations() -> None:
+    residuals = np.array([-100.0, -1.0, -0.5, 1.0, 1.0, 2.0, 100.0])
+    bound = 5 * 1.4826
+    expected = [-bound, -1.0, -0.5, 1.0, 1.0, 2.0, bound]
+    assert _clip_outliers(residuals) == pytest.approx(expected)
+    assert _clip_outliers(1e-3 * residuals) == pytest.approx(1e-3 * np.array(expected))
+    mostly_zero = np.array([0.0, 0.0, 0.0, 5.0])
+    assert _clip_outliers(mostly_zero).tolist() == mostly_zero.tolist()
+
+
+def test_every_row_of_a_run_is_drawn_as_often() -> None:
+    noise = CurveNoise(0.0, 0.0, 1.0, np.arange(4.0), np.zeros(4, int))
+    drawn = noise.draw(np.random.default_rng(0), 10_000).ravel()
+    shares = np.bincount(drawn.astype(int)) / len(drawn)
+    np.testing.assert_allclose(shares, 0.25, atol=0.01)
+
+
 def test_draws_have_the_covariance_that_multiplies() -> None:
     rng = np.random.default_rng(0)
     innovations = rng.standard_normal(50)
     for rows in (slice(0, 30), slice(30, 50)):
         innovations[rows] -= innovations[rows].mean()
         innovations[rows] /= innovations[rows].std()
-    noise = CurveNoise(0.8, 0.6, 2.0, innovations, LABELS)
+    noise = CurveNoise(0.8, 0.6, 3.0, innovations, LABELS)
     product = noise.multiply(np.eye(50))
-    np.testing.assert_allclose(product, 4 * build_covariance(0.8, 0.6), atol=1e-12)
+    np.testing.assert_allclose(product, 9 * build_covariance(0.8, 0.6), atol=1e-12)
     drawn = noise.draw(np.random.default_rng(1), 20_000)
-    np.testing.assert_allclose(drawn.T @ drawn / 20_000, product, atol=0.25)
+    np.testing.assert_allclose(drawn.T @ drawn / 20_000, product, atol=0.5)
 
 
 def test_independent_rows_are_told_from_correlated_ones() -> None:

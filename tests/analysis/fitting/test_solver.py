@@ -12,7 +12,11 @@ import scipy.optimize
 
 from analysis.fitting.data import Data, use_float64
 from analysis.fitting.newton import compute_huber_loss, solve_nnls
-from analysis.fitting.solver import Solver, make_exponent_grid
+from analysis.fitting.solver import (
+    Solver,
+    _convert_coordinates,
+    make_exponent_grid,
+)
 from analysis.laws.base import bind_law
 from analysis.laws.library import LAWS
 
@@ -120,6 +124,36 @@ def test_coordinates_invert_params(solver: Solver) -> None:
     z = np.array([1.5, 0.4, 0.6, 0.3, 0.5])
     params = {name: float(v[0]) for name, v in solver.params(z[None]).items()}
     np.testing.assert_allclose(solver.coordinates(params), z, rtol=1e-13)
+
+
+def test_coordinates_of_other_rows_are_those_of_the_same_parameters(
+    solver: Solver,
+) -> None:
+    x = {name: values[::3] for name, values in solver.data.x.items()}
+    other = Solver(solver.binding, Data(x, solver.data.loss[::3], {}, 1e-3))
+    z = solver.global_fit().z[0]
+    before = solver.params(z[None])
+    after = other.params(_convert_coordinates(z, solver, other)[None])
+    for name, value in before.items():
+        assert after[name] == pytest.approx(value, rel=1e-12)
+
+
+def test_no_trajectory_leaves_the_ranges(solver: Solver) -> None:
+    """The optimum of losses with a floor below 0 has none, and an exponent that is above
+    its range ends there.
+    """
+    N, D = solver.data.x["N"], solver.data.x["D"]
+    low, high = solver.bounds
+    both = (N / N.min()) ** -0.5 + (D / D.min()) ** -0.4
+    steep = 1.0 + (N / N.min()) ** -6.0 + (D / D.min()) ** -0.4
+    for loss, bound, held in (
+        (both - 0.5 * both.min(), low, solver.binding.free.index("E")),
+        (steep, high, solver.binding.free.index("alpha")),
+    ):
+        fitted = Solver(solver.binding, Data(solver.data.x, loss, {}, np.inf))
+        z = fitted.global_fit().z[0]
+        assert ((z >= low) & (z <= high)).all()
+        assert z[held] == bound[held]
 
 
 def test_the_callers_precision_is_untouched(solver: Solver) -> None:
