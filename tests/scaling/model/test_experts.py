@@ -411,7 +411,9 @@ def test_micro_batches_change_nothing(make_model: MakeModel, balancing: Any) -> 
 # --- counts ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("experts", MIXTURES.values(), ids=MIXTURES.keys())
+@pytest.mark.parametrize(
+    "experts", [{"routed": 1}, *MIXTURES.values()], ids=["one", *MIXTURES]
+)
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_flops_are_those_of_the_traced_program(
     make_model: MakeModel, experts: dict[str, Any], activation: str
