@@ -25,7 +25,7 @@ from scaling.config import (
 )
 from scaling.inference.model import TrainedModel
 from scaling.model import expert_products
-from scaling.model.accounting import count_layer_bytes
+from scaling.model.accounting import count_layer_bytes, list_weights
 from scaling.model.architecture import Params, find_architecture, trace_forward
 from scaling.model.expert_products import apply_experts, count_slots
 from scaling.model.family import Family, build_family
@@ -424,6 +424,8 @@ def test_flops_are_those_of_the_traced_program(
     config = make_model(depth=2, experts=ExpertConfig(**experts), activation=activation)
     counted = forward_flops_per_token(config, causal=False) * config.context
     assert trace_forward(find_architecture(config), config).flops == counted
+    matrices = {weight.name: weight.shape for weight in list_weights(config)}
+    assert matrices["experts in"][0] == experts["routed"]
 
     doubled = {**experts, "routed": 2 * experts["routed"]}
     wider = dataclasses.replace(config, experts=ExpertConfig(**doubled))
