@@ -117,25 +117,19 @@ def test_nothing_runs_off_the_page_and_no_key_covers_data(
     for name, fig in figures.items():
         fig.draw_without_rendering()
         page = fig.bbox.padded(1)
+        # Ticks outside the limits are not drawn.
+        ticks = set()
+        for ax in fig.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                ticks.update(id(tick) for tick in axis.get_ticklabels(which="both"))
         for text in fig.findobj(Text):
             assert isinstance(text, Text)
             box = text.get_window_extent()
-            if text.get_visible() and text.get_text().strip() and text.get_in_layout():
-                ticks = {
-                    id(t)
-                    for ax in fig.axes
-                    for axis in (ax.xaxis, ax.yaxis)
-                    for t in axis.get_ticklabels(which="both")
-                }
-                if id(text) not in ticks:  # ticks outside the limits are not drawn
-                    assert page.x0 <= box.x0 and box.x1 <= page.x1, (
-                        name,
-                        text.get_text(),
-                    )
-                    assert page.y0 <= box.y0 and box.y1 <= page.y1, (
-                        name,
-                        text.get_text(),
-                    )
+            is_shown = text.get_visible() and text.get_text().strip()
+            if is_shown and text.get_in_layout() and id(text) not in ticks:
+                found = (name, text.get_text())
+                assert page.x0 <= box.x0 and box.x1 <= page.x1, found
+                assert page.y0 <= box.y0 and box.y1 <= page.y1, found
         for legend in [
             *fig.legends,
             *(ax.get_legend() for ax in fig.axes if ax.get_legend()),
@@ -353,7 +347,7 @@ def test_log_ticks_are_few_and_never_absent(low: float, span: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["count", "flops", "loss"])
-@pytest.mark.parametrize("panels", [1, 3, 5])
+@pytest.mark.parametrize("panels", [1, 5])
 @pytest.mark.parametrize("low, high", [(3.1, 250), (1.3e3, 8.9e4), (1.2, 1.9), (1e8, 1e20)])  # fmt: skip
 def test_labels_of_ticks_do_not_touch(
     kind: str, panels: int, low: float, high: float
@@ -366,7 +360,7 @@ def test_labels_of_ticks_do_not_touch(
             ax.plot([low, high], [low, high])
             set_log_axis(ax, "x", kind)
             set_log_axis(ax, "y", kind)
-        canvas.draw()
+        figure.draw_without_rendering()
         renderer = canvas.get_renderer()
         for ax in axes:
             for axis in (ax.xaxis, ax.yaxis):
