@@ -26,7 +26,7 @@ test-gpu: $(READY)
 	$(BIN)/pip install --quiet --editable '.[cuda]'
 	JAX_PLATFORMS=cuda,cpu $(BIN)/python -m pytest -rs tests/scaling/training/test_gpu.py
 
-# Plants some 400 faults in the library, one at a time, for an hour: see docs/notes/planted_faults.md.
+# Plants some 1,800 faults in the library, one at a time, for an hour: see docs/notes/planted_faults.md.
 test-faults: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[faults]'
 	$(BIN)/python tests/plant_faults.py

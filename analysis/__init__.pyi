@@ -14,6 +14,7 @@ from .curves.collapse import Collapse as Collapse
 from .curves.collapse import check_collapse as check_collapse
 from .curves.fit import CurveFit as CurveFit
 from .curves.fit import fit_curves as fit_curves
+from .curves.noise import CurveNoise as CurveNoise
 from .curves.optimum import OptimalSchedule as OptimalSchedule
 from .curves.schedule import Schedule as Schedule
 from .curves.selection import CurveSelection as CurveSelection
