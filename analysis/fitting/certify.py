@@ -295,17 +295,33 @@ def find_flat_directions(
     profiles = solver.profile_fits(held, candidates, z).objective.reshape(-1, 3)
     found = {}
     for i, (here, at_low, at_high) in zip(examined.tolist(), profiles, strict=True):
-        entry = solver.binding.nonlinear[i - k]
+        name = solver.binding.nonlinear[i - k].name
         limit = here + rise
         if min(at_low, at_high) > limit:
             continue
         grid = np.linspace(low[i], high[i], UNBOUNDED_POINTS)
-        fits = solver.profile_fits(i, np.unique(np.append(grid, z[i])), z)
-        as_good = fits.z[fits.objective <= max(limit, fits.objective.min())]
-        outermost = [np.argmin(as_good[:, i]), np.argmax(as_good[:, i])]
-        ends = solver.params(as_good[outermost])[entry.name]
-        found[entry.name] = (float(ends[0]), float(ends[1]))
+        ends = np.stack([z, z])
+        ends[:, i] = low[i], high[i]
+        if at_low > limit:
+            ends[0, i] = _find_furthest(solver, z, i, grid[grid < z[i]], limit)
+        if at_high > limit:
+            ends[1, i] = _find_furthest(solver, z, i, grid[grid > z[i]], limit)
+        lowest, highest = solver.params(ends)[name].tolist()
+        found[name] = (lowest, highest)
     return found
+
+
+def _find_furthest(
+    solver: Solver, z: np.ndarray, index: int, values: np.ndarray, limit: float
+) -> float:
+    """The value of a coordinate furthest from that in z at which a fit is within the
+    limit; that in z where there is none.
+    """
+    fits = solver.profile_fits(index, values, z)
+    as_good = values[fits.objective <= limit]
+    if not len(as_good):
+        return float(z[index])
+    return float(as_good[np.argmax(np.abs(as_good - z[index]))])
 
 
 def find_null_space(J: np.ndarray) -> tuple[np.ndarray, float]:
