@@ -193,9 +193,8 @@ def _list_candidates(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[G] correlations and slow shares; the first are those of independent rows."""
     longest = max(np.bincount(labels).max() / 3, 2 * SHORTEST_MEMORY)
     memories = np.geomspace(SHORTEST_MEMORY, longest, N_MEMORIES)
-    grid = np.meshgrid(np.exp(-1.0 / memories), SLOW_SHARES)
-    correlation, slow_share = (np.append(0.0, values.ravel()) for values in grid)
-    return correlation, slow_share
+    correlation, slow_share = np.meshgrid(np.exp(-1.0 / memories), SLOW_SHARES)
+    return np.append(0.0, correlation), np.append(0.0, slow_share)
 
 
 class _Likelihood(NamedTuple):

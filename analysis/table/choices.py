@@ -162,16 +162,25 @@ def _describe_unit_choice(provenance: Provenance, name: str) -> Choice:
     reason = "the header"
     if is_stated:
         reason = "the caller"
+    offered_unit = unit
+    is_doubtful = False
     if unit is None:
-        unit = _UNIT_OF_ROLE.get(name, "ones")
+        unit = offered_unit = _UNIT_OF_ROLE.get(name, "ones")
         reason = "the default; nothing was converted"
-        if _looks_like_millions(provenance, name):
-            # Stating the unit would silence the warning.
-            reason = "the default, but the numbers look like millions or billions"
-            option = ("--unit", f"{name}=millions")
-            return Choice(f"unit of {name}", unit, reason, option, False, name, True)
-    option = ("--unit", f"{name}={unit}")
-    return Choice(f"unit of {name}", unit, reason, option, is_stated, name)
+        is_doubtful = _looks_like_millions(provenance, name)
+    if is_doubtful:
+        # Stating the default would silence the warning.
+        reason = "the default, but the numbers look like millions or billions"
+        offered_unit = "millions"
+    return Choice(
+        subject=f"unit of {name}",
+        value=unit,
+        reason=reason,
+        option=("--unit", f"{name}={offered_unit}"),
+        is_stated=is_stated,
+        role=name,
+        is_doubtful=is_doubtful,
+    )
 
 
 def _looks_like_millions(provenance: Provenance, name: str) -> bool:
